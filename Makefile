@@ -1,0 +1,62 @@
+# Everything a developer or CI runs. A fresh machine needs Python 3.10+ with venv, and make.
+PYTHON ?= python3
+ARGS ?=
+# Where pip looks for a particular torch build, for example the CPU-only wheels: make env TORCH_INDEX=<url>
+TORCH_INDEX ?=
+
+# The torch that `make lock` pins; polyak itself takes any from 2.4 on.
+TORCH := 2.13.0
+
+VENV := .venv
+BIN := $(VENV)/bin
+EXTRAS := demo,docs,dev
+# The environment is named by what it was made from, so a second call does nothing and an edit rebuilds it.
+INPUTS := pyproject.toml constraints.txt
+STAMP = $(VENV)/made-from-$(shell cat $(INPUTS) | cksum | tr ' ' '-')
+PIP = $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: help env demo test test-bare lint format docs lock clean
+
+help:            ## this list
+	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
+
+env:             ## build .venv: pinned dependencies, every extra, polyak itself editable
+	@test -e $(STAMP) || $(MAKE) --no-print-directory rebuild-env
+
+.PHONY: rebuild-env
+rebuild-env:
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	rm -f $(VENV)/made-from-*
+	PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt $(PIP) install --compile $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --editable ".[$(EXTRAS)]"
+	touch $(STAMP)
+
+demo: env        ## train a real model on real images, raw weights against their average (ARGS="--epochs 3")
+	$(BIN)/polyak demo $(ARGS)
+
+test: env        ## the whole test suite, doctests included (ARGS="-k profile" for a part)
+	$(BIN)/python -m pytest $(ARGS)
+
+test-bare:       ## polyak with no extra installed: imports and runs what needs no framework
+	rm -rf build/bare
+	$(PYTHON) -m venv build/bare
+	build/bare/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt . pytest hypothesis pytest-timeout
+	cd build && bare/bin/python -m pytest -c ../pyproject.toml --rootdir .. ../tests/bare ../tests/rules
+
+lint: env        ## ruff, ruff format, pyright strict
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+format: env      ## let ruff fix and format what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: env        ## build the documentation, warnings are errors
+	$(BIN)/mkdocs build --strict
+
+lock:            ## pin every version again, for Python 3.10 to 3.13 (needs uv)
+	echo 'torch==$(TORCH)' | uv pip compile --quiet --universal --python-version 3.10 --upgrade --all-extras \
+	  --no-emit-index-url --no-emit-find-links --no-annotate --no-header --constraint - --output-file constraints.txt pyproject.toml
+
+clean:           ## remove what the targets made
+	rm -rf $(VENV) build dist site
