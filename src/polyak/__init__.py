@@ -1,0 +1,89 @@
+"""Averages of neural-network weights while they train.
+
+    import polyak
+
+    ema = polyak.EMA(model, decay=0.9999)
+    ...                                   # forward, backward
+    optimizer.step()
+    ema.update()
+    with ema.average_parameters():
+        evaluate(model)
+
+Importing polyak imports no framework; ``polyak.EMA`` is ``polyak.torch.EMA``, found when first asked for.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from polyak.checkpoints import Average as Average
+from polyak.checkpoints import load as load
+from polyak.errors import CheckpointError as CheckpointError
+from polyak.errors import ConfigError as ConfigError
+from polyak.errors import MissingExtraError as MissingExtraError
+from polyak.errors import NonFiniteError as NonFiniteError
+from polyak.errors import PlanError as PlanError
+from polyak.errors import PolyakError as PolyakError
+from polyak.errors import ServerError as ServerError
+from polyak.errors import SwapError as SwapError
+from polyak.rules import Capped as Capped
+from polyak.rules import Constant as Constant
+from polyak.rules import Cosine as Cosine
+from polyak.rules import Debiased as Debiased
+from polyak.rules import Decay as Decay
+from polyak.rules import HalfLife as HalfLife
+from polyak.rules import Piecewise as Piecewise
+from polyak.rules import Power as Power
+from polyak.rules import Profile as Profile
+from polyak.rules import Ramp as Ramp
+from polyak.rules import Uniform as Uniform
+from polyak.rules import Warmup as Warmup
+from polyak.rules import compose as compose
+
+if TYPE_CHECKING:
+    from polyak.torch import EMA as EMA
+    from polyak.torch import update_batchnorm as update_batchnorm
+
+__version__ = version("polyak")
+
+_LAZY = {"EMA": "polyak.torch", "update_batchnorm": "polyak.torch"}
+
+__all__ = [
+    "EMA",
+    "Average",
+    "Capped",
+    "CheckpointError",
+    "ConfigError",
+    "Constant",
+    "Cosine",
+    "Debiased",
+    "Decay",
+    "HalfLife",
+    "MissingExtraError",
+    "NonFiniteError",
+    "Piecewise",
+    "PlanError",
+    "PolyakError",
+    "Power",
+    "Profile",
+    "Ramp",
+    "ServerError",
+    "SwapError",
+    "Uniform",
+    "Warmup",
+    "compose",
+    "load",
+    "update_batchnorm",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'polyak' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,50 @@
+"""Everything polyak raises on purpose.
+
+    PolyakError
+    ├── ConfigError      (also ValueError)       an argument is outside its rule
+    ├── PlanError                                the model and the average disagree
+    ├── SwapError                                the wrong weights are live for what was asked
+    ├── NonFiniteError   (also ArithmeticError)  a parameter is NaN or infinite and the policy is "raise"
+    ├── CheckpointError                          a file or state is unreadable, truncated or does not match
+    ├── ServerError                              the shared average cannot answer
+    └── MissingExtraError (also ImportError)     an optional package is not installed
+
+Each message names the argument or tensor, its value, the rule it breaks and the way out.
+"""
+
+from __future__ import annotations
+
+
+class PolyakError(Exception):
+    """Base of every error polyak raises on purpose."""
+
+
+class ConfigError(PolyakError, ValueError):
+    """An argument is outside its rule."""
+
+
+class PlanError(PolyakError):
+    """The model and the average disagree: a tensor is missing, resized or not averageable."""
+
+
+class SwapError(PolyakError):
+    """The weights that are live in the model are the wrong ones for what was asked."""
+
+
+class NonFiniteError(PolyakError, ArithmeticError):
+    """A parameter is NaN or infinite and the policy is ``on_nonfinite="raise"``."""
+
+
+class CheckpointError(PolyakError):
+    """A file or a state dict is unreadable, truncated or does not match."""
+
+
+class ServerError(PolyakError):
+    """The shared average cannot answer."""
+
+
+class MissingExtraError(PolyakError, ImportError):
+    """An optional package is not installed; the message holds the pip line."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(f'{package} is not installed. Install it with: pip install "polyak[{extra}]"')

@@ -1,0 +1,86 @@
+"""The whole thing, slowly: averaging in NumPy float64, the obvious way.
+
+Every engine and framework is compared with this file step by step. It is public because it is also
+the shortest exact statement of what polyak does; it is not fast and never will be.
+
+>>> state = init({"w": np.array([0.0])}, decay=0.9)
+>>> state = update(state, {"w": np.array([1.0])})
+>>> state.average["w"].round(3)
+array([0.1])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from polyak.rules import Decay, as_decay, compose
+
+Array: TypeAlias = NDArray[Any]
+Tensors: TypeAlias = Mapping[str, Array]
+
+
+class State(NamedTuple):
+    """An average between two updates.
+
+    average: name to array; floating and complex ones averaged, others copied.
+    decay: the schedule, which counts in its own unit.
+    step: training steps so far.  clock: the decay's time so far.
+    waiting, elapsed: steps, and units of the decay, since the last step acted on.
+    every, start: act on each k-th step; copy up to this step.
+    """
+
+    average: dict[str, Array]
+    decay: Decay
+    step: int = 0
+    clock: int = 0
+    waiting: int = 0
+    elapsed: int = 0
+    every: int = 1
+    start: int = 0
+
+
+def init(parameters: Tensors, decay: float | Decay, *, every: int = 1, start: int = 0) -> State:
+    """``avg₀ = θ₀``, in float64 (complex128 for complex arrays)."""
+    return State({k: _wide(v) for k, v in parameters.items()}, as_decay(decay), every=every, start=start)
+
+
+def update(state: State, parameters: Tensors, steps: int = 1, units: int | None = None) -> State:
+    """``avgₜ = B·avgₜ₋ₖ + (1-B)·θₜ`` on elements where θₜ is finite; others keep their average.
+
+    Args:
+        state: the average before.
+        parameters: θₜ under the names given to ``init``.
+        steps: training steps since the last update.
+        units: samples or tokens since then, for a decay counted in them; else the same as ``steps``.
+
+    Returns:
+        The average after.
+    """
+    units = steps if units is None else units
+    copying = state.step < state.start
+    step = state.step + steps
+    waiting, elapsed = state.waiting + steps, state.elapsed + (0 if copying else units)
+    state = state._replace(step=step, waiting=waiting, elapsed=elapsed)
+    reached = copying and step >= state.start
+    if waiting < state.every and not reached:
+        return state
+    beta = 0.0 if copying else compose(state.decay, state.clock, elapsed)
+    average = {name: _blend(old, parameters[name], beta) for name, old in state.average.items()}
+    return state._replace(average=average, clock=state.clock + elapsed, waiting=0, elapsed=0)
+
+
+def _wide(value: Array) -> Array:
+    if np.issubdtype(value.dtype, np.inexact):
+        return value.astype(np.result_type(value.dtype, np.float64))
+    return value.copy()
+
+
+def _blend(old: Array, new: Array, beta: float) -> Array:
+    if not np.issubdtype(old.dtype, np.inexact):
+        return new.copy()
+    finite = np.isfinite(new)
+    return np.where(finite, beta * old + (1 - beta) * np.where(finite, new, 0), old)

@@ -1,0 +1,221 @@
+"""How much of the average survives a step: what a decay is, and the two that never change.
+
+Legend: t counts from 1 in the decay's own unit (training steps, samples or tokens);
+βₜ is the decay applied at t, ``avgₜ = βₜ·avgₜ₋₁ + (1-βₜ)·θₜ``; B(t, k) = βₜ₊₁·…·βₜ₊ₖ is the
+decay of the k steps after t taken at once, so that acting on every k-th step keeps the half-life.
+
+A decay knows nothing of how often it was called: the counter lives in the average. Two averages
+with equal decays are therefore equal, and a resumed one continues where it stood.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from polyak.errors import ConfigError
+
+Array: TypeAlias = NDArray[np.float64]
+Unit: TypeAlias = Literal["steps", "samples", "tokens"]
+Config: TypeAlias = dict[str, Any]
+
+
+class Decay(ABC):
+    """A decay schedule: a pure function from time to βₜ.
+
+    Subclasses are frozen dataclasses and define ``betas``; those whose product has a closed form
+    also define ``products``. Everything else in the library is written against these two.
+    """
+
+    unit: ClassVar[Unit] | Unit = "steps"
+    _kinds: ClassVar[dict[str, type[Decay]]] = {}
+
+    def __init_subclass__(cls) -> None:
+        Decay._kinds[cls.__name__] = cls
+
+    @abstractmethod
+    def betas(self, t: Array) -> Array:
+        """βₜ for an array of times t ≥ 1."""
+
+    def products(self, t: Array, k: int) -> Array:
+        """B(t, k) for an array of times t ≥ 0: here the k decays multiplied one by one."""
+        out = np.ones_like(t)
+        for i in range(1, k + 1):
+            out *= self.betas(t + i)
+        return out
+
+    def __call__(self, t: int) -> float:
+        """βₜ at one time t ≥ 1."""
+        if t < 1:
+            raise ConfigError(f"t={t}: a decay is defined for t = 1, 2, … (the first update is t=1).")
+        return float(self.betas(np.float64(t)))  # pyright: ignore[reportArgumentType]
+
+    def to_config(self) -> Config:
+        """A JSON-able description, ``{"kind": …, argument: value, …}``, that ``from_config`` reads back."""
+        given = {f.name: getattr(self, f.name) for f in fields(self)}  # pyright: ignore[reportArgumentType]
+        return {"kind": type(self).__name__, **{k: v for k, v in given.items() if v is not None}}
+
+    @staticmethod
+    def from_config(config: Mapping[str, Any]) -> Decay:
+        """The decay that ``to_config`` described.
+
+        Args:
+            config: what ``to_config`` returned, perhaps through JSON.
+
+        Raises:
+            ConfigError: the kind is unknown or an argument is not one of its arguments.
+
+        >>> Decay.from_config({"kind": "Constant", "beta": 0.9998}) == Constant(0.9998)
+        True
+        """
+        arguments = dict(config)
+        kind = arguments.pop("kind", None)
+        if kind not in Decay._kinds:
+            raise ConfigError(
+                f"decay kind {kind!r} is unknown; known kinds: {', '.join(sorted(Decay._kinds))}."
+            )
+        cls = Decay._kinds[kind]
+        try:
+            return cls._from_arguments(arguments)
+        except TypeError as error:
+            raise ConfigError(f"{kind} cannot be made from {arguments}: {error}") from error
+
+    @classmethod
+    def _from_arguments(cls, arguments: Config) -> Decay:
+        return cls(**arguments)
+
+
+def as_decay(decay: float | Decay) -> Decay:
+    """A float is a ``Constant``; a ``Decay`` is itself."""
+    return decay if isinstance(decay, Decay) else Constant(decay)
+
+
+def compose(decay: float | Decay, t: int, k: int) -> float:
+    """The decay of the k steps that follow step t, taken at once.
+
+    ``B(t, k) = βₜ₊₁ · βₜ₊₂ · … · βₜ₊ₖ``; ``B(t, 1) = decay(t + 1)``, ``B(t, 0) = 1``.
+
+    Args:
+        decay: the schedule, or a float for a constant one.
+        t: steps already taken, ≥ 0, in the decay's unit.
+        k: steps to take at once, ≥ 0, in the decay's unit.
+
+    Returns:
+        The factor in [0, 1] that the old average keeps.
+
+    Raises:
+        ConfigError: t or k is negative.
+
+    >>> compose(0.9, 0, 2) == 0.9 * 0.9
+    True
+    >>> compose(HalfLife(steps=10), 0, 10)
+    0.5
+    """
+    if t < 0 or k < 0:
+        raise ConfigError(f"compose(t={t}, k={k}): steps cannot be negative.")
+    schedule = as_decay(decay)
+    if k == 1:
+        return schedule(t + 1)
+    return float(schedule.products(np.float64(t), k))  # pyright: ignore[reportArgumentType]
+
+
+def check(name: str, value: float, rule: str, holds: bool) -> None:
+    """Refuse an argument that breaks its rule, naming both."""
+    if not holds:  # NaN fails every comparison, so it lands here as well
+        raise ConfigError(f"{name}={value!r}: {rule}.")
+
+
+def check_beta(name: str, value: float) -> None:
+    """Refuse a decay outside [0, 1]."""
+    check(
+        name,
+        value,
+        "a decay must lie in [0, 1] (1 keeps the average for ever, 0 copies the model)",
+        0 <= value <= 1,
+    )
+
+
+@dataclass(frozen=True)
+class Constant(Decay):
+    """The plain exponential average, ``βₜ = β``.
+
+    The first parameters keep the weight βᵗ; with a small number of steps the average is mostly θ₀.
+    ``Debiased`` and ``Warmup`` are the usual cures.
+
+    Args:
+        beta: β in [0, 1]; its half-life is ``ln ½ / ln β`` steps (6931 for 0.9999).
+
+    Raises:
+        ConfigError: β is outside [0, 1].
+
+    >>> Constant(0.999)(1)
+    0.999
+    """
+
+    beta: float
+
+    def __post_init__(self) -> None:
+        check_beta("beta", self.beta)
+
+    def betas(self, t: Array) -> Array:
+        return np.full_like(t, self.beta)
+
+    def products(self, t: Array, k: int) -> Array:
+        return np.full_like(t, self.beta**k)
+
+
+@dataclass(frozen=True)
+class HalfLife(Decay):
+    """A constant decay said in time: after one half-life, what was there weighs half as much.
+
+    ``β = 2^(-1/h)`` per step, sample or token. Said in samples or tokens, the average is the same
+    whatever the batch size; ``update`` must then be told how many it saw.
+
+    Args:
+        steps: h in training steps, > 0.
+        samples: h in samples, > 0.
+        tokens: h in tokens, > 0. Exactly one of the three is given.
+
+    Raises:
+        ConfigError: none or several are given, or the half-life is not positive.
+
+    >>> h = HalfLife(steps=1000)
+    >>> round(compose(h, 0, 1000), 12)
+    0.5
+
+    Source: the scaling of β with the batch size is that of Busbridge et al. 2023, arXiv 2307.13813.
+    """
+
+    steps: float | None = None
+    samples: float | None = None
+    tokens: float | None = None
+
+    def __post_init__(self) -> None:
+        given = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
+        if len(given) != 1:
+            raise ConfigError(f"HalfLife({given}): give exactly one of steps=, samples= or tokens=.")
+        name, value = next(iter(given.items()))
+        check(name, value, "a half-life must be positive and finite", 0 < value < math.inf)
+
+    @property
+    def unit(self) -> Unit:  # pyright: ignore[reportIncompatibleVariableOverride]
+        if self.samples is not None:
+            return "samples"
+        return "steps" if self.steps is not None else "tokens"
+
+    @property
+    def length(self) -> float:
+        """h, in the unit it was given in."""
+        return float(self.steps or self.samples or self.tokens or 0.0)
+
+    def betas(self, t: Array) -> Array:
+        return self.products(t, 1)
+
+    def products(self, t: Array, k: int) -> Array:
+        return np.full_like(t, 2.0 ** (-k / self.length))

@@ -1,0 +1,157 @@
+"""The tensors behind an EMA: every track's averages, kept in step with a model that may change."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from polyak.errors import PlanError
+from polyak.rules import Decay
+from polyak.torch.clone import clone_onto
+from polyak.torch.engines.foreach import Foreach, NonFinitePolicy, Pair
+from polyak.torch.engines.tally import Tally
+from polyak.torch.plan import Entry, Patterns, Plan, Selection, unwrap
+from polyak.torch.track import Track, follow, storage_dtype, stored
+
+
+class Averages:
+    """One model's plan, the averages of each track, the copied buffers, and the engine that runs them.
+
+    Args:
+        model: the model to follow.
+        decays: the tracks, by name.
+        selection: which of its tensors.
+        dtype: storage; None for float32 or wider.
+        device: storage; None for the parameters' own.
+        policy: what to do with elements of θ that are not finite.
+        seed: of the random bits of 16-bit storage.
+
+    Raises:
+        ConfigError: a glob matches nothing.
+        PlanError: nothing to average.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        decays: Mapping[str, Decay],
+        selection: Selection,
+        dtype: torch.dtype | None,
+        device: torch.device | None,
+        policy: NonFinitePolicy,
+        seed: int,
+    ) -> None:
+        self.model, self.seed = model, seed
+        self.tracks = {name: Track(name, decay, {}) for name, decay in decays.items()}
+        self.tally = Tally()
+        self._selection, self._dtype, self._device = selection, dtype, device
+        self._policy: NonFinitePolicy = policy
+        self.plan = Plan(model, selection)
+        selection.check_against(self.plan.names())
+        self._adopt(self.plan, {}, 0)
+
+    @property
+    def first(self) -> Track:
+        """The track meant when none is named."""
+        return next(iter(self.tracks.values()))
+
+    def held(self, track: Track) -> dict[str, Tensor]:
+        """What a track holds in place of the model's tensors: its averages and the copied buffers."""
+        return track.tensors | self.copies
+
+    def follow(self, step: int) -> None:
+        """Notice what changed in the model since the plan was made; newcomers join at ``step``.
+
+        Raises:
+            PlanError: an averaged tensor has another shape now. Nothing is changed then.
+        """
+        if self.plan.stale():
+            plan = self._planned()
+            self._adopt(plan, follow(self.plan.entries, plan.entries, self.first.tensors), step)
+
+    def restart(self, names: Patterns, step: int) -> None:
+        """Start the tensors that match again from the model, or with None all of them and the schedules."""
+        if names is None:
+            plan = Plan(self.model, self._selection)
+            for track in self.tracks.values():
+                track.restart(step)
+            self._adopt(plan, {}, 0)
+            return
+        plan, chosen = self._planned(), Selection.of(names, None, "auto")
+        chosen.check_against(plan.names())
+        kept = {name: average for name, average in self.first.tensors.items() if not chosen.takes([name])}
+        self._adopt(plan, follow(self.plan.entries, plan.entries, kept), step)
+
+    def update(self, betas: Sequence[float], step: int) -> None:
+        """θ into every average with the composed decay of each track, and buffers copied."""
+        self._engine.update(betas, step)
+        if self.copies:
+            with torch.no_grad():
+                torch._foreach_copy_(*self._copied)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+
+    def prepare(self) -> None:
+        """Make the engine ready for the present plan, tracks and tally."""
+        tracks = self.tracks.values()
+        pairs = [
+            Pair(e.name, e.live, tuple(t.tensors[e.name] for t in tracks))
+            for e in self.plan.having("average")
+        ]
+        self._copied = list(self.copies.values()), [entry.live for entry in self.plan.having("copy")]
+        self._engine = Foreach(pairs, self._policy, self.tally, self.seed)
+
+    @property
+    def engine(self) -> str:
+        """The name of the engine in use."""
+        return self._engine.name
+
+    def module_of(self, track: Track) -> nn.Module:
+        """The module on a track's tensors, made when first asked for."""
+        if track.module is None:
+            held = self.held(track)
+            places = {id(t): held.get(e.name, t) for e in self.plan.entries.values() for t in e.tensors}
+            track.module = clone_onto(self.model, places)
+        return track.module
+
+    def copy_to(self, model: nn.Module | None, track: Track) -> None:
+        """Write a track's tensors over a model's, all or none.
+
+        Raises:
+            PlanError: one of them is missing there or has another shape.
+        """
+        plan = self.plan if model is None else Plan(model, Selection.of(None, None, "auto"))
+        places = {name: e.tensors for e in plan.entries.values() for name in (e.name, *e.aliases)}
+        held = self.held(track)
+        for name, tensor in held.items():
+            if name not in places or places[name][0].shape != tensor.shape:
+                found = f"is {tuple(places[name][0].shape)} there" if name in places else "is not there"
+                raise PlanError(
+                    f"{name} {tuple(tensor.shape)} {found}: copy_to needs a model of the same structure."
+                )
+        with torch.no_grad():
+            for name, tensor in held.items():
+                for place in places[name]:
+                    place.copy_(tensor)
+
+    def _planned(self) -> Plan:
+        return Plan(self.model, self._selection, frozenset(self.first.tensors))
+
+    def _adopt(self, plan: Plan, heirs: Mapping[str, str], step: int) -> None:
+        """Take a plan over: heirs keep their averages, newcomers start at the model's present values."""
+        averaged = plan.having("average")
+        if not averaged:
+            raise PlanError(
+                f"{type(unwrap(self.model)).__name__} has nothing to average: every parameter is frozen or "
+                "left out. Unfreeze some (requires_grad_(True)) or widen include=."
+            )
+        for track in self.tracks.values():
+            track.adopt({e.name: self._tensor(e, track, heirs) for e in averaged}, heirs, step)
+        self.plan = plan
+        self.copies = {e.name: stored(e.live, e.live.dtype, self._device) for e in plan.having("copy")}
+        self.prepare()
+
+    def _tensor(self, entry: Entry, track: Track, heirs: Mapping[str, str]) -> Tensor:
+        if entry.name in heirs:
+            return track.tensors[heirs[entry.name]].to(self._device or entry.live.device)
+        return stored(entry.live, storage_dtype(entry.live, self._dtype), self._device)

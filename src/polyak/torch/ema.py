@@ -1,0 +1,394 @@
+"""The average kept beside a training run: ``polyak.EMA`` for PyTorch."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Generator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from polyak.errors import CheckpointError, ConfigError, SwapError
+from polyak.rules import Decay, compose
+from polyak.torch import files, metrics
+from polyak.torch.averages import Averages
+from polyak.torch.buffers import BufferPolicy
+from polyak.torch.engines.foreach import NonFinitePolicy
+from polyak.torch.plan import Patterns, Selection
+from polyak.torch.state import FORMAT, LoadReport, State, fill, read, track_state
+from polyak.torch.swap import swap_in
+from polyak.torch.track import Track, named_decays
+
+_STORAGE = (None, torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+class EMA:
+    """One or several averages of a model's weights, updated after each optimizer step.
+
+    ``avgₜ = βₜ·avgₜ₋₁ + (1-βₜ)·θₜ``, ``avg₀ = θ₀``
+
+    The model stays yours: nothing in it is replaced, and training does not know it is averaged.
+
+    Args:
+        model: any ``nn.Module``, on any device, wrapped by DDP or ``torch.compile`` or not.
+        decay: β, a schedule, or several by name (``{"short": 0.999, "long": HalfLife(steps=5000)}``),
+            which are kept side by side.
+        include: name globs (``"head.*"``); only tensors that match are averaged.
+        exclude: name globs; tensors that match are not. A pattern that matches nothing is an error.
+        buffers: "auto" averages BatchNorm-style statistics and copies every other buffer bit by bit;
+            "copy" copies all, "average" averages all floating ones, "ignore" leaves the model's own.
+        dtype: storage. By default float32, or the parameter's own dtype where that is wider;
+            bfloat16 and float16 round stochastically, so that the average keeps moving.
+        device: where averages live; by default beside their parameters.
+        every: act on each k-th step only. Decays are composed, so the half-life does not change.
+        start: copy the model up to this step; averaging and the schedule's time begin there.
+        on_nonfinite: "skip" keeps the average of elements whose θ is NaN or infinite, "raise" raises
+            before anything is changed, "ignore" lets them in.
+        seed: of the random bits that round 16-bit averages; give each replica its own.
+
+    Frozen parameters are not stored: ``ema.module`` uses the model's own. Once they are unfrozen, or new
+    ones added, they join with the value they have then.
+
+    Raises:
+        ConfigError: an argument is outside its rule.
+        PlanError: nothing to average, or a tensor that cannot be.
+
+    >>> model = nn.Linear(2, 1)
+    >>> ema = EMA(model, decay=0.999)
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> model(torch.ones(1, 2)).sum().backward()
+    >>> optimizer.step()
+    >>> ema.update()
+    >>> with ema.average_parameters():
+    ...     prediction = model(torch.ones(1, 2))
+    >>> bool(torch.equal(prediction, ema(torch.ones(1, 2))))
+    True
+
+    Source: Polyak & Juditsky 1992, "Acceleration of stochastic approximation by averaging".
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        decay: float | Decay | Mapping[str, float | Decay] = 0.9999,
+        include: Patterns = None,
+        exclude: Patterns = None,
+        buffers: BufferPolicy = "auto",
+        dtype: torch.dtype | None = None,
+        device: str | torch.device | None = None,
+        *,
+        every: int = 1,
+        start: int = 0,
+        on_nonfinite: NonFinitePolicy = "skip",
+        seed: int = 0,
+    ) -> None:
+        if dtype not in _STORAGE:
+            raise ConfigError(
+                f"dtype={dtype}: averages are stored in one of {', '.join(map(str, _STORAGE[1:]))}."
+            )
+        if every < 1:
+            raise ConfigError(f"every={every}: must be at least 1 (act on each k-th step).")
+        if start < 0:
+            raise ConfigError(f"start={start}: steps cannot be negative.")
+        if on_nonfinite not in ("skip", "raise", "ignore"):
+            raise ConfigError(f'on_nonfinite={on_nonfinite!r}: must be "skip", "raise" or "ignore".')
+        chosen = Selection.of(include, exclude, buffers)
+        place = None if device is None else torch.device(device)
+        self._averages = Averages(model, named_decays(decay), chosen, dtype, place, on_nonfinite, seed)
+        self.every, self.start = every, start
+        self.step = 0
+        self.run = secrets.token_hex(8)
+        self._waiting = 0  # steps since the last one acted on
+        self._elapsed = dict.fromkeys(
+            (t.decay.unit for t in self.tracks.values()), 0
+        )  # the same, in each unit
+        self._live: list[str] = []
+
+    @property
+    def model(self) -> nn.Module:
+        """The live model."""
+        return self._averages.model
+
+    @property
+    def tracks(self) -> dict[str, Track]:
+        """The averages by name, each with its tensors, schedule and profile."""
+        return self._averages.tracks
+
+    @property
+    def live(self) -> str:
+        """Whose weights the model holds now: "raw", or the name of a track."""
+        return self._live[-1] if self._live else "raw"
+
+    @property
+    def module(self) -> nn.Module:
+        """The first track's average as a module of its own, on the averaged tensors themselves."""
+        return self.module_of()
+
+    def module_of(self, track: str | None = None) -> nn.Module:
+        """A module on the averaged tensors of ``track``, in evaluation mode; it follows every update.
+
+        It is rebuilt when the model's structure changes. Its precision is the storage dtype's.
+        """
+        self._follow_model()
+        return self._averages.module_of(self._track(track))
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Forward through ``ema.module`` without gradients."""
+        with torch.no_grad():
+            return self.module(*args, **kwargs)
+
+    def update(self, steps: int = 1, *, samples: int | None = None, tokens: int | None = None) -> None:
+        """Take the model's present parameters into every average. Call it after ``optimizer.step()``.
+
+        Args:
+            steps: training steps since the last call.
+            samples: samples since then, for decays counted in samples.
+            tokens: tokens since then, for decays counted in tokens.
+
+        Raises:
+            ConfigError: a count is missing or not positive.
+            PlanError: a tensor was resized since averaging began.
+            NonFiniteError: θ is not finite and ``on_nonfinite="raise"``.
+            SwapError: the model holds an average now.
+        """
+        self._refuse_while_swapped("update")
+        counts = {"steps": steps, "samples": samples, "tokens": tokens}
+        copying = self.step < self.start
+        elapsed = {
+            unit: n + (0 if copying else _counted(unit, counts[unit])) for unit, n in self._elapsed.items()
+        }
+        step, waiting = self.step + _counted("steps", steps), self._waiting + steps
+        if waiting < self.every and not (copying and step >= self.start):
+            self.step, self._waiting, self._elapsed = step, waiting, elapsed
+            return
+        self._averages.follow(step)
+        betas = [
+            0.0 if copying else compose(track.decay, track.clock, elapsed[track.decay.unit])
+            for track in self.tracks.values()
+        ]
+        self._averages.update(betas, step)
+        for track, beta in zip(self.tracks.values(), betas, strict=True):
+            advance = elapsed[track.decay.unit]
+            if copying:
+                track.history.restart(step)
+            else:
+                track.history.record(track.decay, track.clock, waiting, advance)
+            track.beta, track.clock = beta, track.clock + advance
+        self.step, self._waiting, self._elapsed = step, 0, dict.fromkeys(elapsed, 0)
+
+    def attach(self, optimizer: Optimizer) -> RemovableHandle:
+        """Update after each step the optimizer really takes; no call of ``update`` is needed then.
+
+        Steps that a GradScaler skips are not counted. Fused optimizers skip inside their own kernel;
+        only with those and a scaler does this read the scaler's verdict, which waits for the device.
+
+        Returns:
+            A handle whose ``remove()`` ends it.
+
+        Raises:
+            ConfigError: a decay counts samples or tokens, which an optimizer does not know.
+        """
+        foreign = [name for name, track in self.tracks.items() if track.decay.unit != "steps"]
+        if foreign:
+            unit = self.tracks[foreign[0]].decay.unit
+            raise ConfigError(
+                f"track {foreign[0]!r} counts {unit}, which an optimizer does not know: "
+                f"call ema.update({unit}=…) yourself."
+            )
+
+        def after_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            found = getattr(optimizer, "found_inf", None)  # set by GradScaler for fused optimizers only
+            if found is None or not found.item():
+                self.update()
+
+        return optimizer.register_step_post_hook(after_step)
+
+    @contextmanager
+    def average_parameters(self, track: str | None = None) -> Generator[nn.Module]:
+        """The live model holds the average while the block runs, the raw weights after, whatever happens.
+
+        Where dtype and device agree the model points at the average's own memory: nothing is copied. So
+        what the block does to the model in place, such as running BatchNorm in training mode, it does to
+        the average. Blocks of one track nest.
+
+        Args:
+            track: which average; the first if there is only one or none is named.
+
+        Yields:
+            The live model.
+
+        Raises:
+            SwapError: another average is live.
+        """
+        chosen = self._track(track)
+        with ExitStack() as undo:
+            if not self._live:
+                self._follow_model()
+                swap_in(self._averages.plan, self._averages.held(chosen), undo)
+            elif self.live != chosen.name:
+                raise SwapError(
+                    f"track {self.live!r} is live; leave its block before entering {chosen.name!r}."
+                )
+            self._live.append(chosen.name)
+            undo.callback(self._live.pop)
+            yield self.model
+
+    def copy_to(self, model: nn.Module | None = None, track: str | None = None) -> None:
+        """Overwrite a model's weights with the average, for good.
+
+        Args:
+            model: a model with the same names; by default the live one, whose raw weights are lost.
+            track: which average.
+
+        Raises:
+            PlanError: a tensor is missing in ``model`` or has another shape; nothing is copied then.
+            SwapError: an average is live.
+        """
+        self._refuse_while_swapped("copy_to")
+        self._follow_model()
+        self._averages.copy_to(model, self._track(track))
+
+    def reset(self, names: Patterns = None) -> None:
+        """Start again from the model as it is now.
+
+        Args:
+            names: globs of the tensors to start again; by default everything, schedules included.
+                ``ema.step`` goes on either way.
+
+        Raises:
+            ConfigError: a pattern matches no averaged tensor.
+        """
+        self._refuse_while_swapped("reset")
+        self._averages.restart(names, self.step)
+        if names is None:
+            self._waiting, self._elapsed = 0, dict.fromkeys(self._elapsed, 0)
+
+    def state_dict(self) -> State:
+        """Everything resuming takes: schedules, counters, histories, random state, averages.
+
+        Tensors are the averages themselves, under the model's names without wrapper prefixes; write the
+        state before the next update or copy it. ``torch.load(weights_only=True)`` reads it back.
+        """
+        self._refuse_while_swapped("state_dict")
+        return {
+            "format": FORMAT,
+            "run": self.run,
+            "step": self.step,
+            "waiting": self._waiting,
+            "elapsed": dict(self._elapsed),
+            "every": self.every,
+            "start": self.start,
+            "seed": self._averages.seed,
+            "skipped": list(self._averages.tally.read()),
+            "tracks": {name: track_state(track) for name, track in self.tracks.items()},
+            "copies": dict(self._averages.copies),
+        }
+
+    def load_state_dict(self, state: State, strict: bool = True) -> LoadReport:
+        """Continue where ``state_dict`` left off, bit for bit.
+
+        Args:
+            state: from ``state_dict``, of an EMA over the same model with the same schedules.
+            strict: refuse any mismatch. False takes what fits and reports the rest.
+
+        Returns:
+            What did not match and what was done about it; empty (false) when all did.
+
+        Raises:
+            CheckpointError: the state is malformed or, under strict, differs. Nothing is changed then.
+            SwapError: an average is live.
+        """
+        self._refuse_while_swapped("load_state_dict")
+        self._follow_model()
+        report = LoadReport()
+        settings = {"every": self.every, "start": self.start, "seed": self._averages.seed}
+        try:
+            loaded = read(state, self.tracks, self._averages.copies, settings, report)
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            raise CheckpointError(
+                f"the state is not one of polyak.EMA: {error!r}. Nothing was loaded."
+            ) from error
+        if strict and report:
+            raise CheckpointError(f"{report}. Nothing was loaded; strict=False takes what fits.")
+        for name, track in loaded.tracks.items():
+            fill(track.tensors, state["tracks"][name]["tensors"])
+        fill(self._averages.copies, state["copies"])
+        self.tracks.update(loaded.tracks)
+        self._averages.tally = loaded.tally
+        self._averages.prepare()
+        self.step, self._waiting, self.run = loaded.step, loaded.waiting, loaded.run
+        self._elapsed = {unit: loaded.elapsed.get(unit, 0) for unit in self._elapsed}
+        return report
+
+    def save(self, path: str | os.PathLike[str], track: str | None = None) -> None:
+        """Write one average as a plain ``.safetensors`` file that any tool loads.
+
+        It holds the keys of ``model.state_dict()`` without wrapper prefixes (only the included ones when
+        globs were given), averages in their storage dtype, and says in its header what it is.
+
+        Args:
+            path: the file; an old one is replaced only when the new one is complete.
+            track: which average.
+
+        Raises:
+            CheckpointError: the file cannot be written. An old file is intact.
+            SwapError: an average is live, so what is raw and what is average could be mixed up.
+        """
+        self._refuse_while_swapped("save")
+        self._follow_model()
+        chosen = self._track(track)
+        files.save(
+            path, self._averages.plan, self._averages.held(chosen), files.header(chosen, self.step, self.run)
+        )
+
+    def metrics(self) -> dict[str, Any]:
+        """Numbers to log. Synchronises with the device; call it when you log, not every step.
+
+        Returns:
+            step, engine, skipped (updates in which some θ was not finite) and skipped_tensors (by name);
+            and for each track decay (last applied), mean_age and half_life in steps, initial_weight, and
+            distance ``‖avg-θ‖/‖θ‖``. With several tracks the latter are named ``"short/decay"`` and so on.
+        """
+        skipped, named = self._averages.tally.read()
+        out: dict[str, Any] = {
+            "step": self.step,
+            "engine": self._averages.engine,
+            "skipped": skipped,
+            "skipped_tensors": named,
+        }
+        for name, track in self.tracks.items():
+            prefix = f"{name}/" if len(self.tracks) > 1 else ""
+            numbers = metrics.of_track(track, self._averages.plan)
+            out |= {prefix + key: value for key, value in numbers.items()}
+        return out
+
+    def _track(self, name: str | None) -> Track:
+        if name is None:
+            return self._averages.first
+        if name not in self.tracks:
+            raise ConfigError(f"track={name!r} is not one of {', '.join(map(repr, self.tracks))}.")
+        return self.tracks[name]
+
+    def _refuse_while_swapped(self, verb: str) -> None:
+        if self._live:
+            raise SwapError(
+                f"{verb}: the model holds the average {self.live!r} now, not the raw weights. "
+                "Leave the average_parameters() block first."
+            )
+
+    def _follow_model(self) -> None:
+        if not self._live:
+            self._averages.follow(self.step)
+
+
+def _counted(unit: str, count: int | None) -> int:
+    if count is None:
+        raise ConfigError(f"a decay counts {unit}: say how many since the last call, ema.update({unit}=…).")
+    if count < 1:
+        raise ConfigError(f"update({unit}={count}): must be at least 1.")
+    return count

@@ -1,0 +1,35 @@
+"""What an average can tell about itself while it runs."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from polyak.torch.plan import Plan
+from polyak.torch.track import Track
+
+
+def of_track(track: Track, plan: Plan) -> dict[str, float]:
+    """decay, mean_age, half_life, initial_weight and distance of one average."""
+    profile = track.profile
+    return {
+        "decay": track.beta,
+        "mean_age": profile.mean_age,
+        "half_life": profile.half_life,
+        "initial_weight": profile.initial_weight,
+        "distance": distance(track, plan),
+    }
+
+
+def distance(track: Track, plan: Plan) -> float:
+    """``‖avg-θ‖ / ‖θ‖`` over all averaged elements, accumulated in float64."""
+    apart, size = 0.0, 0.0
+    with torch.no_grad():
+        for name, average in track.tensors.items():
+            live = plan.entries[name].live.to(
+                average.device, torch.promote_types(average.dtype, torch.float32)
+            )
+            apart += float((average.to(live.dtype) - live).norm()) ** 2
+            size += float(live.norm()) ** 2
+    return math.sqrt(apart / size) if size else math.sqrt(apart)

@@ -1,0 +1,223 @@
+"""Which tensors: found once, by name, and watched for change at the price of one cheap call each.
+
+Names are the model's own, without what wrappers add (``module.``, ``_orig_mod.`` …). A tensor reached
+by several names is planned once, under the first. Live tensors are held as the objects the model
+holds, never as detached aliases, so ``.data`` swapped underneath is followed by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from itertools import chain
+from operator import attrgetter, is_
+from typing import Any, Literal, TypeAlias, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+
+from polyak.errors import ConfigError, PlanError
+from polyak.torch.buffers import BufferPolicy, Role, buffer_role
+
+Patterns: TypeAlias = str | Sequence[str] | None
+Kind: TypeAlias = Literal["parameter", "buffer"]
+
+# Child names under which a wrapper keeps the model it wraps; torch reserves them.
+_WRAPPED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+
+
+@dataclass
+class Entry:
+    """One tensor of the model.
+
+    name: the first name it is reached by.  aliases: the others.
+    tensors: the live objects; more than one when several parameters share one memory.
+    role: average, copy (bit-equal to the model's at each update) or share (the model's own).
+    saved: belongs into a file of this average: persistent and not excluded.
+    """
+
+    name: str
+    kind: Kind
+    tensors: list[Tensor]
+    role: Role
+    saved: bool
+    aliases: list[str] = field(default_factory=list[str])
+
+    @property
+    def live(self) -> Tensor:
+        return self.tensors[0]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What the user asked to have averaged."""
+
+    include: tuple[str, ...] | None
+    exclude: tuple[str, ...]
+    buffers: BufferPolicy
+
+    @classmethod
+    def of(cls, include: Patterns, exclude: Patterns, buffers: BufferPolicy) -> Selection:
+        if buffers not in ("auto", "copy", "average", "ignore"):
+            raise ConfigError(f'buffers={buffers!r}: must be "auto", "copy", "average" or "ignore".')
+        return cls(None if include is None else _patterns(include), _patterns(exclude or ()), buffers)
+
+    def takes(self, names: Sequence[str]) -> bool:
+        return (self.include is None or _matches(self.include, names)) and not _matches(self.exclude, names)
+
+    def check_against(self, names: Sequence[str]) -> None:
+        """Every pattern must match something, or a typing mistake would average the wrong set in silence."""
+        for argument, patterns in (("include", self.include or ()), ("exclude", self.exclude)):
+            for pattern in patterns:
+                if not any(fnmatchcase(name, pattern) for name in names):
+                    few = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
+                    raise ConfigError(
+                        f"{argument}={pattern!r} matches no tensor; the model's names are {few}"
+                    )
+
+
+class Plan:
+    """The tensors of one model, by name, and a fingerprint that tells when they are no longer these.
+
+    Args:
+        model: any module, wrapped or not.
+        selection: globs and buffer policy.
+        averaged: names averaged so far; they stay averaged even when frozen later.
+
+    Raises:
+        PlanError: a tensor is not initialised yet.
+    """
+
+    def __init__(
+        self, model: nn.Module, selection: Selection, averaged: frozenset[str] = frozenset()
+    ) -> None:
+        modules = dict(_walk(model, ""))
+        self.entries = _entries(modules, selection, averaged)
+        unique = {id(module): module for module in modules.values()}.values()
+        self._stores: list[dict[str, Any]] = [
+            store
+            for m in unique
+            for store in (m._parameters, m._buffers, m._modules)  # pyright: ignore[reportPrivateUsage]
+        ]
+        self._contents = list(chain.from_iterable(map(dict[str, Any].values, self._stores)))
+        self._filled = [store for store in self._stores if store]
+        self._tensors = [tensor for entry in self.entries.values() for tensor in entry.tensors]
+        self._pointers = list(map(Tensor.data_ptr, self._tensors))
+        self._kinds = [(t.dtype, t.shape, t.device) for t in self._tensors]
+        self._frozen = [e.live for e in self.entries.values() if e.kind == "parameter" and e.role == "share"]
+        self._frozen = [t for t in self._frozen if not t.requires_grad]
+
+    def stale(self) -> bool:
+        """Whether the model holds other tensors than planned, or its tensors changed dtype, shape or device.
+
+        Runs at C speed over the modules' own dictionaries, without walking the module. A tensor whose
+        memory moved but is otherwise the same (``.data`` swapped) is not stale: the plan holds the object.
+        It cannot see an in-place ``resize_`` that keeps the memory; the engine then fails on the shapes.
+        """
+        if sum(map(len, self._stores)) != len(self._contents):
+            return True
+        if not all(map(is_, chain.from_iterable(map(dict[str, Any].values, self._filled)), self._contents)):
+            return True
+        if any(map(_requires_grad, self._frozen)):
+            return True
+        pointers = list(map(Tensor.data_ptr, self._tensors))
+        if pointers == self._pointers:
+            return False
+        self._pointers = pointers
+        return [(t.dtype, t.shape, t.device) for t in self._tensors] != self._kinds
+
+    def having(self, role: Role) -> list[Entry]:
+        return [entry for entry in self.entries.values() if entry.role == role]
+
+    def names(self) -> list[str]:
+        """Every name and alias, in the model's order."""
+        return [name for entry in self.entries.values() for name in (entry.name, *entry.aliases)]
+
+
+_requires_grad = attrgetter("requires_grad")
+
+
+def unwrap(module: nn.Module) -> nn.Module:
+    """The module that DDP, ``torch.compile``, FSDP or activation checkpointing wrapped."""
+    while True:
+        if isinstance(module, DataParallel | DistributedDataParallel):
+            module = cast(nn.Module, module.module)
+        elif inner := [child for key, child in module._modules.items() if key in _WRAPPED]:  # pyright: ignore[reportPrivateUsage]
+            module = cast(nn.Module, inner[0])
+        else:
+            return module
+
+
+def _walk(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
+    module = unwrap(module)
+    yield prefix, module
+    for key, child in module._modules.items():  # pyright: ignore[reportPrivateUsage]
+        if child is not None:
+            yield from _walk(child, f"{prefix}{key}.")
+
+
+def _entries(
+    modules: dict[str, nn.Module], selection: Selection, averaged: frozenset[str]
+) -> dict[str, Entry]:
+    found: dict[object, Entry] = {}
+    places: dict[object, tuple[nn.Module, str]] = {}
+    for prefix, module in modules.items():
+        kinds: tuple[tuple[Kind, dict[str, Tensor | None]], ...] = (
+            ("parameter", module._parameters),  # pyright: ignore[reportPrivateUsage, reportAssignmentType]
+            ("buffer", module._buffers),  # pyright: ignore[reportPrivateUsage]
+        )
+        for kind, store in kinds:
+            for key, tensor in store.items():
+                if tensor is None:
+                    continue
+                identity = _identity(tensor, prefix + key)
+                if identity not in found:
+                    found[identity] = Entry(prefix + key, kind, [tensor], "share", True)
+                    places[identity] = module, key
+                    continue
+                entry = found[identity]
+                entry.aliases.append(prefix + key)
+                if all(tensor is not known for known in entry.tensors):
+                    entry.tensors.append(tensor)
+    for identity, entry in found.items():
+        _assign(entry, *places[identity], selection, averaged)
+    return {entry.name: entry for entry in found.values()}
+
+
+def _assign(
+    entry: Entry, module: nn.Module, key: str, selection: Selection, averaged: frozenset[str]
+) -> None:
+    tensor = entry.live
+    taken = selection.takes([entry.name, *entry.aliases])
+    entry.saved = taken and key not in module._non_persistent_buffers_set  # pyright: ignore[reportPrivateUsage]
+    if not entry.saved:
+        entry.role = "share"
+    elif entry.kind == "buffer":
+        entry.role = buffer_role(module, key, tensor, selection.buffers)
+        entry.saved = selection.buffers != "ignore"
+    elif not (tensor.is_floating_point() or tensor.is_complex()):
+        entry.role = "copy"
+    elif entry.name in averaged or any(t.requires_grad for t in entry.tensors):
+        entry.role = "average"
+
+
+def _identity(tensor: Tensor, name: str) -> object:
+    """Equal for tensors that are one memory under several objects or names: those are tied."""
+    if isinstance(tensor, UninitializedParameter | UninitializedBuffer):
+        raise PlanError(f"{name} is not initialised yet: run the model once before averaging it.")
+    if tensor.device.type == "meta":
+        raise PlanError(f"{name} is on the meta device and holds no values: materialise the model first.")
+    if tensor.numel() == 0 or tensor.layout != torch.strided:
+        return id(tensor)
+    return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride(), tensor.device
+
+
+def _patterns(given: str | Sequence[str]) -> tuple[str, ...]:
+    return (given,) if isinstance(given, str) else tuple(given)
+
+
+def _matches(patterns: Sequence[str], names: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns for name in names)

@@ -1,0 +1,112 @@
+"""One average: its tensors, its schedule's time, and the history that is its profile."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from polyak.errors import ConfigError, PlanError
+from polyak.rules import Decay, History, Profile, as_decay
+from polyak.torch.plan import Entry
+
+
+@dataclass
+class Track:
+    """One of the averages an ``EMA`` keeps.
+
+    name: ``"average"`` unless several were named.
+    decay: the schedule.  clock: its time so far, in its own unit.
+    beta: the composed decay last applied, 1 before the first.
+    tensors: averages by name, in the storage dtype.
+    joined: the step at which a tensor joined, for those that came after the first step.
+    """
+
+    name: str
+    decay: Decay
+    tensors: dict[str, Tensor]
+    clock: int = 0
+    beta: float = 1.0
+    joined: dict[str, int] = field(default_factory=dict[str, int])
+    history: History = field(default_factory=History)
+    module: nn.Module | None = None
+
+    def adopt(self, tensors: dict[str, Tensor], heirs: Mapping[str, str], step: int) -> None:
+        """Take over the tensors of a new plan; those that are nobody's heir join at ``step``."""
+        joined = {name: self.joined[old] for name, old in heirs.items() if old in self.joined}
+        if step:
+            joined |= {name: step for name in tensors if name not in heirs}
+        self.tensors, self.joined, self.module = tensors, joined, None
+
+    def restart(self, step: int) -> None:
+        """Begin anew at ``step``: schedule, history and tensors."""
+        self.clock, self.beta, self.joined, self.tensors, self.history = 0, 1.0, {}, {}, History()
+        if step:
+            self.history.restart(step)
+
+    @property
+    def profile(self) -> Profile:
+        """The exact weight of every point of the trajectory in this average."""
+        return self.history.profile()
+
+    def profile_of(self, name: str) -> Profile:
+        """The profile of one tensor: that of the track, or from the step at which the tensor joined."""
+        if name not in self.tensors:
+            raise PlanError(f"{name!r} is not averaged; averaged are {', '.join(list(self.tensors)[:8])}, …")
+        return self.profile.since(self.joined[name]) if name in self.joined else self.profile
+
+
+def named_decays(decay: float | Decay | Mapping[str, float | Decay]) -> dict[str, Decay]:
+    """The tracks asked for: a single decay is the track "average"."""
+    if not isinstance(decay, Mapping):
+        return {"average": as_decay(decay)}
+    if not decay:
+        raise ConfigError("decay={}: name at least one track.")
+    return {name: as_decay(value) for name, value in decay.items()}
+
+
+def storage_dtype(live: Tensor, asked: torch.dtype | None) -> torch.dtype:
+    """The asked dtype for real tensors; by default float32, or the tensor's own where that is wider.
+
+    Complex tensors keep a complex dtype of at least 64 bits; there is no narrower one to ask for.
+    """
+    if live.is_complex():
+        return torch.promote_types(live.dtype, torch.complex64)
+    if asked is not None:
+        return asked
+    return torch.float32 if live.dtype.itemsize < 4 else live.dtype
+
+
+def stored(live: Tensor, dtype: torch.dtype, device: torch.device | None) -> Tensor:
+    """A copy of θ to average in: same strides, own memory."""
+    with torch.no_grad():
+        return live.detach().to(device or live.device, dtype, copy=True, memory_format=torch.preserve_format)
+
+
+def follow(
+    old: Mapping[str, Entry], new: Mapping[str, Entry], averages: Mapping[str, Tensor]
+) -> dict[str, str]:
+    """For each averaged name of the new plan, the old name whose average it goes on with.
+
+    A name keeps its average, even if another tensor now bears it. A tensor that appears under a new name
+    (a layer wrapped by an adapter) brings its average along. What is left is a newcomer and is absent.
+
+    Raises:
+        PlanError: a tensor to go on with has another shape or another kind of number.
+    """
+    renamed = {id(t): entry.name for entry in old.values() if entry.name not in new for t in entry.tensors}
+    heirs: dict[str, str] = {}
+    for name, entry in new.items():
+        source = name if name in averages else renamed.get(id(entry.live), name)
+        if source not in averages or entry.role != "average":
+            continue
+        average, live = averages[source], entry.live
+        if average.shape != live.shape or average.is_complex() != live.is_complex():
+            raise PlanError(
+                f"{name} is now {tuple(live.shape)} {live.dtype}, but its average is {tuple(average.shape)} "
+                f'{average.dtype}. ema.reset("{name}") starts its average anew from the model.'
+            )
+        heirs[name] = source
+    return heirs
