@@ -76,11 +76,11 @@ def update(state: State, parameters: Tensors, steps: int = 1, units: int | None 
 def _wide(value: Array) -> Array:
     if np.issubdtype(value.dtype, np.inexact):
         return value.astype(np.result_type(value.dtype, np.float64))
-    return value.copy()
+    return np.array(value)
 
 
 def _blend(old: Array, new: Array, beta: float) -> Array:
     if not np.issubdtype(old.dtype, np.inexact):
-        return new.copy()
+        return np.array(new)
     finite = np.isfinite(new)
     return np.where(finite, beta * old + (1 - beta) * np.where(finite, new, 0), old)

@@ -72,7 +72,7 @@ def _gram(profiles: Sequence[Profile]) -> tuple[Array, Array]:
     gram, total = np.zeros((len(profiles), len(profiles))), np.zeros(len(profiles))
     for rows in zip(*(profile.windows(points) for profile in profiles), strict=True):
         block: Array = np.stack([window for _, window in rows])
-        gram += block @ block.transpose()
+        gram += block @ np.transpose(block)
         total += block.sum(axis=1)
     return gram, total
 
@@ -91,6 +91,6 @@ def _constrained(gram: Array, right: Array, total: Array) -> Array:
     floor = _WELL_CONDITIONED * values[-1]
     ridge = max(0.0, floor - values[0])
     both = np.stack([right, total]) / norms
-    free, pull = ((both @ vectors) / (values + ridge)) @ vectors.transpose()
+    free, pull = ((both @ vectors) / (values + ridge)) @ np.transpose(vectors)
     constraint = total / norms
     return (free + (1 - constraint @ free) / (constraint @ pull) * pull) / norms

@@ -13,7 +13,7 @@ from polyak.torch.clone import clone_onto
 from polyak.torch.engines.foreach import Foreach, NonFinitePolicy, Pair
 from polyak.torch.engines.tally import Tally
 from polyak.torch.plan import Entry, Patterns, Plan, Selection, unwrap
-from polyak.torch.track import Track, follow, storage_dtype, stored
+from polyak.torch.track import Track, follow, outside_inference_mode, storage_dtype, stored
 
 
 class Averages:
@@ -135,7 +135,7 @@ class Averages:
                     place.copy_(tensor)
 
     def _planned(self) -> Plan:
-        return Plan(self.model, self._selection, frozenset(self.first.tensors))
+        return Plan(self.model, self._selection, self.plan.having("average"))
 
     def _adopt(self, plan: Plan, heirs: Mapping[str, str], step: int) -> None:
         """Take a plan over: heirs keep their averages, newcomers start at the model's present values."""
@@ -146,12 +146,25 @@ class Averages:
                 "left out. Unfreeze some (requires_grad_(True)) or widen include=."
             )
         for track in self.tracks.values():
-            track.adopt({e.name: self._tensor(e, track, heirs) for e in averaged}, heirs, step)
+            track.adopt(self._tensors(averaged, track, heirs), heirs, step)
         self.plan = plan
-        self.copies = {e.name: stored(e.live, e.live.dtype, self._device) for e in plan.having("copy")}
-        self.prepare()
+        with outside_inference_mode():
+            self.copies = {e.name: stored(e.live, e.live.dtype, self._device) for e in plan.having("copy")}
+            self.prepare()
 
-    def _tensor(self, entry: Entry, track: Track, heirs: Mapping[str, str]) -> Tensor:
-        if entry.name in heirs:
-            return track.tensors[heirs[entry.name]].to(self._device or entry.live.device)
-        return stored(entry.live, storage_dtype(entry.live, self._dtype), self._device)
+    def _tensors(self, entries: Sequence[Entry], track: Track, heirs: Mapping[str, str]) -> dict[str, Tensor]:
+        tensors: dict[str, Tensor] = {}
+        taken: set[str] = set()
+        with outside_inference_mode():
+            for entry in entries:
+                source = heirs.get(entry.name)
+                if source is None:
+                    tensors[entry.name] = stored(
+                        entry.live, storage_dtype(entry.live, self._dtype), self._device
+                    )
+                else:  # of tensors that came apart, the first keeps the memory they shared
+                    average = track.tensors[source]
+                    device = self._device or entry.live.device
+                    tensors[entry.name] = average.to(device, copy=source in taken)
+                    taken.add(source)
+        return tensors

@@ -9,11 +9,14 @@ that refuse are shared with the original.
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Mapping
+from types import FunctionType
 from typing import Any
 
 from torch import Tensor, nn
 
+from polyak.errors import PlanError
 from polyak.torch.plan import unwrap
 
 
@@ -26,17 +29,21 @@ def clone_onto(model: nn.Module, tensors: Mapping[int, Tensor]) -> nn.Module:
 
     Returns:
         A module of the same classes. Its parameters need no gradient.
+
+    Raises:
+        PlanError: a module's ``forward`` was replaced by a function bound to the original.
     """
     memo: dict[int, Any] = {}
     for module in model.modules():
         inner = unwrap(module)
         if id(inner) not in memo:
-            memo[id(inner)] = inner.__class__.__new__(inner.__class__)
+            memo[id(inner)] = object.__new__(inner.__class__)  # a class's own __new__ may ask for arguments
         memo[id(module)] = memo[id(inner)]
         for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
-            given = tensors[id(tensor)]
-            own = isinstance(tensor, nn.Parameter) and given is not tensor
-            memo[id(tensor)] = nn.Parameter(given, requires_grad=False) if own else given
+            given = tensors[id(tensor)].detach()  # the same memory, so that the twin's flags are its own
+            memo[id(tensor)] = (
+                nn.Parameter(given, requires_grad=False) if isinstance(tensor, nn.Parameter) else given
+            )
     for module in model.modules():
         if unwrap(module) is module:
             _fill(memo[id(module)], module, memo)
@@ -45,8 +52,27 @@ def clone_onto(model: nn.Module, tensors: Mapping[int, Tensor]) -> nn.Module:
 
 def _fill(twin: nn.Module, module: nn.Module, memo: dict[int, Any]) -> None:
     for key, value in module.__dict__.items():
-        # A compiled call (module.compile()) closes over the original's weights.
-        twin.__dict__[key] = None if key == "_compiled_call_impl" else _copied(value, memo)
+        if key == "_compiled_call_impl":  # of module.compile(); it closes over the original's weights
+            twin.__dict__[key] = None
+        elif key != "forward" or not _closes_over(module, value):
+            twin.__dict__[key] = _copied(value, memo)
+
+
+def _closes_over(module: nn.Module, forward: Any) -> bool:
+    """Whether this forward, set on the instance, is the class's own, wrapped around the original's weights.
+
+    So does ``model.forward = torch.compile(model.forward)``; the twin then takes the class's. Copying a
+    function copies no closure, so any other closure would have the twin compute with the live weights.
+    """
+    if not isinstance(forward, FunctionType) or forward.__closure__ is None:
+        return False
+    inner = inspect.unwrap(forward)
+    if getattr(inner, "__func__", inner) is inspect.unwrap(type(module).forward):
+        return True
+    raise PlanError(
+        f"{type(module).__name__}.forward was replaced by a function that may hold the live weights, so the "
+        "average cannot have a module of its own. Evaluate with average_parameters() instead."
+    )
 
 
 class _Scratch(dict[int, Any]):

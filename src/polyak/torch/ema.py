@@ -21,7 +21,7 @@ from polyak.torch.buffers import BufferPolicy
 from polyak.torch.engines.foreach import NonFinitePolicy
 from polyak.torch.plan import Patterns, Selection
 from polyak.torch.state import FORMAT, LoadReport, State, fill, read, track_state
-from polyak.torch.swap import swap_in
+from polyak.torch.swap import holds_average, swap_in
 from polyak.torch.track import Track, named_decays
 
 _STORAGE = (None, torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -107,7 +107,9 @@ class EMA:
         self._elapsed = dict.fromkeys(
             (t.decay.unit for t in self.tracks.values()), 0
         )  # the same, in each unit
-        self._live: list[str] = []
+        self._live: str | None = None
+        self._blocks = 0  # average_parameters() blocks open now
+        self._undo = ExitStack()  # takes the average out of the model again
 
     @property
     def model(self) -> nn.Module:
@@ -122,7 +124,7 @@ class EMA:
     @property
     def live(self) -> str:
         """Whose weights the model holds now: "raw", or the name of a track."""
-        return self._live[-1] if self._live else "raw"
+        return self._live or "raw"
 
     @property
     def module(self) -> nn.Module:
@@ -226,17 +228,23 @@ class EMA:
             SwapError: another average is live.
         """
         chosen = self._track(track)
-        with ExitStack() as undo:
-            if not self._live:
-                self._follow_model()
+        if self._live not in (None, chosen.name):
+            raise SwapError(f"track {self._live!r} is live; leave its block before entering {chosen.name!r}.")
+        if self._live is None:
+            self._follow_model()
+            with ExitStack() as undo:
                 swap_in(self._averages.plan, self._averages.held(chosen), undo)
-            elif self.live != chosen.name:
-                raise SwapError(
-                    f"track {self.live!r} is live; leave its block before entering {chosen.name!r}."
-                )
-            self._live.append(chosen.name)
-            undo.callback(self._live.pop)
+                self._undo = undo.pop_all()
+            self._live = chosen.name
+        self._blocks += 1
+        try:
             yield self.model
+        finally:
+            # Generators and tasks may leave blocks in another order than they entered: the last restores.
+            self._blocks -= 1
+            if self._blocks == 0:
+                self._live = None
+                self._undo.close()
 
     def copy_to(self, model: nn.Module | None = None, track: str | None = None) -> None:
         """Overwrite a model's weights with the average, for good.
@@ -375,14 +383,15 @@ class EMA:
         return self.tracks[name]
 
     def _refuse_while_swapped(self, verb: str) -> None:
-        if self._live:
+        if self._live or holds_average(self._averages.plan):
+            whose = f"the average {self._live!r}" if self._live else "the average of another EMA"
             raise SwapError(
-                f"{verb}: the model holds the average {self.live!r} now, not the raw weights. "
+                f"{verb}: the model holds {whose} now, not the raw weights. "
                 "Leave the average_parameters() block first."
             )
 
     def _follow_model(self) -> None:
-        if not self._live:
+        if not self._live and not holds_average(self._averages.plan):
             self._averages.follow(self.step)
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
+from torch import Tensor
 
 from polyak.torch.plan import Plan
 from polyak.torch.track import Track
@@ -30,6 +32,10 @@ def distance(track: Track, plan: Plan) -> float:
             live = plan.entries[name].live.to(
                 average.device, torch.promote_types(average.dtype, torch.float32)
             )
-            apart += float((average.to(live.dtype) - live).norm()) ** 2
-            size += float(live.norm()) ** 2
+            apart += _square(average.to(live.dtype) - live)
+            size += _square(live)
     return math.sqrt(apart / size) if size else math.sqrt(apart)
+
+
+def _square(tensor: Tensor) -> float:
+    return float(cast(Tensor, tensor.norm()).item()) ** 2

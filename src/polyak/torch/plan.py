@@ -2,7 +2,7 @@
 
 Names are the model's own, without what wrappers add (``module.``, ``_orig_mod.`` …). A tensor reached
 by several names is planned once, under the first. Live tensors are held as the objects the model
-holds, never as detached aliases, so ``.data`` swapped underneath is followed by itself.
+holds, never as detached aliases, so no update can go to memory the model has left.
 """
 
 from __future__ import annotations
@@ -85,49 +85,52 @@ class Plan:
     Args:
         model: any module, wrapped or not.
         selection: globs and buffer policy.
-        averaged: names averaged so far; they stay averaged even when frozen later.
+        averaged: entries averaged so far; they stay averaged, under a new name too, even when frozen later.
 
     Raises:
         PlanError: a tensor is not initialised yet.
     """
 
-    def __init__(
-        self, model: nn.Module, selection: Selection, averaged: frozenset[str] = frozenset()
-    ) -> None:
+    def __init__(self, model: nn.Module, selection: Selection, averaged: Sequence[Entry] = ()) -> None:
         modules = dict(_walk(model, ""))
-        self.entries = _entries(modules, selection, averaged)
+        kept = {entry.name for entry in averaged} | {id(t) for entry in averaged for t in entry.tensors}
+        self.entries = _entries(modules, selection, kept)
         unique = {id(module): module for module in modules.values()}.values()
         self._stores: list[dict[str, Any]] = [
             store
             for m in unique
             for store in (m._parameters, m._buffers, m._modules)  # pyright: ignore[reportPrivateUsage]
         ]
-        self._contents = list(chain.from_iterable(map(dict[str, Any].values, self._stores)))
+        self._sizes = list(map(len, self._stores))
         self._filled = [store for store in self._stores if store]
-        self._tensors = [tensor for entry in self.entries.values() for tensor in entry.tensors]
-        self._pointers = list(map(Tensor.data_ptr, self._tensors))
-        self._kinds = [(t.dtype, t.shape, t.device) for t in self._tensors]
+        self._keys = list(chain.from_iterable(self._filled))
+        self._contents = list(chain.from_iterable(map(dict[str, Any].values, self._filled)))
+        self._tensors = [
+            tensor for entry in self.entries.values() for tensor in entry.tensors if _has_address(tensor)
+        ]
+        self._memory = self._remember()
         self._frozen = [e.live for e in self.entries.values() if e.kind == "parameter" and e.role == "share"]
         self._frozen = [t for t in self._frozen if not t.requires_grad]
 
     def stale(self) -> bool:
-        """Whether the model holds other tensors than planned, or its tensors changed dtype, shape or device.
+        """Whether the model holds other tensors than planned, or one of them moved to other memory.
 
-        Runs at C speed over the modules' own dictionaries, without walking the module. A tensor whose
-        memory moved but is otherwise the same (``.data`` swapped) is not stale: the plan holds the object.
-        It cannot see an in-place ``resize_`` that keeps the memory; the engine then fails on the shapes.
+        Runs at C speed over the modules' own dictionaries, without walking the module. The size is looked
+        at beside the address, because an allocator may hand the same address out again.
         """
-        if sum(map(len, self._stores)) != len(self._contents):
+        if (
+            list(map(len, self._stores)) != self._sizes
+            or list(chain.from_iterable(self._filled)) != self._keys
+        ):
             return True
         if not all(map(is_, chain.from_iterable(map(dict[str, Any].values, self._filled)), self._contents)):
             return True
         if any(map(_requires_grad, self._frozen)):
             return True
-        pointers = list(map(Tensor.data_ptr, self._tensors))
-        if pointers == self._pointers:
-            return False
-        self._pointers = pointers
-        return [(t.dtype, t.shape, t.device) for t in self._tensors] != self._kinds
+        return self._remember() != self._memory
+
+    def _remember(self) -> list[int]:
+        return [*map(Tensor.data_ptr, self._tensors), *map(_nbytes, self._tensors)]
 
     def having(self, role: Role) -> list[Entry]:
         return [entry for entry in self.entries.values() if entry.role == role]
@@ -138,6 +141,7 @@ class Plan:
 
 
 _requires_grad = attrgetter("requires_grad")
+_nbytes = attrgetter("nbytes")
 
 
 def unwrap(module: nn.Module) -> nn.Module:
@@ -153,15 +157,18 @@ def unwrap(module: nn.Module) -> nn.Module:
 
 def _walk(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
     module = unwrap(module)
+    if isinstance(module, torch.jit.ScriptModule):
+        raise PlanError(
+            f"{prefix or 'the model'} is TorchScript, whose tensors live outside Python. "
+            "Average the module it was made from, and script that."
+        )
     yield prefix, module
     for key, child in module._modules.items():  # pyright: ignore[reportPrivateUsage]
         if child is not None:
             yield from _walk(child, f"{prefix}{key}.")
 
 
-def _entries(
-    modules: dict[str, nn.Module], selection: Selection, averaged: frozenset[str]
-) -> dict[str, Entry]:
+def _entries(modules: dict[str, nn.Module], selection: Selection, kept: set[str | int]) -> dict[str, Entry]:
     found: dict[object, Entry] = {}
     places: dict[object, tuple[nn.Module, str]] = {}
     for prefix, module in modules.items():
@@ -183,13 +190,11 @@ def _entries(
                 if all(tensor is not known for known in entry.tensors):
                     entry.tensors.append(tensor)
     for identity, entry in found.items():
-        _assign(entry, *places[identity], selection, averaged)
+        _assign(entry, *places[identity], selection, kept)
     return {entry.name: entry for entry in found.values()}
 
 
-def _assign(
-    entry: Entry, module: nn.Module, key: str, selection: Selection, averaged: frozenset[str]
-) -> None:
+def _assign(entry: Entry, module: nn.Module, key: str, selection: Selection, kept: set[str | int]) -> None:
     tensor = entry.live
     taken = selection.takes([entry.name, *entry.aliases])
     entry.saved = taken and key not in module._non_persistent_buffers_set  # pyright: ignore[reportPrivateUsage]
@@ -200,7 +205,7 @@ def _assign(
         entry.saved = selection.buffers != "ignore"
     elif not (tensor.is_floating_point() or tensor.is_complex()):
         entry.role = "copy"
-    elif entry.name in averaged or any(t.requires_grad for t in entry.tensors):
+    elif entry.name in kept or any(t.requires_grad or id(t) in kept for t in entry.tensors):
         entry.role = "average"
 
 
@@ -210,9 +215,13 @@ def _identity(tensor: Tensor, name: str) -> object:
         raise PlanError(f"{name} is not initialised yet: run the model once before averaging it.")
     if tensor.device.type == "meta":
         raise PlanError(f"{name} is on the meta device and holds no values: materialise the model first.")
-    if tensor.numel() == 0 or tensor.layout != torch.strided:
+    if tensor.numel() == 0 or not _has_address(tensor):
         return id(tensor)
     return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride(), tensor.device
+
+
+def _has_address(tensor: Tensor) -> bool:
+    return tensor.layout == torch.strided  # sparse tensors have several memories and none to point at
 
 
 def _patterns(given: str | Sequence[str]) -> tuple[str, ...]:

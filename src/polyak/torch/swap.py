@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from polyak.errors import SwapError
-from polyak.torch.plan import Entry, Plan
+from polyak.torch.plan import Plan
 
 # Live tensors that hold an average now, by id; they are kept alive by the swap that put them here.
 _swapped: set[int] = set()
@@ -42,15 +42,16 @@ def swap_in(plan: Plan, averages: Mapping[str, Tensor], undo: ExitStack) -> None
             for tensor in entry.tensors:
                 _swapped.add(id(tensor))
                 undo.callback(_swapped.discard, id(tensor))
-                _put(tensor, average, tensor.numel() > 0 and _memory(tensor) in shared, undo.callback)
+                _put(tensor, average, _memory(tensor) in shared, undo.callback)
 
 
 def _put(live: Tensor, average: Tensor, fixed: bool, on_exit: Callable[..., object]) -> None:
+    memory = live.data
+    on_exit(_point, live, memory)  # also where nothing is exchanged: the block may call .half() and the like
     if fixed:
-        on_exit(_copy_back, live, live.detach().clone())
-        live.copy_(average)
+        on_exit(_copy, memory, memory.clone())
+        memory.copy_(average)
     else:
-        on_exit(_point, live, live.data)
         _point(live, average.to(live.device, live.dtype))  # the average itself when both already agree
 
 
@@ -58,9 +59,9 @@ def _point(live: Tensor, memory: Tensor) -> None:
     live.data = memory
 
 
-def _copy_back(live: Tensor, backup: Tensor) -> None:
+def _copy(memory: Tensor, backup: Tensor) -> None:
     with torch.no_grad():
-        live.copy_(backup)
+        memory.copy_(backup)
 
 
 def _sharing_memory(plan: Plan) -> set[object]:
@@ -68,16 +69,18 @@ def _sharing_memory(plan: Plan) -> set[object]:
     seen: set[object] = set()
     shared: set[object] = set()
     for entry in plan.entries.values():
-        memories = {_memory(tensor) for tensor in entry.tensors if tensor.numel()}
+        memories = {_memory(tensor) for tensor in entry.tensors}
         shared |= memories & seen
         seen |= memories
     return shared
 
 
 def _memory(tensor: Tensor) -> object:
+    if tensor.numel() == 0 or tensor.layout != torch.strided:
+        return id(tensor)  # no memory that another tensor could lie in
     return tensor.device, tensor.untyped_storage().data_ptr()
 
 
-def live_entries(plan: Plan) -> list[Entry]:
-    """Entries whose live tensors hold an average now."""
-    return [entry for entry in plan.entries.values() if any(id(t) in _swapped for t in entry.tensors)]
+def holds_average(plan: Plan) -> bool:
+    """Whether any of the plan's live tensors holds an average now, whosever it is."""
+    return bool(_swapped) and any(id(t) in _swapped for entry in plan.entries.values() for t in entry.tensors)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -58,6 +59,13 @@ class Track:
         return self.profile.since(self.joined[name]) if name in self.joined else self.profile
 
 
+@contextmanager
+def outside_inference_mode() -> Generator[None]:
+    """Tensors made here can be updated anywhere, also when validation under inference mode makes them."""
+    with torch.inference_mode(False), torch.no_grad():
+        yield
+
+
 def named_decays(decay: float | Decay | Mapping[str, float | Decay]) -> dict[str, Decay]:
     """The tracks asked for: a single decay is the track "average"."""
     if not isinstance(decay, Mapping):
@@ -81,7 +89,7 @@ def storage_dtype(live: Tensor, asked: torch.dtype | None) -> torch.dtype:
 
 def stored(live: Tensor, dtype: torch.dtype, device: torch.device | None) -> Tensor:
     """A copy of θ to average in: same strides, own memory."""
-    with torch.no_grad():
+    with outside_inference_mode():
         return live.detach().to(device or live.device, dtype, copy=True, memory_format=torch.preserve_format)
 
 
@@ -91,15 +99,17 @@ def follow(
     """For each averaged name of the new plan, the old name whose average it goes on with.
 
     A name keeps its average, even if another tensor now bears it. A tensor that appears under a new name
-    (a layer wrapped by an adapter) brings its average along. What is left is a newcomer and is absent.
+    (a layer wrapped by an adapter) brings its average along, and of tied tensors that came apart each goes
+    on with the average they shared. What is left is a newcomer and is absent.
 
     Raises:
         PlanError: a tensor to go on with has another shape or another kind of number.
     """
-    renamed = {id(t): entry.name for entry in old.values() if entry.name not in new for t in entry.tensors}
+    moved = {id(t): entry.name for entry in old.values() if entry.name not in new for t in entry.tensors}
+    tied = {alias: entry.name for entry in old.values() for alias in entry.aliases}
     heirs: dict[str, str] = {}
     for name, entry in new.items():
-        source = name if name in averages else renamed.get(id(entry.live), name)
+        source = name if name in averages else moved.get(id(entry.live), tied.get(name, name))
         if source not in averages or entry.role != "average":
             continue
         average, live = averages[source], entry.live

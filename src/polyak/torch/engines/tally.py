@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -36,7 +37,7 @@ class Tally:
     def read(self) -> tuple[int, dict[str, int]]:
         """Updates affected so far, and in how many of them each tensor was, by name. Synchronises."""
         self._updates += int(self._affected.item())
-        hits: list[int] = self._hits.tolist()
+        hits = cast(list[int], self._hits.tolist())
         for name, count in zip(self._names, hits, strict=True):
             if count:
                 self._tensors[name] = self._tensors.get(name, 0) + count
