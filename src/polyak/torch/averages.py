@@ -48,6 +48,7 @@ class Averages:
         self.tally = Tally()
         self._selection, self._dtype, self._device = selection, dtype, device
         self._policy: NonFinitePolicy = policy
+        self.copies: dict[str, Tensor] = {}
         self.plan = Plan(model, selection)
         selection.check_against(self.plan.names())
         self._adopt(self.plan, {}, 0)
@@ -149,8 +150,16 @@ class Averages:
             track.adopt(self._tensors(averaged, track, heirs), heirs, step)
         self.plan = plan
         with outside_inference_mode():
-            self.copies = {e.name: stored(e.live, e.live.dtype, self._device) for e in plan.having("copy")}
+            self.copies = {entry.name: self._copy(entry) for entry in plan.having("copy")}
             self.prepare()
+
+    def _copy(self, entry: Entry) -> Tensor:
+        """The copy kept so far where it still fits, so that a module made on it goes on following."""
+        fresh = stored(entry.live, entry.live.dtype, self._device)
+        kept = self.copies.get(entry.name)
+        if kept is None or (kept.dtype, kept.shape, kept.device) != (fresh.dtype, fresh.shape, fresh.device):
+            return fresh
+        return kept.copy_(fresh)
 
     def _tensors(self, entries: Sequence[Entry], track: Track, heirs: Mapping[str, str]) -> dict[str, Tensor]:
         tensors: dict[str, Tensor] = {}

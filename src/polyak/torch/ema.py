@@ -104,9 +104,7 @@ class EMA:
         self.step = 0
         self.run = secrets.token_hex(8)
         self._waiting = 0  # steps since the last one acted on
-        self._elapsed = dict.fromkeys(
-            (t.decay.unit for t in self.tracks.values()), 0
-        )  # the same, in each unit
+        self._elapsed = {track.decay.unit: 0 for track in self.tracks.values()}  # the same, in each unit
         self._live: str | None = None
         self._blocks = 0  # average_parameters() blocks open now
         self._undo = ExitStack()  # takes the average out of the model again
@@ -134,7 +132,8 @@ class EMA:
     def module_of(self, track: str | None = None) -> nn.Module:
         """A module on the averaged tensors of ``track``, in evaluation mode; it follows every update.
 
-        It is rebuilt when the model's structure changes. Its precision is the storage dtype's.
+        It is rebuilt when the model's structure changes. Averages are in the storage dtype there, so the
+        float32 average of a bfloat16 model takes float32 inputs; ``average_parameters`` keeps the model's dtype.
         """
         self._follow_model()
         return self._averages.module_of(self._track(track))

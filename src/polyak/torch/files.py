@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor
@@ -33,6 +34,11 @@ def save(path: str | os.PathLike[str], plan: Plan, averages: Mapping[str, Tensor
         if not entry.saved:
             continue
         tensor = averages.get(entry.name, entry.live).detach().cpu().contiguous()
+        if tensor.dtype == torch.complex128:
+            raise CheckpointError(
+                f"{entry.name} is complex128, which the safetensors format has no name for. Nothing was written; "
+                "torch.save(ema.state_dict()) keeps it exactly."
+            )
         for name in (entry.name, *entry.aliases):
             tensors[name] = tensor if name == entry.name else tensor.clone()
     with atomic(path) as temporary:

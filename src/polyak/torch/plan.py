@@ -159,7 +159,7 @@ def _walk(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
     module = unwrap(module)
     if isinstance(module, torch.jit.ScriptModule):
         raise PlanError(
-            f"{prefix or 'the model'} is TorchScript, whose tensors live outside Python. "
+            f"{prefix[:-1] or 'the model'} is TorchScript, whose tensors live outside Python. "
             "Average the module it was made from, and script that."
         )
     yield prefix, module

@@ -91,17 +91,15 @@ class Foreach:
 
 
 class _Block:
-    """Tensors of one device and dtype, few enough that a second look at them finds them in cache."""
+    """θs of one device and dtype with averages of one device and dtype, few enough that a second look at them finds them in cache."""
 
     def __init__(self, pairs: Sequence[Pair], first: int) -> None:
         self.pairs, self._first = pairs, first
         live, average = pairs[0].live, pairs[0].averages[0]
         self._live = [pair.live for pair in pairs]
         self._tracks = [list(track) for track in zip(*(pair.averages for pair in pairs), strict=True)]
-        self._direct = average.dtype.itemsize >= 4 and (average.dtype, average.device) == (
-            live.dtype,
-            live.device,
-        )
+        same = (average.dtype, average.device) == (live.dtype, live.device)
+        self._direct = same and average.dtype.itemsize >= 4
         self._can_look = live.device.type == "cpu" and live.dtype.itemsize > 1
 
     def seen_finite(self) -> bool:
@@ -140,7 +138,7 @@ class _Random:
     """The random bits of one update: a function of (seed, step), so a resumed run draws the same."""
 
     def __init__(self, seed: int, step: int) -> None:
-        # Weyl sequence constant: neighbouring steps and seeds land far apart.
+        # A Weyl constant keeps the ranges of steps of different seeds apart.
         self._seed = (seed * 0x9E3779B97F4A7C15 + step) % (1 << 63)
         self._generators: dict[torch.device, torch.Generator] = {}
 
@@ -208,7 +206,8 @@ def _chunks(pair: Pair) -> Iterator[tuple[Tensor, list[Tensor]]]:
 def _blocks(pairs: Sequence[Pair]) -> list[_Block]:
     groups: dict[object, list[list[Pair]]] = {}
     for pair in pairs:
-        group = groups.setdefault((pair.live.device, pair.live.dtype), [[]])
+        live, average = pair.live, pair.averages[0]
+        group = groups.setdefault((live.device, live.dtype, average.device, average.dtype), [[]])
         size = sum(p.live.numel() for p in group[-1])
         if group[-1] and size + pair.live.numel() > _BLOCK:
             group.append([])
