@@ -36,6 +36,7 @@ def swap_in(plan: Plan, averages: Mapping[str, Tensor], undo: ExitStack) -> None
                 f"{entry.name} already holds another average. Leave that average_parameters() block first."
             )
     shared = _sharing_memory(plan)
+    _keep_places(plan, {id(tensor) for entry in entries for tensor in entry.tensors}, undo)
     with torch.no_grad():
         for entry in entries:
             average = averages[entry.name]
@@ -43,6 +44,12 @@ def swap_in(plan: Plan, averages: Mapping[str, Tensor], undo: ExitStack) -> None
                 _swapped.add(id(tensor))
                 undo.callback(_swapped.discard, id(tensor))
                 _put(tensor, average, _memory(tensor) in shared, undo.callback)
+
+
+def _keep_places(plan: Plan, swapped: set[int], undo: ExitStack) -> None:
+    """Each goes back to its name: ``.half()`` and some forward passes put new buffers in their place."""
+    for store in plan.stores:
+        undo.callback(store.update, {key: value for key, value in store.items() if id(value) in swapped})
 
 
 def _put(live: Tensor, average: Tensor, fixed: bool, on_exit: Callable[..., object]) -> None:
