@@ -1,0 +1,42 @@
+"""The command line. One file per command: parse, one frozen options object, one call, print."""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import version
+from typing import Annotated
+
+import typer
+
+from polyak.cli.demo import demo
+from polyak.errors import PolyakError
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+app.command()(demo)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"polyak {version('polyak')}")
+        raise typer.Exit
+
+
+@app.callback()
+def polyak(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and leave."
+        ),
+    ] = False,
+) -> None:
+    """Average the weights of a neural network while it trains."""
+
+
+def main() -> None:
+    """Run the command line; an error made by polyak is one line and exit status 1."""
+    try:
+        app()
+    except PolyakError as error:
+        print(f"polyak: {error}", file=sys.stderr)
+        raise SystemExit(1) from error

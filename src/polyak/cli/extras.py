@@ -1,0 +1,27 @@
+"""A command that needs an extra says how to install it."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+
+from polyak.errors import MissingExtraError
+
+
+@contextmanager
+def needs(extra: str, *packages: str) -> Generator[None]:
+    """Turn a missing package, imported inside, into its pip line.
+
+    Args:
+        extra: the name of the extra that brings them.
+        packages: top-level import names; any other missing module is a fault of ours and stays what it is.
+
+    Raises:
+        MissingExtraError: one of the packages is not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name not in packages:
+            raise
+        raise MissingExtraError(error.name, extra) from error

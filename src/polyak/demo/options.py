@@ -1,0 +1,78 @@
+"""What a demo run is asked to do, checked before anything is read, downloaded or written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import polyak
+from polyak.errors import ConfigError
+
+DATA = ("auto", "fashion-mnist", "cifar10", "digits")
+
+
+@dataclass(frozen=True)
+class Options:
+    """One demo run.
+
+    Args:
+        data: which images: "auto", "fashion-mnist", "cifar10" or "digits".
+        root: a folder that holds the image files, or receives the downloaded ones.
+        epochs: passes over the training images, at least 1.
+        decay: β, the part of the average that one step keeps.
+        warmup: let the decay grow to β from 0 instead of starting there.
+        seed: of the initial weights and of the order of the images.
+        device: "auto", or what torch calls it: "cpu", "cuda", "cuda:1", "mps".
+        out: folder for `metrics.jsonl` and `average.safetensors`; None takes a new one under `runs/`.
+
+    Raises:
+        ConfigError: a value is outside its rule, or `out` already holds a run.
+    """
+
+    data: str = "auto"
+    root: Path | None = None
+    epochs: int = 10
+    decay: float = 0.9998
+    warmup: bool = True
+    seed: int = 0
+    device: str = "auto"
+    out: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.data not in DATA:
+            raise ConfigError(f"data={self.data!r} is not known; choose one of {', '.join(DATA)}")
+        if self.epochs < 1:
+            raise ConfigError(f"epochs={self.epochs} must be at least 1")
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(f"seed={self.seed} must lie in 0 … 2⁶³-1")
+        if self.root is not None and not self.root.is_dir():
+            raise ConfigError(f"root={str(self.root)!r} is not a folder; create it or leave it out")
+        if self.out is not None and (self.out / "metrics.jsonl").exists():
+            raise ConfigError(f"out={str(self.out)!r} already holds a run; name another folder or remove it")
+        _ = self.schedule  # checks β
+
+    @property
+    def schedule(self) -> polyak.Decay:
+        """The decay of the average."""
+        return polyak.Warmup(self.decay) if self.warmup else polyak.Constant(self.decay)
+
+    def make_folder(self) -> Path:
+        """The folder of this run, made now."""
+        if self.out is None:
+            return _first_free(Path("runs"))
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"out={str(self.out)!r} cannot be made: {error}") from error
+        return self.out
+
+
+def _first_free(parent: Path) -> Path:
+    n = 1
+    while True:
+        try:
+            folder = parent / f"demo-{n}"
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            n += 1

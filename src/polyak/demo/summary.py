@@ -1,0 +1,59 @@
+"""What a run came to: the best and last accuracy, how much each curve jumps, what the average cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from polyak.demo.training import EpochRecord, LossRecord, Record, Seconds
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One accuracy curve: best and last value in 0 … 1, and its mean absolute change from epoch to epoch."""
+
+    best: float | None
+    last: float | None
+    jump: float | None
+    test_loss: float | None
+    train_loss: float | None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Both curves, and where the time went. A value that needs more epochs than were finished is None."""
+
+    epochs: int
+    raw: Curve
+    ema: Curve
+    ema_share: float
+    seconds: Seconds
+
+
+def summarize(records: Sequence[Record]) -> Summary:
+    """Add up a run from its records; at least one."""
+    epochs = [record for record in records if isinstance(record, EpochRecord)]
+    losses = [record for record in records if isinstance(record, LossRecord)]
+    last_loss = losses[-1]
+    raw = curve([e.accuracy for e in epochs], [e.test_loss for e in epochs], last_loss.loss)
+    ema = curve([e.ema_accuracy for e in epochs], [e.ema_test_loss for e in epochs], last_loss.ema_loss)
+    seconds = records[-1].seconds
+    return Summary(len(epochs), raw, ema, seconds.ema_share, seconds)
+
+
+def curve(accuracies: Sequence[float], test_losses: Sequence[float], train_loss: float) -> Curve:
+    """The figures of one curve."""
+    return Curve(
+        best=max(accuracies, default=None),
+        last=accuracies[-1] if accuracies else None,
+        jump=mean_jump(accuracies),
+        test_loss=test_losses[-1] if test_losses else None,
+        train_loss=train_loss,
+    )
+
+
+def mean_jump(values: Sequence[float]) -> float | None:
+    """Mean of |aₑ - aₑ₋₁| over the epochs; None for fewer than two."""
+    jumps = [abs(after - before) for before, after in pairwise(values)]
+    return sum(jumps) / len(jumps) if jumps else None
