@@ -88,9 +88,7 @@ class EMA:
         seed: int = 0,
     ) -> None:
         if dtype not in _STORAGE:
-            raise ConfigError(
-                f"dtype={dtype}: averages are stored in one of {', '.join(map(str, _STORAGE[1:]))}."
-            )
+            raise ConfigError(f"dtype={dtype}: must be one of {', '.join(map(str, _STORAGE[1:]))}.")
         if every < 1:
             raise ConfigError(f"every={every}: must be at least 1 (act on each k-th step).")
         if start < 0:
@@ -132,8 +130,8 @@ class EMA:
     def module_of(self, track: str | None = None) -> nn.Module:
         """A module on the averaged tensors of ``track``, in evaluation mode; it follows every update.
 
-        It is rebuilt when the model's structure changes. Averages are in the storage dtype there, so the
-        float32 average of a bfloat16 model takes float32 inputs; ``average_parameters`` keeps the model's dtype.
+        It is rebuilt when the model's structure changes. It computes in the storage dtype: the float32
+        average of a bfloat16 model takes float32 inputs; ``average_parameters`` keeps the model's dtype.
         """
         self._follow_model()
         return self._averages.module_of(self._track(track))

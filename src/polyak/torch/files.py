@@ -36,8 +36,8 @@ def save(path: str | os.PathLike[str], plan: Plan, averages: Mapping[str, Tensor
         tensor = averages.get(entry.name, entry.live).detach().cpu().contiguous()
         if tensor.dtype == torch.complex128:
             raise CheckpointError(
-                f"{entry.name} is complex128, which the safetensors format has no name for. Nothing was written; "
-                "torch.save(ema.state_dict()) keeps it exactly."
+                f"{entry.name} is complex128, for which the safetensors format has no name. "
+                "Nothing was written; torch.save(ema.state_dict()) keeps it exactly."
             )
         for name in (entry.name, *entry.aliases):
             tensors[name] = tensor if name == entry.name else tensor.clone()

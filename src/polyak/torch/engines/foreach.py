@@ -91,7 +91,7 @@ class Foreach:
 
 
 class _Block:
-    """θs of one device and dtype with averages of one device and dtype, few enough that a second look at them finds them in cache."""
+    """Tensors alike in device and dtype, few enough that a second look finds them in cache."""
 
     def __init__(self, pairs: Sequence[Pair], first: int) -> None:
         self.pairs, self._first = pairs, first
