@@ -96,15 +96,15 @@ class Plan:
         kept = {entry.name for entry in averaged} | {id(t) for entry in averaged for t in entry.tensors}
         self.entries = _entries(modules, selection, kept)
         unique = {id(module): module for module in modules.values()}.values()
-        self.stores: list[dict[str, Any]] = [
+        self._stores: list[dict[str, Any]] = [
             store
             for m in unique
             for store in (m._parameters, m._buffers, m._modules)  # pyright: ignore[reportPrivateUsage]
         ]
-        self._sizes = list(map(len, self.stores))
-        self._filled = [store for store in self.stores if store]
-        self._keys = list(chain.from_iterable(self._filled))
-        self._contents = list(chain.from_iterable(map(dict[str, Any].values, self._filled)))
+        self._sizes = list(map(len, self._stores))
+        self.filled = [store for store in self._stores if store]
+        self._keys = list(chain.from_iterable(self.filled))
+        self._contents = list(chain.from_iterable(map(dict[str, Any].values, self.filled)))
         self._tensors = [
             tensor for entry in self.entries.values() for tensor in entry.tensors if _has_address(tensor)
         ]
@@ -119,11 +119,11 @@ class Plan:
         at beside the address, because an allocator may hand the same address out again.
         """
         if (
-            list(map(len, self.stores)) != self._sizes
-            or list(chain.from_iterable(self._filled)) != self._keys
+            list(map(len, self._stores)) != self._sizes
+            or list(chain.from_iterable(self.filled)) != self._keys
         ):
             return True
-        if not all(map(is_, chain.from_iterable(map(dict[str, Any].values, self._filled)), self._contents)):
+        if not all(map(is_, chain.from_iterable(map(dict[str, Any].values, self.filled)), self._contents)):
             return True
         if any(map(_requires_grad, self._frozen)):
             return True

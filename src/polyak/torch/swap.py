@@ -8,14 +8,18 @@ weights of a cuDNN RNN), whose addresses other code relies on.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from polyak.errors import SwapError
 from polyak.torch.plan import Plan
+
+# A live tensor, the memory it had, and a copy of the values where the memory itself was written to.
+Touched: TypeAlias = tuple[Tensor, Tensor, Tensor | None]
 
 # Live tensors that hold an average now, by id; they are kept alive by the swap that put them here.
 _swapped: set[int] = set()
@@ -24,7 +28,7 @@ _swapped: set[int] = set()
 def swap_in(plan: Plan, averages: Mapping[str, Tensor], undo: ExitStack) -> None:
     """Put ``averages`` into the live model; unwinding ``undo`` takes them out again.
 
-    The way back is pushed before each tensor is touched, so an exception at any point restores all.
+    The way back is noted before each tensor is touched, so an exception at any point restores all.
 
     Raises:
         SwapError: another average is in some of these tensors.
@@ -36,39 +40,45 @@ def swap_in(plan: Plan, averages: Mapping[str, Tensor], undo: ExitStack) -> None
                 f"{entry.name} already holds another average. Leave that average_parameters() block first."
             )
     shared = _sharing_memory(plan)
-    _keep_places(plan, {id(tensor) for entry in entries for tensor in entry.tensors}, undo)
+    ids = {id(tensor) for entry in entries for tensor in entry.tensors}
+    undo.callback(_swapped.difference_update, ids)
+    _swapped.update(ids)
+    undo.callback(_put_back, _places(plan, ids))
+    touched: list[Touched] = []
+    undo.callback(_take_out, touched)
     with torch.no_grad():
         for entry in entries:
             average = averages[entry.name]
-            for tensor in entry.tensors:
-                _swapped.add(id(tensor))
-                undo.callback(_swapped.discard, id(tensor))
-                _put(tensor, average, _memory(tensor) in shared, undo.callback)
+            for live in entry.tensors:
+                fixed = _memory(live) in shared
+                touched.append((live, live.data, live.detach().clone() if fixed else None))
+                if fixed:
+                    live.copy_(average)
+                else:
+                    _point(live, average.to(live.device, live.dtype))  # the average itself when both agree
 
 
-def _keep_places(plan: Plan, swapped: set[int], undo: ExitStack) -> None:
-    """Each goes back to its name: ``.half()`` and some forward passes put new buffers in their place."""
-    for store in plan.stores:
-        undo.callback(store.update, {key: value for key, value in store.items() if id(value) in swapped})
-
-
-def _put(live: Tensor, average: Tensor, fixed: bool, on_exit: Callable[..., object]) -> None:
-    memory = live.data
-    on_exit(_point, live, memory)  # also where nothing is exchanged: the block may call .half() and the like
-    if fixed:
-        on_exit(_copy, memory, memory.clone())
-        memory.copy_(average)
-    else:
-        _point(live, average.to(live.device, live.dtype))  # the average itself when both already agree
+def _take_out(touched: Sequence[Touched]) -> None:
+    with torch.no_grad():
+        for live, memory, backup in reversed(touched):  # memories may overlap
+            _point(live, memory)  # a fixed one too: the block may have called .half() and the like
+            if backup is not None:
+                memory.copy_(backup)
 
 
 def _point(live: Tensor, memory: Tensor) -> None:
     live.data = memory
 
 
-def _copy(memory: Tensor, backup: Tensor) -> None:
-    with torch.no_grad():
-        memory.copy_(backup)
+def _places(plan: Plan, ids: set[int]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Where the tensors are: ``.half()`` and some forward passes put new buffers in their place."""
+    found = [(store, {key: t for key, t in store.items() if id(t) in ids}) for store in plan.filled]
+    return [(store, tensors) for store, tensors in found if tensors]
+
+
+def _put_back(places: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> None:
+    for store, tensors in places:
+        store.update(tensors)
 
 
 def _sharing_memory(plan: Plan) -> set[object]:
