@@ -109,8 +109,8 @@ class Plan:
             tensor for entry in self.entries.values() for tensor in entry.tensors if _has_address(tensor)
         ]
         self._memory = self._remember()
-        self._frozen = [e.live for e in self.entries.values() if e.kind == "parameter" and e.role == "share"]
-        self._frozen = [t for t in self._frozen if not t.requires_grad]
+        shared = [e for e in self.entries.values() if e.kind == "parameter" and e.role == "share"]
+        self._frozen = [t for entry in shared for t in entry.tensors if not t.requires_grad]
 
     def stale(self) -> bool:
         """Whether the model holds other tensors than planned, or one of them moved to other memory.
