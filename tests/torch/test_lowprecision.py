@@ -1,0 +1,72 @@
+"""Averages stored in 16 bits keep moving, because their rounding is right on average."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import polyak
+from polyak.torch.engines.foreach import stochastic_round
+
+HALVES = [torch.bfloat16, torch.float16]
+
+
+def neighbours(value: float, dtype: torch.dtype) -> tuple[float, float]:
+    near = torch.tensor(value).to(dtype)
+    exact = torch.tensor(value, dtype=torch.float64)
+    direction = torch.tensor(float("inf")) if near.double() < exact else torch.tensor(float("-inf"))
+    other = near if near.double() == exact else torch.nextafter(near, direction.to(dtype))
+    return tuple(sorted((near.item(), other.item())))
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@given(value=st.floats(-60_000, 60_000, width=32), uniform=st.floats(0, 1, width=32, exclude_max=True))
+def test_the_result_is_one_of_the_two_neighbours(dtype: torch.dtype, value: float, uniform: float) -> None:
+    rounded = stochastic_round(torch.tensor([value]), dtype, torch.tensor([uniform])).item()
+    assert rounded in neighbours(value, dtype)
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("value", [1.001, -1.001, 3.1e-6, -2.7e-7, 517.3, 1e-3, 0.0])
+def test_the_mean_is_exact_subnormals_included(dtype: torch.dtype, value: float) -> None:
+    uniform = (torch.arange(200_000) + 0.5) / 200_000
+    rounded = stochastic_round(torch.full((200_000,), value), dtype, uniform.float()).double()
+    low, high = neighbours(value, dtype)
+    assert rounded.mean().item() == pytest.approx(
+        float(torch.tensor(value)), abs=max(high - low, 1e-300) * 1e-4
+    )
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_ten_thousand_steps_at_a_long_decay_end_where_float64_does(dtype: torch.dtype) -> None:
+    model = nn.Linear(64, 64, bias=False)
+    with torch.no_grad():
+        model.weight.fill_(1.0)
+    ema = polyak.EMA(model, 0.9999, dtype=dtype)
+    with torch.no_grad():
+        model.weight.fill_(2.0)
+    plain = torch.ones(64, 64, dtype=dtype)
+    for _ in range(10_000):
+        ema.update()
+        plain.lerp_(model.weight.detach().to(dtype), 1e-4)
+    expected = 2 - 0.9999**10_000
+    assert ema.tracks["average"].tensors["weight"].double().mean().item() == pytest.approx(expected, rel=1e-3)
+    assert plain.double().mean().item() < 1.1, "without it the average stands still"
+
+
+def test_every_step_and_seed_and_element_draws_its_own_bits() -> None:
+    def run(seed: int, steps: int) -> torch.Tensor:
+        model = nn.Linear(40, 40, bias=False)
+        with torch.no_grad():
+            model.weight.fill_(1.0)
+        ema = polyak.EMA(model, 0.99, dtype=torch.bfloat16, seed=seed)
+        with torch.no_grad():
+            model.weight.fill_(1.3)
+        for _ in range(steps):
+            ema.update()
+        return ema.tracks["average"].tensors["weight"].float()
+
+    assert torch.equal(run(0, 5), run(0, 5))
+    assert not torch.equal(run(0, 5), run(1, 5))
+    assert run(0, 5).unique().numel() > 1

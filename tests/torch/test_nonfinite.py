@@ -1,0 +1,104 @@
+"""One NaN must not poison an average for ever."""
+
+import pytest
+import torch
+from torch import nn
+
+import polyak
+from polyak.torch.engines import foreach
+
+
+@pytest.fixture(params=["host", "device"])
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The host looks first; a device masks every element without looking. Both run here."""
+    if request.param == "device":
+        monkeypatch.setattr(foreach._Block, "seen_finite", lambda self: False)
+    return request.param
+
+
+def values(dtype: torch.dtype) -> torch.Tensor:
+    return torch.tensor([1.0, 2.0, 3.0, 4.0]).to(dtype)
+
+
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.complex64]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_skip_keeps_just_the_elements_that_are_bad(path: str, dtype: torch.dtype, bad: float) -> None:
+    model = nn.ParameterDict({"w": nn.Parameter(values(dtype)), "v": nn.Parameter(values(dtype))})
+    ema = polyak.EMA(model, 0.5)
+    with torch.no_grad():
+        model["w"].copy_(torch.tensor([3.0, bad, 5.0, bad]).to(dtype))
+    ema.update()
+    w = ema.tracks["average"].tensors["w"]
+    assert w.real.tolist() == [2.0, 2.0, 4.0, 4.0]
+    with torch.no_grad():
+        model["w"].fill_(2.0)
+    ema.update()
+    assert w.isfinite().all()
+    assert w.real.tolist() == [2.0, 2.0, 3.0, 3.0]
+    metrics = ema.metrics()
+    assert metrics["skipped"] == 1
+    assert metrics["skipped_tensors"] == {"w": 1}
+
+
+def test_a_first_copy_is_skipped_too(path: str) -> None:
+    model = nn.ParameterDict({"w": nn.Parameter(values(torch.float32))})
+    ema = polyak.EMA(model, polyak.Debiased(0.9))
+    with torch.no_grad():
+        model["w"].copy_(torch.tensor([5.0, float("nan"), 7.0, 8.0]))
+    ema.update()
+    assert ema.tracks["average"].tensors["w"].tolist() == [5.0, 2.0, 7.0, 8.0]
+
+
+def test_huge_finite_values_are_not_skipped(path: str) -> None:
+    model = nn.ParameterDict({"w": nn.Parameter(torch.full((4,), 3e38))})
+    ema = polyak.EMA(model, 0.5)
+    ema.update()
+    assert ema.tracks["average"].tensors["w"].tolist() == torch.full((4,), 3e38).tolist()
+    assert ema.metrics()["skipped"] == 0
+
+
+def test_raise_names_the_tensor_and_changes_nothing(path: str) -> None:
+    model = nn.ParameterDict({"a": nn.Parameter(torch.ones(3)), "b": nn.Parameter(torch.ones(3))})
+    ema = polyak.EMA(model, 0.5, on_nonfinite="raise")
+    with torch.no_grad():
+        model["a"].fill_(9.0)
+        model["b"][1] = float("nan")
+    with pytest.raises(polyak.NonFiniteError, match="b is not finite at step 1"):
+        ema.update()
+    assert ema.step == 0
+    assert ema.tracks["average"].tensors["a"].tolist() == [1, 1, 1]
+    assert ema.tracks["average"].profile.steps == 0
+
+
+def test_ignore_lets_them_in() -> None:
+    model = nn.ParameterDict({"a": nn.Parameter(torch.ones(2))})
+    ema = polyak.EMA(model, 0.5, on_nonfinite="ignore")
+    with torch.no_grad():
+        model["a"][0] = float("nan")
+    ema.update()
+    assert ema.tracks["average"].tensors["a"].isnan().tolist() == [True, False]
+
+
+def test_counts_survive_a_change_of_the_model_and_a_resume() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    ema = polyak.EMA(model, 0.5)
+
+    def poison(layer: int) -> None:
+        with torch.no_grad():
+            kept = model[layer].weight.clone()
+            model[layer].weight[0, 0] = float("nan")
+            ema.update()
+            model[layer].weight.copy_(kept)
+
+    poison(0)
+    model.append(nn.Linear(2, 2))
+    poison(2)
+    again = polyak.EMA(model, 0.5)
+    again.load_state_dict(ema.state_dict())
+    ema = again
+    poison(0)
+    metrics = ema.metrics()
+    assert (metrics["skipped"], metrics["skipped_tensors"]) == (3, {"0.weight": 2, "2.weight": 1})

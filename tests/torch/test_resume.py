@@ -1,0 +1,139 @@
+"""A run that is cut, saved, loaded in a new process and continued ends as if it had never been cut."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import polyak
+from tests.torch.resume_cases import CASES, advance, begin
+
+HALF = 10  # in the middle of every=3 and every=4
+
+
+@pytest.fixture(scope="module")
+def resumed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every case's first half, then one new process that finishes them all."""
+    folder = tmp_path_factory.mktemp("resume")
+    for name, options in CASES.items():
+        model, optimizer, ema = begin(options)
+        advance(model, optimizer, ema, 0, HALF)
+        saved = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema.state_dict()}
+        torch.save({**saved, "step": HALF}, folder / f"{name}.half.pt")
+    worker = Path(__file__).with_name("resume_worker.py")
+    subprocess.run([sys.executable, worker, folder], check=True, timeout=120)
+    return folder
+
+
+def flat(state: Any, at: str = "") -> dict[str, Any]:
+    if isinstance(state, dict):
+        return {k: v for key, value in state.items() for k, v in flat(value, f"{at}/{key}").items()}
+    return {at: state}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_continuing_equals_never_having_stopped(resumed: Path, name: str) -> None:
+    model, optimizer, ema = begin(CASES[name])
+    advance(model, optimizer, ema, 0, 23)
+    whole = flat(ema.state_dict())
+    continued = flat(torch.load(resumed / f"{name}.resumed.pt", weights_only=True))
+    assert continued.pop("/run") != whole.pop("/run")  # the run goes on under its first id
+    assert continued.keys() == whole.keys()
+    for key, value in whole.items():
+        same = (
+            torch.equal(continued[key], value) if isinstance(value, torch.Tensor) else continued[key] == value
+        )
+        assert same, key
+
+
+def state_of(**options: Any) -> tuple[polyak.EMA, dict[str, Any]]:
+    model, optimizer, ema = begin(options)
+    advance(model, optimizer, ema, 0, 3)
+    return ema, ema.state_dict()
+
+
+def renamed(state: dict[str, Any]) -> None:
+    tensors = state["tracks"]["average"]["tensors"]
+    tensors["0.weights"] = tensors.pop("0.weight")
+
+
+def reshaped(state: dict[str, Any]) -> None:
+    state["tracks"]["average"]["tensors"]["0.weight"] = torch.zeros(8, 4)
+
+
+def recast(state: dict[str, Any]) -> None:
+    tensors = state["tracks"]["average"]["tensors"]
+    tensors["3.bias"] = tensors["3.bias"].bfloat16()
+
+
+DIFFERENT: dict[str, tuple[Any, dict[str, Any]]] = {
+    "0.weight": (renamed, {}),
+    "0.weight (8, 4) for (8, 3)": (reshaped, {}),
+    "3.bias torch.bfloat16 to torch.float32": (recast, {}),
+    "Constant(beta=0.5)": (None, {"decay": 0.5}),
+    "every=2 (state: 1)": (None, {"every": 2}),
+    "start=5 (state: 0)": (None, {"start": 5}),
+    "seed=1 (state: 0)": (None, {"seed": 1}),
+    "track other": (None, {"decay": {"average": 0.9, "other": 0.5}}),
+}
+
+
+@pytest.mark.parametrize("says", DIFFERENT)
+def test_a_difference_is_refused_by_name_and_loaded_only_when_asked(says: str) -> None:
+    _, state = state_of(decay=0.9)
+    change, options = DIFFERENT[says]
+    if change:
+        change(state)
+    ema = begin({"decay": 0.9, **options})[2]
+    before = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in flat(ema.state_dict()).items()}
+    with pytest.raises(polyak.CheckpointError) as refused:
+        ema.load_state_dict(state)
+    assert says in str(refused.value)
+    for key, value in flat(ema.state_dict()).items():
+        kept = torch.equal(value, before[key]) if isinstance(value, torch.Tensor) else value == before[key]
+        assert kept, key
+    report = ema.load_state_dict(state, strict=False)
+    assert report
+    assert says in str(report)
+    assert ema.step == 3
+    assert torch.equal(
+        ema.tracks["average"].tensors["3.weight"], state["tracks"]["average"]["tensors"]["3.weight"]
+    )
+    ema.update()
+
+
+def test_a_state_that_fits_reports_nothing() -> None:
+    _, state = state_of(decay=0.9)
+    assert not begin({"decay": 0.9})[2].load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda s: s.pop("tracks"),
+        lambda s: s.pop("step"),
+        lambda s: s.update(format=99),
+        lambda s: s["tracks"]["average"].update(profile="{}"),
+        lambda s: s["tracks"]["average"].update(decay={"kind": "Nonsense"}),
+        lambda s: s["tracks"]["average"]["tensors"].update({"0.weight": "text"}),
+        lambda s: s.update(tracks=[1]),
+    ],
+)
+def test_a_damaged_state_is_refused_and_nothing_changes(damage: Any) -> None:
+    _, state = state_of(decay=0.9)
+    damage(state)
+    ema = begin({"decay": 0.9})[2]
+    with pytest.raises(polyak.PolyakError):
+        ema.load_state_dict(state)
+    assert ema.step == 0
+
+
+def test_names_are_the_models_own_whatever_wraps_it() -> None:
+    model = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
+    wrapped = polyak.EMA(torch.compile(model, backend="eager"), 0.9)
+    _, state = state_of(decay=0.9)
+    assert not wrapped.load_state_dict(state)
