@@ -389,6 +389,7 @@ def test_a_kept_buffer_does_not_alias_the_models(policy: str) -> None:
     """Mutate the model after the update; the average must not move."""
     model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
     model.register_buffer("table", torch.randn(3))
+    model.index = nn.Parameter(torch.arange(3), requires_grad=False)  # no number to average, but state
     ema = EMA(model, 0.9, buffers=policy)
     ema.update()
     before = {name: t.clone() for name, t in ema.module.state_dict().items()}

@@ -77,7 +77,7 @@ def test_two_calls_in_evaluation_agree_because_dropout_is_off() -> None:
 
 def test_it_builds_no_graph() -> None:
     ema = trained(network())
-    assert not ema(X).requires_grad
+    assert not ema(X.clone().requires_grad_()).requires_grad
     assert not ema.module(X).requires_grad
     assert not any(p.requires_grad for p in ema.module.parameters())
     assert not any(b.requires_grad for b in ema.module.buffers())
@@ -246,3 +246,4 @@ def test_plain_tensor_attributes_come_along() -> None:
     side = Beside(Scaled()).run()
     with side.ema.average_parameters(), torch.no_grad():
         torch.testing.assert_close(side.ema(X), side.model(X))
+    assert side.ema.module.scale.data_ptr() == side.model.scale.data_ptr(), "shared, not copied"

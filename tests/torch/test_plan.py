@@ -341,6 +341,15 @@ def test_a_frozen_parameter_goes_on_being_averaged() -> None:
     side.run(3).check()
 
 
+def test_a_frozen_parameter_goes_on_being_averaged_when_a_load_replaces_it() -> None:
+    side = Beside(network())
+    side.run(2)
+    side.model[0].requires_grad_(False)
+    side.model.load_state_dict({k: v + 1 for k, v in side.model.state_dict().items()}, assign=True)
+    assert not side.model[0].weight.requires_grad
+    side.run(3).check()
+
+
 class Adapter(nn.Module):
     """A layer inside a low-rank adapter, as LoRA libraries inject it."""
 
