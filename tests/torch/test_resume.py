@@ -24,8 +24,10 @@ def resumed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         advance(model, optimizer, ema, 0, HALF)
         saved = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema.state_dict()}
         torch.save({**saved, "step": HALF}, folder / f"{name}.half.pt")
-    worker = Path(__file__).with_name("resume_worker.py")
-    subprocess.run([sys.executable, worker, folder], check=True, timeout=120)
+    root = Path(__file__).parents[2]
+    subprocess.run(
+        [sys.executable, "-m", "tests.torch.resume_worker", folder], cwd=root, check=True, timeout=120
+    )
     return folder
 
 
