@@ -44,7 +44,7 @@ class Decay(ABC):
         """βₜ for an array of times t ≥ 1."""
 
     def products(self, t: Array, k: int) -> Array:
-        """B(t, k) for an array of times t ≥ 0: here the k decays multiplied one by one."""
+        """B(t, k) for an array of times t ≥ 0 and k ≥ 1: here the k decays multiplied one by one."""
         out = np.ones_like(t)
         for i in range(1, k + 1):
             out *= self.betas(t + i)
@@ -74,17 +74,18 @@ class Decay(ABC):
         >>> Decay.from_config({"kind": "Constant", "beta": 0.9998}) == Constant(0.9998)
         True
         """
-        arguments = dict(config)
-        kind = arguments.pop("kind", None)
-        if kind not in Decay._kinds:
-            raise ConfigError(
-                f"decay kind {kind!r} is unknown; known kinds: {', '.join(sorted(Decay._kinds))}."
-            )
-        cls = Decay._kinds[kind]
+        try:
+            arguments = dict(config)
+            cls = Decay._kinds[arguments.pop("kind", None)]
+        except (KeyError, TypeError, ValueError) as error:
+            known = ", ".join(sorted(Decay._kinds))
+            raise ConfigError(f"{config!r} names no known decay; known kinds: {known}.") from error
         try:
             return cls._from_arguments(arguments)
-        except TypeError as error:
-            raise ConfigError(f"{kind} cannot be made from {arguments}: {error}") from error
+        except ConfigError:
+            raise
+        except (KeyError, TypeError, ValueError) as error:
+            raise ConfigError(f"{cls.__name__} cannot be made from {arguments}: {error}") from error
 
     @classmethod
     def _from_arguments(cls, arguments: Config) -> Decay:
@@ -120,6 +121,8 @@ def compose(decay: float | Decay, t: int, k: int) -> float:
     if t < 0 or k < 0:
         raise ConfigError(f"compose(t={t}, k={k}): steps cannot be negative.")
     schedule = as_decay(decay)
+    if k == 0:
+        return 1.0
     if k == 1:
         return schedule(t + 1)
     return float(schedule.products(np.float64(t), k))  # pyright: ignore[reportArgumentType]

@@ -107,7 +107,7 @@ class Profile:
             raise ConfigError(
                 f"from_decay(steps={steps}, every={every}, start={start}): needs ≥ 0, ≥ 1 and ≥ 0."
             )
-        begun = min(start, steps)
+        begun = start if steps >= start else steps - steps % every
         head = (Run(COPY, 0, 1, begun, 1),) if begun else ()
         count = (steps - begun) // every
         body = (Run(as_decay(decay), 0, count, every, every),) if count else ()
@@ -238,18 +238,26 @@ class Profile:
             data = json.loads(text)
             decays = [Decay.from_config(config) for config in data["decays"]]
             return cls(
-                tuple((float(c), tuple(_run(decays, *run) for run in runs)) for c, runs in data["terms"])
+                tuple((_finite(c), tuple(_run(decays, *run) for run in runs)) for c, runs in data["terms"])
             )
-        except (KeyError, TypeError, ValueError, IndexError, RecursionError) as error:
+        except (KeyError, TypeError, ValueError, IndexError, OverflowError, RecursionError) as error:
             raise CheckpointError(f"profile {text[:80]!r} cannot be read: {error}") from error
 
 
-def _run(decays: Sequence[Decay], index: int, *numbers: int) -> Run:
-    if len(numbers) != 4 or not all(type(n) is int and n >= 0 for n in (index, *numbers)) or numbers[1] < 1:
+def _finite(coefficient: float) -> float:
+    if not math.isfinite(coefficient):
+        raise ValueError(f"coefficient {coefficient} is not finite")
+    return float(coefficient)
+
+
+def _run(decays: Sequence[Decay], *numbers: int) -> Run:
+    least = (0, 0, 1, 0, 1)
+    if len(numbers) != 5 or any(type(n) is not int or n < low for n, low in zip(numbers, least, strict=True)):
         raise ValueError(
-            f"run {[index, *numbers]} is not [decay, clock ≥ 0, count ≥ 1, stride ≥ 0, advance ≥ 0]"
+            f"run {list(numbers)} is not [decay ≥ 0, clock ≥ 0, count ≥ 1, stride ≥ 0, advance ≥ 1]"
         )
-    return Run(decays[index], *numbers)
+    index, clock, count, stride, advance = numbers
+    return Run(decays[index], clock, count, stride, advance)
 
 
 def _length(runs: Sequence[Run]) -> int:

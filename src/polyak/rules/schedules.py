@@ -53,9 +53,9 @@ class Debiased(Decay):
         if self.beta == 0:
             return np.zeros_like(t)
         if self.beta == 1:
-            return t / (t + k) if k else np.ones_like(t)
+            return t / (t + k)
         log = math.log(self.beta)
-        return self.beta**k * np.expm1(t * log) / np.expm1((t + k) * log) if k else np.ones_like(t)
+        return self.beta**k * np.expm1(t * log) / np.expm1((t + k) * log)
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,7 @@ class Uniform(Decay):
         return (t - 1) / t
 
     def products(self, t: Array, k: int) -> Array:
-        return t / (t + k) if k else np.ones_like(t)
+        return t / (t + k)
 
 
 @dataclass(frozen=True)
@@ -229,7 +229,7 @@ class Power(Decay):
         return (1 - 1 / t) ** (self.exponent + 1)
 
     def products(self, t: Array, k: int) -> Array:
-        return (t / (t + k)) ** (self.exponent + 1) if k else np.ones_like(t)
+        return (t / (t + k)) ** (self.exponent + 1)
 
 
 @dataclass(frozen=True)
