@@ -104,7 +104,8 @@ class _Block:
         # Where θ must be converted, all of the block is, into memory that every block uses in turn.
         self._converted: list[Tensor] | None = None
         if scratch is not None:
-            pieces = scratch[: sum(_sizes(pairs))].split(_sizes(pairs))
+            sizes = _sizes(pairs)
+            pieces: Sequence[Tensor] = torch.split(scratch[: sum(sizes)], sizes)
             self._converted = [p.view(t.shape) for p, t in zip(pieces, self._live, strict=True)]
         self._can_look = live.device.type == "cpu" and live.dtype.itemsize > 1
 
