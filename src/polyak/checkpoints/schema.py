@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
-from polyak.errors import CheckpointError, ConfigError
+from polyak.errors import CheckpointError
 from polyak.rules import Decay, Profile
 
 Role: TypeAlias = Literal["average", "raw", "resumable"]
@@ -52,9 +52,11 @@ class Header:
         try:
             fields: dict[str, Any] = json.loads(metadata[KEY])
             if fields["format"] > FORMAT:
-                raise CheckpointError(
-                    f"{path} has format {fields['format']}; this polyak reads up to {FORMAT}: update it."
+                raise ValueError(
+                    f"format {fields['format']} is newer than the {FORMAT} this polyak reads: update it"
                 )
+            if fields["role"] not in get_args(Role):
+                raise ValueError(f"role {fields['role']!r} is none of {get_args(Role)}")
             return cls(
                 track=str(fields["track"]),
                 step=int(fields["step"]),
@@ -63,5 +65,5 @@ class Header:
                 role=fields["role"],
                 run=str(fields["run"]),
             )
-        except (KeyError, TypeError, ValueError, AttributeError, ConfigError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, RecursionError, CheckpointError) as error:
             raise CheckpointError(f"{path}: the {KEY!r} header cannot be read: {error!r}") from error
