@@ -3,10 +3,11 @@
 Every engine and framework is compared with this file step by step. It is public because it is also
 the shortest exact statement of what polyak does; it is not fast and never will be.
 
->>> state = init({"w": np.array([0.0])}, decay=0.9)
->>> state = update(state, {"w": np.array([1.0])})
->>> state.average["w"].round(3)
-array([0.1])
+Examples:
+    >>> state = init({"w": np.array([0.0])}, decay=0.9)
+    >>> state = update(state, {"w": np.array([1.0])})
+    >>> state.average["w"].round(3)
+    array([0.1])
 """
 
 from __future__ import annotations

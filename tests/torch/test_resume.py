@@ -134,6 +134,20 @@ def test_a_damaged_state_is_refused_and_nothing_changes(damage: Any) -> None:
     assert ema.step == 0
 
 
+def test_a_newcomer_keeps_its_own_history() -> None:
+    model, optimizer, ema = begin({"decay": 0.9})
+    model[3].requires_grad_(False)
+    ema = polyak.EMA(model, 0.9)
+    advance(model, optimizer, ema, 0, 4)
+    model[3].requires_grad_(True)
+    advance(model, optimizer, ema, 4, 9)
+    again = polyak.EMA(model, 0.9)
+    again.load_state_dict(ema.state_dict())
+    for name in ("0.weight", "3.weight"):
+        assert again.tracks["average"].profile_of(name) == ema.tracks["average"].profile_of(name)
+    assert again.tracks["average"].joined == {"3.weight": 5, "3.bias": 5}
+
+
 def test_names_are_the_models_own_whatever_wraps_it() -> None:
     model = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
     wrapped = polyak.EMA(torch.compile(model, backend="eager"), 0.9)

@@ -71,8 +71,9 @@ class Decay(ABC):
         Raises:
             ConfigError: the kind is unknown or an argument is not one of its arguments.
 
-        >>> Decay.from_config({"kind": "Constant", "beta": 0.9998}) == Constant(0.9998)
-        True
+        Examples:
+            >>> Decay.from_config({"kind": "Constant", "beta": 0.9998}) == Constant(0.9998)
+            True
         """
         try:
             arguments = dict(config)
@@ -113,10 +114,11 @@ def compose(decay: float | Decay, t: int, k: int) -> float:
     Raises:
         ConfigError: t or k is negative.
 
-    >>> compose(0.9, 0, 2) == 0.9 * 0.9
-    True
-    >>> compose(HalfLife(steps=10), 0, 10)
-    0.5
+    Examples:
+        >>> compose(0.9, 0, 2) == 0.9 * 0.9
+        True
+        >>> compose(HalfLife(steps=10), 0, 10)
+        0.5
     """
     if t < 0 or k < 0:
         raise ConfigError(f"compose(t={t}, k={k}): steps cannot be negative.")
@@ -157,8 +159,9 @@ class Constant(Decay):
     Raises:
         ConfigError: β is outside [0, 1].
 
-    >>> Constant(0.999)(1)
-    0.999
+    Examples:
+        >>> Constant(0.999)(1)
+        0.999
     """
 
     beta: float
@@ -188,9 +191,10 @@ class HalfLife(Decay):
     Raises:
         ConfigError: none or several are given, or the half-life is not positive.
 
-    >>> h = HalfLife(steps=1000)
-    >>> round(compose(h, 0, 1000), 12)
-    0.5
+    Examples:
+        >>> h = HalfLife(steps=1000)
+        >>> round(compose(h, 0, 1000), 12)
+        0.5
 
     Source: the scaling of β with the batch size is that of Busbridge et al. 2023, arXiv 2307.13813.
     """

@@ -51,9 +51,10 @@ def solve(profiles: Sequence[Profile], target: Profile) -> Solution:
     Raises:
         ConfigError: no profiles.
 
-    >>> halves = [Profile.from_decay(0.5, 20), Profile.raw(20)]
-    >>> solve(halves, 0.5 * halves[0] + 0.5 * halves[1]).coefficients.round(6)
-    array([0.5, 0.5])
+    Examples:
+        >>> halves = [Profile.from_decay(0.5, 20), Profile.raw(20)]
+        >>> solve(halves, 0.5 * halves[0] + 0.5 * halves[1]).coefficients.round(6)
+        array([0.5, 0.5])
 
     Source: Karras et al. 2024, arXiv 2312.02696, §3.2, without its restriction to power functions.
     """

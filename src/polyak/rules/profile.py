@@ -81,11 +81,12 @@ class Profile:
     Args:
         terms: pairs (coefficient, runs). Made by ``from_decay``, ``raw``, ``+``, ``*`` and by averages.
 
-    >>> p = Profile.from_decay(0.5, steps=2)
-    >>> p.weights()
-    array([0.25, 0.25, 0.5 ])
-    >>> p.initial_weight, p.mean_age
-    (0.25, 0.75)
+    Examples:
+        >>> p = Profile.from_decay(0.5, steps=2)
+        >>> p.weights()
+        array([0.25, 0.25, 0.5 ])
+        >>> p.initial_weight, p.mean_age
+        (0.25, 0.75)
     """
 
     terms: tuple[tuple[float, tuple[Run, ...]], ...]

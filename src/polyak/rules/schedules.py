@@ -31,10 +31,11 @@ class Debiased(Decay):
     Raises:
         ConfigError: β is outside [0, 1].
 
-    >>> Debiased(0.9)(1)
-    0.0
-    >>> round(Debiased(0.9)(1000), 6)
-    0.9
+    Examples:
+        >>> Debiased(0.9)(1)
+        0.0
+        >>> round(Debiased(0.9)(1000), 6)
+        0.9
 
     Source: the correction of Kingma & Ba 2015 (Adam), arXiv 1412.6980, §3, rewritten as a decay.
     """
@@ -75,8 +76,9 @@ class Warmup(Decay):
     Raises:
         ConfigError: an argument is outside its range.
 
-    >>> [round(Warmup(0.9998)(t), 4) for t in (1, 2, 3, 1000)]
-    [0.0, 0.37, 0.5193, 0.99]
+    Examples:
+        >>> [round(Warmup(0.9998)(t), 4) for t in (1, 2, 3, 1000)]
+        [0.0, 0.37, 0.5193, 0.99]
 
     Source: the schedule of timm's ModelEmaV3 and of k-diffusion.
     """
@@ -123,8 +125,9 @@ class Ramp(Decay):
     Raises:
         ConfigError: an argument is outside its range.
 
-    >>> round(Ramp(0.9999, tau=2000)(2000), 4)
-    0.6321
+    Examples:
+        >>> round(Ramp(0.9999, tau=2000)(2000), 4)
+        0.6321
 
     Source: the schedule of YOLOv5 and its successors.
     """
@@ -150,8 +153,9 @@ class Capped(Decay):
     Raises:
         ConfigError: β is outside [0, 1].
 
-    >>> [Capped(0.999)(t) for t in (8, 100_000)]
-    [0.5, 0.999]
+    Examples:
+        >>> [Capped(0.999)(t) for t in (8, 100_000)]
+        [0.5, 0.999]
 
     Source: the ``num_updates`` rule of TensorFlow's ExponentialMovingAverage.
     """
@@ -171,8 +175,9 @@ class Uniform(Decay):
 
     θ₀ has no weight; use ``start=`` to leave out the beginning of training.
 
-    >>> [Uniform()(t) for t in (1, 2, 4)]
-    [0.0, 0.5, 0.75]
+    Examples:
+        >>> [Uniform()(t) for t in (1, 2, 4)]
+        [0.0, 0.5, 0.75]
 
     Source: Polyak & Juditsky 1992; Izmailov et al. 2018, arXiv 1803.05407.
     """
@@ -198,10 +203,11 @@ class Power(Decay):
     Raises:
         ConfigError: none or both are given, or one is outside its range.
 
-    >>> round(Power(sigma_rel=0.1).exponent, 3)
-    6.937
-    >>> Power(gamma=0)(4) == Uniform()(4)
-    True
+    Examples:
+        >>> round(Power(sigma_rel=0.1).exponent, 3)
+        6.937
+        >>> Power(gamma=0)(4) == Uniform()(4)
+        True
 
     Source: Karras et al. 2024, arXiv 2312.02696, equations 2 and 3 and appendix C.
     """
@@ -246,8 +252,9 @@ class Cosine(Decay):
     Raises:
         ConfigError: an argument is outside its range.
 
-    >>> Cosine(0.996, 1.0, total=1000)(1000)
-    1.0
+    Examples:
+        >>> Cosine(0.996, 1.0, total=1000)(1000)
+        1.0
 
     Source: Grill et al. 2020 (BYOL), arXiv 2006.07733, §3.3.
     """
@@ -281,9 +288,10 @@ class Piecewise(Decay):
     Raises:
         ConfigError: no pieces, ends that do not rise, a last piece that ends, or a piece in another unit.
 
-    >>> p = Piecewise([(1000, 0.9), (None, 0.999)])
-    >>> p(1000), p(1001)
-    (0.9, 0.999)
+    Examples:
+        >>> p = Piecewise([(1000, 0.9), (None, 0.999)])
+        >>> p(1000), p(1001)
+        (0.9, 0.999)
     """
 
     pieces: tuple[tuple[int | None, Decay], ...]

@@ -52,10 +52,11 @@ def update_batchnorm(model: nn.Module, loader: Iterable[Any], forward: Forward |
             mapping as keyword arguments, and of a list or tuple the first element, each tensor moved
             to the model's device.
 
-    >>> model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
-    >>> update_batchnorm(model, [torch.ones(4, 2)])
-    >>> bool(torch.allclose(model[1].running_mean, model[0](torch.ones(1, 2))[0]))
-    True
+    Examples:
+        >>> model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+        >>> update_batchnorm(model, [torch.ones(4, 2)])
+        >>> bool(torch.allclose(model[1].running_mean, model[0](torch.ones(1, 2))[0]))
+        True
 
     Source: Izmailov et al. 2018, arXiv 1803.05407, §3.1.
     """

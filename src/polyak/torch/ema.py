@@ -58,16 +58,17 @@ class EMA:
         ConfigError: an argument is outside its rule.
         PlanError: nothing to average, or a tensor that cannot be.
 
-    >>> model = nn.Linear(2, 1)
-    >>> ema = EMA(model, decay=0.999)
-    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    >>> model(torch.ones(1, 2)).sum().backward()
-    >>> optimizer.step()
-    >>> ema.update()
-    >>> with ema.average_parameters():
-    ...     prediction = model(torch.ones(1, 2))
-    >>> bool(torch.equal(prediction, ema(torch.ones(1, 2))))
-    True
+    Examples:
+        >>> model = nn.Linear(2, 1)
+        >>> ema = EMA(model, decay=0.999)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> model(torch.ones(1, 2)).sum().backward()
+        >>> optimizer.step()
+        >>> ema.update()
+        >>> with ema.average_parameters():
+        ...     prediction = model(torch.ones(1, 2))
+        >>> bool(torch.equal(prediction, ema(torch.ones(1, 2))))
+        True
 
     Source: Polyak & Juditsky 1992, "Acceleration of stochastic approximation by averaging".
     """
