@@ -93,12 +93,14 @@ def download(source: Source, folder: Path) -> Path:
     import pooch
 
     fetch = cast(Any, pooch).retrieve
+    was_there = folder.is_dir()
     for name, known_hash in source.files.items():
         try:
             fetch(f"{source.url}/{name}", known_hash=known_hash, fname=name, path=folder)
         except (ValueError, OSError) as error:
-            with suppress(OSError):
-                folder.rmdir()  # only an empty folder goes
+            if not was_there:
+                with suppress(OSError):  # it stays when an earlier file of the set is in it
+                    folder.rmdir()
             raise ConfigError(
                 f"data={source.name!r}: {name} could not be downloaded from {source.url}: {error}. "
                 "Fetch it by other means and point --root at its folder, or use --data auto"

@@ -1,0 +1,147 @@
+"""`polyak` as a person runs it: another process, its output and its exit status."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+from safetensors.numpy import load_file
+
+POLYAK = [sys.executable, "-c", "from polyak.cli import main; main()"]
+ENV = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "80", "NO_COLOR": "1"}
+
+
+def polyak(*arguments: str, block: str = "", cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run the command; `block` names a package that shall look uninstalled."""
+    code = f"import sys; sys.modules[{block!r}] = None; " if block else ""
+    command = [sys.executable, "-c", code + "from polyak.cli import main; main()", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=ENV, cwd=cwd, timeout=120, check=False)
+
+
+def test_the_installed_command_is_this_one() -> None:
+    script = Path(sys.executable).with_name("polyak")
+    shown = subprocess.run([script, "--version"], capture_output=True, text=True, check=True, env=ENV)
+    assert shown.stdout == f"polyak {version('polyak')}\n"
+
+
+def test_help_fits_one_screen_and_lists_every_command() -> None:
+    shown = polyak("--help")
+    assert shown.returncode == 0
+    assert len(shown.stdout.rstrip().splitlines()) <= 24
+    assert max(map(len, shown.stdout.splitlines())) <= 80
+    assert "demo" in shown.stdout
+
+
+def test_demo_help_names_every_option() -> None:
+    shown = polyak("demo", "--help").stdout
+    for option in (
+        "--data", "--root", "--epochs", "--decay", "--warmup", "--no-warmup", "--seed", "--device", "--out",
+    ):  # fmt: skip
+        assert option in shown, option
+
+
+def test_help_needs_no_framework() -> None:
+    for command in (["--help"], ["demo", "--help"]):
+        assert polyak(*command, block="torch").returncode == 0
+
+
+@pytest.mark.parametrize("package", ["torch", "pooch", "sklearn"])
+def test_a_missing_extra_answers_with_its_pip_line(package: str, tmp_path: Path) -> None:
+    data = "digits" if package == "sklearn" else "auto"
+    answer = polyak("demo", "--data", data, "--root", str(tmp_path), block=package, cwd=tmp_path)
+    assert answer.returncode == 1
+    assert answer.stderr == (
+        f'polyak: {package} is not installed. Install it with: pip install "polyak[demo]"\n'
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_any_other_missing_module_keeps_its_traceback() -> None:
+    answer = polyak("demo", "--data", "digits", block="safetensors")
+    assert answer.returncode == 1
+    assert "Traceback" in answer.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", "imagenet"], "data='imagenet' is not known; choose one of"),
+        (["--epochs", "0"], "epochs=0 must be at least 1"),
+        (["--decay", "2"], "beta=2"),
+        (["--device", "toaster"], "device='toaster' cannot be used here"),
+    ],
+)
+def test_bad_input_is_one_line_and_nothing_is_written(
+    arguments: list[str], message: str, tmp_path: Path
+) -> None:
+    answer = polyak("demo", *arguments, cwd=tmp_path)
+    assert answer.returncode == 1
+    assert answer.stderr.startswith("polyak: ")
+    assert message in answer.stderr
+    assert answer.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_ends_with_the_table(tmp_path: Path) -> None:
+    done = polyak("demo", "--data", "digits", "--epochs", "2", "--no-warmup", "--decay", "0.9", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    for words in (
+        "2 epochs on cpu, decay 0.9, seed 0",
+        "EMA loss",
+        "EMA accuracy",
+        "best accuracy",
+        "last accuracy",
+        "mean jump from epoch to epoch",
+        "of the training time",
+        "wrote runs/demo-1/metrics.jsonl and average.safetensors",
+    ):
+        assert words in done.stdout, words
+    assert (tmp_path / "runs/demo-1/average.safetensors").exists()
+
+
+def test_ctrl_c_leaves_a_usable_run(tmp_path: Path) -> None:
+    command = [*POLYAK, "demo", "--data", "digits", "--epochs", "100000", "--out", str(tmp_path / "run")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 60
+    try:
+        while (
+            not metrics.exists() or len(metrics.read_text().splitlines()) < 9
+        ):  # two epochs have four lines each
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert err == ""
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    epochs = sum(line["kind"] == "epoch" for line in lines)
+    assert epochs >= 2
+    assert f"after {epochs} epochs" in out
+    assert f"{lines[-1]['step']}/2300000" in out
+    average = load_file(tmp_path / "run" / "average.safetensors")
+    assert sum(tensor.size for tensor in average.values()) == 62_006
+    assert [path.name for path in sorted(metrics.parent.iterdir())] == [
+        "average.safetensors",
+        "metrics.jsonl",
+    ]
+
+
+def test_ctrl_c_before_anything_began_is_quiet(tmp_path: Path) -> None:
+    code = "import signal, polyak.demo.data as d; d.load = lambda *_: signal.raise_signal(signal.SIGINT); "
+    command = [sys.executable, "-c", code + "from polyak.cli import main; main()", "demo", "--data", "digits"]
+    answer = subprocess.run(command, capture_output=True, text=True, env=ENV, cwd=tmp_path, check=False)
+    assert answer.returncode == 130
+    assert "Traceback" not in answer.stderr
+    assert list(tmp_path.iterdir()) == []
