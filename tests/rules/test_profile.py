@@ -194,6 +194,14 @@ def test_the_half_life_survives_a_cadence() -> None:
         assert p.half_life == pytest.approx(expected, rel=1e-9)
 
 
+def test_a_multiple_of_a_profile_is_as_old_as_the_profile() -> None:
+    p = Profile.from_decay(0.99, 5000)
+    for factor in (2.0, 0.25, -3.0):
+        assert (factor * p).half_life == pytest.approx(p.half_life, rel=1e-9)
+        assert (factor * p).mean_age == pytest.approx(p.mean_age, rel=1e-9)
+        assert (factor * p).effective_samples == pytest.approx(p.effective_samples, rel=1e-9)
+
+
 def test_the_half_life_of_what_never_left_the_beginning_is_its_age() -> None:
     assert Profile.from_decay(0.9999, 100).half_life == 100
     assert Profile.raw(7).half_life == 0

@@ -194,7 +194,7 @@ class Profile:
     def half_life(self) -> float:
         """The age, in training steps, beyond which half of the weight lies.
 
-        ``R(h) = ½`` where R(a) is the weight of points at least a steps old, log-linear between
+        ``R(h) = ½`` where R(a) is the share of the weight at least a steps old, log-linear between
         points: exactly ``ln ½ / ln β`` for a constant β that has run long enough. When more than
         half rests on the oldest point, its age.
         """
@@ -205,7 +205,7 @@ class Profile:
         for low, window in self.windows(self.steps + 1):
             seen = np.flatnonzero(window)[::-1]
             ages = np.append(ages, self.steps - low - seen)
-            newer = np.append(newer, newer[-1] + np.cumsum(window[seen]))
+            newer = np.append(newer, newer[-1] + np.cumsum(window[seen]) / self.total)
             crossed = int(np.searchsorted(newer, 0.5 * (1 - 1e-15)))
             if crossed < len(ages):
                 older = 1 - newer[crossed - 1 : crossed + 1]  # R at the points on either side of the crossing
