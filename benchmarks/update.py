@@ -150,7 +150,7 @@ def main() -> None:
     limits: dict[str, float] = {}
     for name, shapes in SHAPES.items():
         table[name], limits[name] = measure(shapes(), options.rounds)
-    machine = f"{platform.machine()} CPU, {options.threads} threads, torch {torch.__version__}"
+    machine = f"{platform.machine()} CPU, {options.threads} thread(s), torch {torch.__version__}"
     lines = [
         f"Time of one update over one `lerp_` on flat float32 buffers; {machine}, {date.today()}.",
         "",

@@ -97,6 +97,16 @@ def test_an_exception_leaves_everything_as_it_was() -> None:
     assert model[1].momentum == 0.3
 
 
+def test_an_empty_loader_is_refused_and_the_statistics_stay() -> None:
+    model, used_up = network(), iter(BATCHES)
+    polyak.update_batchnorm(model, used_up)
+    before = statistics(model)
+    with pytest.raises(polyak.ConfigError, match="gave no batch"):
+        polyak.update_batchnorm(model, used_up)
+    for name, value in statistics(model).items():
+        assert torch.equal(value, before[name])
+
+
 def test_the_average_can_be_measured_without_touching_the_model() -> None:
     model = network()
     ema = polyak.EMA(model, 0.9)

@@ -112,7 +112,7 @@ def test_samples_must_be_said_when_they_are_counted() -> None:
     assert (ema.tracks["a"].clock, ema.tracks["b"].clock) == (1, 10)
 
 
-@pytest.mark.parametrize("bad", [{"steps": 0}, {"steps": -3}])
+@pytest.mark.parametrize("bad", [{"steps": 0}, {"steps": -3}, {"steps": 1.5}])
 def test_time_does_not_stand_still_or_go_back(bad: dict) -> None:
     with pytest.raises(polyak.ConfigError, match="at least 1"):
         polyak.EMA(network(), 0.9).update(**bad)
@@ -194,7 +194,11 @@ def test_copy_to_is_all_or_nothing() -> None:
     [
         ({"decay": 1.2}, "beta=1.2"),
         ({"decay": {}}, "at least one track"),
+        ({"decay": "0.9"}, "decay='0.9'"),
+        ({"decay": True}, "decay=True"),
         ({"every": 0}, "every=0"),
+        ({"every": 2.5}, "every=2.5"),
+        ({"device": "banana"}, "device='banana'"),
         ({"start": -1}, "start=-1"),
         ({"buffers": "mean"}, "buffers='mean'"),
         ({"dtype": torch.int8}, "dtype=torch.int8"),
@@ -205,6 +209,11 @@ def test_bad_arguments_are_named(options: dict, says: str) -> None:
     with pytest.raises(polyak.ConfigError) as refused:
         polyak.EMA(network(), **options)
     assert says in str(refused.value)
+
+
+def test_parameters_instead_of_the_model_are_a_named_mistake() -> None:
+    with pytest.raises(polyak.ConfigError, match=r"model is a generator: give the nn\.Module itself"):
+        polyak.EMA(network().parameters(), 0.9)  # type: ignore[arg-type]
 
 
 def test_metrics_of_several_tracks_have_their_names() -> None:

@@ -14,6 +14,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from numbers import Real
 from typing import Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
@@ -95,7 +96,11 @@ class Decay(ABC):
 
 def as_decay(decay: float | Decay) -> Decay:
     """A float is a ``Constant``; a ``Decay`` is itself."""
-    return decay if isinstance(decay, Decay) else Constant(decay)
+    if isinstance(decay, Decay):
+        return decay
+    if not isinstance(decay, Real) or type(decay) is bool:
+        raise ConfigError(f"decay={decay!r}: must be a number in [0, 1] or a polyak.Decay.")
+    return Constant(decay)
 
 
 def compose(decay: float | Decay, t: int, k: int) -> float:
@@ -134,6 +139,11 @@ def check(name: str, value: float, rule: str, holds: bool) -> None:
     """Refuse an argument that breaks its rule, naming both."""
     if not holds:  # NaN fails every comparison, so it lands here as well
         raise ConfigError(f"{name}={value!r}: {rule}.")
+
+
+def check_whole(name: str, value: int, least: int) -> None:
+    """Refuse a count that is no whole number or too small."""
+    check(name, value, f"must be a whole number, at least {least}", type(value) is int and value >= least)
 
 
 def check_beta(name: str, value: float) -> None:

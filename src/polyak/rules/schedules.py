@@ -71,7 +71,7 @@ class Warmup(Decay):
         gamma: γ > 0, the time scale in steps.
         power: p > 0.
         min_decay: the smallest decay once s > 0, in [0, β].
-        after: steps that copy before the warm-up begins, ≥ 0.
+        after: further steps that copy before the warm-up begins, ≥ 0; the first always does.
 
     Raises:
         ConfigError: an argument is outside its range.

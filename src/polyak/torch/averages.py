@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from polyak.errors import PlanError
+from polyak.errors import ConfigError, PlanError
 from polyak.rules import Decay
 from polyak.torch.clone import clone_onto
 from polyak.torch.engines.foreach import Foreach, NonFinitePolicy, Pair
@@ -29,7 +29,7 @@ class Averages:
         seed: of the random bits of 16-bit storage.
 
     Raises:
-        ConfigError: a glob matches nothing.
+        ConfigError: the model is no module, the device none, or a glob matches nothing.
         PlanError: nothing to average.
     """
 
@@ -39,14 +39,22 @@ class Averages:
         decays: Mapping[str, Decay],
         selection: Selection,
         dtype: torch.dtype | None,
-        device: torch.device | None,
+        device: str | torch.device | None,
         policy: NonFinitePolicy,
         seed: int,
     ) -> None:
+        if not isinstance(model, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ConfigError(
+                f"model is a {type(model).__name__}: give the nn.Module itself, not its parameters."
+            )
+        try:
+            self._device = None if device is None else torch.device(device)
+        except RuntimeError as error:
+            raise ConfigError(f"device={device!r} is no device: {error}") from error
         self.model, self.seed = model, seed
         self.tracks = {name: Track(name, decay, {}) for name, decay in decays.items()}
         self.tally = Tally()
-        self._selection, self._dtype, self._device = selection, dtype, device
+        self._selection, self._dtype = selection, dtype
         self._policy: NonFinitePolicy = policy
         self.copies: dict[str, Tensor] = {}
         self.plan = Plan(model, selection)

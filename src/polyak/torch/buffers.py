@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
+from polyak.errors import ConfigError
+
 Role: TypeAlias = Literal["average", "copy", "share"]
 BufferPolicy: TypeAlias = Literal["auto", "copy", "average", "ignore"]
 Forward: TypeAlias = Callable[[nn.Module, Any], object]
@@ -52,6 +54,9 @@ def update_batchnorm(model: nn.Module, loader: Iterable[Any], forward: Forward |
             mapping as keyword arguments, and of a list or tuple the first element, each tensor moved
             to the model's device.
 
+    Raises:
+        ConfigError: the loader is empty.
+
     Examples:
         >>> model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
         >>> update_batchnorm(model, [torch.ones(4, 2)])
@@ -65,8 +70,14 @@ def update_batchnorm(model: nn.Module, loader: Iterable[Any], forward: Forward |
     if not norms:
         return
     with _measuring(model, norms), torch.no_grad():
-        for batch in loader:
+        seen = 0
+        for seen, batch in enumerate(loader, 1):  # noqa: B007
             run(model, batch)
+        if not seen:
+            raise ConfigError(
+                "loader gave no batch, so there is nothing to measure (a generator can be used only once). "
+                "The statistics are as before."
+            )
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from polyak.errors import CheckpointError, ConfigError, SwapError
 from polyak.rules import Decay, compose
+from polyak.rules.decay import check_whole
 from polyak.torch import files, metrics
 from polyak.torch.averages import Averages
 from polyak.torch.buffers import BufferPolicy
@@ -37,7 +38,7 @@ class EMA:
     Args:
         model: any ``nn.Module``, on any device, wrapped by DDP or ``torch.compile`` or not.
         decay: β, a schedule, or several by name (``{"short": 0.999, "long": HalfLife(steps=5000)}``),
-            which are kept side by side.
+            which are kept side by side. A plain 0.9999 keeps 90 % of θ₀ after 1000 steps; ``Warmup`` does not.
         include: name globs (``"head.*"``); only tensors that match are averaged.
         exclude: name globs; tensors that match are not. A pattern that matches nothing is an error.
         buffers: "auto" averages BatchNorm-style statistics and copies every other buffer bit by bit;
@@ -90,15 +91,12 @@ class EMA:
     ) -> None:
         if dtype not in _STORAGE:
             raise ConfigError(f"dtype={dtype}: must be one of {', '.join(map(str, _STORAGE[1:]))}.")
-        if every < 1:
-            raise ConfigError(f"every={every}: must be at least 1 (act on each k-th step).")
-        if start < 0:
-            raise ConfigError(f"start={start}: steps cannot be negative.")
+        check_whole("every", every, 1)
+        check_whole("start", start, 0)
         if on_nonfinite not in ("skip", "raise", "ignore"):
             raise ConfigError(f'on_nonfinite={on_nonfinite!r}: must be "skip", "raise" or "ignore".')
         chosen = Selection.of(include, exclude, buffers)
-        place = None if device is None else torch.device(device)
-        self._averages = Averages(model, named_decays(decay), chosen, dtype, place, on_nonfinite, seed)
+        self._averages = Averages(model, named_decays(decay), chosen, dtype, device, on_nonfinite, seed)
         self.every, self.start = every, start
         self.step = 0
         self.run = secrets.token_hex(8)
@@ -213,8 +211,8 @@ class EMA:
         """The live model holds the average while the block runs, the raw weights after, whatever happens.
 
         Where dtype and device agree the model points at the average's own memory: nothing is copied. So
-        what the block does to the model in place, such as running BatchNorm in training mode, it does to
-        the average. Blocks of one track nest.
+        what the block does to the model in place it does to the average. The mode is left alone: call
+        ``model.eval()``, or BatchNorm writes into the average. Blocks of one track nest.
 
         Args:
             track: which average; the first if there is only one or none is named.
@@ -396,6 +394,5 @@ class EMA:
 def _counted(unit: str, count: int | None) -> int:
     if count is None:
         raise ConfigError(f"a decay counts {unit}: say how many since the last call, ema.update({unit}=…).")
-    if count < 1:
-        raise ConfigError(f"update({unit}={count}): must be at least 1.")
+    check_whole(unit, count, 1)
     return count
