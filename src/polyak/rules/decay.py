@@ -98,7 +98,7 @@ def as_decay(decay: float | Decay) -> Decay:
     """A float is a ``Constant``; a ``Decay`` is itself."""
     if isinstance(decay, Decay):
         return decay
-    if not isinstance(decay, Real) or type(decay) is bool:
+    if not isinstance(decay, Real) or isinstance(decay, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ConfigError(f"decay={decay!r}: must be a number in [0, 1] or a polyak.Decay.")
     return Constant(decay)
 

@@ -38,7 +38,7 @@ class EMA:
     Args:
         model: any ``nn.Module``, on any device, wrapped by DDP or ``torch.compile`` or not.
         decay: β, a schedule, or several by name (``{"short": 0.999, "long": HalfLife(steps=5000)}``),
-            which are kept side by side. A plain 0.9999 keeps 90 % of θ₀ after 1000 steps; ``Warmup`` does not.
+            kept side by side. A plain 0.9999 keeps 90 % of θ₀ after 1000 steps; ``Warmup`` does not.
         include: name globs (``"head.*"``); only tensors that match are averaged.
         exclude: name globs; tensors that match are not. A pattern that matches nothing is an error.
         buffers: "auto" averages BatchNorm-style statistics and copies every other buffer bit by bit;
