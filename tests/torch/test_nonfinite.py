@@ -66,11 +66,46 @@ def test_raise_names_the_tensor_and_changes_nothing(path: str) -> None:
     with torch.no_grad():
         model["a"].fill_(9.0)
         model["b"][1] = float("nan")
-    with pytest.raises(polyak.NonFiniteError, match="b is not finite at step 1"):
+    with pytest.raises(polyak.NonFiniteError, match=r"b is not finite.* at step 1"):
         ema.update()
     assert ema.step == 0
     assert ema.tracks["average"].tensors["a"].tolist() == [1, 1, 1]
     assert ema.tracks["average"].profile.steps == 0
+
+
+NARROWER = [
+    (torch.float32, torch.float16, 1e6),
+    (torch.bfloat16, torch.float16, 65536.0),  # rounds to the largest float16 where compared in bfloat16
+    (torch.float32, torch.bfloat16, 3.4e38),
+    (torch.float64, torch.float32, 1e100),
+    (torch.float64, torch.bfloat16, -1e39),
+]
+
+
+@pytest.mark.parametrize(("theta", "storage", "huge"), NARROWER)
+def test_values_beyond_the_storage_never_make_it_infinite(
+    path: str, theta: torch.dtype, storage: torch.dtype, huge: float
+) -> None:
+    model = nn.ParameterDict({"w": nn.Parameter(values(theta))})
+    skipping, raising = (polyak.EMA(model, 0.0, dtype=storage, on_nonfinite=p) for p in ("skip", "raise"))
+    with torch.no_grad():
+        model["w"].copy_(torch.tensor([3.0, huge, 5.0, huge], dtype=torch.float64))
+    assert model["w"].isfinite().all()
+    with pytest.raises(polyak.NonFiniteError, match="w is not finite, or beyond the storage's range"):
+        raising.update()
+    skipping.update()
+    assert skipping.tracks["average"].tensors["w"].tolist() == [3.0, 2.0, 5.0, 4.0]
+    assert skipping.metrics()["skipped_tensors"] == {"w": 1}
+
+
+def test_the_largest_number_of_the_storage_is_averaged(path: str) -> None:
+    model = nn.ParameterDict({"w": nn.Parameter(torch.tensor([65504.0, -65504.0]))})
+    ema = polyak.EMA(model, 0.5, dtype=torch.float16)
+    with torch.no_grad():
+        model["w"].neg_()
+    ema.update()
+    assert ema.tracks["average"].tensors["w"].tolist() == [0.0, 0.0]
+    assert ema.metrics()["skipped"] == 0
 
 
 def test_ignore_lets_them_in() -> None:

@@ -83,10 +83,13 @@ class Foreach:
 
     def _refuse_nonfinite(self, step: int) -> None:
         pairs = [pair for block in self._blocks if not block.seen_finite() for pair in block.pairs]
-        bad = [pair.name for pair in pairs if not _wide(pair.live).isfinite().all()]
+        bad = [
+            pair.name for pair in pairs if not all(_storable(v, a[0].dtype).all() for v, a in _chunks(pair))
+        ]
         if bad:
             raise NonFiniteError(
-                f"{bad[0]} is not finite at step {step} ({len(bad)} tensors are not). Nothing was averaged. "
+                f"{bad[0]} is not finite, or beyond the storage's range, at step {step} ({len(bad)} tensors "
+                "are). Nothing was averaged. "
                 'on_nonfinite="skip" would keep the average of such elements.'
             )
 
@@ -107,18 +110,19 @@ class _Block:
             sizes = _sizes(pairs)
             pieces: Sequence[Tensor] = torch.split(scratch[: sum(sizes)], sizes)
             self._converted = [p.view(t.shape) for p, t in zip(pieces, self._live, strict=True)]
+        self._largest = torch.finfo(average.dtype).max
         self._can_look = live.device.type == "cpu" and live.dtype.itemsize > 1
 
     def seen_finite(self) -> bool:
-        """Whether a look at the norms shows that all of θ is finite.
+        """Whether a look at the norms shows that all of θ is finite and within the storage's range.
 
         On the host that costs one read and no synchronisation. Elsewhere looking would stall the queue
-        and the answer is no. A norm that overflows for finite θ only sends the block down the slow path.
+        and the answer is no. A norm too large for small θ only sends the block down the slow path.
         """
         if not self._can_look:
             return False
         norms = torch._foreach_norm(self._live, 2)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
-        return math.isfinite(torch.stack(norms).sum().item())
+        return torch.stack(norms).sum().item() <= self._largest
 
     def blend(self, weights: Sequence[float], random: _Random) -> None:
         """``avg ← lerp(avg, θ, 1-β)`` for every element."""
@@ -136,10 +140,10 @@ class _Block:
                     _blend(average, value, weight, random)
 
     def blend_finite(self, weights: Sequence[float], random: _Random, hits: Tensor) -> None:
-        """The same where θ is finite; other elements keep their average, and their tensor is marked."""
+        """The same where θ can be stored; other elements keep their average, and their tensor is marked."""
         for i, pair in enumerate(self.pairs, self._first):
             for value, averages in _chunks(pair):
-                finite = torch.isfinite(value)
+                finite = _storable(value, averages[0].dtype)
                 hits[i] |= (~finite).any().to(hits.device)
                 for average, weight in zip(averages, weights, strict=True):
                     _blend(average, torch.where(finite, value, average.to(value.dtype)), weight, random)
@@ -196,8 +200,9 @@ def _blend(average: Tensor, value: Tensor, weight: float, random: _Random) -> No
         average.copy_(stochastic_round(new, average.dtype, random.uniform_like(new)))
 
 
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor if tensor.dtype.itemsize > 1 else tensor.float()  # torch has no isfinite in 8 bits
+def _storable(value: Tensor, dtype: torch.dtype) -> Tensor:
+    """Finite in the storage too: one infinity in an average stays for ever, and float16 ends at 65504."""
+    return torch.isfinite(value) if dtype.itemsize >= 4 else value.abs() <= torch.finfo(dtype).max
 
 
 def _chunks(pair: Pair) -> Iterator[tuple[Tensor, list[Tensor]]]:
