@@ -629,3 +629,11 @@ def test_a_buffer_that_the_block_replaces_is_put_back() -> None:
     with ema.average_parameters():
         model(X)
     assert_restored(model, before)
+
+
+def test_a_module_is_not_built_on_another_emas_average() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    head, whole = EMA(model, 0.5, include="1.*"), EMA(model, 0.5)
+    with whole.average_parameters(), pytest.raises(SwapError, match="the average of another EMA"):
+        _ = head.module
+    assert head.module[0].weight.data_ptr() == model[0].weight.data_ptr()

@@ -132,6 +132,8 @@ class EMA:
         It is rebuilt when the model's structure changes. It computes in the storage dtype: the float32
         average of a bfloat16 model takes float32 inputs; ``average_parameters`` keeps the model's dtype.
         """
+        if not self._live:  # what is not averaged is the model's own, and must not be another EMA's average
+            self._refuse_while_swapped("module")
         self._follow_model()
         return self._averages.module_of(self._track(track))
 
