@@ -1,6 +1,8 @@
 """An average on disk: complete, plain, and it says what it is."""
 
 import os
+import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -88,6 +90,36 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(
     assert [f.name for f in tmp_path.iterdir()] == ["a.safetensors"]
 
 
+def test_a_folder_that_cannot_be_synced_is_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sync = os.fsync
+
+    def files_only(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(22, "Invalid argument")
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", files_only)
+    _, ema = trained()
+    ema.save(tmp_path / "a.safetensors")
+    assert polyak.load(tmp_path / "a.safetensors").header.step == 6
+    assert [f.name for f in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_the_file_and_then_its_folder_are_forced_to_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[bool, bool]] = []
+
+    def watch(descriptor: int) -> None:
+        seen.append((stat.S_ISDIR(os.fstat(descriptor).st_mode), (tmp_path / "a.safetensors").exists()))
+
+    monkeypatch.setattr(os, "fsync", watch)
+    trained()[1].save(tmp_path / "a.safetensors")
+    assert seen == [(False, False), (True, True)]
+
+
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(polyak.CheckpointError, match="nowhere"):
         trained()[1].save(tmp_path / "nowhere" / "a.safetensors")
@@ -108,8 +140,59 @@ def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:
         polyak.load(path)
 
 
-def test_complex128_is_refused_by_name(tmp_path: Path) -> None:
-    model = nn.ParameterDict({"z": nn.Parameter(torch.ones(2, dtype=torch.complex128))})
-    with pytest.raises(polyak.CheckpointError, match="z is complex128"):
-        polyak.EMA(model, 0.9).save(tmp_path / "a.safetensors")
+def test_what_the_format_has_no_name_for_is_refused_by_name(tmp_path: Path) -> None:
+    double = nn.ParameterDict({"z": nn.Parameter(torch.ones(2, dtype=torch.complex128))})
+    with pytest.raises(polyak.CheckpointError, match=r"z is torch\.complex128"):
+        polyak.EMA(double, 0.9).save(tmp_path / "a.safetensors")
+    sparse = nn.Linear(2, 2)
+    sparse.register_buffer("mask", torch.eye(3).to_sparse())
+    with pytest.raises(polyak.CheckpointError, match=r"mask is torch\.float32, torch\.sparse_coo"):
+        polyak.EMA(sparse, 0.9).save(tmp_path / "a.safetensors")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_frozen_tensors_in_one_memory_are_each_written_whole(tmp_path: Path) -> None:
+    flat, model = torch.arange(10.0), nn.Linear(2, 2)
+    views = {"first": flat[:6], "second": flat[3:], "square": flat[:4].view(2, 2), "row": flat[:4]}
+    for name, view in views.items():
+        model.register_parameter(name, nn.Parameter(view, requires_grad=False))
+    polyak.EMA(model, 0.9).save(tmp_path / "a.safetensors")
+    written = load_file(tmp_path / "a.safetensors")
+    for name, view in views.items():
+        assert torch.equal(written[name], view), name
+
+
+def test_a_lazy_conjugate_is_written_conjugated(tmp_path: Path) -> None:
+    model = nn.Linear(2, 2)
+    model.frozen = nn.Parameter(torch.tensor([1 + 2j]).conj(), requires_grad=False)
+    polyak.EMA(model, 0.9).save(tmp_path / "a.safetensors")
+    assert load_file(tmp_path / "a.safetensors")["frozen"].tolist() == [1 - 2j]
+
+
+@pytest.mark.parametrize("wrap", [lambda m: torch.compile(m, backend="eager"), nn.DataParallel])
+def test_a_wrapper_leaves_no_trace_in_the_file(
+    tmp_path: Path, wrap: Callable[[nn.Module], nn.Module]
+) -> None:
+    model = Tied()
+    polyak.EMA(wrap(model), 0.9).save(tmp_path / "a.safetensors")
+    Tied().load_state_dict(load_file(tmp_path / "a.safetensors"))
+
+
+def test_channels_last_and_parametrized_weights_load_strictly(tmp_path: Path) -> None:
+    def make() -> nn.Module:
+        torch.manual_seed(0)
+        spectral = nn.utils.parametrizations.spectral_norm(nn.Linear(4, 4))
+        normed = nn.utils.parametrizations.weight_norm(nn.Conv2d(2, 4, 3))
+        return nn.ModuleList([nn.Conv2d(2, 4, 3).to(memory_format=torch.channels_last), normed, spectral])
+
+    model = make()
+    ema = polyak.EMA(model, 0.5)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(1)
+    ema.update()
+    ema.save(tmp_path / "a.safetensors")
+    fresh = make()
+    fresh.load_state_dict(load_file(tmp_path / "a.safetensors"))
+    for name, value in ema.module.state_dict().items():
+        assert torch.equal(fresh.state_dict()[name], value), name

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from polyak.errors import CheckpointError
@@ -31,16 +31,18 @@ def atomic(path: str | os.PathLike[str]) -> Generator[Path]:
     try:
         yield temporary
         temporary.chmod(0o666 & ~_umask())  # mkstemp makes it private; a finished file is an ordinary one
-        _sync(temporary)
+        with temporary.open("r+b") as file:
+            os.fsync(file.fileno())
         temporary.replace(target)
-        _sync(target.parent)
     except OSError as error:
         raise CheckpointError(f"{target} cannot be written: {error}. Nothing was changed.") from error
     finally:
         temporary.unlink(missing_ok=True)
+    with suppress(OSError):  # the file is in place; Windows and some network file systems sync no folder
+        _sync_folder(target.parent)
 
 
-def _sync(path: Path) -> None:
+def _sync_folder(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
