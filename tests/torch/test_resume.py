@@ -72,10 +72,16 @@ def recast(state: dict[str, Any]) -> None:
     tensors["3.bias"] = tensors["3.bias"].bfloat16()
 
 
+def made_complex(state: dict[str, Any]) -> None:
+    tensors = state["tracks"]["average"]["tensors"]
+    tensors["3.bias"] = tensors["3.bias"] * 1j
+
+
 DIFFERENT: dict[str, tuple[Any, dict[str, Any]]] = {
     "0.weight": (renamed, {}),
     "0.weight (8, 4) for (8, 3)": (reshaped, {}),
     "3.bias torch.bfloat16 to torch.float32": (recast, {}),
+    "3.bias torch.complex64 for torch.float32": (made_complex, {}),
     "Constant(beta=0.5)": (None, {"decay": 0.5}),
     "every=2 (state: 1)": (None, {"every": 2}),
     "start=5 (state: 0)": (None, {"start": 5}),
@@ -118,6 +124,27 @@ def test_a_state_that_fits_reports_nothing() -> None:
     [
         lambda s: s.pop("tracks"),
         lambda s: s.pop("step"),
+        lambda s: s.update(step=-1),
+        lambda s: s.update(step=float("inf")),
+        lambda s: s.update(step=2.5),
+        lambda s: s.update(waiting=-1),
+        lambda s: s.update(elapsed={"steps": -3}),
+        lambda s: s.update(skipped=[]),
+        lambda s: s.update(skipped=[1, {"0.weight": "once"}]),
+        lambda s: s.update(copies=None),
+        lambda s: s["tracks"]["average"].update(clock=float("inf")),
+        lambda s: s["tracks"]["average"].update(clock=-2),
+        lambda s: s["tracks"]["average"].update(beta=7.0),
+        lambda s: s["tracks"]["average"].update(beta=float("nan")),
+        lambda s: s["tracks"]["average"].update(joined={"0.weight": -4}),
+        lambda s: s["tracks"]["average"].update(profile='{"decays":[],"terms":[]}'),
+        lambda s: s["tracks"]["average"].pop("tensors"),
+        lambda s: s["tracks"]["average"].update(tensors=[1]),
+        lambda s: s.update(copies=[1]),
+        lambda s: s["tracks"]["average"]["tensors"].update({"3.bias": torch.zeros(2, device="meta")}),
+        lambda s: s["tracks"]["average"]["tensors"].update({"3.bias": torch.zeros(2).to_sparse()}),
+        lambda s: s["copies"].update({"1.num_batches_tracked": torch.zeros((), device="meta").long()}),
+        lambda s: s["tracks"].update(average=None),
         lambda s: s.update(format=99),
         lambda s: s["tracks"]["average"].update(profile="{}"),
         lambda s: s["tracks"]["average"].update(decay={"kind": "Nonsense"}),
@@ -129,9 +156,28 @@ def test_a_damaged_state_is_refused_and_nothing_changes(damage: Any) -> None:
     _, state = state_of(decay=0.9)
     damage(state)
     ema = begin({"decay": 0.9})[2]
-    with pytest.raises(polyak.PolyakError):
-        ema.load_state_dict(state)
-    assert ema.step == 0
+    before = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in flat(ema.state_dict()).items()}
+    for strict in (True, False):
+        with pytest.raises(polyak.CheckpointError):
+            ema.load_state_dict(state, strict=strict)
+        for key, value in flat(ema.state_dict()).items():
+            kept = (
+                torch.equal(value, before[key]) if isinstance(value, torch.Tensor) else value == before[key]
+            )
+            assert kept, key
+
+
+def test_what_the_state_lacks_does_not_take_its_history() -> None:
+    _, state = state_of(decay=0.9)
+    del state["tracks"]["average"]["tensors"]["3.weight"]
+    model, _, ema = begin({"decay": 0.9})
+    ema.load_state_dict(state, strict=False)
+    track = ema.tracks["average"]
+    assert track.joined == {"3.weight": 3}
+    ema.update()
+    expected = 0.9 * model[3].weight.double() + 0.1 * model[3].weight.double()
+    torch.testing.assert_close(track.tensors["3.weight"].double(), expected)
+    assert track.profile_of("3.weight").weights().tolist() == pytest.approx([0, 0, 0, 0.9, 0.1])
 
 
 def test_a_newcomer_keeps_its_own_history() -> None:

@@ -41,7 +41,7 @@ class LoadReport:
             "missing": "not in the state, left as they are",
             "unexpected": "in the state only, ignored",
             "converted": "of another dtype, converted",
-            "resized": "of another shape, left as they are",
+            "resized": "of another shape or kind, left as they are",
         }
         return "; ".join(f"{', '.join(vars(self)[k])}: {what}" for k, what in lines.items() if vars(self)[k])
 
@@ -76,38 +76,59 @@ def read(
     settings: Mapping[str, int],
     report: LoadReport,
 ) -> Loaded:
-    """Check a state against an EMA's tracks, copied buffers and settings; differences go into ``report``."""
+    """Check a state against an EMA's tracks, copied buffers and settings; differences go into ``report``.
+
+    What passes here cannot fail later, so that loading is all or nothing.
+    """
     if state["format"] != FORMAT:
         raise CheckpointError(f"the state has format {state['format']}; this polyak reads {FORMAT}.")
-    theirs = state["tracks"]
+    theirs = dict(state["tracks"])
     report.schedules += [f"{k}={v} (state: {state[k]})" for k, v in settings.items() if state[k] != v]
     report.missing += [f"track {name}" for name in tracks if name not in theirs]
     report.unexpected += [f"track {name}" for name in theirs if name not in tracks]
-    restored = {
-        name: _restored(track, theirs[name], report) for name, track in tracks.items() if name in theirs
-    }
-    for name in restored:
-        _compare(tracks[name].tensors, theirs[name]["tensors"], f"{name}/" if len(tracks) > 1 else "", report)
-    _compare(copies, state["copies"], "", report)
+    step = _count("step", state["step"])
+    restored: dict[str, Track] = {}
+    for name, track in tracks.items():
+        if name in theirs:
+            where = f"{name}/" if len(tracks) > 1 else ""
+            left = _compare(track.tensors, dict(theirs[name]["tensors"]), where, report)
+            # The state's history is not that of a tensor it does not hold: such a tensor joins now.
+            restored[name] = _restored(track, theirs[name], dict.fromkeys(left, step), report)
+    _compare(copies, dict(state["copies"]), "", report)
+    updates, tensors = state["skipped"]
     return Loaded(
         tracks=restored,
-        step=int(state["step"]),
-        waiting=int(state["waiting"]),
-        elapsed={str(unit): int(count) for unit, count in state["elapsed"].items()},
+        step=step,
+        waiting=_count("waiting", state["waiting"]),
+        elapsed=_counts(state["elapsed"]),
         run=str(state["run"]),
-        tally=Tally(int(state["skipped"][0]), {str(k): int(n) for k, n in state["skipped"][1].items()}),
+        tally=Tally(_count("skipped", updates), _counts(tensors)),
     )
 
 
 def fill(mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:
-    """Copy what matches in name and shape."""
+    """Copy what matches in name, shape and kind."""
     with torch.no_grad():
         for name in mine.keys() & theirs.keys():
-            if mine[name].shape == theirs[name].shape:
+            if _fits(mine[name], theirs[name]):
                 mine[name].copy_(theirs[name])
 
 
-def _restored(track: Track, state: State, report: LoadReport) -> Track:
+def _fits(mine: Tensor, theirs: Tensor) -> bool:
+    return mine.shape == theirs.shape and mine.is_complex() == theirs.is_complex()
+
+
+def _count(name: str, value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise CheckpointError(f"the state says {name}={value!r}: must be a whole number, at least 0.")
+    return value
+
+
+def _counts(named: Mapping[str, Any]) -> dict[str, int]:
+    return {str(name): _count(str(name), value) for name, value in named.items()}
+
+
+def _restored(track: Track, state: State, joining: dict[str, int], report: LoadReport) -> Track:
     decay = Decay.from_config(state["decay"])
     if decay != track.decay:
         report.schedules.append(f"{track.name}: {track.decay} (state: {decay})")
@@ -120,23 +141,37 @@ def _restored(track: Track, state: State, report: LoadReport) -> Track:
     runs = [
         run._replace(decay=track.decay) if run.decay == track.decay else run for run in profile.terms[0][1]
     ]
+    beta = float(state["beta"])
+    if not 0 <= beta <= 1:
+        raise CheckpointError(f"track {track.name!r}: the state says beta={beta}: must lie in [0, 1].")
     return replace(
         track,
-        clock=int(state["clock"]),
-        beta=float(state["beta"]),
-        joined={str(name): int(step) for name, step in state["joined"].items()},
+        clock=_count("clock", state["clock"]),
+        beta=beta,
+        joined=_counts(state["joined"]) | joining,
         history=History(runs),
     )
 
 
-def _compare(mine: Mapping[str, Tensor], theirs: Mapping[str, Any], where: str, report: LoadReport) -> None:
-    report.missing += [f"{where}{name}" for name in mine if name not in theirs]
+def _compare(
+    mine: Mapping[str, Tensor], theirs: Mapping[str, Any], where: str, report: LoadReport
+) -> list[str]:
+    """Report what differs; the names returned are those that keep their own tensor."""
+    left = [name for name in mine if name not in theirs]
+    report.missing += [f"{where}{name}" for name in left]
     report.unexpected += [f"{where}{name}" for name in theirs if name not in mine]
     for name in [name for name in mine if name in theirs]:
         a, b = mine[name], theirs[name]
         if not isinstance(b, Tensor):
             raise CheckpointError(f"{where}{name} is a {type(b).__name__}, not a tensor.")
-        if a.shape != b.shape:
-            report.resized.append(f"{where}{name} {tuple(b.shape)} for {tuple(a.shape)}")
+        if b.is_meta or b.layout != a.layout:
+            raise CheckpointError(
+                f"{where}{name} is {b.layout} on {b.device}: must be {a.layout} and hold values."
+            )
+        if not _fits(a, b):
+            given, wanted = (b.dtype, a.dtype) if a.shape == b.shape else (tuple(b.shape), tuple(a.shape))
+            report.resized.append(f"{where}{name} {given} for {wanted}")
+            left.append(name)
         elif a.dtype != b.dtype:
             report.converted.append(f"{where}{name} {b.dtype} to {a.dtype}")
+    return left
