@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -21,6 +21,7 @@ def neighbours(value: float, dtype: torch.dtype) -> tuple[float, float]:
 
 
 @pytest.mark.parametrize("dtype", HALVES)
+@settings(deadline=None)  # a shared machine may pause at any moment
 @given(value=st.floats(-60_000, 60_000, width=32), uniform=st.floats(0, 1, width=32, exclude_max=True))
 def test_the_result_is_one_of_the_two_neighbours(dtype: torch.dtype, value: float, uniform: float) -> None:
     rounded = stochastic_round(torch.tensor([value]), dtype, torch.tensor([uniform])).item()
@@ -28,13 +29,13 @@ def test_the_result_is_one_of_the_two_neighbours(dtype: torch.dtype, value: floa
 
 
 @pytest.mark.parametrize("dtype", HALVES)
-@pytest.mark.parametrize("value", [1.001, -1.001, 3.1e-6, -2.7e-7, 517.3, 1e-3, 0.0])
+@pytest.mark.parametrize("value", [1.001, -1.001, 3.1e-6, -2.7e-7, 517.3, 1e-3, 1e-39, -3e-40, 0.0])
 def test_the_mean_is_exact_subnormals_included(dtype: torch.dtype, value: float) -> None:
     uniform = (torch.arange(200_000) + 0.5) / 200_000
     rounded = stochastic_round(torch.full((200_000,), value), dtype, uniform.float()).double()
     low, high = neighbours(value, dtype)
     assert rounded.mean().item() == pytest.approx(
-        float(torch.tensor(value)), abs=max(high - low, 1e-300) * 1e-4
+        torch.tensor(value).item(), rel=1e-6, abs=(high - low) * 1e-4
     )
 
 

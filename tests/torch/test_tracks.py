@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 import polyak
@@ -130,6 +132,44 @@ def test_every_and_batch_size_keep_the_half_life() -> None:
             ema.update(samples=per_step)
         lives.append(ema.tracks["average"].profile.half_life)
     assert lives == pytest.approx([50, 50, 50], rel=1e-6)
+
+
+@settings(deadline=None)  # a shared machine may pause at any moment
+@given(
+    every=st.integers(1, 6),
+    start=st.integers(0, 12),
+    updates=st.lists(st.tuples(st.integers(1, 7), st.integers(1, 90)), min_size=1, max_size=12),
+    decay=st.sampled_from(
+        [
+            polyak.Constant(0.7),
+            polyak.HalfLife(samples=50),
+            polyak.Debiased(0.9),
+            polyak.Warmup(0.95, after=2),
+            polyak.Uniform(),
+            polyak.Piecewise([(5, 0.3), (None, polyak.Ramp(0.9, tau=4))]),
+        ]
+    ),
+)
+def test_at_any_pace_the_average_is_the_references_and_its_profile_says_what_it_is(
+    every: int, start: int, updates: list[tuple[int, int]], decay: polyak.Decay
+) -> None:
+    model = nn.ParameterDict({"w": nn.Parameter(torch.zeros(1, dtype=torch.float64))})
+    ema = polyak.EMA(model, decay, every=every, start=start)
+    state = reference.init(arrays(model), decay, every=every, start=start)
+    trajectory = {0: 0.0}
+    for i, (steps, samples) in enumerate(updates, 1):
+        with torch.no_grad():
+            model["w"].fill_(i * i % 11 - 5.0)
+        ema.update(steps, samples=samples)
+        trajectory[ema.step] = model["w"].item()
+        units = samples if decay.unit == "samples" else steps
+        state = reference.update(state, arrays(model), steps=steps, units=units)
+        agree(ema, state)
+        weights = ema.tracks["average"].profile.weights()
+        assert set(weights.nonzero()[0]) <= trajectory.keys()
+        said = sum(weights[t] * value for t, value in trajectory.items() if t < len(weights))
+        assert ema.tracks["average"].tensors["w"].item() == pytest.approx(said, abs=1e-12)
+    assert ema.step == sum(steps for steps, _ in updates)
 
 
 def test_the_profile_of_a_newcomer_begins_where_it_joined() -> None:
