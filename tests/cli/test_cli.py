@@ -139,7 +139,11 @@ def test_ctrl_c_leaves_a_usable_run(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_before_anything_began_is_quiet(tmp_path: Path) -> None:
-    code = "import signal, polyak.demo.data as d; d.load = lambda *_: signal.raise_signal(signal.SIGINT); "
+    code = (
+        "import signal, polyak.demo.data as data; "
+        "signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "data.load = lambda *_: signal.raise_signal(signal.SIGINT); "
+    )
     command = [sys.executable, "-c", code + "from polyak.cli import main; main()", "demo", "--data", "digits"]
     answer = subprocess.run(command, capture_output=True, text=True, env=ENV, cwd=tmp_path, check=False)
     assert answer.returncode == 130

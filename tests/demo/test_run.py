@@ -92,11 +92,12 @@ def test_a_device_that_is_not_there_writes_nothing(tmp_path: Path) -> None:
 
 
 def test_the_first_ctrl_c_is_noted_the_second_is_pythons() -> None:
-    before = signal.getsignal(signal.SIGINT)
+    before = signal.default_int_handler  # set here: a background job of a shell starts with SIGINT ignored
+    outer = signal.signal(signal.SIGINT, before)
     with stop_on_interrupt() as stop:
         assert not stop.asked
         signal.raise_signal(signal.SIGINT)
         assert stop.asked
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.signal(signal.SIGINT, outer) is before
