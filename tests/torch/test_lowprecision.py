@@ -56,6 +56,14 @@ def test_ten_thousand_steps_at_a_long_decay_end_where_float64_does(dtype: torch.
     assert plain.double().mean().item() < 1.1, "without it the average stands still"
 
 
+@pytest.mark.parametrize("dtype", HALVES)
+def test_infinities_and_nan_stay_what_they_are(dtype: torch.dtype) -> None:
+    values = torch.tensor([float("inf"), float("-inf"), float("nan")])
+    rounded = stochastic_round(values, dtype, torch.tensor([0.0, 0.5, 0.9])).tolist()
+    assert rounded[:2] == values.tolist()[:2]
+    assert rounded[2] != rounded[2]
+
+
 def test_every_step_and_seed_and_element_draws_its_own_bits() -> None:
     def run(seed: int, steps: int) -> torch.Tensor:
         model = nn.Linear(40, 40, bias=False)

@@ -98,6 +98,24 @@ def test_values_beyond_the_storage_never_make_it_infinite(
     assert skipping.metrics()["skipped_tensors"] == {"w": 1}
 
 
+def test_every_bad_tensor_is_named_wherever_it_is(path: str) -> None:
+    dtypes = {
+        "a": torch.float32,
+        "b": torch.bfloat16,
+        "c": torch.float64,
+        "d": torch.float32,
+        "e": torch.bfloat16,
+    }
+    model = nn.ParameterDict({k: nn.Parameter(torch.ones(300, 1000, dtype=d)) for k, d in dtypes.items()})
+    ema = polyak.EMA(model, 0.5)  # each tensor is more than one block
+    with torch.no_grad():
+        for name in "bde":
+            model[name][-1, -1] = float("nan")
+    ema.update()
+    metrics = ema.metrics()
+    assert (metrics["skipped"], metrics["skipped_tensors"]) == (1, {"b": 1, "d": 1, "e": 1})
+
+
 def test_the_largest_number_of_the_storage_is_averaged(path: str) -> None:
     model = nn.ParameterDict({"w": nn.Parameter(torch.tensor([65504.0, -65504.0]))})
     ema = polyak.EMA(model, 0.5, dtype=torch.float16)

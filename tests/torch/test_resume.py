@@ -80,6 +80,10 @@ def made_complex(state: dict[str, Any]) -> None:
 DIFFERENT: dict[str, tuple[Any, dict[str, Any]]] = {
     "0.weight": (renamed, {}),
     "0.weight (8, 4) for (8, 3)": (reshaped, {}),
+    "0.bais: in the state only": (
+        lambda s: s["tracks"]["average"]["tensors"].update({"0.bais": torch.zeros(8)}),
+        {},
+    ),
     "3.bias torch.bfloat16 to torch.float32": (recast, {}),
     "3.bias torch.complex64 for torch.float32": (made_complex, {}),
     "Constant(beta=0.5)": (None, {"decay": 0.5}),
@@ -114,6 +118,19 @@ def test_a_difference_is_refused_by_name_and_loaded_only_when_asked(says: str) -
     ema.update()
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_what_is_loaded_is_at_once_what_was_saved(name: str) -> None:
+    model, optimizer, ema = begin(CASES[name])
+    advance(model, optimizer, ema, 0, HALF)
+    again = begin(CASES[name])[2]
+    assert not again.load_state_dict(ema.state_dict())
+    saved, loaded = flat(ema.state_dict()), flat(again.state_dict())
+    assert loaded.keys() == saved.keys()
+    for key, value in saved.items():
+        same = torch.equal(loaded[key], value) if isinstance(value, torch.Tensor) else loaded[key] == value
+        assert same, key
+
+
 def test_a_state_that_fits_reports_nothing() -> None:
     _, state = state_of(decay=0.9)
     assert not begin({"decay": 0.9})[2].load_state_dict(state)
@@ -139,6 +156,9 @@ def test_a_state_that_fits_reports_nothing() -> None:
         lambda s: s["tracks"]["average"].update(joined={"0.weight": -4}),
         lambda s: s["tracks"]["average"].update(profile='{"decays":[],"terms":[]}'),
         lambda s: s["tracks"]["average"].pop("tensors"),
+        lambda s: s["tracks"]["average"].update(
+            profile=(polyak.Profile.raw(1) + polyak.Profile.raw(2)).to_json()
+        ),
         lambda s: s["tracks"]["average"].update(tensors=[1]),
         lambda s: s.update(copies=[1]),
         lambda s: s["tracks"]["average"]["tensors"].update({"3.bias": torch.zeros(2, device="meta")}),

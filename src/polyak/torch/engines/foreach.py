@@ -185,10 +185,12 @@ def stochastic_round(value: Tensor, dtype: torch.dtype, uniform: Tensor) -> Tens
     digits = round(-math.log2(format_.eps))
     lowest = round(math.log2(format_.smallest_normal))
     _, exponent = torch.frexp(value)
-    quantum = (exponent - 1).clamp_(min=lowest) - digits  # log₂ q
-    scaled = torch.ldexp(value.double(), -quantum)  # float64: 2^-quantum can exceed float32's range
+    power = (exponent.long() - 1).clamp_(lowest, 127) - digits  # log₂ q
+    # 2^power by the bits of a float64: in float32 its inverse overflows, as it did in older torch.ldexp.
+    quantum = ((power + 1023) << 52).view(torch.float64)
+    scaled = value / quantum
     floor = scaled.floor()
-    return torch.ldexp(floor + (uniform < scaled - floor), quantum).to(torch.float32).to(dtype)
+    return ((floor + (uniform < scaled - floor)) * quantum).to(torch.float32).to(dtype)
 
 
 def _blend(average: Tensor, value: Tensor, weight: float, random: _Random) -> None:
