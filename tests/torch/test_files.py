@@ -120,6 +120,13 @@ def test_the_file_and_then_its_folder_are_forced_to_disk(
     assert seen == [(False, False), (True, True)]
 
 
+@pytest.mark.skipif(os.name != "posix", reason="permissions as POSIX has them")
+def test_a_file_is_as_readable_as_any_other(tmp_path: Path) -> None:
+    (tmp_path / "other").touch()
+    trained()[1].save(tmp_path / "a.safetensors")
+    assert (tmp_path / "a.safetensors").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(polyak.CheckpointError, match="nowhere"):
         trained()[1].save(tmp_path / "nowhere" / "a.safetensors")

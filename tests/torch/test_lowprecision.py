@@ -22,14 +22,18 @@ def neighbours(value: float, dtype: torch.dtype) -> tuple[float, float]:
 
 @pytest.mark.parametrize("dtype", HALVES)
 @settings(deadline=None)  # a shared machine may pause at any moment
-@given(value=st.floats(-60_000, 60_000, width=32), uniform=st.floats(0, 1, width=32, exclude_max=True))
-def test_the_result_is_one_of_the_two_neighbours(dtype: torch.dtype, value: float, uniform: float) -> None:
+@given(data=st.data(), uniform=st.floats(0, 1, width=32, exclude_max=True))
+def test_the_result_is_one_of_the_two_neighbours(
+    dtype: torch.dtype, data: st.DataObject, uniform: float
+) -> None:
+    largest = torch.finfo(dtype).max
+    value = data.draw(st.floats(-largest, largest, width=32))
     rounded = stochastic_round(torch.tensor([value]), dtype, torch.tensor([uniform])).item()
     assert rounded in neighbours(value, dtype)
 
 
 @pytest.mark.parametrize("dtype", HALVES)
-@pytest.mark.parametrize("value", [1.001, -1.001, 3.1e-6, -2.7e-7, 517.3, 1e-3, 1e-39, -3e-40, 0.0])
+@pytest.mark.parametrize("value", [1.001, -1.001, 3.1e-6, -2.7e-7, 517.3, 1e-3, 1e-39, -3e-40, 6e4, 0.0])
 def test_the_mean_is_exact_subnormals_included(dtype: torch.dtype, value: float) -> None:
     uniform = (torch.arange(200_000) + 0.5) / 200_000
     rounded = stochastic_round(torch.full((200_000,), value), dtype, uniform.float()).double()
@@ -54,6 +58,13 @@ def test_ten_thousand_steps_at_a_long_decay_end_where_float64_does(dtype: torch.
     expected = 2 - 0.9999**10_000
     assert ema.tracks["average"].tensors["weight"].double().mean().item() == pytest.approx(expected, rel=1e-3)
     assert plain.double().mean().item() < 1.1, "without it the average stands still"
+
+
+def test_the_mean_is_exact_near_the_end_of_the_range() -> None:
+    uniform = (torch.arange(1000) + 0.5) / 1000
+    low, high = neighbours(3e38, torch.bfloat16)
+    rounded = stochastic_round(torch.full((1000,), 3e38), torch.bfloat16, uniform).double()
+    assert rounded.mean().item() == pytest.approx(3e38, abs=(high - low) * 2e-3)
 
 
 @pytest.mark.parametrize("dtype", HALVES)

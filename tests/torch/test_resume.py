@@ -129,6 +129,7 @@ def test_what_is_loaded_is_at_once_what_was_saved(name: str) -> None:
     for key, value in saved.items():
         same = torch.equal(loaded[key], value) if isinstance(value, torch.Tensor) else loaded[key] == value
         assert same, key
+    assert [t.beta for t in again.tracks.values()] == [t.beta for t in ema.tracks.values()]
 
 
 def test_a_state_that_fits_reports_nothing() -> None:
