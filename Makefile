@@ -9,7 +9,7 @@ TORCH := 2.13.0
 
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := demo,docs,dev
+EXTRAS := demo,remote,plot,peers,docs,dev
 # The environment is named by what it was made from, so a second call does nothing and an edit rebuilds it.
 INPUTS := pyproject.toml constraints.txt
 STAMP = $(VENV)/made-from-$(shell cat $(INPUTS) | cksum | tr ' ' '-')

@@ -27,8 +27,9 @@ ARROWS: dict[str, set[str]] = {
 
 # Outside packages, by the rooms that may import them. The standard library is free.
 PACKAGES: dict[str, set[str]] = {
-    "numpy": {"rules", "reference", "checkpoints", "demo"},
+    "numpy": {"rules", "reference", "checkpoints", "torch", "demo"},
     "ml_dtypes": {"checkpoints"},
+    "fsspec": {"checkpoints"},
     "safetensors": {"checkpoints", "torch"},
     "torch": {"torch", "demo"},
     "typer": {"cli"},

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, get_args
 
+from polyak.checkpoints.layout import SUMS
 from polyak.errors import CheckpointError
 from polyak.rules import Decay, Profile
 
@@ -18,38 +20,61 @@ KEY = "polyak"
 class Header:
     """What the weights of a file are.
 
-    track: the average's name.  step: training steps when it was written.  run: the training run.
-    decay: the schedule.  profile: the weight of each point of the trajectory.  role: whose weights these are.
+    Args:
+        track: the average's name.
+        step: training steps when it was written; None when nobody knows.
+        decay: the schedule; None for a mixture.
+        profile: the weight of each point of the trajectory; None when made of files that say nothing.
+        role: whose weights these are.
+        run: the training run; "" when of several or unknown.
+        joined: the step at which a tensor joined the average, for those that came later than the rest.
+        state: for "resumable", what continuing takes besides tensors.
     """
 
     track: str
-    step: int
-    decay: Decay
-    profile: Profile
+    step: int | None
+    decay: Decay | None
+    profile: Profile | None
     role: Role
     run: str
+    joined: Mapping[str, int] = field(default_factory=dict[str, int])
+    state: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    def profile_of(self, name: str) -> Profile | None:
+        """The profile of one tensor: the file's, or from the step at which the tensor joined."""
+        if self.profile is None or name not in self.joined:
+            return self.profile
+        return self.profile.since(self.joined[name])
 
     def to_metadata(self) -> dict[str, str]:
         """The safetensors metadata that holds this header."""
-        fields = asdict(self) | {
+        fields = {
             "format": FORMAT,
-            "decay": self.decay.to_config(),
-            "profile": json.loads(self.profile.to_json()),
+            "track": self.track,
+            "step": self.step,
+            "decay": None if self.decay is None else self.decay.to_config(),
+            "profile": None if self.profile is None else json.loads(self.profile.to_json()),
+            "role": self.role,
+            "run": self.run,
+            "joined": dict(self.joined),
+            "state": dict(self.state),
         }
         return {KEY: json.dumps(fields, separators=(",", ":"))}
 
     @classmethod
-    def from_metadata(cls, metadata: dict[str, str] | None, path: str) -> Header:
+    def from_metadata(cls, metadata: Mapping[str, str], path: str) -> Header:
         """The header in a file's metadata.
 
         Raises:
             CheckpointError: there is none, it is of a newer format, or a field is missing or malformed.
         """
-        if metadata is None or KEY not in metadata:
+        if KEY not in metadata:
             raise CheckpointError(
                 f"{path} has no {KEY!r} header: it is a plain weights file, not an average."
             )
         try:
+            if SUMS not in metadata:
+                raise ValueError("its checksums are missing: another program wrote the file anew")
             fields: dict[str, Any] = json.loads(metadata[KEY])
             if fields["format"] > FORMAT:
                 raise ValueError(
@@ -57,13 +82,18 @@ class Header:
                 )
             if fields["role"] not in get_args(Role):
                 raise ValueError(f"role {fields['role']!r} is none of {get_args(Role)}")
+            decay, profile, step = fields["decay"], fields["profile"], fields["step"]
             return cls(
                 track=str(fields["track"]),
-                step=int(fields["step"]),
-                decay=Decay.from_config(fields["decay"]),
-                profile=Profile.from_json(json.dumps(fields["profile"])),
+                step=None if step is None else int(step),
+                decay=None if decay is None else Decay.from_config(decay),
+                profile=None if profile is None else Profile.from_json(json.dumps(profile)),
                 role=fields["role"],
                 run=str(fields["run"]),
+                joined={str(name): int(at) for name, at in fields["joined"].items()},
+                state=dict(fields["state"]),
             )
-        except (KeyError, TypeError, ValueError, OverflowError, RecursionError, CheckpointError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
             raise CheckpointError(f"{path}: the {KEY!r} header cannot be read: {error!r}") from error
+        except CheckpointError as error:
+            raise CheckpointError(f"{path}: the {KEY!r} header cannot be read: {error}") from error

@@ -13,6 +13,7 @@ from polyak.torch.clone import clone_onto
 from polyak.torch.engines.foreach import Foreach, NonFinitePolicy, Pair
 from polyak.torch.engines.tally import Tally
 from polyak.torch.plan import Entry, Patterns, Plan, Selection, unwrap
+from polyak.torch.state import Loaded, State, fill
 from polyak.torch.track import Track, follow, outside_inference_mode, storage_dtype, stored
 
 
@@ -99,6 +100,15 @@ class Averages:
         if self.copies:
             with torch.no_grad():
                 torch._foreach_copy_(*self._copied)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+
+    def restore(self, loaded: Loaded, state: State) -> None:
+        """Take over a state that was read and checked."""
+        for name, track in loaded.tracks.items():
+            fill(track.tensors, state["tracks"][name]["tensors"])
+        fill(self.copies, state["copies"])
+        self.tracks.update(loaded.tracks)
+        self.tally = loaded.tally
+        self.prepare()
 
     def prepare(self) -> None:
         """Make the engine ready for the present plan, tracks and tally."""

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from polyak.checkpoints.schema import Header
 from polyak.errors import CheckpointError, ConfigError, SwapError
 from polyak.rules import Decay, compose
 from polyak.rules.decay import check_whole
-from polyak.torch import files, metrics
+from polyak.torch import files, metrics, resumables
+from polyak.torch.attach import after_each_step, check_counts_steps
 from polyak.torch.averages import Averages
 from polyak.torch.buffers import BufferPolicy
+from polyak.torch.clock import Clock
 from polyak.torch.engines.foreach import NonFinitePolicy
 from polyak.torch.plan import Patterns, Selection
-from polyak.torch.state import FORMAT, LoadReport, State, fill, read, track_state
+from polyak.torch.state import FORMAT, LoadReport, State, read, track_state
 from polyak.torch.swap import holds_average, swap_in
 from polyak.torch.track import Track, named_decays
 
@@ -98,10 +101,9 @@ class EMA:
         chosen = Selection.of(include, exclude, buffers)
         self._averages = Averages(model, named_decays(decay), chosen, dtype, device, on_nonfinite, seed)
         self.every, self.start = every, start
-        self.step = 0
         self.run = secrets.token_hex(8)
-        self._waiting = 0  # steps since the last one acted on
-        self._elapsed = {track.decay.unit: 0 for track in self.tracks.values()}  # the same, in each unit
+        self._clock = Clock.at(0, {track.decay.unit for track in self.tracks.values()})
+        self._watchers: dict[int, Callable[[], None]] = {}  # called after each update
         self._live: str | None = None
         self._blocks = 0  # average_parameters() blocks open now
         self._undo = ExitStack()  # takes the average out of the model again
@@ -110,6 +112,11 @@ class EMA:
     def model(self) -> nn.Module:
         """The live model."""
         return self._averages.model
+
+    @property
+    def step(self) -> int:
+        """Training steps so far."""
+        return self._clock.step
 
     @property
     def tracks(self) -> dict[str, Track]:
@@ -157,29 +164,22 @@ class EMA:
             SwapError: the model holds an average now.
         """
         self._refuse_while_swapped("update")
-        counts = {"steps": steps, "samples": samples, "tokens": tokens}
         copying = self.step < self.start
-        elapsed = {
-            unit: n + (0 if copying else _counted(unit, counts[unit])) for unit, n in self._elapsed.items()
-        }
-        step, waiting = self.step + _counted("steps", steps), self._waiting + steps
-        if waiting < self.every and not (copying and step >= self.start):
-            self.step, self._waiting, self._elapsed = step, waiting, elapsed
+        clock = self._clock.later(steps, samples, tokens, copying)
+        if clock.waiting < self.every and not (copying and clock.step >= self.start):
+            self._clock = clock
             return
-        self._averages.follow(step)
+        self._averages.follow(clock.step)
         betas = [
-            0.0 if copying else compose(track.decay, track.clock, elapsed[track.decay.unit])
+            0.0 if copying else compose(track.decay, track.clock, clock.elapsed[track.decay.unit])
             for track in self.tracks.values()
         ]
-        self._averages.update(betas, step)
+        self._averages.update(betas, clock.step)
         for track, beta in zip(self.tracks.values(), betas, strict=True):
-            advance = elapsed[track.decay.unit]
-            if copying:
-                track.history.restart(step)
-            else:
-                track.history.record(track.decay, track.clock, waiting, advance)
-            track.beta, track.clock = beta, track.clock + advance
-        self.step, self._waiting, self._elapsed = step, 0, dict.fromkeys(elapsed, 0)
+            track.acted(beta, clock.waiting, clock.elapsed[track.decay.unit], clock.step if copying else None)
+        self._clock = Clock.at(clock.step, clock.elapsed)
+        for watcher in tuple(self._watchers.values()):
+            watcher()
 
     def attach(self, optimizer: Optimizer) -> RemovableHandle:
         """Update after each step the optimizer really takes; no call of ``update`` is needed then.
@@ -193,20 +193,9 @@ class EMA:
         Raises:
             ConfigError: a decay counts samples or tokens, which an optimizer does not know.
         """
-        foreign = [name for name, track in self.tracks.items() if track.decay.unit != "steps"]
-        if foreign:
-            unit = self.tracks[foreign[0]].decay.unit
-            raise ConfigError(
-                f"track {foreign[0]!r} counts {unit}, which an optimizer does not know: "
-                f"call ema.update({unit}=…) yourself."
-            )
-
-        def after_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            found = getattr(optimizer, "found_inf", None)  # set by GradScaler for fused optimizers only
-            if found is None or not found.item():
-                self.update()
-
-        return optimizer.register_step_post_hook(after_step)
+        for track in self.tracks.values():
+            check_counts_steps(track)
+        return after_each_step(optimizer, self.update)
 
     @contextmanager
     def average_parameters(self, track: str | None = None) -> Generator[nn.Module]:
@@ -272,7 +261,7 @@ class EMA:
         self._refuse_while_swapped("reset")
         self._averages.restart(names, self.step)
         if names is None:
-            self._waiting, self._elapsed = 0, dict.fromkeys(self._elapsed, 0)
+            self._clock = Clock.at(self.step, self._clock.elapsed)
 
     def state_dict(self) -> State:
         """Everything resuming takes: schedules, counters, histories, random state, averages.
@@ -285,8 +274,8 @@ class EMA:
             "format": FORMAT,
             "run": self.run,
             "step": self.step,
-            "waiting": self._waiting,
-            "elapsed": dict(self._elapsed),
+            "waiting": self._clock.waiting,
+            "elapsed": dict(self._clock.elapsed),
             "every": self.every,
             "start": self.start,
             "seed": self._averages.seed,
@@ -321,17 +310,19 @@ class EMA:
             ) from error
         if strict and report:
             raise CheckpointError(f"{report}. Nothing was loaded; strict=False takes what fits.")
-        for name, track in loaded.tracks.items():
-            fill(track.tensors, state["tracks"][name]["tensors"])
-        fill(self._averages.copies, state["copies"])
-        self.tracks.update(loaded.tracks)
-        self._averages.tally = loaded.tally
-        self._averages.prepare()
-        self.step, self._waiting, self.run = loaded.step, loaded.waiting, loaded.run
-        self._elapsed = {unit: loaded.elapsed.get(unit, 0) for unit in self._elapsed}
+        self._averages.restore(loaded, state)
+        self._clock = self._clock._replace(step=loaded.step, waiting=loaded.waiting, elapsed=loaded.elapsed)
+        self.run = loaded.run
         return report
 
-    def save(self, path: str | os.PathLike[str], track: str | None = None) -> None:
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        track: str | None = None,
+        *,
+        resumable: bool = False,
+        max_shard_size: int | str | None = None,
+    ) -> None:
         """Write one average as a plain ``.safetensors`` file that any tool loads.
 
         It holds the keys of ``model.state_dict()`` without wrapper prefixes (only the included ones when
@@ -339,7 +330,10 @@ class EMA:
 
         Args:
             path: the file; an old one is replaced only when the new one is complete.
-            track: which average.
+            track: which average; "raw" for the model's own weights.
+            resumable: write all that ``load`` takes to continue bit for bit instead: every track,
+                counters, random state. Such a file is no model.
+            max_shard_size: bytes, or "5GB"; above it, write shards and ``path + ".index.json"``.
 
         Raises:
             CheckpointError: the file cannot be written. An old file is intact.
@@ -347,10 +341,29 @@ class EMA:
         """
         self._refuse_while_swapped("save")
         self._follow_model()
-        chosen = self._track(track)
-        files.save(
-            path, self._averages.plan, self._averages.held(chosen), files.header(chosen, self.step, self.run)
-        )
+        if resumable:
+            tensors, header = resumables.packed(self.state_dict())
+        else:
+            tensors, header = self._exported(track)
+        files.save(path, tensors, header, max_shard_size)
+
+    def load(self, path: str | os.PathLike[str], strict: bool = True) -> LoadReport:
+        """Continue from a file that ``save(path, resumable=True)`` wrote; see ``load_state_dict``.
+
+        Raises:
+            CheckpointError: the file is damaged, holds something else, or under strict does not match.
+        """
+        return self.load_state_dict(resumables.read(path), strict)
+
+    def watch(self, watcher: Callable[[], None]) -> RemovableHandle:
+        """Call ``watcher()`` after each update, when averages and counters agree.
+
+        Returns:
+            A handle whose ``remove()`` ends it.
+        """
+        handle = RemovableHandle(self._watchers)
+        self._watchers[handle.id] = watcher
+        return handle
 
     def metrics(self) -> dict[str, Any]:
         """Numbers to log. Synchronises with the device; call it when you log, not every step.
@@ -360,18 +373,7 @@ class EMA:
             and for each track decay (last applied), mean_age and half_life in steps, initial_weight, and
             distance ``‖avg-θ‖/‖θ‖``. With several tracks the latter are named ``"short/decay"`` and so on.
         """
-        skipped, named = self._averages.tally.read()
-        out: dict[str, Any] = {
-            "step": self.step,
-            "engine": self._averages.engine,
-            "skipped": skipped,
-            "skipped_tensors": named,
-        }
-        for name, track in self.tracks.items():
-            prefix = f"{name}/" if len(self.tracks) > 1 else ""
-            numbers = metrics.of_track(track, self._averages.plan)
-            out |= {prefix + key: value for key, value in numbers.items()}
-        return out
+        return metrics.of(self._averages, self.step)
 
     def _track(self, name: str | None) -> Track:
         if name is None:
@@ -379,6 +381,14 @@ class EMA:
         if name not in self.tracks:
             raise ConfigError(f"track={name!r} is not one of {', '.join(map(repr, self.tracks))}.")
         return self.tracks[name]
+
+    def _exported(self, name: str | None) -> tuple[dict[str, Tensor], Header]:
+        """A track's weights, or the raw ones, under the model's names, and what they are."""
+        plan = self._averages.plan
+        if name == "raw":
+            return files.exported(plan, {}), files.raw_header(self.step, self.run)
+        track = self._track(name)
+        return files.exported(plan, self._averages.held(track)), files.header(track, self.step, self.run)
 
     def _refuse_while_swapped(self, verb: str) -> None:
         if self._live or holds_average(self._averages.plan):
@@ -391,10 +401,3 @@ class EMA:
     def _follow_model(self) -> None:
         if not self._live and not holds_average(self._averages.plan):
             self._averages.follow(self.step)
-
-
-def _counted(unit: str, count: int | None) -> int:
-    if count is None:
-        raise ConfigError(f"a decay counts {unit}: say how many since the last call, ema.update({unit}=…).")
-    check_whole(unit, count, 1)
-    return count

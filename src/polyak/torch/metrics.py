@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 import math
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from polyak.torch.averages import Averages
 from polyak.torch.plan import Plan
 from polyak.torch.track import Track
+
+
+def of(averages: Averages, step: int) -> dict[str, Any]:
+    """The numbers of ``EMA.metrics``."""
+    skipped, named = averages.tally.read()
+    out: dict[str, Any] = {
+        "step": step,
+        "engine": averages.engine,
+        "skipped": skipped,
+        "skipped_tensors": named,
+    }
+    for name, track in averages.tracks.items():
+        prefix = f"{name}/" if len(averages.tracks) > 1 else ""
+        out |= {prefix + key: value for key, value in of_track(track, averages.plan).items()}
+    return out
 
 
 def of_track(track: Track, plan: Plan) -> dict[str, float]:

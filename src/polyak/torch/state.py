@@ -15,6 +15,7 @@ from torch import Tensor
 
 from polyak.errors import CheckpointError
 from polyak.rules import Decay, History, Profile
+from polyak.rules.decay import Unit
 from polyak.torch.engines.tally import Tally
 from polyak.torch.track import Track
 
@@ -52,7 +53,7 @@ class Loaded(NamedTuple):
     tracks: dict[str, Track]
     step: int
     waiting: int
-    elapsed: dict[str, int]
+    elapsed: dict[Unit, int]
     run: str
     tally: Tally
 
@@ -100,7 +101,9 @@ def read(
         tracks=restored,
         step=step,
         waiting=_count("waiting", state["waiting"]),
-        elapsed=_counts(state["elapsed"]),
+        elapsed={
+            track.decay.unit: _counts(state["elapsed"]).get(track.decay.unit, 0) for track in tracks.values()
+        },
         run=str(state["run"]),
         tally=Tally(_count("skipped", updates), _counts(tensors)),
     )

@@ -47,6 +47,14 @@ class Track:
         if step:
             self.history.restart(step)
 
+    def acted(self, beta: float, stride: int, advance: int, copied_at: int | None) -> None:
+        """Enter an update into the history: ``stride`` steps, ``advance`` of the schedule's unit."""
+        if copied_at is None:
+            self.history.record(self.decay, self.clock, stride, advance)
+        else:
+            self.history.restart(copied_at)
+        self.beta, self.clock = beta, self.clock + advance
+
     @property
     def profile(self) -> Profile:
         """The exact weight of every point of the trajectory in this average."""
@@ -72,6 +80,8 @@ def named_decays(decay: float | Decay | Mapping[str, float | Decay]) -> dict[str
         return {"average": as_decay(decay)}
     if not decay:
         raise ConfigError("decay={}: name at least one track.")
+    if "raw" in decay:
+        raise ConfigError(f'decay={decay}: "raw" means the model\'s own weights; name the track otherwise.')
     return {name: as_decay(value) for name, value in decay.items()}
 
 

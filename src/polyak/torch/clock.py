@@ -1,0 +1,44 @@
+"""Where an EMA stands in time: steps counted, and those not acted on yet."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import NamedTuple
+
+from polyak.errors import ConfigError
+from polyak.rules.decay import Unit, check_whole
+
+
+class Clock(NamedTuple):
+    """The counters of an EMA.
+
+    step: training steps so far.  waiting: steps since the last one acted on.  elapsed: the same in each unit.
+    """
+
+    step: int
+    waiting: int
+    elapsed: dict[Unit, int]
+
+    @classmethod
+    def at(cls, step: int, units: Collection[Unit]) -> Clock:
+        """All that came before ``step`` acted on."""
+        return cls(step, 0, dict.fromkeys(units, 0))
+
+    def later(self, steps: int, samples: int | None, tokens: int | None, copying: bool) -> Clock:
+        """The clock after so many; while ``copying`` the schedules' time stands still.
+
+        Raises:
+            ConfigError: a count is missing or not positive.
+        """
+        counts: dict[Unit, int | None] = {"steps": steps, "samples": samples, "tokens": tokens}
+        elapsed: dict[Unit, int] = {
+            unit: n + (0 if copying else _counted(unit, counts[unit])) for unit, n in self.elapsed.items()
+        }
+        return Clock(self.step + _counted("steps", steps), self.waiting + steps, elapsed)
+
+
+def _counted(unit: str, count: int | None) -> int:
+    if count is None:
+        raise ConfigError(f"a decay counts {unit}: say how many since the last call, ema.update({unit}=…).")
+    check_whole(unit, count, 1)
+    return count

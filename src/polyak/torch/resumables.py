@@ -1,0 +1,63 @@
+"""An EMA's whole state as one safetensors file: the tensors there, everything else as JSON in its header.
+
+Tensors are named by the place of their track: ``0/weight``, ``1/weight`` …, copied buffers ``copies/…``.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from torch import Tensor
+
+from polyak.checkpoints.formats import open_weights
+from polyak.checkpoints.schema import Header
+from polyak.errors import CheckpointError
+from polyak.torch.files import as_tensor
+from polyak.torch.state import State
+
+_COPIES = "copies"
+
+
+def packed(state: State) -> tuple[dict[str, Tensor], Header]:
+    """A state dict as tensors and a header."""
+    tensors = {f"{_COPIES}/{name}": tensor for name, tensor in state["copies"].items()}
+    tracks: dict[str, Any] = {}
+    for place, (track, held) in enumerate(state["tracks"].items()):
+        tensors |= {f"{place}/{name}": tensor for name, tensor in held["tensors"].items()}
+        tracks[track] = {key: value for key, value in held.items() if key != "tensors"}
+    rest = {key: value for key, value in state.items() if key not in ("tracks", "copies")}
+    header = Header(
+        track=", ".join(tracks),
+        step=state["step"],
+        decay=None,
+        profile=None,
+        role="resumable",
+        run=state["run"],
+        state=rest | {"tracks": tracks},
+    )
+    return tensors, header
+
+
+def read(path: str | os.PathLike[str]) -> State:
+    """The state dict in a file.
+
+    Raises:
+        CheckpointError: the file is damaged, or holds something else than a resumable state.
+    """
+    with open_weights(path) as weights:
+        header = Header.from_metadata(weights.metadata, weights.where)
+        if header.role != "resumable":
+            raise CheckpointError(
+                f"{path} holds {header.role} weights, not a state to continue from: "
+                "that is written by ema.save(path, resumable=True)."
+            )
+        groups: dict[str, dict[str, Tensor]] = {}
+        for key, slot in weights.slots.items():
+            place, _, name = key.partition("/")
+            groups.setdefault(place, {})[name] = as_tensor(slot.read())
+    tracks = {
+        name: {**held, "tensors": groups.get(str(place), {})}
+        for place, (name, held) in enumerate(header.state.get("tracks", {}).items())
+    }
+    return {**header.state, "tracks": tracks, "copies": groups.get(_COPIES, {})}
