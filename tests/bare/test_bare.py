@@ -11,11 +11,11 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
 import polyak
 from polyak import CheckpointError, MissingExtraError, Power, Profile
 from polyak.checkpoints.schema import FORMAT, KEY, Header
+from polyak.checkpoints.write import write_arrays
 
 HEADER = Header("average", 100, Power(sigma_rel=0.1), Profile.from_decay(0.99, 100), "average", "a-run")
 TENSORS = {
@@ -33,7 +33,7 @@ def without(package: str, code: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    save_file(TENSORS, tmp_path / "average.safetensors", HEADER.to_metadata())
+    write_arrays(tmp_path / "average.safetensors", TENSORS, HEADER.to_metadata())
     return tmp_path / "average.safetensors"
 
 
@@ -83,12 +83,12 @@ def test_the_demo_answers_with_its_pip_line() -> None:
 
 
 def test_a_missing_file_is_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"nothing\.safetensors cannot be read"):
+    with pytest.raises(CheckpointError, match=r"nothing\.safetensors cannot be opened"):
         polyak.load(tmp_path / "nothing.safetensors")
 
 
 def test_a_plain_weights_file_is_refused(tmp_path: Path) -> None:
-    save_file({"w": np.zeros(2)}, tmp_path / "plain.safetensors")
+    write_arrays(tmp_path / "plain.safetensors", {"w": np.zeros(2)}, {})
     with pytest.raises(CheckpointError, match="no 'polyak' header"):
         polyak.load(tmp_path / "plain.safetensors")
 
@@ -98,7 +98,7 @@ def test_a_truncated_file_is_refused_at_every_length(path: Path, tmp_path: Path)
     for length in {0, 1, 7, 8, 9, *range(20, len(whole), 37), len(whole) - 1}:
         cut = tmp_path / "cut.safetensors"
         cut.write_bytes(whole[:length])
-        with pytest.raises(CheckpointError, match="cannot be read"):
+        with pytest.raises(CheckpointError, match="no valid safetensors"):
             polyak.load(cut)
 
 
@@ -112,12 +112,12 @@ def test_a_truncated_file_is_refused_at_every_length(path: Path, tmp_path: Path)
         {"decay": {"kind": "Exotic"}},
         {"decay": 7},
         {"profile": {}},
-        {"profile": None},
+        {"profile": 7},
     ],
 )
 def test_a_damaged_header_is_refused(change: dict[str, object], tmp_path: Path) -> None:
     fields = json.loads(HEADER.to_metadata()[KEY]) | change
-    save_file(TENSORS, tmp_path / "odd.safetensors", {KEY: json.dumps(fields)})
+    write_arrays(tmp_path / "odd.safetensors", TENSORS, {KEY: json.dumps(fields)})
     with pytest.raises(CheckpointError, match=r"odd\.safetensors"):
         polyak.load(tmp_path / "odd.safetensors")
 
@@ -142,10 +142,9 @@ def test_a_role_that_is_none_is_refused() -> None:
         Header.from_metadata({KEY: json.dumps(fields)}, "file")
 
 
-def test_a_dtype_that_numpy_lacks_is_refused_with_the_tensor_and_the_way_out(tmp_path: Path) -> None:
-    tensor = {"dtype": "F8_E4M3", "shape": [1], "data_offsets": [0, 1]}
-    head = json.dumps({"__metadata__": HEADER.to_metadata(), "scale": tensor}).encode()
-    path = tmp_path / "eight.safetensors"
-    path.write_bytes(len(head).to_bytes(8, "little") + head + b"\0")
-    with pytest.raises(CheckpointError, match=r"scale has a dtype that NumPy does not know.*load_file"):
-        polyak.load(path)
+def test_an_8_bit_float_is_read(tmp_path: Path) -> None:
+    scale = np.array([0.5, 448.0], ml_dtypes.float8_e4m3fn)
+    write_arrays(tmp_path / "eight.safetensors", {"scale": scale}, HEADER.to_metadata())
+    read = polyak.load(tmp_path / "eight.safetensors").tensors["scale"]
+    assert read.dtype == scale.dtype
+    assert read.tobytes() == scale.tobytes()

@@ -64,7 +64,7 @@ def test_a_missing_extra_answers_with_its_pip_line(package: str, tmp_path: Path)
 
 
 def test_any_other_missing_module_keeps_its_traceback() -> None:
-    answer = polyak("demo", "--data", "digits", block="safetensors")
+    answer = polyak("demo", "--data", "digits", block="ml_dtypes")
     assert answer.returncode == 1
     assert "Traceback" in answer.stderr
 

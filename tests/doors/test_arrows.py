@@ -30,7 +30,6 @@ PACKAGES: dict[str, set[str]] = {
     "numpy": {"rules", "reference", "checkpoints", "torch", "demo"},
     "ml_dtypes": {"checkpoints"},
     "fsspec": {"checkpoints"},
-    "safetensors": {"checkpoints", "torch"},
     "torch": {"torch", "demo"},
     "typer": {"cli"},
     "rich": {"cli", "demo"},

@@ -9,8 +9,10 @@ from typing import Any
 from numpy.typing import NDArray
 
 from polyak.checkpoints.formats import open_weights
+from polyak.checkpoints.layout import SUMS
 from polyak.checkpoints.schema import Header
 from polyak.checkpoints.source import Where
+from polyak.checkpoints.weights import Weights
 from polyak.errors import CheckpointError
 
 
@@ -50,9 +52,24 @@ def load(path: Where) -> Average:
         ((1, 2), Constant(beta=0.999))
     """
     with open_weights(path) as weights:
-        header = Header.from_metadata(weights.metadata, weights.where)
+        header = header_of(weights)
         if header.role == "resumable":
             raise CheckpointError(
                 f"{path} holds a whole training state, not one average: ema.load({str(path)!r}) continues it."
             )
         return Average({name: slot.read() for name, slot in weights.slots.items()}, header)
+
+
+def header_of(weights: Weights) -> Header:
+    """What a file of polyak's says of itself.
+
+    Raises:
+        CheckpointError: it is not one, or another program wrote it anew without its checksums.
+    """
+    header = Header.from_metadata(weights.metadata, weights.where)
+    if SUMS not in weights.metadata:
+        raise CheckpointError(
+            f"{weights.where} says it is polyak's but has no checksums: another program wrote it anew. "
+            "Read it as plain weights, or use the original."
+        )
+    return header

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, get_args
 
-from polyak.checkpoints.layout import SUMS
 from polyak.errors import CheckpointError
 from polyak.rules import Decay, Profile
 
@@ -73,8 +72,6 @@ class Header:
                 f"{path} has no {KEY!r} header: it is a plain weights file, not an average."
             )
         try:
-            if SUMS not in metadata:
-                raise ValueError("its checksums are missing: another program wrote the file anew")
             fields: dict[str, Any] = json.loads(metadata[KEY])
             if fields["format"] > FORMAT:
                 raise ValueError(

@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
+import numpy as np
 from numpy.typing import NDArray
 
 from polyak.checkpoints.layout import Layout, Spec, arrange
@@ -75,6 +76,18 @@ def write_safetensors(
     layout = arrange(specs, metadata)
     with atomic(path) as temporary, temporary.open("wb", buffering=0) as file:
         write_body(file, layout, specs, pieces)
+
+
+def write_arrays(
+    path: str | os.PathLike[str], arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]
+) -> None:
+    """``write_safetensors`` for arrays that are in memory.
+
+    Raises:
+        CheckpointError: the format has no name for a dtype, or the system refuses. Nothing is changed.
+    """
+    specs = {name: Spec(array.dtype, array.shape) for name, array in arrays.items()}
+    write_safetensors(path, specs, metadata, lambda name: [np.ascontiguousarray(arrays[name])])
 
 
 def write_body(file: BinaryIO, layout: Layout, specs: Mapping[str, Spec], pieces: Pieces) -> None:

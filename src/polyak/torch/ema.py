@@ -24,7 +24,7 @@ from polyak.torch.buffers import BufferPolicy
 from polyak.torch.clock import Clock
 from polyak.torch.engines.foreach import NonFinitePolicy
 from polyak.torch.plan import Patterns, Selection
-from polyak.torch.state import FORMAT, LoadReport, State, read, track_state
+from polyak.torch.state import LoadReport, State, read, whole
 from polyak.torch.swap import holds_average, swap_in
 from polyak.torch.track import Track, named_decays
 
@@ -270,18 +270,9 @@ class EMA:
         state before the next update or copy it. ``torch.load(weights_only=True)`` reads it back.
         """
         self._refuse_while_swapped("state_dict")
-        return {
-            "format": FORMAT,
+        return whole(self._averages.tracks, self._averages.copies, self._averages.tally, self._settings) | {
             "run": self.run,
-            "step": self.step,
-            "waiting": self._clock.waiting,
-            "elapsed": dict(self._clock.elapsed),
-            "every": self.every,
-            "start": self.start,
-            "seed": self._averages.seed,
-            "skipped": list(self._averages.tally.read()),
-            "tracks": {name: track_state(track) for name, track in self.tracks.items()},
-            "copies": dict(self._averages.copies),
+            **self._clock._asdict(),
         }
 
     def load_state_dict(self, state: State, strict: bool = True) -> LoadReport:
@@ -300,14 +291,7 @@ class EMA:
         """
         self._refuse_while_swapped("load_state_dict")
         self._follow_model()
-        report = LoadReport()
-        settings = {"every": self.every, "start": self.start, "seed": self._averages.seed}
-        try:
-            loaded = read(state, self.tracks, self._averages.copies, settings, report)
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-            raise CheckpointError(
-                f"the state is not one of polyak.EMA: {error!r}. Nothing was loaded."
-            ) from error
+        loaded, report = read(state, self.tracks, self._averages.copies, self._settings)
         if strict and report:
             raise CheckpointError(f"{report}. Nothing was loaded; strict=False takes what fits.")
         self._averages.restore(loaded, state)
@@ -383,12 +367,16 @@ class EMA:
         return self.tracks[name]
 
     def _exported(self, name: str | None) -> tuple[dict[str, Tensor], Header]:
-        """A track's weights, or the raw ones, under the model's names, and what they are."""
+        """A track's weights, or the raw ones, and what they are."""
         plan = self._averages.plan
         if name == "raw":
             return files.exported(plan, {}), files.raw_header(self.step, self.run)
         track = self._track(name)
         return files.exported(plan, self._averages.held(track)), files.header(track, self.step, self.run)
+
+    @property
+    def _settings(self) -> dict[str, int]:
+        return {"every": self.every, "start": self.start, "seed": self._averages.seed}
 
     def _refuse_while_swapped(self, verb: str) -> None:
         if self._live or holds_average(self._averages.plan):

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from polyak.checkpoints.formats import open_weights
+from polyak.checkpoints.read import header_of
 from polyak.checkpoints.schema import Header
 from polyak.errors import CheckpointError
 from polyak.torch.files import as_tensor
@@ -46,7 +47,7 @@ def read(path: str | os.PathLike[str]) -> State:
         CheckpointError: the file is damaged, or holds something else than a resumable state.
     """
     with open_weights(path) as weights:
-        header = Header.from_metadata(weights.metadata, weights.where)
+        header = header_of(weights)
         if header.role != "resumable":
             raise CheckpointError(
                 f"{path} holds {header.role} weights, not a state to continue from: "

@@ -58,6 +58,19 @@ class Loaded(NamedTuple):
     tally: Tally
 
 
+def whole(
+    tracks: Mapping[str, Track], copies: Mapping[str, Tensor], tally: Tally, settings: Mapping[str, int]
+) -> State:
+    """All of an EMA but where it stands in time; the tensors are its own, not copies."""
+    return {
+        "format": FORMAT,
+        **settings,
+        "skipped": list(tally.read()),
+        "tracks": {name: track_state(track) for name, track in tracks.items()},
+        "copies": dict(copies),
+    }
+
+
 def track_state(track: Track) -> State:
     """One track: schedule, time, history and tensors."""
     return {
@@ -71,16 +84,31 @@ def track_state(track: Track) -> State:
 
 
 def read(
+    state: State, tracks: Mapping[str, Track], copies: Mapping[str, Tensor], settings: Mapping[str, int]
+) -> tuple[Loaded, LoadReport]:
+    """Check a state against an EMA's tracks, copied buffers and settings, and say what differs.
+
+    What passes here cannot fail later, so that loading is all or nothing.
+
+    Raises:
+        CheckpointError: the state is malformed.
+    """
+    report = LoadReport()
+    try:
+        return _read(state, tracks, copies, settings, report), report
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise CheckpointError(
+            f"the state is not one of polyak.EMA: {error!r}. Nothing was loaded."
+        ) from error
+
+
+def _read(
     state: State,
     tracks: Mapping[str, Track],
     copies: Mapping[str, Tensor],
     settings: Mapping[str, int],
     report: LoadReport,
 ) -> Loaded:
-    """Check a state against an EMA's tracks, copied buffers and settings; differences go into ``report``.
-
-    What passes here cannot fail later, so that loading is all or nothing.
-    """
     if state["format"] != FORMAT:
         raise CheckpointError(f"the state has format {state['format']}; this polyak reads {FORMAT}.")
     theirs = dict(state["tracks"])
@@ -97,13 +125,12 @@ def read(
             restored[name] = _restored(track, theirs[name], dict.fromkeys(left, step), report)
     _compare(copies, dict(state["copies"]), "", report)
     updates, tensors = state["skipped"]
+    elapsed = _counts(state["elapsed"])
     return Loaded(
         tracks=restored,
         step=step,
         waiting=_count("waiting", state["waiting"]),
-        elapsed={
-            track.decay.unit: _counts(state["elapsed"]).get(track.decay.unit, 0) for track in tracks.values()
-        },
+        elapsed={track.decay.unit: elapsed.get(track.decay.unit, 0) for track in tracks.values()},
         run=str(state["run"]),
         tally=Tally(_count("skipped", updates), _counts(tensors)),
     )
