@@ -18,8 +18,11 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from polyak.checkpoints import Archive as Archive
 from polyak.checkpoints import Average as Average
 from polyak.checkpoints import load as load
+from polyak.checkpoints import reachable as reachable
+from polyak.checkpoints import synthesize as synthesize
 from polyak.errors import CheckpointError as CheckpointError
 from polyak.errors import ConfigError as ConfigError
 from polyak.errors import MissingExtraError as MissingExtraError
@@ -28,6 +31,7 @@ from polyak.errors import PlanError as PlanError
 from polyak.errors import PolyakError as PolyakError
 from polyak.errors import ServerError as ServerError
 from polyak.errors import SwapError as SwapError
+from polyak.rules import Anneal as Anneal
 from polyak.rules import Capped as Capped
 from polyak.rules import Constant as Constant
 from polyak.rules import Cosine as Cosine
@@ -52,6 +56,8 @@ _LAZY = {"EMA": "polyak.torch", "update_batchnorm": "polyak.torch"}
 
 __all__ = [
     "EMA",
+    "Anneal",
+    "Archive",
     "Average",
     "Capped",
     "CheckpointError",
@@ -75,6 +81,8 @@ __all__ = [
     "Warmup",
     "compose",
     "load",
+    "reachable",
+    "synthesize",
     "update_batchnorm",
 ]
 

@@ -6,6 +6,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from polyak import (
+    Anneal,
     Capped,
     Constant,
     Cosine,
@@ -41,6 +42,7 @@ simple_decays = st.one_of(
     st.just(Uniform()),
     st.floats(0.01, 0.288).map(lambda s: Power(sigma_rel=s)),
     st.floats(0, 50).map(lambda g: Power(gamma=g)),
+    st.builds(Anneal, st.integers(1, 200), st.sampled_from(["linear", "cosine"])),
     st.builds(Cosine, betas, betas, st.integers(1, 200)),
 )
 
@@ -66,6 +68,7 @@ ONE_OF_EACH: dict[str, Decay] = {
     "Uniform": Uniform(),
     "Power by width": Power(sigma_rel=0.1),
     "Power by exponent": Power(gamma=6.94),
+    "Anneal": Anneal(5_000),
     "Cosine": Cosine(0.996, 1.0, total=30_000),
     "Piecewise": Piecewise([(1000, 0.9), (20_000, Warmup(0.9998)), (None, 0.9999)]),
 }

@@ -7,10 +7,13 @@ from polyak.rules.decay import as_decay as as_decay
 from polyak.rules.decay import compose as compose
 from polyak.rules.posthoc import Solution as Solution
 from polyak.rules.posthoc import solve as solve
+from polyak.rules.posthoc import solve_each as solve_each
 from polyak.rules.profile import COPY as COPY
 from polyak.rules.profile import History as History
 from polyak.rules.profile import Profile as Profile
 from polyak.rules.profile import Run as Run
+from polyak.rules.replay import replay as replay
+from polyak.rules.schedules import Anneal as Anneal
 from polyak.rules.schedules import Capped as Capped
 from polyak.rules.schedules import Cosine as Cosine
 from polyak.rules.schedules import Debiased as Debiased

@@ -17,9 +17,7 @@ from polyak.errors import ConfigError
 from polyak.rules.decay import Array
 from polyak.rules.profile import Profile
 
-_WELL_CONDITIONED = (
-    1e-13  # smallest over largest eigenvalue below which float64 cannot tell two mixtures apart
-)
+EXACT = 1e-13  # smallest over largest eigenvalue below which float64 cannot tell two mixtures apart
 
 
 class Solution(NamedTuple):
@@ -35,7 +33,7 @@ class Solution(NamedTuple):
     noise_gain: float
 
 
-def solve(profiles: Sequence[Profile], target: Profile) -> Solution:
+def solve(profiles: Sequence[Profile], target: Profile, ridge: float = EXACT) -> Solution:
     """The mixture of stored averages whose profile is nearest to the target's.
 
     ``min ‖Sᵀc - w*‖`` subject to ``Σc = 1``, from the exact Gram matrix ``G = S·Sᵀ``, summed over
@@ -44,6 +42,9 @@ def solve(profiles: Sequence[Profile], target: Profile) -> Solution:
     Args:
         profiles: the stored averages' profiles, at least one, of one training run.
         target: the wanted profile; its last step should not lie beyond the newest stored one.
+        ridge: added to the eigenvalues of the Gram matrix of unit-norm profiles, as a share of the
+            largest. Averages stored with rounding errors want more of it: it trades profile error for a
+            smaller noise gain.
 
     Returns:
         Coefficients, relative profile error and noise gain.
@@ -58,16 +59,33 @@ def solve(profiles: Sequence[Profile], target: Profile) -> Solution:
 
     Source: Karras et al. 2024, arXiv 2312.02696, §3.2, without its restriction to power functions.
     """
+    return solve_each(profiles, [target], ridge)[0]
+
+
+def solve_each(
+    profiles: Sequence[Profile], targets: Sequence[Profile], ridge: float = EXACT
+) -> list[Solution]:
+    """``solve`` for several targets, with one pass over the profiles.
+
+    Raises:
+        ConfigError: no profiles.
+    """
     if not profiles:
         raise ConfigError("profiles=[]: post-hoc synthesis needs at least one stored average.")
-    gram, total = _gram([*profiles, target])
-    coefficients = _constrained(gram[:-1, :-1], gram[:-1, -1], total[:-1])
-    residual = np.append(coefficients, -1.0)
-    error = math.sqrt(max(0.0, float(residual @ gram @ residual)) / float(gram[-1, -1]))
-    return Solution(coefficients, error, float(np.abs(coefficients).sum()))
+    n = len(profiles)
+    gram, total = gram_of([*profiles, *targets])
+    solutions: list[Solution] = []
+    for i in range(n, n + len(targets)):
+        coefficients = _constrained(gram[:n, :n], gram[:n, i], total[:n], ridge)
+        chosen = [*range(n), i]
+        residual = np.append(coefficients, -1.0)
+        square = float(residual @ gram[np.ix_(chosen, chosen)] @ residual)
+        error = math.sqrt(max(0.0, square) / float(gram[i, i]))
+        solutions.append(Solution(coefficients, error, float(np.abs(coefficients).sum())))
+    return solutions
 
 
-def _gram(profiles: Sequence[Profile]) -> tuple[Array, Array]:
+def gram_of(profiles: Sequence[Profile]) -> tuple[Array, Array]:
     """``G = Σₜ s(t)·s(t)ᵀ`` and ``Σₜ s(t)`` over all points t, s(t) being the profiles' weights there."""
     points = 1 + max(profile.steps for profile in profiles)
     gram, total = np.zeros((len(profiles), len(profiles))), np.zeros(len(profiles))
@@ -78,7 +96,7 @@ def _gram(profiles: Sequence[Profile]) -> tuple[Array, Array]:
     return gram, total
 
 
-def _constrained(gram: Array, right: Array, total: Array) -> Array:
+def _constrained(gram: Array, right: Array, total: Array, ridge: float) -> Array:
     """C that minimises ``cᵀGc - 2cᵀb`` subject to ``totalᵀc = 1``.
 
     Profiles are scaled to unit norm first; then ``c = G⁻¹b + μ·G⁻¹·total`` with μ from the constraint.
@@ -89,9 +107,8 @@ def _constrained(gram: Array, right: Array, total: Array) -> Array:
     norms: Array = np.sqrt(gram.diagonal())
     scaled = gram / np.outer(norms, norms)
     values, vectors = np.linalg.eigh(scaled)
-    floor = _WELL_CONDITIONED * values[-1]
-    ridge = max(0.0, floor - values[0])
+    shift = max(0.0, ridge * values[-1] - values[0])
     both = np.stack([right, total]) / norms
-    free, pull = ((both @ vectors) / (values + ridge)) @ np.transpose(vectors)
+    free, pull = ((both @ vectors) / (values + shift)) @ np.transpose(vectors)
     constraint = total / norms
     return (free + (1 - constraint @ free) / (constraint @ pull) * pull) / norms

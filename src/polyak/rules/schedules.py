@@ -9,11 +9,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal
 
 import numpy as np
 
 from polyak.errors import ConfigError
-from polyak.rules.decay import Array, Config, Decay, as_decay, check, check_beta
+from polyak.rules.decay import Array, Config, Decay, as_decay, check, check_beta, check_whole
 
 LARGEST_SIGMA_REL = math.sqrt(1 / 12)  # the relative width of a uniform average, γ = 0
 
@@ -339,3 +340,46 @@ def sigma_rel_to_gamma(sigma_rel: float) -> float:
 def gamma_to_sigma_rel(gamma: float) -> float:
     """``σ_rel = √((γ+1)/(γ+3)) / (γ+2)`` (Karras et al. 2024, arXiv 2312.02696, equation 3)."""
     return math.sqrt((gamma + 1) / (gamma + 3)) / (gamma + 2)
+
+
+@dataclass(frozen=True)
+class Anneal(Decay):
+    """The average that a learning-rate anneal would have reached: ``βₜ = (1-gₜ) / (1-gₜ₊₁)``.
+
+    Had each of the last k updates been multiplied by gₜ, falling from g₁ = 1 to gₖ₊₁ = 0, the run would
+    have ended, to first order, at ``Σ wₜ·θₜ`` with ``wₜ = gₜ - gₜ₊₁``. Start it k steps before the end.
+
+    Args:
+        steps: k ≥ 1, the length of the anneal. Later updates change nothing.
+        shape: "linear", ``gₜ = 1 - x`` with ``x = (t-1)/k``, which is the uniform mean of the last k; or
+            "cosine", ``gₜ = (1 + cos πx)/2``.
+
+    Raises:
+        ConfigError: ``steps`` is no whole number ≥ 1, or ``shape`` is neither.
+
+    Examples:
+        >>> [round(Anneal(4, "linear")(t), 3) for t in (1, 2, 3, 4, 5)]
+        [0.0, 0.5, 0.667, 0.75, 1.0]
+
+    Source: an update θₜ - θₜ₋₁ scaled by gₜ moves the end point by as much; summation by parts gives wₜ.
+    """
+
+    steps: int
+    shape: Literal["linear", "cosine"] = "cosine"
+
+    def __post_init__(self) -> None:
+        check_whole("steps", self.steps, 1)
+        if self.shape not in ("linear", "cosine"):
+            raise ConfigError(f'shape={self.shape!r}: must be "linear" or "cosine".')
+
+    def betas(self, t: Array) -> Array:
+        return self.products(t - 1, 1)
+
+    def products(self, t: Array, k: int) -> Array:
+        gone, going = self._spent(t), self._spent(t + k)
+        return gone / going  # going > 0: at least one step has been taken
+
+    def _spent(self, t: Array) -> Array:
+        """``1 - gₜ₊₁``: the weight given out by step t."""
+        x = np.minimum(t / self.steps, 1.0)
+        return x if self.shape == "linear" else np.sin(0.5 * math.pi * x) ** 2

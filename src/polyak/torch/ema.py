@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections import OrderedDict
 from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -14,10 +15,11 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from polyak.checkpoints.schema import Header
+from polyak.checkpoints.snapshots import Captured
 from polyak.errors import CheckpointError, ConfigError, SwapError
 from polyak.rules import Decay, compose
 from polyak.rules.decay import check_whole
-from polyak.torch import files, metrics, resumables
+from polyak.torch import files, metrics, resumables, snapshots
 from polyak.torch.attach import after_each_step, check_counts_steps
 from polyak.torch.averages import Averages
 from polyak.torch.buffers import BufferPolicy
@@ -103,7 +105,7 @@ class EMA:
         self.every, self.start = every, start
         self.run = secrets.token_hex(8)
         self._clock = Clock.at(0, {track.decay.unit for track in self.tracks.values()})
-        self._watchers: dict[int, Callable[[], None]] = {}  # called after each update
+        self._watchers = OrderedDict[int, Callable[[], None]]()  # called after each update
         self._live: str | None = None
         self._blocks = 0  # average_parameters() blocks open now
         self._undo = ExitStack()  # takes the average out of the model again
@@ -338,6 +340,13 @@ class EMA:
             CheckpointError: the file is damaged, holds something else, or under strict does not match.
         """
         return self.load_state_dict(resumables.read(path), strict)
+
+    def capture(self, track: str, dtype: str) -> Captured:
+        """A copy of a track, without what never changes and rounded to ``dtype``, or of the "raw" model."""
+        if track == "raw":
+            return snapshots.of_model(self._averages.plan, self.step, self.run)
+        self._follow_model()
+        return snapshots.of_track(self._averages, self._track(track), self.step, self.run, dtype)
 
     def watch(self, watcher: Callable[[], None]) -> RemovableHandle:
         """Call ``watcher()`` after each update, when averages and counters agree.
