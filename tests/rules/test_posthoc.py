@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from polyak import ConfigError, Decay, Power, Profile, Uniform
 from polyak.rules import solve
+from polyak.rules.posthoc import STEADY, Movement, movement_of
 
 from .strategies import decays
 
@@ -21,27 +22,53 @@ profiles = st.lists(st.tuples(decays, st.integers(0, LENGTH)), min_size=1, max_s
 )
 
 
-def matrix(stored: list[Profile], points: int) -> np.ndarray:
-    """S, float64 [n, points]."""
-    return np.stack([np.pad(p.weights(), (0, points - p.steps - 1)) for p in stored])
+def matrix(stored: list[Profile], points: int, movement: Movement = STEADY) -> np.ndarray:
+    """``Rᵢ(t)·√vₜ`` for t = 1 … T, float64 [n, points - 1]: what each average holds of each step."""
+    weights = np.stack([np.pad(p.weights(), (0, points - p.steps - 1)) for p in stored])
+    rates = np.array([movement.at(np.float64(t)) for t in range(1, points)])
+    return weights[:, ::-1].cumsum(axis=1)[:, ::-1][:, 1:] * np.sqrt(rates)
 
 
-def dense(stored: list[Profile], target: Profile, points: int) -> tuple[np.ndarray, float]:
+def away(target: Profile, points: int, movement: Movement = STEADY) -> float:
+    """The distance from the raw parameters, in which errors are given."""
+    return float(np.linalg.norm(np.subtract(*matrix([target, Profile.raw(points - 1)], points, movement))))
+
+
+def dense(
+    stored: list[Profile],
+    target: Profile,
+    points: int,
+    movement: Movement = STEADY,
+    rounding: list[float] | None = None,
+) -> tuple[np.ndarray, float]:
     """The same problem by a general solver: Σc = 1 put in by substitution, then least squares."""
-    s, w = matrix(stored, points), matrix([target], points)[0]
-    free, *_ = np.linalg.lstsq((s[1:] - s[0]).T, w - s[0], rcond=None)
+    r, w = matrix(stored, points, movement), matrix([target], points, movement)[0]
+    errors = np.diag(np.sqrt(rounding or np.zeros(len(stored))))
+    r, w = np.hstack([r, errors]), np.hstack([w, np.zeros(len(stored))])
+    free, *_ = np.linalg.lstsq((r[1:] - r[0]).T, w - r[0], rcond=None)
     c = np.concatenate(([1 - free.sum()], free))
-    return c, float(np.linalg.norm(s.T @ c - w) / np.linalg.norm(w))
+    return c, float(np.linalg.norm(r.T @ c - w)) / away(target, points, movement)
 
 
-@given(profiles, decays)
-def test_it_is_as_near_as_a_dense_solver_gets(stored: list[Profile], decay: Decay) -> None:
-    singular = np.linalg.svd(matrix(stored, LENGTH + 1), compute_uv=False)
-    assume(singular[-1] > 1e-4 * singular[0])  # its square is what the Gram matrix can still tell apart
+movements = st.lists(st.floats(0.01, 100), min_size=1, max_size=5).map(
+    lambda rates: Movement([LENGTH * (i + 1) // len(rates) for i in range(len(rates))], rates)
+)
+
+
+@given(profiles, decays, movements, st.floats(0, 1))
+def test_it_is_as_near_as_a_dense_solver_gets(
+    stored: list[Profile], decay: Decay, movement: Movement, noise: float
+) -> None:
+    held = matrix(stored, LENGTH + 1, movement)
+    singular = np.linalg.svd(held, compute_uv=False)
+    assume(singular[-1] > 1e-4 * singular[0] > 0)  # its square is what the Gram matrix can still tell apart
     target = Profile.from_decay(decay, LENGTH)
-    found, (c, error) = solve(stored, target), dense(stored, target, LENGTH + 1)
-    np.testing.assert_allclose(found.coefficients, c, atol=1e-5)
-    assert found.error == pytest.approx(error, abs=1e-6)
+    assume(away(target, LENGTH + 1, movement) > 1e-3)
+    rounding = [noise * (i + 1) for i in range(len(stored))]
+    found = solve(stored, target, movement, rounding)
+    c, error = dense(stored, target, LENGTH + 1, movement, rounding)
+    np.testing.assert_allclose(found.coefficients, c, atol=1e-4)
+    assert found.error == pytest.approx(error, rel=1e-4, abs=1e-4)
 
 
 @given(profiles, decays)
@@ -49,16 +76,41 @@ def test_whatever_is_stored_the_answer_is_a_mixture_no_worse_than_the_best_of_th
     stored: list[Profile], decay: Decay
 ) -> None:
     target = Profile.from_decay(decay, LENGTH)
+    assume(away(target, LENGTH + 1) > 1e-3)
     found = solve(stored, target)
-    s, w = matrix(stored, LENGTH + 1), matrix([target], LENGTH + 1)[0]
+    r, w = matrix(stored, LENGTH + 1), matrix([target], LENGTH + 1)[0]
     assert np.isfinite(found.coefficients).all()
     assert found.noise_gain == pytest.approx(np.abs(found.coefficients).sum())
     assert found.coefficients.sum() == pytest.approx(1, abs=1e-9 * found.noise_gain)
-    rounding = 1e-13 * found.noise_gain**2 / (w @ w)  # what cancels among large coefficients
-    off = s.T @ found.coefficients - w
-    assert found.error**2 == pytest.approx((off @ off) / (w @ w), rel=1e-6, abs=1e-12 + rounding)
-    best = min(np.linalg.norm(row - w) for row in s) / np.linalg.norm(w)
-    assert found.error <= best + 1e-3 + np.sqrt(rounding)
+    off = np.linalg.norm(r.T @ found.coefficients - w) / away(target, LENGTH + 1)
+    rounding = 1e-6 * found.noise_gain / away(target, LENGTH + 1)  # what cancels among large coefficients
+    assert found.error == pytest.approx(off, rel=1e-4, abs=1e-5 + rounding)
+    best = min(np.linalg.norm(row - w) for row in r) / away(target, LENGTH + 1)
+    assert found.error <= best + 1e-3 + rounding
+
+
+def test_the_error_is_that_of_random_walks() -> None:
+    """Made and wanted averages of 400 walks whose pace changes, rounded as the snapshots are."""
+    random, movement, rho = np.random.default_rng(0), Movement([100, 400], [9.0, 0.25]), 0.5
+    stored, target = [*spread(), Profile.raw(0)], Profile.from_decay(0.98, 400)
+    found = solve(stored, target, movement, [rho] * len(stored))
+    pace = np.sqrt(movement.at(np.arange(1.0, 401)))
+    steps = random.normal(size=(4000, 400)) * pace
+    theta = np.concatenate([random.normal(size=(4000, 1)), steps], axis=1).cumsum(axis=1)
+    weights = np.stack([np.pad(p.weights(), (0, 400 - p.steps)) for p in stored])
+    kept = theta @ weights.T + random.normal(size=(4000, len(stored))) * np.sqrt(rho)
+    wanted = theta @ target.weights()
+    missed = np.mean((kept @ found.coefficients - wanted) ** 2) / np.mean((wanted - theta[:, -1]) ** 2)
+    assert np.sqrt(missed) == pytest.approx(found.error, rel=0.05)
+
+
+@given(st.lists(st.integers(0, LENGTH), min_size=1, max_size=6, unique=True), decays)
+def test_raw_checkpoints_are_interpolated(steps: list[int], decay: Decay) -> None:
+    target = Profile.from_decay(decay, LENGTH)
+    found = solve([Profile.raw(step) for step in steps], target)
+    hats = [np.interp(np.arange(LENGTH + 1), sorted(steps), np.eye(len(steps))[i]) for i in range(len(steps))]
+    expected = dict(zip(sorted(steps), np.array(hats) @ target.weights(), strict=True))
+    np.testing.assert_allclose(found.coefficients, [expected[step] for step in steps], atol=1e-6)
 
 
 def spread() -> list[Profile]:
@@ -118,9 +170,9 @@ def snapshots(steps: int = 20_000) -> list[Profile]:
 @pytest.mark.parametrize(
     ("target", "error"),
     [
-        (Profile.from_decay(0.9995, 20_000), 0.003),
-        (Profile.from_decay(Uniform(), 20_000, start=15_000), 0.006),
-        (Profile.from_decay(Power(sigma_rel=0.075), 20_000), 0.001),
+        (Profile.from_decay(0.9995, 20_000), 0.0003),
+        (Profile.from_decay(Uniform(), 20_000, start=15_000), 0.0005),
+        (Profile.from_decay(Power(sigma_rel=0.075), 20_000), 0.0001),
     ],
     ids=["0.9995", "mean of the last quarter", "sigma_rel 0.075"],
 )
@@ -133,8 +185,9 @@ def test_a_run_of_20000_steps_gives_any_average_after_it(target: Profile, error:
 def test_a_long_average_needs_the_beginning() -> None:
     """0.9999²⁰⁰⁰⁰ = 13.5 % rests on θ₀, which no power-function snapshot holds."""
     target = Profile.from_decay(0.9999, 20_000)
-    assert solve(snapshots(), target).error > 0.95
-    assert solve([Profile.raw(0), *snapshots()], target).error < 0.004
+    without, held = solve(snapshots(), target), solve([Profile.raw(0), *snapshots()], target)
+    assert without.error > 0.04
+    assert held.error < 0.002
 
 
 def test_nothing_stored_is_refused() -> None:
@@ -146,6 +199,7 @@ FULL_SIZE = """
 import resource, sys, time
 from polyak import Profile, Power, HalfLife
 from polyak.rules import solve
+from polyak.rules.posthoc import STEADY, Movement, movement_of
 
 steps = 1_000_000
 stored = [Profile.from_decay(Power(sigma_rel=s), steps * i // 50) for s in (0.05, 0.1) for i in range(1, 51)]
@@ -162,3 +216,20 @@ def test_100_profiles_of_a_million_steps() -> None:
     assert seconds < 60  # 2 on two idle cores; the rule is 20, a busy machine gets three times that
     assert peak < 1e9
     assert error < 0.01
+
+
+def test_the_pace_is_read_off_the_averages() -> None:
+    """A walk of a million dimensions that slows down a hundredfold, and the distances its averages keep."""
+    pace = Movement([200, 400], [4.0, 0.04])
+    stored = [Profile.from_decay(Power(gamma=30), t) for t in (100, 200, 300, 400)]
+    apart = [away(p, p.steps + 1, pace) ** 2 for p in stored]
+    wide = Profile.from_decay(Uniform(), 400)
+    found = movement_of([*stored, wide], [*apart, away(wide, 401, pace) ** 2])
+    assert found.ends == [100, 200, 300, 400]
+    assert found.rates[:2] == pytest.approx([4.0, 4.0])
+    assert found.rates[3] == pytest.approx(0.04, rel=0.2)
+
+
+def test_what_never_moved_moves_at_a_steady_pace() -> None:
+    assert movement_of([Profile.raw(3)], [0.0]) == STEADY
+    assert movement_of([Profile.from_decay(0.9, 10)], [0.0]) == STEADY

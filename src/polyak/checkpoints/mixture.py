@@ -14,16 +14,13 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from polyak.checkpoints.dtypes import BFLOAT16, widen
+from polyak.checkpoints.dtypes import widen
 from polyak.checkpoints.layout import Spec
 from polyak.checkpoints.snapshots import Snapshot
 from polyak.checkpoints.weights import Slot, Weights
 from polyak.errors import CheckpointError
 from polyak.rules import Profile, Solution, solve
-
-# The ridge that keeps rounding errors of stored averages from growing, by the dtype they are stored in.
-_RIDGES: dict[np.dtype[Any], float] = {np.dtype(np.float16): 1e-9, BFLOAT16: 1e-7}
-_EXACT = 1e-13
+from polyak.rules.posthoc import Movement, movement_of
 
 # Which snapshots hold a tensor, by place, and since when each has averaged it.
 _History: TypeAlias = tuple[tuple[int, int], ...]
@@ -84,7 +81,8 @@ def mix(stored: Sequence[Stored], wanted: Profile) -> Mixture:
     averaged = [name for name in newest.weights.slots if name not in copied]
     histories = {name: _history(stored, name) for name in averaged}
     counted = Counter(histories.values())
-    solved = {history: _solved(stored, history, wanted) for history in counted}
+    movement = movement_in([s.snapshot for s in stored])
+    solved = {history: _solved(stored, history, wanted, movement) for history in counted}
     recipes: dict[str, Sequence[tuple[float | None, Slot]]] = {}
     for name, history in histories.items():
         slots = [stored[i].weights.slots[name] for i, _ in history]
@@ -99,9 +97,23 @@ def mix(stored: Sequence[Stored], wanted: Profile) -> Mixture:
     return Mixture(recipes, solved[usual]._replace(coefficients=coefficients), error)
 
 
-def ridge_for(dtypes: set[np.dtype[Any]]) -> float:
-    """The ridge for averages stored in these dtypes."""
-    return max((_RIDGES.get(dtype, _EXACT) for dtype in dtypes), default=_EXACT)
+def movement_in(snapshots: Sequence[Snapshot]) -> Movement:
+    """How fast the parameters moved while the snapshots were taken."""
+    seen = [s for s in snapshots if s.number]
+    apart = [float(s.header.state.get("apart", 0.0)) for s in seen]
+    return movement_of([profile_of(s) for s in seen], apart)
+
+
+def rounding_of(snapshot: Snapshot) -> float:
+    """The squared error made when the snapshot was stored."""
+    return float(snapshot.header.state.get("rounded", 0.0))
+
+
+def profile_of(snapshot: Snapshot) -> Profile:
+    """The profile a snapshot must have."""
+    if snapshot.header.profile is None:
+        raise CheckpointError(f"{snapshot.path} does not say its profile: no archive took it.")
+    return snapshot.header.profile
 
 
 def _history(stored: Sequence[Stored], name: str) -> _History:
@@ -116,15 +128,13 @@ def _history(stored: Sequence[Stored], name: str) -> _History:
     )
 
 
-def _solved(stored: Sequence[Stored], history: _History, wanted: Profile) -> Solution:
-    profiles = [_since(stored[i].snapshot.header.profile, joined) for i, joined in history]
-    dtypes = {slot.dtype for i, _ in history for slot in stored[i].weights.slots.values()}
-    return solve(profiles, _since(wanted, max(joined for _, joined in history)), ridge_for(dtypes))
+def _solved(stored: Sequence[Stored], history: _History, wanted: Profile, movement: Movement) -> Solution:
+    profiles = [_since(profile_of(stored[i].snapshot), joined) for i, joined in history]
+    rounding = [rounding_of(stored[i].snapshot) for i, _ in history]
+    return solve(profiles, _since(wanted, max(joined for _, joined in history)), movement, rounding)
 
 
-def _since(profile: Profile | None, joined: int) -> Profile:
-    if profile is None:
-        raise CheckpointError("a snapshot does not say its profile: it was not taken by an archive.")
+def _since(profile: Profile, joined: int) -> Profile:
     return profile.since(joined) if joined else profile
 
 

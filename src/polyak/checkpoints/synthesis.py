@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from polyak.checkpoints.archive import Archive
 from polyak.checkpoints.formats import open_weights
-from polyak.checkpoints.mixture import Stored, mix, ridge_for
+from polyak.checkpoints.mixture import Stored, mix, movement_in, profile_of, rounding_of
 from polyak.checkpoints.schema import Header
 from polyak.checkpoints.snapshots import Snapshot
 from polyak.checkpoints.write import write_safetensors
@@ -111,7 +111,7 @@ def synthesize(
             track="synthesized",
             step=step,
             decay=None if isinstance(target, Profile) else as_decay(target),
-            profile=Profile.mix([_profile(s.snapshot) for s in stored], coefficients),
+            profile=Profile.mix([profile_of(s.snapshot) for s in stored], coefficients),
             role="average",
             run=snapshots[0].header.run,
         )
@@ -150,9 +150,8 @@ def reachable(
     asked: list[float] = list(half_lives or np.geomspace(max(1.0, step / 1000), max(2.0, step), 25).tolist())
     wanted = [_wanted(snapshots, HalfLife(steps=h), step, None) for h in asked]
     stored = [s for s in snapshots if s.step <= step]
-    with open_weights(stored[-1].path) as weights:
-        ridge = ridge_for({slot.dtype for slot in weights.slots.values()})
-    solutions = solve_each([_profile(s) for s in stored], wanted, ridge)
+    rounding = [rounding_of(s) for s in stored]
+    solutions = solve_each([profile_of(s) for s in stored], wanted, movement_in(stored), rounding)
     return [Reach(h, s.error, s.noise_gain) for h, s in zip(asked, solutions, strict=True)]
 
 
@@ -171,10 +170,4 @@ def _wanted(snapshots: Sequence[Snapshot], decay: Decay, at: int, last: int | No
     """The profile the decay would have at ``at``, looking at the points of the run that its averages saw."""
     later = [s for s in snapshots if s.number and s.step >= at]
     units = {s.header.decay.unit: s for s in reversed(later) if s.header.decay is not None}
-    return replay(_profile(units.get(decay.unit, later[0])), decay, at, last)
-
-
-def _profile(snapshot: Snapshot) -> Profile:
-    if snapshot.header.profile is None:
-        raise CheckpointError(f"{snapshot.path} does not say its profile: no archive took it.")
-    return snapshot.header.profile
+    return replay(profile_of(units.get(decay.unit, later[0])), decay, at, last)

@@ -30,7 +30,7 @@ def logarithmic(numbers: Sequence[int]) -> set[int]:
 
     Examples:
         >>> sorted(logarithmic(range(1, 200)))[:9]
-        [64, 72, 80, 88, 96, 104, 112, 120, 128]
+        [16, 32, 48, 64, 72, 80, 88, 96, 104]
     """
     return {n for n in numbers if numbers[-1] - n < PER_OCTAVE * (n & -n) or n == numbers[-1]}
 

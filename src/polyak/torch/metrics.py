@@ -45,12 +45,16 @@ def distance(track: Track, plan: Plan) -> float:
     apart, size = 0.0, 0.0
     with torch.no_grad():
         for name, average in track.tensors.items():
-            live = plan.entries[name].live.to(
-                average.device, torch.promote_types(average.dtype, torch.float32)
-            )
-            apart += _square(average.to(live.dtype) - live)
-            size += _square(live)
+            live = plan.entries[name].live
+            apart += squared_distance(average, live)
+            size += _square(live.to(average.device, torch.promote_types(average.dtype, torch.float32)))
     return math.sqrt(apart / size) if size else math.sqrt(apart)
+
+
+def squared_distance(average: Tensor, other: Tensor) -> float:
+    """``‖average-other‖²`` of one tensor, taken in the wider of their dtypes and float32."""
+    wide = torch.promote_types(average.dtype, torch.float32)
+    return _square(average.to(wide) - other.to(average.device, wide))
 
 
 def _square(tensor: Tensor) -> float:

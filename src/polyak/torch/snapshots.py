@@ -10,19 +10,32 @@ from torch import Tensor
 from polyak.checkpoints.snapshots import Captured
 from polyak.torch.averages import Averages
 from polyak.torch.files import as_array, exported, header, raw_header
+from polyak.torch.metrics import squared_distance
 from polyak.torch.plan import Plan
 from polyak.torch.track import Track
 
 
 def of_track(averages: Averages, track: Track, step: int, run: str, dtype: str) -> Captured:
-    """A track's averages, rounded, and the copied buffers as they are; not what the model never changes."""
-    plan = averages.plan
-    saved = [entry for entry in plan.entries.values() if entry.saved]
+    """A track's averages, rounded, and the copied buffers as they are; not what the model never changes.
+
+    Its header says how far the average was from the model's parameters and from what is stored of it,
+    ``"apart": ‖avg-θ‖²`` and ``"rounded": ‖stored-avg‖²``: mixing snapshots well takes both.
+    """
+    saved = [entry for entry in averages.plan.entries.values() if entry.saved]
+    averaged = [entry for entry in saved if entry.role == "average"]
     copied = [entry.name for entry in saved if entry.role == "copy"]
+    apart, rounded = 0.0, 0.0
     with torch.no_grad():
-        tensors = {e.name: _rounded(track.tensors[e.name], dtype) for e in saved if e.role == "average"}
+        tensors = {entry.name: _rounded(track.tensors[entry.name], dtype) for entry in averaged}
+        for entry in averaged:
+            if entry.kind == "parameter":
+                average = track.tensors[entry.name]
+                apart += squared_distance(average, entry.live)
+                rounded += squared_distance(average, tensors[entry.name])
         tensors |= {name: averages.copies[name].to("cpu", copy=True) for name in copied}
     state = {
+        "apart": apart,
+        "rounded": rounded,
         "copied": copied,
         "shared": [entry.name for entry in saved if entry.role == "share"],
         "aliases": {alias: entry.name for entry in saved for alias in entry.aliases},
