@@ -7,6 +7,7 @@ import os
 import tempfile
 import zlib
 from collections.abc import Callable, Generator, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
@@ -22,6 +23,9 @@ try:
     import fcntl
 except ImportError:  # Windows: what a killed process left is not recognised there, and stays
     fcntl = None
+
+_SYNC_EVERY = 1 << 26  # bytes written before they are forced to disk in the background
+_sync_data = getattr(os, "fdatasync", os.fsync)  # macOS and Windows have only the latter
 
 # The values of one tensor, in row-major order, in pieces of any size.
 Pieces: TypeAlias = Callable[[str], Iterable[NDArray[Any]]]
@@ -92,17 +96,32 @@ def write_arrays(
 
 def write_body(file: BinaryIO, layout: Layout, specs: Mapping[str, Spec], pieces: Pieces) -> None:
     """The whole of a safetensors file into an open one, checksums included."""
+    with ThreadPoolExecutor(1, "polyak-sync") as syncing:
+        _write_all(file, layout, specs, pieces, syncing)
+
+
+def _write_all(
+    file: BinaryIO, layout: Layout, specs: Mapping[str, Spec], pieces: Pieces, syncing: ThreadPoolExecutor
+) -> None:
     _write(file, memoryview(layout.header))
+    unsynced, synced = 0, Future[None]()
+    synced.set_result(None)
     sums: list[int] = []
     for name in layout.names:
         crc, count = 0, 0
         for piece in pieces(name):
             view = as_bytes(piece)
             _write(file, view)
-            crc, count = zlib.crc32(view, crc), count + len(view)
+            crc, count, unsynced = zlib.crc32(view, crc), count + len(view), unsynced + len(view)
+            # Forced to disk while the next is made: left to the end, or to the system's own throttling,
+            # gigabytes of dirty pages take several times as long.
+            if unsynced > _SYNC_EVERY:
+                synced.result()
+                unsynced, synced = 0, syncing.submit(_sync_data, file.fileno())
         if count != specs[name].nbytes:
             raise AssertionError(f"{name}: {count} bytes were given, {specs[name].nbytes} announced")
         sums.append(crc)
+    synced.result()
     file.seek(0)
     _write(file, memoryview(layout.with_sums(sums)))
 

@@ -1,0 +1,121 @@
+"""The checkpoints to average: opened, compared, and asked for their steps."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import PurePath
+from typing import NamedTuple
+
+from polyak.checkpoints.dtypes import is_float
+from polyak.checkpoints.formats import open_weights
+from polyak.checkpoints.layout import SUMS
+from polyak.checkpoints.schema import KEY, Header
+from polyak.checkpoints.source import Where
+from polyak.checkpoints.weights import Slot, Weights
+from polyak.errors import CheckpointError
+from polyak.rules import Profile
+
+_LISTED = 20  # lines of differences shown
+_NAMED = 6  # tensors named of those a file lacks
+
+
+class Input(NamedTuple):
+    """An open checkpoint and, where it is known, what it is."""
+
+    weights: Weights
+    header: Header | None
+
+
+def open_inputs(paths: Sequence[Where], files: ExitStack) -> list[Input]:
+    """Open checkpoints to be averaged; ``files`` will close them.
+
+    Raises:
+        CheckpointError: one cannot be read, is a resumable state, or they do not hold the same tensors.
+    """
+    opened = [files.enter_context(open_weights(path)) for path in paths]
+    inputs = [Input(weights, _header_of(weights)) for weights in opened]
+    lines = [*_missing(opened), *_differing(opened)]
+    if lines:
+        more = [f"… and {len(lines) - _LISTED} more"] if len(lines) > _LISTED else []
+        listed = "\n  ".join(lines[:_LISTED] + more)
+        raise CheckpointError(
+            f"the checkpoints do not hold the same tensors; nothing was written.\n  {listed}"
+        )
+    return inputs
+
+
+def at_steps(inputs: Sequence[Input]) -> list[Input]:
+    """The same as points of one trajectory: each with a header that says its step.
+
+    Raises:
+        CheckpointError: one does not say its step, or is an average and so no point of the trajectory.
+    """
+    return [Input(weights, header or _at_step_in_name(weights)) for weights, header in map(_point, inputs)]
+
+
+def is_real(slot: Slot) -> bool:
+    """Whether a tensor holds real floats: averages of these can be rounded to another dtype."""
+    return is_float(slot.dtype) and slot.dtype.kind != "c"
+
+
+def _header_of(weights: Weights) -> Header | None:
+    if KEY not in weights.metadata:
+        return None
+    header = Header.from_metadata(weights.metadata, weights.where)
+    if header.role == "resumable":
+        raise CheckpointError(
+            f"{weights.where} holds a whole training state, not one set of weights: load it with ema.load "
+            "and save the average alone, without resumable=True."
+        )
+    # Written anew by another program, the tensors may no longer be those that the header speaks of.
+    return header if SUMS in weights.metadata else None
+
+
+def _missing(opened: Sequence[Weights]) -> Iterator[str]:
+    everything = {name: None for weights in opened for name in weights.slots}
+    for weights in opened:
+        lacking = [name for name in everything if name not in weights.slots]
+        if lacking:
+            more = f" and {len(lacking) - _NAMED} more" if len(lacking) > _NAMED else ""
+            yield f"{weights.where} lacks {', '.join(lacking[:_NAMED])}{more}"
+
+
+def _differing(opened: Sequence[Weights]) -> Iterator[str]:
+    first, *others = opened
+    for name, slot in first.slots.items():
+        for other in others:
+            found = other.slots.get(name, slot)
+            if found.shape != slot.shape or _kind(found) != _kind(slot):
+                yield (
+                    f"{name} is {slot.dtype} {list(slot.shape)} in {first.where}, "
+                    f"{found.dtype} {list(found.shape)} in {other.where}"
+                )
+                break
+
+
+def _kind(slot: Slot) -> tuple[bool, bool]:
+    return is_float(slot.dtype), is_real(slot)
+
+
+def _point(one: Input) -> Input:
+    if one.header is not None and one.header.role == "average":
+        raise CheckpointError(
+            f"{one.weights.where} is an average, no point of the trajectory, and quadrature mixes points. "
+            "Give a weight for each file, or use polyak.synthesize on their archive."
+        )
+    return one if one.header is not None and one.header.step is not None else Input(one.weights, None)
+
+
+def _at_step_in_name(weights: Weights) -> Header:
+    path = PurePath(weights.where)
+    for part in (path.name, path.parent.name):
+        numbers = re.findall(r"\d+", part)
+        if numbers:
+            step = int(numbers[-1])
+            return Header("raw", step, None, Profile.raw(step), "raw", "")
+    raise CheckpointError(
+        f"{weights.where} does not say at which training step it was written: put the step into its name, "
+        "like checkpoint-5000.safetensors, or give a weight for each file."
+    )

@@ -1,0 +1,235 @@
+"""Averaging checkpoints of any kind into one file, in memory that does not grow with them."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from polyak.checkpoints.blend import Blend, Part, Term, blended, shares
+from polyak.checkpoints.dtypes import BY_NAME, is_float
+from polyak.checkpoints.inputs import Input, at_steps, is_real, open_inputs
+from polyak.checkpoints.layout import SUMS, Spec, arrange
+from polyak.checkpoints.schema import KEY, Header
+from polyak.checkpoints.shards import write_sharded
+from polyak.checkpoints.source import Where, is_url
+from polyak.errors import ConfigError
+from polyak.rules import Decay, Profile
+from polyak.rules.quadrature import quadrature
+
+RealType: TypeAlias = Literal["float64", "float32", "float16", "bfloat16"]
+Accumulate: TypeAlias = Literal["float32", "float64"]
+Weighting: TypeAlias = Literal["uniform"] | Profile | Decay | Sequence[float]
+
+_DTYPES = dict(zip(get_args(RealType), (BY_NAME[n] for n in ("F64", "F32", "F16", "BF16")), strict=True))
+
+
+@dataclass(frozen=True)
+class Averaged:
+    """What ``average`` did.
+
+    Args:
+        averaged: the tensors that are means.
+        copied: integer and boolean tensors, which are those of the last checkpoint.
+        weights: of the checkpoints, in the order given.
+        header: of the file written.
+    """
+
+    averaged: tuple[str, ...] = field(repr=False)
+    copied: tuple[str, ...] = field(repr=False)
+    weights: tuple[float, ...]
+    header: Header = field(repr=False)
+
+
+def average(
+    paths: Sequence[Where],
+    out: str | os.PathLike[str],
+    weights: Weighting = "uniform",
+    dtype: RealType | None = None,
+    accumulate: Accumulate = "float32",
+    max_shard_size: int | str | None = None,
+    progress: Callable[[int, int], object] | None = None,
+) -> Averaged:
+    """Average checkpoints of any format into one ``.safetensors`` file, piece by piece.
+
+    ``Σ wᵢ·xᵢ`` for every float tensor, taken in float32 or wider whatever the storage and rounded once.
+    Integer and boolean tensors are copied from the last checkpoint, bit for bit.
+
+    Args:
+        paths: files, folders of shards or URLs, holding the same tensors.
+        out: the file to write, ``name.safetensors``; it may be one of the inputs. It appears when it is
+            complete, or not at all.
+        weights: "uniform"; a number for each checkpoint, 1 in sum; or the profile wanted of checkpoints
+            that are points of one trajectory (a decay means its profile up to the newest), carried out
+            by ``quadrature``. Their steps are those in their headers, else the last number in the name
+            of the file or, if it has none, of its folder.
+        dtype: of the averages of real numbers; by default that of the first checkpoint.
+        accumulate: "float32" or "float64"; what is stored in float64 is always taken in it.
+        max_shard_size: above this, write several files and an index; bytes, or text like "5GB".
+        progress: called with the bytes read so far and those to read in all.
+
+    Returns:
+        Which tensors were averaged and which copied, the weights used, and the header written: with the
+        profile of the result where those of the inputs are known.
+
+    Raises:
+        ConfigError: an argument is outside its rule.
+        CheckpointError: a checkpoint cannot be read, is damaged, holds NaN or infinity, or they do not
+            hold the same tensors (all differences are listed). Nothing is written then.
+        MissingExtraError: a URL was given and fsspec is missing.
+
+    Examples:
+        >>> import tempfile, numpy as np
+        >>> from polyak.checkpoints.formats import open_weights
+        >>> from polyak.checkpoints.write import write_arrays
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> for step in (10, 20):
+        ...     write_arrays(folder / f"{step}.safetensors", {"w": np.full(3, step, np.float32)}, {})
+        >>> files = sorted(folder.iterdir())
+        >>> average(files, folder / "average.safetensors", weights=[0.75, 0.25]).averaged
+        ('w',)
+        >>> with open_weights(folder / "average.safetensors") as made:
+        ...     made.slots["w"].read()
+        array([12.5, 12.5, 12.5], dtype=float32)
+    """
+    _check(paths, out, dtype, accumulate)
+    with ExitStack() as files:
+        inputs = open_inputs(paths, files)
+        if isinstance(weights, (Profile, Decay)):
+            inputs = at_steps(inputs)
+        used = _weights(weights, inputs)
+        header = _header([one.header for one in inputs], used)
+        metadata = _common_metadata(inputs) | header.to_metadata()
+        blends = _blends(inputs, used, _DTYPES.get(dtype or ""), np.dtype(accumulate))
+        specs = {name: Spec(blend.dtype, blend.terms[0].slot.shape) for name, blend in blends.items()}
+        # In the order of writing, so that reading can go ahead from one tensor to the next.
+        specs = {name: specs[name] for name in arrange(specs, metadata).names}
+        with closing(blended(blends[name] for name in specs)) as parts:
+            pieces = _pieces(parts if progress is None else _reported(parts, blends, progress))
+            write_sharded(out, specs, metadata, pieces, max_shard_size)
+    averaged = tuple(sorted(name for name, blend in blends.items() if blend.wide is not None))
+    copied = tuple(sorted(name for name, blend in blends.items() if blend.wide is None))
+    return Averaged(averaged, copied, used, header)
+
+
+def _check(paths: Sequence[Where], out: Where, dtype: str | None, accumulate: str) -> None:
+    if isinstance(paths, (str, os.PathLike)) or not len(paths):
+        raise ConfigError(f"paths={paths!r}: must be a list of at least one file, folder or URL.")
+    if dtype is not None and dtype not in _DTYPES:
+        raise ConfigError(f"dtype={dtype!r}: must be None or one of {', '.join(_DTYPES)}.")
+    if accumulate not in get_args(Accumulate):
+        raise ConfigError(f'accumulate={accumulate!r}: must be "float32" or "float64".')
+    if is_url(out) or Path(out).suffix != ".safetensors" or Path(out).is_dir():
+        raise ConfigError(
+            f"out={str(out)!r}: must be a file of this machine whose name ends in .safetensors."
+        )
+
+
+def _weights(weights: Weighting, inputs: Sequence[Input]) -> tuple[float, ...]:
+    if isinstance(weights, (Profile, Decay)):
+        steps = [one.header.step for one in inputs if one.header is not None and one.header.step is not None]
+        profile = Profile.from_decay(weights, max(steps)) if isinstance(weights, Decay) else weights
+        used = tuple(quadrature(profile, steps).tolist())
+    elif isinstance(weights, str):
+        if weights != "uniform":
+            raise ConfigError(f'weights={weights!r}: must be "uniform", a profile, a decay or numbers.')
+        used = (1 / len(inputs),) * len(inputs)
+    else:
+        used = tuple(float(weight) for weight in weights)
+    if len(used) != len(inputs):
+        raise ConfigError(f"weights={list(used)}: {len(used)} for {len(inputs)} checkpoints; give one each.")
+    total = math.fsum(used)
+    if not abs(total - 1) <= 1e-6:  # NaN fails as well
+        raise ConfigError(
+            f"weights={list(used)} sum to {total:g}; those of an average sum to 1. Divide each by the sum."
+        )
+    return used
+
+
+def _header(headers: Sequence[Header | None], used: Sequence[float]) -> Header:
+    """What the average of files with these headers is: as much as they all say."""
+    known = [header for header in headers if header is not None]
+    if len(known) < len(headers):
+        return Header("average", None, None, None, "average", "")
+    first, *others = known
+    steps = [header.step for header in known if header.step is not None]
+    profiles = [header.profile for header in known if header.profile is not None]
+    # A tensor's own profile can be told only if it joined all averages at the same step.
+    told = len(profiles) == len(known) and all(other.joined == first.joined for other in others)
+    return Header(
+        track="average",
+        step=max(steps) if len(steps) == len(known) else None,
+        decay=None,
+        profile=Profile.mix(profiles, used) if told else None,
+        role="average",
+        run=first.run if all(other.run == first.run for other in others) else "",
+        joined=first.joined if told else {},
+    )
+
+
+def _common_metadata(inputs: Sequence[Input]) -> dict[str, str]:
+    """What all files say alike, such as the "format" that Hugging Face libraries ask for."""
+    first, *others = (one.weights.metadata for one in inputs)
+    alike = {key: value for key, value in first.items() if all(other.get(key) == value for other in others)}
+    return {key: value for key, value in alike.items() if key not in (KEY, SUMS)}
+
+
+def _blends(
+    inputs: Sequence[Input], used: Sequence[float], dtype: np.dtype[Any] | None, wide: np.dtype[Any]
+) -> dict[str, Blend]:
+    terms = shares(used)
+    return {name: _blend(name, inputs, terms, dtype, wide) for name in inputs[0].weights.slots}
+
+
+def _blend(
+    name: str,
+    inputs: Sequence[Input],
+    terms: Sequence[tuple[int, float]],
+    dtype: np.dtype[Any] | None,
+    wide: np.dtype[Any],
+) -> Blend:
+    slots = [one.weights.slots[name] for one in inputs]
+    files = [one.weights.where for one in inputs]
+    if not is_float(slots[0].dtype):
+        return Blend(name, [Term(slots[-1], 1.0, files[-1])], slots[-1].dtype, None)
+    made = dtype if dtype is not None and is_real(slots[0]) else slots[0].dtype
+    widest = max(_width(d) for d in (made, *(slot.dtype for slot in slots)))
+    chosen = [Term(slots[i], share, files[i]) for i, share in terms]
+    return Blend(name, chosen, made, np.dtype(np.float64) if widest > 4 else wide)
+
+
+def _width(dtype: np.dtype[Any]) -> int:
+    """Bytes of one real number."""
+    return dtype.itemsize // 2 if dtype.kind == "c" else dtype.itemsize
+
+
+def _reported(
+    parts: Iterable[Part], blends: Mapping[str, Blend], progress: Callable[[int, int], object]
+) -> Iterator[Part]:
+    total = sum(term.slot.nbytes for blend in blends.values() for term in blend.terms)
+    done = 0
+    for part in parts:
+        yield part
+        done += part.read
+        progress(done, total)
+
+
+def _pieces(parts: Iterable[Part]) -> Callable[[str], Iterator[NDArray[Any]]]:
+    """The parts by name, for a writer that asks for the names in the same order."""
+    groups = groupby(parts, key=lambda part: part.name)
+
+    def pieces(name: str) -> Iterator[NDArray[Any]]:
+        found, group = next(groups)
+        if found != name:
+            raise AssertionError(f"{name} was asked for where {found} comes next")
+        return (part.values for part in group)
+
+    return pieces
