@@ -30,7 +30,7 @@ from polyak.checkpoints.rounding import round_into, widen_into
 from polyak.checkpoints.weights import Held, Slot, Span, as_bytes
 from polyak.errors import CheckpointError
 
-PIECE = 1 << 16  # numbers taken together; three buffers of float32 are 768 KB, a processor's second cache
+PIECE = 1 << 17  # numbers taken together: 512 KB of float32, so that what is worked on stays in cache
 _THREADS = 4  # a reader's time goes mostly into waiting for the disk
 _AHEAD = 8  # pieces under way or waiting to be written
 
@@ -282,6 +282,6 @@ def _averaged_whole(blend: Blend) -> Blend:
                 if place:
                     _move_towards(piece, into, term.share)
             del values
-    if not np.isfinite(flat).all():
-        raise _not_finite(_Task(blend, 0, first.slot.size))
+        if not np.isfinite(flat).all():
+            raise _not_finite(_Task(blend, 0, first.slot.size))
     return replace(blend, terms=[Term(_InMemory(mean), 1.0, first.file)])
