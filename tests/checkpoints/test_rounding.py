@@ -111,3 +111,12 @@ def test_nothing_is_finite() -> None:
 @given(st.binary(max_size=300), st.binary(max_size=300))
 def test_checksums_of_parts_join(first: bytes, second: bytes) -> None:
     assert crc_of_both(zlib.crc32(first), zlib.crc32(second), len(second)) == zlib.crc32(first + second)
+
+
+@pytest.mark.parametrize("bits", [0x7C00, 0xFC00, 0x7C01, 0xFC01, 0x7E00, 0xFFFF])
+def test_one_half_that_is_not_finite_stays_so(bits: int) -> None:
+    values = np.array([0x3C00, bits, 0x3C00], np.uint16).view(np.float16)
+    out = np.empty(3, np.float32)
+    with np.errstate(invalid="ignore"):
+        widen_into(values, out)
+        np.testing.assert_array_equal(out, values.astype(np.float32))
