@@ -30,7 +30,7 @@ class Archive:
             half of itself, and at least 1 % of the steps so far have gone by.
         dtype: of averaged tensors on disk, "float16", "bfloat16" or "float32", or torch's of that name.
             A tensor that float16 would overflow stays float32.
-        keep: "log" thins old snapshots so that about 16 remain for each doubling of their age; "even" keeps
+        keep: "log" keeps the newest 16, then 8 for each doubling of their age; "even" keeps
             up to 64 equally far apart; n the n from which most can be made; "all" all of them. θ₀ stays.
 
     Raises:
@@ -73,9 +73,8 @@ class Archive:
         Raises:
             CheckpointError: there are none, one is damaged, or they are of several runs.
         """
-        if self._recorder is not None:
-            self._recorder.wait()
-        found = list(found_in(self.folder))
+        self.flush()
+        found = found_in(self.folder)
         if not found:
             raise CheckpointError(f"{self.folder} holds no snapshots.")
         runs = sorted({snapshot.header.run for snapshot in found})
@@ -107,6 +106,11 @@ class Archive:
                 f"the archive {self.folder} follows no EMA: it was opened to be read, or closed."
             )
         self._recorder.take()
+
+    def flush(self) -> None:
+        """Wait until every snapshot taken is on disk."""
+        if self._recorder is not None:
+            self._recorder.wait()
 
     def close(self) -> None:
         """Take a last snapshot, finish writing and follow the EMA no longer.

@@ -22,6 +22,8 @@ from polyak.errors import CheckpointError
 from polyak.rules import Profile, Solution, solve
 from polyak.rules.posthoc import Movement, movement_of
 
+_PIECE = 1 << 16  # elements
+
 # Which snapshots hold a tensor, by place, and since when each has averaged it.
 _History: TypeAlias = tuple[tuple[int, int], ...]
 
@@ -57,12 +59,16 @@ class Mixture:
         recipe = self.recipes[name]
         dtype = _dtype(recipe)
         wide = np.dtype(np.complex128 if dtype.kind == "c" else np.float64)
-        total = np.zeros(recipe[0][1].shape, wide)
+        total = np.zeros(recipe[0][1].size, wide)
         for coefficient, slot in recipe:
+            stored = slot.read()
             if coefficient is None:
-                return slot.read()
-            total += coefficient * widen(slot.read(), wide)
-        return total.astype(dtype)
+                return stored
+            flat = stored.reshape(-1)
+            for start in range(0, len(flat), _PIECE):  # what is widened and scaled stays in cache
+                piece = slice(start, start + _PIECE)
+                total[piece] += coefficient * widen(flat[piece], wide)
+        return total.astype(dtype).reshape(recipe[0][1].shape)
 
 
 def mix(stored: Sequence[Stored], wanted: Profile) -> Mixture:

@@ -13,6 +13,7 @@ from polyak.errors import CheckpointError
 from polyak.rules import Profile
 
 ABANDONED = "abandoned"
+_HALF = 0.5 * (1 + 1e-9)  # a half-life is a half however it was multiplied up
 
 
 class Removable(Protocol):
@@ -113,7 +114,7 @@ class Recorder:
 
     def _due(self, step: int) -> bool:
         if self._every is None:
-            return min(self._left.values()) <= 0.5 and step - self._step >= step // 100
+            return min(self._left.values()) <= _HALF and step - self._step >= step // 100
         return step // self._every > self._step // self._every
 
     def _rewound(self) -> list[Snapshot]:
@@ -147,5 +148,6 @@ class Recorder:
     def _write(self, captured: list[Captured], number: int) -> None:
         for moment in captured:
             write_snapshot(self._folder, moment, number)
-        for path in superfluous(list(found_in(self._folder)), self._keep):
-            path.unlink(missing_ok=True)
+        if self._keep != "all":
+            for path in superfluous(found_in(self._folder), self._keep):
+                path.unlink(missing_ok=True)

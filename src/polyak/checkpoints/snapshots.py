@@ -8,7 +8,7 @@ model as the archive found it; at step 0 that is the θ₀ every average starts 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -21,7 +21,7 @@ from polyak.checkpoints.read import header_of
 from polyak.checkpoints.schema import Header
 from polyak.checkpoints.write import write_arrays
 from polyak.errors import ConfigError
-from polyak.rules.thinning import even, independent, logarithmic
+from polyak.rules.thinning import even, logarithmic, telling
 
 Keep: TypeAlias = Literal["all", "log", "even"] | int
 
@@ -59,17 +59,18 @@ def check_keep(keep: Keep) -> None:
         raise ConfigError(f'keep={keep!r}: must be "all", "log", "even" or how many, at least 1.')
 
 
-def found_in(folder: Path) -> Iterator[Snapshot]:
-    """The snapshots of a folder by step; only their headers are read.
+def found_in(folder: Path) -> list[Snapshot]:
+    """The snapshots of a folder, the base first, then as they were taken; only headers are read.
 
     Raises:
         CheckpointError: one is damaged.
     """
-    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    for name in names:
-        if _NAME.fullmatch(name):
-            with open_weights(folder / name) as weights:
-                yield Snapshot(folder / name, header_of(weights))
+    found: list[Snapshot] = []
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if _NAME.fullmatch(path.name):
+            with open_weights(path) as weights:
+                found.append(Snapshot(path, header_of(weights)))
+    return sorted(found, key=lambda snapshot: (snapshot.number, snapshot.path.name))
 
 
 def write_snapshot(folder: Path, captured: Captured, number: int) -> None:
@@ -91,5 +92,5 @@ def superfluous(snapshots: Sequence[Snapshot], keep: Keep) -> list[Path]:
     else:
         profiles = [[s.header.profile for s in snapshots if s.number == n] for n in numbers]
         known = [[profile for profile in row if profile is not None] for row in profiles]
-        kept = {numbers[i] for i in independent(known, keep)}
+        kept = {numbers[i] for i in telling(known, keep)}
     return [snapshot.path for snapshot in snapshots if snapshot.number and snapshot.number not in kept]

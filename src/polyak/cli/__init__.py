@@ -8,11 +8,15 @@ from typing import Annotated
 
 import typer
 
+from polyak.cli.average import average
 from polyak.cli.demo import demo
+from polyak.cli.synthesize import synthesize
 from polyak.errors import PolyakError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+app.command()(average)
 app.command()(demo)
+app.command()(synthesize)
 
 
 def _print_version(asked: bool) -> None:

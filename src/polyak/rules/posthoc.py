@@ -112,18 +112,44 @@ def solve_each(
     """
     if not profiles:
         raise ConfigError("profiles=[]: post-hoc synthesis needs at least one stored average.")
-    n, raw = len(profiles), Profile.raw(max(profile.steps for profile in (*profiles, *targets)))
-    gram, total = gram_of([*profiles, *targets, raw], movement)
-    noise = np.zeros(n) if rounding is None else np.asarray(rounding, np.float64)
-    noisy = gram[:n, :n] + np.diag(noise)
-    solutions: list[Solution] = []
-    for i in range(n, n + len(targets)):
-        coefficients = _constrained(noisy, gram[:n, i], total[:n], math.sqrt(gram[i, i]))
-        missed = _quadratic(gram, [*range(n), i], np.append(coefficients, -1.0)) + noise @ coefficients**2
-        away = _quadratic(gram, [i, n + len(targets)], np.array([1.0, -1.0]))
+    problem = Problem.of(profiles, targets, movement, rounding)
+    return [problem.solution(range(len(profiles)), i) for i in range(len(targets))]
+
+
+class Problem(NamedTuple):
+    """Stored averages and wanted ones as a Gram matrix, from which any part of the stored is solved at once.
+
+    gram: ``Σₜ vₜ·R(t)·R(t)ᵀ`` over stored, wanted and raw, in this order.  total: the sum of each profile.
+    noise: ρᵢ of the stored.
+    """
+
+    gram: Array
+    total: Array
+    noise: Array
+
+    @classmethod
+    def of(
+        cls,
+        profiles: Sequence[Profile],
+        targets: Sequence[Profile],
+        movement: Movement,
+        rounding: Sequence[float] | None,
+    ) -> Problem:
+        """One pass over all profiles."""
+        raw = Profile.raw(max(profile.steps for profile in (*profiles, *targets)))
+        noise = np.zeros(len(profiles)) if rounding is None else np.asarray(rounding, np.float64)
+        return cls(*gram_of([*profiles, *targets, raw], movement), noise)
+
+    def solution(self, kept: Sequence[int], target: int) -> Solution:
+        """The best mixture of the stored averages with these indices, for the target of this number."""
+        rows, i, raw = list(kept), len(self.noise) + target, len(self.gram) - 1
+        noise, size = self.noise[rows], math.sqrt(self.gram[i, i])
+        noisy = self.gram[np.ix_(rows, rows)] + np.diag(noise)
+        coefficients = _constrained(noisy, self.gram[rows, i], self.total[rows], size)
+        missed = _quadratic(self.gram, [*rows, i], np.append(coefficients, -1.0)) + noise @ coefficients**2
+        away = _quadratic(self.gram, [i, raw], np.array([1.0, -1.0]))
         error = math.sqrt(missed / away) if away else math.inf if missed else 0.0
-        solutions.append(Solution(coefficients, error, float(np.abs(coefficients).sum())))
-    return solutions
+        return Solution(coefficients, error, float(np.abs(coefficients).sum()))
 
 
 def movement_of(profiles: Sequence[Profile], distances: Sequence[float]) -> Movement:

@@ -9,15 +9,17 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from polyak.rules.posthoc import gram_of
+from polyak.rules.decay import HalfLife
+from polyak.rules.posthoc import STEADY, Problem
 from polyak.rules.profile import Profile
 
-PER_OCTAVE = 16
-EVEN = 64
+_RECENT = 16
+_EVEN = 64
+_TARGETS = 8
 
 
 def logarithmic(numbers: Sequence[int]) -> set[int]:
-    """Dense near the end, sparse at the beginning: about 16 for each doubling of the age.
+    """Dense near the end, sparse at the beginning: the newest 16, then 8 for each doubling of the age.
 
     A snapshot whose number is divisible by 2ᵏ, and by no higher power, is kept until 16·2ᵏ newer ones
     were taken, so the error of a synthesised average does not depend on its half-life.
@@ -32,7 +34,7 @@ def logarithmic(numbers: Sequence[int]) -> set[int]:
         >>> sorted(logarithmic(range(1, 200)))[:9]
         [16, 32, 48, 64, 72, 80, 88, 96, 104]
     """
-    return {n for n in numbers if numbers[-1] - n < PER_OCTAVE * (n & -n) or n == numbers[-1]}
+    return {n for n in numbers if numbers[-1] - n < _RECENT * (n & -n) or n == numbers[-1]}
 
 
 def even(numbers: Sequence[int]) -> set[int]:
@@ -43,33 +45,38 @@ def even(numbers: Sequence[int]) -> set[int]:
         [4, 8, 12]
     """
     stride = 1
-    while numbers[-1] // stride > EVEN:
+    while numbers[-1] // stride > _EVEN:
         stride *= 2
     return {n for n in numbers if n % stride == 0 or n == numbers[-1]}
 
 
-def independent(profiles: Sequence[Sequence[Profile]], count: int) -> list[int]:
-    """The snapshots that tell most: those the others can make best are dropped one after another.
+def telling(snapshots: Sequence[Sequence[Profile]], count: int) -> list[int]:
+    """The snapshots from which most can be made: that without which least is lost goes first.
 
-    ``1/(G⁻¹)ᵢᵢ`` is the squared distance of profile i from all mixtures of the others (G their Gram
-    matrix, profiles of unit norm); a snapshot's worth is that of its best track.
+    What is lost is the mean logarithm of the errors at which half-lives from 1/200 of the run to all of
+    it can be synthesised at its present end; errors below 0.1 % count as none.
 
     Args:
-        profiles: for each snapshot the profiles of its tracks; the last snapshot always stays.
-        count: how many to keep, ≥ 1.
+        snapshots: for each the profiles of its tracks, oldest first; the newest always stays.
+        count: how many to keep, ≥ 1. θ₀ is kept besides.
 
     Returns:
         Indices of those kept, ascending.
     """
-    flat = [profile for snapshot in profiles for profile in snapshot]
-    owner = np.repeat(np.arange(len(profiles)), [len(snapshot) for snapshot in profiles])
-    gram, _ = gram_of(flat)
-    norms = np.sqrt(gram.diagonal())
-    gram = gram / np.outer(norms, norms) + 1e-9 * np.eye(len(flat))
-    kept = list(range(len(profiles)))
+    flat = [profile for snapshot in snapshots for profile in snapshot] + [Profile.raw(0)]
+    owner = np.repeat(np.arange(len(snapshots)), [len(snapshot) for snapshot in snapshots])
+    steps = max(profile.steps for profile in flat)
+    half_lives = np.geomspace(max(1.0, steps / 200), max(2.0, steps), _TARGETS)
+    targets = [Profile.from_decay(HalfLife(steps=h), steps) for h in half_lives]
+    problem = Problem.of(flat, targets, STEADY, None)
+
+    def lost(kept: list[int]) -> float:
+        rows: list[int] = [*np.flatnonzero(np.isin(owner, kept)).tolist(), len(flat) - 1]
+        errors = [problem.solution(rows, i).error for i in range(_TARGETS)]
+        return float(np.mean(np.log(np.maximum(errors, 1e-3))))
+
+    kept = list(range(len(snapshots)))
     while len(kept) > count:
-        rows = np.flatnonzero(np.isin(owner, kept))
-        apart = 1 / np.linalg.inv(gram[np.ix_(rows, rows)]).diagonal()
-        worth = [apart[owner[rows] == i].max() for i in kept[:-1]]
-        kept.pop(int(np.argmin(worth)))
+        losses = [lost([k for k in kept if k != dropped]) for dropped in kept[:-1]]
+        kept.pop(int(np.argmin(losses)))
     return kept

@@ -1,0 +1,297 @@
+"""Snapshots of a run: when they are taken, what they hold, what survives a kill."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+import polyak
+from polyak import Archive, CheckpointError, ConfigError, Power
+from polyak.checkpoints import recorder
+
+from .archive_worker import move
+
+WORKER = Path(__file__).with_name("archive_worker.py")
+TRACKS = {"short": Power(gamma=20), "long": Power(gamma=6)}
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.Linear(16, 2))
+
+
+def run(ema: polyak.EMA, steps: int) -> None:
+    for _ in range(steps):
+        move(ema.model, ema.step + 1)
+        ema.update()
+
+
+def test_each_snapshot_is_the_average_of_its_moment(tmp_path: Path) -> None:
+    model = network()
+    ema = polyak.EMA(model, TRACKS)
+    first = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    truth = {}
+    with Archive(tmp_path, ema, every=5, dtype="float32", keep="all"):
+        for step in range(1, 31):
+            run(ema, 1)
+            if step % 5 == 0:
+                truth[step] = {
+                    n: {k: t.clone() for k, t in tr.tensors.items()} for n, tr in ema.tracks.items()
+                }
+    base = load_file(tmp_path / "000000000-base.safetensors")
+    assert {name: tensor.tolist() for name, tensor in base.items()} == {
+        name: tensor.tolist() for name, tensor in first.items()
+    }
+    assert len(list(tmp_path.iterdir())) == 1 + 6 * 2
+    for step, tracks in truth.items():
+        for name, tensors in tracks.items():
+            average = polyak.load(tmp_path / f"{step:09}-{name}.safetensors")
+            assert average.header.step == step
+            assert average.header.profile == polyak.Profile.from_decay(TRACKS[name], step)
+            for key, tensor in tensors.items():
+                np.testing.assert_array_equal(average.tensors[key], tensor.numpy())
+            assert average.tensors["1.num_batches_tracked"] == step  # copied, whole and exact
+
+
+def test_a_slow_disk_tears_no_snapshot_and_bounds_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The writer starts only after the average has moved on; at most one snapshot waits."""
+    gate, written = threading.Event(), []
+
+    def slow(folder: Path, captured: recorder.Captured, number: int) -> None:
+        gate.wait(10)
+        written.append((captured.header.step, captured.tensors["0.weight"].copy()))
+
+    ema = polyak.EMA(network(), 0.9)
+    archive = Archive(tmp_path, ema, every=10, dtype="float32")
+    monkeypatch.setattr(recorder, "write_snapshot", slow)
+    run(ema, 10)
+    at_ten = ema.tracks["average"].tensors["0.weight"].clone()
+    run(ema, 9)
+    assert written == []
+    threading.Timer(0.2, gate.set).start()
+    run(ema, 1)  # the second snapshot waits for the first to be written
+    assert [step for step, _ in written][:1] == [10]
+    np.testing.assert_array_equal(written[0][1], at_ten.numpy())
+    archive.close()
+
+
+def test_frozen_tensors_are_stored_once_and_tied_ones_named(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False), nn.Linear(4, 2))
+    model[1].weight = model[0].weight
+    model[2].requires_grad_(False)
+    ema = polyak.EMA(model, 0.9)
+    with Archive(tmp_path, ema, every=1, dtype="float32") as archive:
+        with torch.no_grad():
+            model[0].weight += 1
+        ema.update()
+    assert set(load_file(archive.snapshots[-1].path)) == {"0.weight"}
+    made = polyak.synthesize(tmp_path, 0.9)
+    assert set(made.tensors) == set(model.state_dict())
+    np.testing.assert_allclose(made.tensors["1.weight"], ema.module[0].weight.detach().numpy(), rtol=1e-6)
+    np.testing.assert_array_equal(made.tensors["2.weight"], model[2].weight.detach().numpy())
+
+
+@pytest.mark.parametrize("dtype", ["float16", torch.float16, "bfloat16", torch.bfloat16, "float32"])
+def test_averages_are_rounded_and_the_rest_is_not(tmp_path: Path, dtype: object) -> None:
+    model = network()
+    with torch.no_grad():
+        model[0].bias[0] = 1e6  # float16 ends at 65504
+    with Archive(tmp_path, polyak.EMA(model, 0.9), dtype=dtype) as archive:
+        archive.snapshot()
+    name = str(dtype).removeprefix("torch.")
+    tensors = load_file(archive.snapshots[-1].path)
+    assert tensors["0.weight"].dtype == getattr(torch, name)
+    assert tensors["0.bias"].dtype == (torch.float32 if name == "float16" else getattr(torch, name))
+    assert tensors["1.num_batches_tracked"].dtype == torch.int64
+    assert float(tensors["0.bias"][0]) == pytest.approx(1e6, rel=0.01)
+    state = archive.snapshots[-1].header.state
+    stored = sum(
+        float((tensors[n].double() - p.double()).square().sum())
+        for n, p in model.state_dict().items()
+        if n in dict(model.named_parameters())
+    )
+    assert state["rounded"] == pytest.approx(stored, rel=1e-4, abs=1e-30)
+
+
+def test_auto_takes_one_each_time_the_shortest_average_is_half_new(tmp_path: Path) -> None:
+    ema = polyak.EMA(network(), {"short": polyak.HalfLife(steps=20), "long": polyak.HalfLife(steps=200)})
+    with Archive(tmp_path, ema, keep="all") as archive:
+        run(ema, 95)
+    assert archive.steps == [0, 20, 40, 60, 80, 95]
+    fast = polyak.EMA(network(), 0.5)
+    with Archive(tmp_path / "fast", fast, keep="all") as archive:
+        run(fast, 450)
+    gaps = np.diff(archive.steps)
+    assert gaps[:50].max() == 1
+    assert gaps[-2] >= 4  # one in a hundred steps so far
+
+
+@pytest.mark.parametrize(("keep", "most"), [("log", 70), ("even", 66), (9, 10), ("all", 301)])
+def test_old_snapshots_are_thinned(tmp_path: Path, keep: str | int, most: int) -> None:
+    ema = polyak.EMA(nn.Linear(2, 1), {"short": Power(gamma=20), "long": Power(gamma=6)})
+    with Archive(tmp_path, ema, every=2, keep=keep) as archive:
+        run(ema, 600)
+    steps = archive.steps
+    assert steps[0] == 0
+    assert steps[-1] == 600
+    assert most * 0.5 <= len(steps) <= most
+    assert len(archive.snapshots) == 2 * len(steps) - 1
+    # What the thinning is for: wide averages can still be made after it.
+    rows = polyak.reachable(archive, half_lives=[60, 150, 300])
+    assert all(row.error < (0.01 if keep != 9 else 0.05) for row in rows)
+
+
+def test_a_folder_belongs_to_one_run(tmp_path: Path) -> None:
+    first, second = polyak.EMA(network(), 0.9), polyak.EMA(network(), 0.9)
+    with Archive(tmp_path, first, every=2):
+        run(first, 4)
+    before = sorted(path.name for path in tmp_path.iterdir())
+    with pytest.raises(CheckpointError, match=f"belongs to run {first.run}, this EMA to run {second.run}"):
+        Archive(tmp_path, second)
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    with Archive(tmp_path / "other", second, every=2):
+        run(second, 4)
+    (tmp_path / "other" / "000000004-average.safetensors").replace(tmp_path / "000000009-average.safetensors")
+    with pytest.raises(CheckpointError, match=f"runs .*{second.run}"):
+        Archive(tmp_path).steps  # noqa: B018
+
+
+def test_going_back_puts_the_abandoned_future_aside(tmp_path: Path) -> None:
+    model = network()
+    ema = polyak.EMA(model, 0.9)
+    archive = Archive(tmp_path, ema, every=2, dtype="float32", keep="all")
+    run(ema, 4)
+    state = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in model.state_dict().items()}
+    ema.save(tmp_path / "state", resumable=True)
+    run(ema, 4)
+    model.load_state_dict(state)
+    ema.load(tmp_path / "state")
+    with torch.no_grad():
+        model[0].weight += 5  # another future
+    run(ema, 2)
+    archive.close()
+    assert archive.steps == [0, 2, 4, 6]
+    assert sorted(path.name for path in (tmp_path / "abandoned").iterdir()) == [
+        "000000006-average.safetensors",
+        "000000008-average.safetensors",
+    ]
+    newest = polyak.load(tmp_path / "000000006-average.safetensors")
+    np.testing.assert_array_equal(
+        newest.tensors["0.weight"], ema.tracks["average"].tensors["0.weight"].numpy()
+    )
+
+
+def test_a_full_disk_is_a_warning_now_and_an_error_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ema = polyak.EMA(network(), 0.9)
+    archive = Archive(tmp_path, ema, every=2)
+
+    def full(folder: Path, captured: recorder.Captured, number: int) -> None:
+        raise CheckpointError("No space left on device. Nothing was changed.")
+
+    run(ema, 2)
+    archive.flush()
+    monkeypatch.setattr(recorder, "write_snapshot", full)
+    run(ema, 2)
+    with pytest.warns(RuntimeWarning, match=r"a snapshot is missing .*No space left"):
+        archive.flush()
+    monkeypatch.undo()
+    run(ema, 2)
+    with pytest.raises(CheckpointError, match="lacks a snapshot: No space left"):
+        archive.close()
+    assert archive.steps == [0, 2, 6]
+    assert ema.step == 6
+
+
+def test_after_an_error_there_is_no_last_snapshot(tmp_path: Path) -> None:
+    ema = polyak.EMA(network(), 0.9)
+    archive = Archive(tmp_path, ema, every=2)
+
+    def training() -> None:
+        with archive:
+            run(ema, 3)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        training()
+    assert archive.steps == [0, 2]
+    run(ema, 3)  # no longer followed
+    assert archive.steps == [0, 2]
+    with pytest.raises(ConfigError, match="follows no EMA"):
+        archive.snapshot()
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"every": 0}, "every=0"),
+        ({"every": "often"}, "every='often'"),
+        ({"dtype": "float64"}, "dtype='float64'"),
+        ({"dtype": torch.int8}, r"dtype=torch\.int8"),
+        ({"keep": 0}, "keep=0"),
+        ({"keep": "some"}, "keep='some'"),
+    ],
+)
+def test_arguments_are_checked(tmp_path: Path, settings: dict[str, object], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        Archive(tmp_path / "new", polyak.EMA(network(), 0.9), **settings)
+    assert not (tmp_path / "new").exists()
+
+
+def test_an_empty_folder_says_so(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="holds no snapshots"):
+        polyak.synthesize(tmp_path, 0.9)
+    with pytest.raises(CheckpointError, match="holds no snapshots"):
+        Archive(tmp_path / "missing").steps  # noqa: B018
+    Archive(tmp_path, polyak.EMA(network(), 0.9)).flush()
+    with pytest.raises(CheckpointError, match="the base only"):
+        polyak.synthesize(tmp_path, 0.9)
+
+
+def worker(folder: Path, steps: int, every: str) -> subprocess.Popen[str]:
+    folder.mkdir(exist_ok=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(WORKER), str(folder), str(steps), every]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+
+
+@pytest.mark.parametrize("every", ["10", "auto"])
+def test_a_run_killed_again_and_again_leaves_the_archive_of_one_that_never_was(
+    tmp_path: Path, every: str
+) -> None:
+    steps, moments = 400, random.Random(5)
+    whole = worker(tmp_path / "whole", steps, every)
+    assert whole.communicate()[0].endswith("done\n")
+    kills, finished = 0, False
+    while not finished:
+        process = worker(tmp_path / "killed", steps, every)
+        assert process.stdout is not None
+        process.stdout.readline()
+        if kills < 5:
+            time.sleep(moments.uniform(0.02, 0.35))
+            process.send_signal(signal.SIGKILL)
+            kills += 1
+        finished = process.communicate()[0].endswith("done\n")
+    files = {
+        name: sorted((tmp_path / name / "archive").glob("*.safetensors")) for name in ("whole", "killed")
+    }
+    assert [path.name for path in files["whole"]] == [path.name for path in files["killed"]]
+    assert len({snapshot.header.run for snapshot in Archive(tmp_path / "killed" / "archive").snapshots}) == 1
+    for one, other in zip(files["whole"], files["killed"], strict=True):
+        a, b = load_file(one), load_file(other)
+        assert all(torch.equal(a[name], b[name]) for name in a)
