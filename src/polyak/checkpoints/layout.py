@@ -14,11 +14,13 @@ Source: the format description at github.com/huggingface/safetensors.
 from __future__ import annotations
 
 import json
+import sys
 import zlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
+from reprlib import Repr
 from typing import Any
 
 import numpy as np
@@ -32,6 +34,11 @@ HEADER_LIMIT = 100_000_000  # bytes; the reference implementation has the same l
 METADATA = "__metadata__"
 SUMS = "polyak_sums"
 _DIGITS = 8  # hexadecimal, of one CRC-32
+_AXES = 32 if np.__version__.startswith("1.") else 64  # of a NumPy array, at most
+
+_REPR = Repr()  # what a file says can be 100 MB long: messages show its beginning
+_REPR.maxstring = 200
+_brief = _REPR.repr
 
 
 @dataclass(frozen=True)
@@ -68,16 +75,14 @@ def arrange(specs: Mapping[str, Spec], metadata: Mapping[str, str]) -> Layout:
     """The header of a file with these tensors: widest dtypes first, so that all are aligned.
 
     Raises:
-        CheckpointError: the format has no name for a dtype, or the header would pass its limit.
+        CheckpointError: a name, dtype or shape that the format cannot hold, or a header beyond its limit.
     """
     for name, spec in specs.items():
-        if spec.dtype not in NAMES:
-            raise CheckpointError(
-                f"{name} is {spec.dtype}, for which the safetensors format has no name. Nothing was written."
-            )
+        _check_writable(name, spec)
     names = sorted(specs, key=lambda name: (-specs[name].dtype.itemsize, name))
     zeros = "0" * _DIGITS * (len(names) + 1)
-    fields: dict[str, Any] = {METADATA: {SUMS: zeros, **metadata}}
+    # The checksums come first, where they are looked for; those of a file this one is made from are void.
+    fields: dict[str, Any] = {METADATA: {SUMS: zeros} | {k: v for k, v in metadata.items() if k != SUMS}}
     end = 0
     for name in names:
         spec, begin = specs[name], end
@@ -92,6 +97,19 @@ def arrange(specs: Mapping[str, Spec], metadata: Mapping[str, str]) -> Layout:
         )
     header = len(text).to_bytes(8, "little") + text
     return Layout(header, tuple(names), header.index(zeros.encode()))
+
+
+def _check_writable(name: str, spec: Spec) -> None:
+    if spec.dtype not in NAMES:
+        raise CheckpointError(
+            f"{name} is {spec.dtype}, for which the safetensors format has no name. Nothing was written."
+        )
+    if len(spec.shape) > _AXES:
+        raise CheckpointError(f"{name} has {len(spec.shape)} axes: at most {_AXES} can be read again.")
+    if name == METADATA or not _is_text(name):
+        raise CheckpointError(
+            f"a tensor cannot be named {name!r} in a safetensors file: rename it. Nothing was written."
+        )
 
 
 def parse(source: Source) -> tuple[dict[str, Span], dict[str, str]]:
@@ -111,36 +129,83 @@ def parse(source: Source) -> tuple[dict[str, Span], dict[str, str]]:
         raise refuse(f"its header should take {length:,} bytes; the file has {source.size:,}")
     text = source.read(8, length)
     try:
-        fields = json.loads(text.decode(), object_pairs_hook=_unique, parse_constant=_no_constant)
-        if not isinstance(fields, dict) or text[:1] != b"{":
-            raise ValueError("not an object")
-        metadata = _strings(fields.pop(METADATA, {}))  # pyright: ignore[reportUnknownArgumentType]
-        spans = {str(name): _span(source, 8 + length, value) for name, value in fields.items()}  # pyright: ignore
-    except (ValueError, TypeError, KeyError, RecursionError, OverflowError) as error:
+        fields = parse_json(text)
+        metadata = _strings(fields.pop(METADATA, {}))
+        spans = {name: _span(source, 8 + length, name, value) for name, value in fields.items()}
+    except (ValueError, RecursionError) as error:
         raise refuse(f"its header cannot be understood ({error})") from error
     end = 8 + length
     for name, span in sorted(spans.items(), key=lambda item: (item[1].offset, item[1].nbytes)):
         if span.offset != end:
             how = "overlaps the tensor before it" if span.offset < end else "leaves a hole before it"
-            raise refuse(f"tensor {name!r} {how}")
+            raise refuse(f"tensor {_brief(name)} {how}")
         end += span.nbytes
     if end != source.size:
-        raise refuse(f"its tensors end at byte {end:,}, the file at {source.size:,}: it was cut")
+        why = "it was cut" if end > source.size else "something was added"
+        raise refuse(f"its tensors end at byte {end:,}, the file at {source.size:,}: {why}")
     return _with_sums(source, text, spans, metadata), metadata
 
 
-def _span(source: Source, data: int, field: Any) -> Span:
-    if set(field) != {"dtype", "shape", "data_offsets"}:
-        raise ValueError(f"a tensor has the fields {sorted(field)}")
-    shape, (begin, end) = field["shape"], field["data_offsets"]
-    if any(type(n) is not int or n < 0 for n in (*shape, begin, end)):
-        raise ValueError(f"shape {shape} and offsets {[begin, end]} must be whole numbers, at least 0")
-    if field["dtype"] not in BY_NAME:
-        raise ValueError(f"dtype {field['dtype']!r} is none of {', '.join(BY_NAME)}")
-    span = Span(source, data + begin, BY_NAME[field["dtype"]], tuple(shape))
-    if span.nbytes != end - begin:
-        raise ValueError(f"{field['dtype']} {shape} takes {span.nbytes} bytes, its place has {end - begin}")
-    return span
+def _whole(digits: str) -> int:
+    if len(digits) > 19 or digits.startswith("-"):  # reading millions of digits takes minutes before 3.11
+        raise ValueError(f"{digits[:40]} is no whole number from 0 to 2⁶³")
+    return int(digits)
+
+
+def _no_number(text: str) -> Any:
+    raise ValueError(f"{text[:40]} is no whole number")
+
+
+def parse_json(
+    text: bytes, whole: Callable[[str], Any] = _whole, fraction: Callable[[str], Any] = _no_number
+) -> dict[str, Any]:
+    """A JSON object, every name in it once.
+
+    Args:
+        text: UTF-8.
+        whole: makes what is kept of a number without a fraction, here one that can be a length.
+        fraction: of any other number but NaN and infinities, which are no JSON.
+
+    Raises:
+        ValueError: it is none.
+        RecursionError: it is nested too deep.
+    """
+    if text[:1] != b"{":
+        raise ValueError("it does not begin with '{'")
+    return json.loads(
+        text.decode(),
+        object_pairs_hook=_unique,
+        parse_int=whole,
+        parse_float=fraction,
+        parse_constant=_no_number,
+    )
+
+
+def _span(source: Source, data: int, name: str, field: Any) -> Span:
+    what = f"tensor {_brief(name)}"
+    if not isinstance(field, dict) or set(field) != {"dtype", "shape", "data_offsets"}:  # pyright: ignore
+        raise ValueError(f"{what} is {_brief(field)}: needs dtype, shape and data_offsets")
+    dtype: Any = field["dtype"]  # pyright: ignore[reportUnknownVariableType]
+    shape, offsets = _counts(what, field["shape"]), _counts(what, field["data_offsets"])
+    if not isinstance(dtype, str) or dtype not in BY_NAME:
+        raise ValueError(f"{what} has dtype {_brief(dtype)}, none of {', '.join(BY_NAME)}")
+    # prod of millions of factors would take hours, and NumPy has no such arrays, even of no elements.
+    if len(shape) > _AXES or prod(max(n, 1) for n in shape) * BY_NAME[dtype].itemsize > sys.maxsize:
+        raise ValueError(f"{what} has the shape {_brief(list(shape))}, which no array can have")
+    needed = prod(shape) * BY_NAME[dtype].itemsize
+    if len(offsets) != 2 or offsets[1] - offsets[0] != needed:
+        raise ValueError(
+            f"{what}, {dtype} of shape {_brief(list(shape))}, takes {needed:,} bytes, "
+            f"its data_offsets are {_brief(list(offsets))}"
+        )
+    return Span(source, data + offsets[0], BY_NAME[dtype], shape)
+
+
+def _counts(what: str, value: Any) -> tuple[int, ...]:
+    numbers: list[Any] = value if isinstance(value, list) else [None]  # pyright: ignore
+    if any(type(n) is not int for n in numbers):
+        raise ValueError(f"{what} has {_brief(value)} where whole numbers belong")
+    return tuple(numbers)
 
 
 def _with_sums(
@@ -168,15 +233,25 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     fields = dict(pairs)
     if len(fields) != len(pairs):
         [(name, _)] = Counter(name for name, _ in pairs).most_common(1)
-        raise ValueError(f"{name!r} stands there twice")
+        raise ValueError(f"{_brief(name)} stands there twice")
+    if not all(map(_is_text, fields)):
+        raise ValueError("a name is half of a surrogate pair, which is no Unicode")
     return fields
 
 
-def _no_constant(text: str) -> Any:
-    raise ValueError(f"{text} is no JSON")
-
-
 def _strings(metadata: Any) -> dict[str, str]:
-    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):  # pyright: ignore
+    if not isinstance(metadata, dict) or not all(  # pyright: ignore[reportUnknownArgumentType]
+        isinstance(value, str) and _is_text(value)
+        for value in metadata.values()  # pyright: ignore
+    ):
         raise ValueError(f"{METADATA} must map strings to strings")
     return metadata  # pyright: ignore[reportUnknownVariableType]
+
+
+def _is_text(string: str) -> bool:
+    """Whether UTF-8 can hold it: JSON's escapes allow halves of surrogate pairs, which no one can print."""
+    try:
+        string.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

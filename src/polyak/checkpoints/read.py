@@ -9,6 +9,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from polyak.checkpoints.formats import open_weights
+from polyak.checkpoints.formats.safetensors import SET
 from polyak.checkpoints.layout import SUMS
 from polyak.checkpoints.schema import Header
 from polyak.checkpoints.source import Where
@@ -71,5 +72,9 @@ def header_of(weights: Weights) -> Header:
         raise CheckpointError(
             f"{weights.where} says it is polyak's but has no checksums: another program wrote it anew. "
             "Read it as plain weights, or use the original."
+        )
+    if SET in weights.metadata:
+        raise CheckpointError(
+            f"{weights.where} is one of several shards, a part of the tensors: open their index instead."
         )
     return header

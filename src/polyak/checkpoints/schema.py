@@ -73,6 +73,8 @@ class Header:
             )
         try:
             fields: dict[str, Any] = json.loads(metadata[KEY])
+            if type(fields["format"]) is not int or fields["format"] < 1:
+                raise ValueError(f"format {fields['format']!r} is no version")
             if fields["format"] > FORMAT:
                 raise ValueError(
                     f"format {fields['format']} is newer than the {FORMAT} this polyak reads: update it"
@@ -82,15 +84,21 @@ class Header:
             decay, profile, step = fields["decay"], fields["profile"], fields["step"]
             return cls(
                 track=str(fields["track"]),
-                step=None if step is None else int(step),
+                step=None if step is None else _count("step", step),
                 decay=None if decay is None else Decay.from_config(decay),
                 profile=None if profile is None else Profile.from_json(json.dumps(profile)),
                 role=fields["role"],
                 run=str(fields["run"]),
-                joined={str(name): int(at) for name, at in fields["joined"].items()},
+                joined={name: _count(f"joined/{name}", at) for name, at in fields["joined"].items()},
                 state=dict(fields["state"]),
             )
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
             raise CheckpointError(f"{path}: the {KEY!r} header cannot be read: {error!r}") from error
         except CheckpointError as error:
             raise CheckpointError(f"{path}: the {KEY!r} header cannot be read: {error}") from error
+
+
+def _count(name: str, value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{name}={value!r} is no whole number, at least 0")
+    return value

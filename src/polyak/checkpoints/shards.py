@@ -2,20 +2,37 @@
 
 The index is what makes a set of shards: it is written last and replaces the old one at once. Shards
 never take the names of those an index still points at, so a process killed half-way leaves the old set
-whole; what the new index does not name is removed after it is in place.
+whole. Afterwards, whoever wrote last removes what the index in place does not name: the shards of the
+set before, and those of processes that were killed before they came to write their index.
+
+All shards and the index of one set carry the same mark, ``polyak_set``: the name of the file, random
+letters, and how many shards there are. It tells a shard from one of another set, a whole set from one
+whose index was shortened, and polyak's own shards, which may be removed, from anyone else's.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import secrets
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
-from polyak.checkpoints.formats.safetensors import INDEX
-from polyak.checkpoints.layout import Spec
-from polyak.checkpoints.source import Where
-from polyak.checkpoints.write import Pieces, atomic, write_safetensors
+from polyak.checkpoints.formats.safetensors import INDEX, SET
+from polyak.checkpoints.layout import Spec, arrange, parse
+from polyak.checkpoints.source import Where, is_url, open_source
+from polyak.checkpoints.write import (
+    Pieces,
+    alone,
+    atomic,
+    claimed,
+    place,
+    refusals,
+    sweep,
+    sync_folder,
+    write_body,
+)
 from polyak.errors import CheckpointError, ConfigError
 
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
@@ -43,27 +60,93 @@ def write_sharded(
         CheckpointError: the system refuses. What was there before is intact.
     """
     target = Path(path)
-    index = target.with_name(target.name + INDEX)
     groups = _grouped(specs, _bytes(max_shard_size))
-    old = _named_by(index)
-    if len(groups) == 1:
-        write_safetensors(target, specs, metadata, pieces)
-        _remove([index, *old])
-        return
-    names = _fresh_names(target, len(groups))
+    if is_url(path):
+        raise CheckpointError(f"{path}: files are written on this machine only. Write it here, then copy it.")
+    if len(groups) > 1:
+        mark = json.dumps([target.name, secrets.token_hex(8), len(groups)])
+        metadata = {**metadata, SET: mark}
+    with ExitStack() as parts, refusals(target):
+        _check_ours(target)
+        sweep(target)
+        written = [_written(parts, target, group, specs, metadata, pieces) for group in groups]
+        # All is on the disk but for the names, which only one process at a time may give.
+        with alone(target.parent):
+            _check_ours(target)
+            if len(groups) == 1:
+                _put_file(target, written[0])
+            else:
+                _put_set(target, written, groups, specs, metadata[SET])
+
+
+def _written(
+    parts: ExitStack,
+    target: Path,
+    names: list[str],
+    specs: Mapping[str, Spec],
+    metadata: Mapping[str, str],
+    pieces: Pieces,
+) -> Path:
+    """One finished file under a temporary name."""
+    chosen = {name: specs[name] for name in names}
+    layout = arrange(chosen, metadata)
+    part = parts.enter_context(claimed(target))
+    with part.open("wb", buffering=0) as file:
+        write_body(file, layout, chosen, pieces)
+    return part
+
+
+def _put_file(target: Path, part: Path) -> None:
+    place(part, target)
+    sync_folder(target.parent)
+    _remove(target, [_index(target)])
+    _remove(target, _orphans(target))
+
+
+def _put_set(
+    target: Path, parts: list[Path], groups: list[list[str]], specs: Mapping[str, Spec], mark: str
+) -> None:
+    shards = _fresh_names(target, len(parts))
+    places = {tensor: shard.name for shard, group in zip(shards, groups, strict=True) for tensor in group}
+    total = sum(spec.nbytes for spec in specs.values())
+    index = {"metadata": {"total_size": total, SET: mark}, "weight_map": places}
     try:
-        for name, group in zip(names, groups, strict=True):
-            write_safetensors(name, {tensor: specs[tensor] for tensor in group}, metadata, pieces)
-        places = {tensor: name.name for name, group in zip(names, groups, strict=True) for tensor in group}
-        total = sum(spec.nbytes for spec in specs.values())
-        with atomic(index) as temporary:
-            temporary.write_text(
-                json.dumps({"metadata": {"total_size": total}, "weight_map": places}, indent=2)
-            )
+        for part, shard in zip(parts, shards, strict=True):
+            place(part, shard)
+        sync_folder(target.parent)
+        with atomic(_index(target)) as temporary:
+            temporary.write_text(json.dumps(index, indent=2), encoding="utf-8")
     except BaseException:
-        _remove(names)
+        # Interrupted even after the index was renamed: what it names stays.
+        with suppress(OSError, CheckpointError):
+            _remove(target, _orphans(target))
         raise
-    _remove([target, *old])
+    _remove(target, [target, *_orphans(target)])
+
+
+def _index(target: Path) -> Path:
+    return target.with_name(target.name + INDEX)
+
+
+def _check_ours(target: Path) -> None:
+    """Refuse to write where a model of someone else's would be lost, or hidden by the new file."""
+    if target.is_dir():
+        raise CheckpointError(f"{target} is a folder: name a file in it.")
+    index = _index(target)
+    if index.exists() and _read_index(index)[0] is None:
+        raise CheckpointError(
+            f"{index} belongs to weights that polyak did not write. Save under another name, or move it "
+            "and its shards away first. Nothing was changed."
+        )
+
+
+def _read_index(index: Path) -> tuple[str | None, set[str]]:
+    """The mark and the shards of the set that is there now; None for one that is not polyak's."""
+    try:
+        read = json.loads(index.read_text(encoding="utf-8"))
+        return str(read["metadata"][SET]), set(map(str, read["weight_map"].values()))
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        return None, set()
 
 
 def _grouped(specs: Mapping[str, Spec], limit: int | None) -> list[list[str]]:
@@ -83,7 +166,7 @@ def _bytes(size: int | str | None) -> int | None:
         return None
     try:
         count = size if isinstance(size, int) else int(float(size[:-2]) * _UNITS[size[-2:].upper()])
-    except (KeyError, ValueError):
+    except (KeyError, ValueError, TypeError, OverflowError):
         count = 0
     if count < 1:
         raise ConfigError(f"max_shard_size={size!r}: must be a number of bytes or a text like '5GB'.")
@@ -102,20 +185,33 @@ def _fresh_names(target: Path, count: int) -> list[Path]:
     return names
 
 
-def _named_by(index: Path) -> list[Path]:
-    """The shards of the set that is there now."""
+def _orphans(target: Path) -> list[Path]:
+    """Shards that polyak wrote for this file and that no index names any more, or none did yet."""
+    _, named = _read_index(_index(target))
+    shape = re.compile(
+        re.escape(target.stem) + r"(-[0-9a-f]{6})?-[0-9]{5,}-of-[0-9]{5,}" + re.escape(target.suffix)
+    )
+    return [
+        file
+        for file in target.parent.iterdir()
+        if shape.fullmatch(file.name) and file.name not in named and _is_shard_of(target, file)
+    ]
+
+
+def _is_shard_of(target: Path, file: Path) -> bool:
     try:
-        names = set(json.loads(index.read_text())["weight_map"].values())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return []
-    # Only what write_sharded itself could have named: an index must not have other files removed.
-    stem = index.name.removesuffix(INDEX).rpartition(".")[0]
-    return [index.with_name(n) for n in names if Path(n).name == n and n.startswith(f"{stem}-")]
+        with open_source(file) as source:
+            mark = parse(source)[1].get(SET, "[null]")
+        return json.loads(mark)[0] == target.name
+    except (CheckpointError, ValueError, TypeError, LookupError):
+        return False
 
 
-def _remove(files: Iterable[Path]) -> None:
+def _remove(target: Path, files: Iterable[Path]) -> None:
     try:
         for file in files:
             file.unlink(missing_ok=True)
     except OSError as error:
-        raise CheckpointError(f"the files written before cannot be removed: {error}") from error
+        raise CheckpointError(
+            f"{target} was written, but what it replaces cannot be removed: {error}"
+        ) from error

@@ -6,22 +6,25 @@ import os
 import stat
 import threading
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias, TypeVar
 
 from polyak.errors import CheckpointError, MissingExtraError
 
 Where: TypeAlias = str | os.PathLike[str]
+T = TypeVar("T")
 
 
 class Source(ABC):
     """The bytes of one file, readable at any place by several threads.
 
-    name: what messages call it.  size: bytes.
+    name: what messages call it.  size: bytes.  refusals: what reading raises when it fails.
     """
 
     name: str
     size: int
+    refusals: ClassVar[type[Exception]] = OSError
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         """Fill ``buffer`` from ``offset``.
@@ -41,7 +44,9 @@ class Source(ABC):
                 if got == 0:
                     raise CheckpointError(f"{self.name} became shorter while it was read. Copy it again.")
                 done += got
-        except OSError as error:
+        except CheckpointError:
+            raise
+        except self.refusals as error:
             raise CheckpointError(f"{self.name} cannot be read: {error}") from error
 
     def read(self, offset: int, count: int) -> bytes:
@@ -89,11 +94,16 @@ class _Local(Source):
 
 
 class _Remote(Source):
+    refusals = Exception  # each of fsspec's drivers has errors of its own: aiohttp's, botocore's …
+
     def __init__(self, url: str, filesystem: Any, path: str) -> None:
         self.name = url
         self._file: Any = filesystem.open(path, "rb")
-        self.size = int(self._file.size)
         self._lock = threading.Lock()
+        if self._file.size is None:
+            self.close()
+            raise CheckpointError(f"{url}: its server does not say how long it is. Download it first.")
+        self.size = int(self._file.size)
 
     def _read_some(self, offset: int, buffer: memoryview) -> int:
         with self._lock:
@@ -116,23 +126,19 @@ def open_source(where: Where) -> Source:
         CheckpointError: there is no such file, or it cannot be opened.
         MissingExtraError: a URL was given and fsspec, or its driver for this kind of URL, is missing.
     """
+    if is_url(where):
+        return _asked(where, lambda filesystem, path: _Remote(str(where), filesystem, path))
     try:
-        if is_url(where):
-            filesystem, path = _filesystem(str(where))
-            return _Remote(str(where), filesystem, path)
         return _Local(Path(where))
-    except MissingExtraError:
-        raise
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError) as error:  # ValueError for a zero byte in the name
         raise CheckpointError(f"{where} cannot be opened: {error}") from error
 
 
 def is_folder(where: Where) -> bool:
     """Whether a path or URL is a folder."""
     if is_url(where):
-        filesystem, path = _filesystem(str(where))
-        return bool(filesystem.isdir(path))
-    return Path(where).is_dir()
+        return _asked(where, lambda filesystem, path: bool(filesystem.isdir(path)))
+    return os.path.isdir(where)  # unlike Path.is_dir it raises nothing
 
 
 def inside(folder: Where, name: str) -> Where:
@@ -154,12 +160,19 @@ def beside(where: Where, name: str) -> Where:
 def exists(where: Where) -> bool:
     """Whether there is a file or folder."""
     if is_url(where):
-        filesystem, path = _filesystem(str(where))
-        return bool(filesystem.exists(path))
+        return _asked(where, lambda filesystem, path: bool(filesystem.exists(path)))
+    return os.path.exists(where)
+
+
+def _asked(where: Where, question: Callable[[Any, str], T]) -> T:
+    """What a driver of fsspec answers."""
+    filesystem, path = _filesystem(str(where))
     try:
-        return Path(where).exists()
-    except OSError:  # a symlink that points at itself, before Python 3.13
-        return False
+        return question(filesystem, path)
+    except CheckpointError:
+        raise
+    except Exception as error:  # see _Remote.refusals
+        raise CheckpointError(f"{where} cannot be opened: {error!r}") from error
 
 
 def _filesystem(url: str) -> tuple[Any, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
-import tempfile
+import secrets
 import zlib
 from collections.abc import Callable, Generator, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -43,24 +43,48 @@ def atomic(path: str | os.PathLike[str]) -> Generator[Path]:
         CheckpointError: the operating system refuses.
     """
     target = Path(path)
-    try:
-        _sweep(target)
-        handle, temporary = _claimed(target)
-    except OSError as error:
-        raise CheckpointError(f"{target} cannot be written: {error}. Nothing was changed.") from error
-    try:
+    sweep(target)
+    with claimed(target) as temporary:
         yield temporary
-        temporary.chmod(0o666 & ~_umask())  # mkstemp makes it private; a finished file is an ordinary one
-        with temporary.open("r+b") as file:
-            os.fsync(file.fileno())
-        temporary.replace(target)
+        place(temporary, target)
+        sync_folder(target.parent)
+
+
+@contextmanager
+def claimed(target: Path) -> Generator[Path]:
+    """A temporary file beside ``target``, locked while this process lives, gone at the end.
+
+    Raises:
+        CheckpointError: the operating system refuses, here or while it is written.
+    """
+    with refusals(target):
+        try:
+            handle, temporary = _claim(target)
+        except ValueError as error:  # half a surrogate pair, or a zero byte
+            raise CheckpointError(f"{str(target)!r} is no name for a file: {error}.") from error
+        try:
+            yield temporary
+        finally:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            if handle is not None:
+                os.close(handle)
+
+
+def place(temporary: Path, target: Path) -> None:
+    """Give a finished file its name, its bytes safely on the disk."""
+    with temporary.open("r+b") as file:
+        os.fsync(file.fileno())
+    temporary.replace(target)
+
+
+@contextmanager
+def refusals(target: Path) -> Generator[None]:
+    """Say what could not be written when the operating system refuses."""
+    try:
+        yield
     except OSError as error:
         raise CheckpointError(f"{target} cannot be written: {error}. Nothing was changed.") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-        os.close(handle)
-    with suppress(OSError):  # the file is in place; Windows and some network file systems sync no folder
-        _sync_folder(target.parent)
 
 
 def write_safetensors(
@@ -131,17 +155,7 @@ def _write(file: BinaryIO, view: memoryview) -> None:
         view = view[file.write(view) :]
 
 
-def _claimed(target: Path) -> tuple[int, Path]:
-    """A new temporary file, locked for as long as this process lives."""
-    while True:
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
-        _locked(handle)
-        if os.path.exists(name):
-            return handle, Path(name)
-        os.close(handle)  # another writer swept it away between its making and its lock
-
-
-def _sweep(target: Path) -> None:
+def sweep(target: Path) -> None:
     """Remove the temporary files of processes that were killed while they wrote ``target``."""
     if fcntl is None:
         return
@@ -149,32 +163,62 @@ def _sweep(target: Path) -> None:
         with suppress(OSError):
             handle = os.open(name, os.O_RDWR)
             try:
-                if _locked(handle):
+                if _lock(handle) is None:
                     os.unlink(name)
             finally:
                 os.close(handle)
 
 
-def _locked(handle: int) -> bool:
-    """Whether the lock of a file could be had; the system frees it when its owner dies."""
+@contextmanager
+def alone(folder: Path) -> Generator[None]:
+    """Wait until no other process or thread is in such a block for the same folder.
+
+    On systems and disks without locks it does not wait: there, one at a time may write a set of files.
+    """
+    handle = os.open(folder, os.O_RDONLY) if fcntl is not None else None
+    try:
+        if fcntl is not None and handle is not None:
+            with suppress(OSError):
+                fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        if fcntl is not None and handle is not None:
+            with suppress(OSError):  # a process forked meanwhile shares the lock: closing leaves it to that
+                fcntl.flock(handle, fcntl.LOCK_UN)
+            os.close(handle)
+
+
+def sync_folder(path: Path) -> None:
+    """Force the names in a folder to disk, where the system can."""
+    with suppress(OSError):  # Windows and some network file systems sync no folder
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _claim(target: Path) -> tuple[int | None, Path]:
+    """A new temporary file, locked for as long as this process lives."""
+    while True:
+        temporary = target.with_name(f".{target.name}.{secrets.token_hex(6)}.part")
+        # Not by mkstemp: it makes private files, and to read the umask is to set it, for all threads.
+        handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        if fcntl is None:  # Windows renames no open file
+            os.close(handle)
+            return None, temporary
+        # Another writer may take it for litter between its making and its lock.
+        if not isinstance(_lock(handle), BlockingIOError) and temporary.exists():
+            return handle, temporary
+        os.close(handle)
+
+
+def _lock(handle: int) -> OSError | None:
+    """Lock a file; the system frees it when its owner dies. What refuses, if it is refused."""
     if fcntl is None:
-        return False
+        return OSError("no locks")
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _umask() -> int:
-    mask = os.umask(0)  # the only portable way to read it is to set it
-    os.umask(mask)
-    return mask
+    except OSError as error:
+        return error
+    return None

@@ -41,6 +41,9 @@ _DTYPES: dict[torch.dtype, np.dtype[Any]] = {
     torch.float8_e4m3fnuz: BY_NAME["F8_E4M3FNUZ"],
     torch.float8_e5m2fnuz: BY_NAME["F8_E5M2FNUZ"],
 }
+_E8M0: torch.dtype | None = getattr(torch, "float8_e8m0fnu", None)  # since torch 2.7
+if _E8M0 is not None:
+    _DTYPES[_E8M0] = BY_NAME["F8_E8M0"]
 
 
 def header(track: Track, step: int, run: str) -> Header:

@@ -57,8 +57,11 @@ def read(path: str | os.PathLike[str]) -> State:
         for key, slot in weights.slots.items():
             place, _, name = key.partition("/")
             groups.setdefault(place, {})[name] = as_tensor(slot.read())
-    tracks = {
-        name: {**held, "tensors": groups.get(str(place), {})}
-        for place, (name, held) in enumerate(header.state.get("tracks", {}).items())
-    }
+    try:
+        tracks = {
+            name: {**held, "tensors": groups.get(str(place), {})}
+            for place, (name, held) in enumerate(header.state["tracks"].items())
+        }
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path}: its header names no tracks: {error!r}") from error
     return {**header.state, "tracks": tracks, "copies": groups.get(_COPIES, {})}

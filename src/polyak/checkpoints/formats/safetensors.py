@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from contextlib import ExitStack
-from typing import Any
 
-from polyak.checkpoints.layout import parse
+from polyak.checkpoints.layout import HEADER_LIMIT, parse, parse_json
 from polyak.checkpoints.source import Source, Where, beside, open_source
 from polyak.checkpoints.weights import Slot, Weights
 from polyak.errors import CheckpointError
 
 INDEX = ".index.json"
+SET = "polyak_set"  # in the metadata of polyak's shards and of their index: the same in all of one set
 
 
 def read_file(source: Source) -> Weights:
@@ -25,18 +26,13 @@ def read_index(where: Where) -> Weights:
 
     Raises:
         CheckpointError: the index is malformed, names a file outside its folder, or a tensor that the
-            file does not hold.
+            file does not hold; or the files are not all of one set of polyak's.
     """
-    with open_source(where) as source:
-        text = source.read(0, source.size)
-    try:
-        index: Any = json.loads(text)
-        places = {str(name): str(file) for name, file in index["weight_map"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{where} is no index of safetensors files: {error!r}") from error
+    places, mark = _index(where)
     with ExitStack() as opened:
         shards = {
-            name: opened.enter_context(open_source(beside(where, name))) for name in set(places.values())
+            name: opened.enter_context(open_source(beside(where, name)))
+            for name in sorted(set(places.values()))
         }
         files = {name: read_file(source) for name, source in shards.items()}
         slots: dict[str, Slot] = {}
@@ -44,6 +40,47 @@ def read_index(where: Where) -> Weights:
             if name not in files[file].slots:
                 raise CheckpointError(f"{where} says that {name} is in {file}, which does not hold it.")
             slots[name] = files[file].slots[name]
+        _check_set(where, mark, files, len(slots))
         opened.pop_all()
-    metadata = next((file.metadata for file in files.values()), dict[str, str]())
+    first = next((file.metadata for file in files.values()), dict[str, str]())
+    metadata = {key: value for key, value in first.items() if key != SET}
     return Weights(str(where), "safetensors", slots, metadata, sources=tuple(shards.values()))
+
+
+def _index(where: Where) -> tuple[dict[str, str], str | None]:
+    """Tensor to file, and the mark of the set."""
+    with open_source(where) as source:
+        if source.size > HEADER_LIMIT:
+            raise CheckpointError(
+                f"{where} is no index of safetensors files: it has {source.size:,} bytes, "
+                f"at most {HEADER_LIMIT:,} are read."
+            )
+        text = source.read(0, source.size)
+    try:
+        index = parse_json(text.strip(), whole=str, fraction=str)  # total_size may be 1.5e9: not looked at
+        places, about = index["weight_map"], index.get("metadata", {})
+        if not isinstance(places, dict) or not all(isinstance(v, str) for v in places.values()):  # pyright: ignore
+            raise ValueError("weight_map must map names of tensors to names of files")
+        mark = about.get(SET) if isinstance(about, dict) else None  # pyright: ignore
+    except (ValueError, KeyError, RecursionError) as error:
+        raise CheckpointError(f"{where} is no index of safetensors files: {error!r}") from error
+    return places, mark  # pyright: ignore[reportUnknownVariableType]
+
+
+def _check_set(where: Where, mark: str | None, files: Mapping[str, Weights], named: int) -> None:
+    """A set of polyak's is whole: its index has no checksum, its shards say what it must name."""
+    for name, file in files.items():
+        if file.metadata.get(SET) != mark:
+            raise CheckpointError(f"{name} is not of the set that {where} is the index of: not read.")
+    if mark is None:
+        return
+    try:
+        count = int(json.loads(mark)[2])
+    except (ValueError, TypeError, LookupError) as error:
+        raise CheckpointError(f"{where} has the malformed mark {mark[:80]!r}.") from error
+    held = sum(len(file.slots) for file in files.values())
+    if (len(files), named) != (count, held):
+        raise CheckpointError(
+            f"{where} was shortened: it names {named} tensors in {len(files)} files; the set has {count} "
+            f"files, and those it names hold {held}."
+        )
