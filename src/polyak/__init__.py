@@ -23,6 +23,7 @@ from polyak.checkpoints import Average as Average
 from polyak.checkpoints import load as load
 from polyak.checkpoints import reachable as reachable
 from polyak.checkpoints import synthesize as synthesize
+from polyak.checkpoints.merge import average as average
 from polyak.errors import CheckpointError as CheckpointError
 from polyak.errors import ConfigError as ConfigError
 from polyak.errors import MissingExtraError as MissingExtraError
@@ -79,6 +80,7 @@ __all__ = [
     "SwapError",
     "Uniform",
     "Warmup",
+    "average",
     "compose",
     "load",
     "reachable",

@@ -6,7 +6,7 @@ buffers are used over and over, so that memory grows neither with the tensors no
 
 With the inputs in the order of their weights, largest first, and ``Wᵢ = w₁ + … + wᵢ``, the mean is
 
-    ``m₁ = x₁``,  ``mᵢ = mᵢ₋₁ + (xᵢ - mᵢ₋₁)·wᵢ/Wᵢ``.
+    ``m₁ = x₁``,  ``mᵢ = mᵢ₋₁ - (mᵢ₋₁ - xᵢ)·wᵢ/Wᵢ``.
 
 In this form a tensor that is the same in all files comes out bit for bit as it was, and no sum overflows
 that the mean does not. The order keeps every Wᵢ above 0 when some weights are below it.
@@ -215,10 +215,10 @@ def _read(slot: Slot, start: int, buffer: NDArray[Any]) -> int | None:
 
 
 def _move_towards(mean: NDArray[Any], wide: NDArray[Any], share: float) -> None:
-    """``m += (x - m)·share``, x being overwritten."""
-    np.subtract(wide, mean, out=wide)
+    """``m -= (m - x)·share``, which leaves a -0 what it is; x is overwritten."""
+    np.subtract(mean, wide, out=wide)
     np.multiply(wide, mean.dtype.type(share), out=wide)
-    np.add(mean, wide, out=mean)
+    np.subtract(mean, wide, out=mean)
 
 
 def _numbers(array: NDArray[Any]) -> NDArray[Any]:
