@@ -23,6 +23,7 @@ from polyak.checkpoints import Average as Average
 from polyak.checkpoints import load as load
 from polyak.checkpoints import reachable as reachable
 from polyak.checkpoints import synthesize as synthesize
+from polyak.checkpoints.best import BestCheckpoint as BestCheckpoint
 from polyak.checkpoints.merge import average as average
 from polyak.errors import CheckpointError as CheckpointError
 from polyak.errors import ConfigError as ConfigError
@@ -60,6 +61,7 @@ __all__ = [
     "Anneal",
     "Archive",
     "Average",
+    "BestCheckpoint",
     "Capped",
     "CheckpointError",
     "ConfigError",

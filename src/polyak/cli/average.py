@@ -10,9 +10,10 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-import polyak
+from polyak.checkpoints import merge
 from polyak.cli.progress import progress
 from polyak.errors import ConfigError
+from polyak.rules import Constant, HalfLife
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,9 @@ class Options:
         if sum(value is not None for value in (self.weights, self.half_life, self.decay)) > 1:
             raise ConfigError("give one of --weights, --half-life and --decay.")
         if self.half_life is not None:
-            return polyak.HalfLife(steps=self.half_life)
+            return HalfLife(steps=self.half_life)
         if self.decay is not None:
-            return polyak.Constant(self.decay)
+            return Constant(self.decay)
         if self.weights is None or self.weights == "uniform":
             return "uniform"
         try:
@@ -67,7 +68,7 @@ def average(
     weighting = Options(weights, half_life, decay).weighting()
     words: dict[str, Any] = {"dtype": dtype, "accumulate": accumulate}  # average checks them
     with progress("averaging") as moved:
-        made = polyak.average(
+        made = merge.average(
             checkpoints, out, weighting, max_shard_size=max_shard_size, progress=moved, **words
         )
     if as_json:
@@ -76,7 +77,7 @@ def average(
         return
     shown = ", ".join(f"{weight:.4g}" for weight in made.weights)
     Console().print(
-        f"wrote {out}: {len(made.averaged)} tensors averaged with the weights {shown}; "
+        f"wrote {out}: {len(made.averaged)} averaged with the weights {shown}; "
         f"{len(made.copied)} copied from {checkpoints[-1]}",
         highlight=False,
         soft_wrap=True,

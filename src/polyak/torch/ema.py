@@ -343,17 +343,14 @@ class EMA:
 
     def capture(self, track: str, dtype: str) -> Captured:
         """A copy of a track, without what never changes and rounded to ``dtype``, or of the "raw" model."""
+        self._refuse_while_swapped("capture")
+        self._follow_model()
         if track == "raw":
             return snapshots.of_model(self._averages.plan, self.step, self.run)
-        self._follow_model()
         return snapshots.of_track(self._averages, self._track(track), self.step, self.run, dtype)
 
     def watch(self, watcher: Callable[[], None]) -> RemovableHandle:
-        """Call ``watcher()`` after each update, when averages and counters agree.
-
-        Returns:
-            A handle whose ``remove()`` ends it.
-        """
+        """Call ``watcher()`` after each update, when all counters agree; the handle's ``remove()`` ends it."""
         handle = RemovableHandle(self._watchers)
         self._watchers[handle.id] = watcher
         return handle
