@@ -73,8 +73,8 @@ class Recorder:
         """A snapshot of the present step, if there is none yet."""
         if self._number and self._ema.step == self._step:
             return
-        self._number += 1
         captured = [self._ema.capture(name, self._dtype) for name in self._ema.tracks]
+        self._number += 1
         self._mark(self._ema.step)
         self.wait()
         self._writing = self._writer.submit(self._write, captured, self._number)

@@ -350,7 +350,7 @@ class EMA:
         return snapshots.of_track(self._averages, self._track(track), self.step, self.run, dtype)
 
     def watch(self, watcher: Callable[[], None]) -> RemovableHandle:
-        """Call ``watcher()`` after each update, when all counters agree; the handle's ``remove()`` ends it."""
+        """Call ``watcher()`` after each update, all counters agreeing; the handle's ``remove()`` ends it."""
         handle = RemovableHandle(self._watchers)
         self._watchers[handle.id] = watcher
         return handle
