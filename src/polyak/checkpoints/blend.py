@@ -267,14 +267,14 @@ def _averaged_whole(blend: Blend) -> Blend:
     """A tensor that a file can only give whole: averaged with no more than one input in memory."""
     first = blend.terms[0]
     if blend.wide is None:
-        return replace(blend, terms=[first._replace(slot=_InMemory(first.slot.read()))])
+        return replace(blend, terms=[first._replace(slot=_InMemory(_whole(first.slot)))])
     wide = np.result_type(blend.wide, np.complex64) if blend.dtype.kind == "c" else blend.wide
     mean = np.empty(first.slot.shape, wide)
     flat = _numbers(mean.reshape(-1))
     scratch = np.empty(PIECE, blend.wide)
     with np.errstate(all="ignore"):
         for place, term in enumerate(blend.terms):
-            values = _numbers(term.slot.read().reshape(-1))
+            values = _numbers(_whole(term.slot).reshape(-1))
             for start in range(0, len(flat), PIECE):
                 piece = flat[start : start + PIECE]
                 into = piece if place == 0 else scratch[: len(piece)]
@@ -285,3 +285,7 @@ def _averaged_whole(blend: Blend) -> Blend:
         if not np.isfinite(flat).all():
             raise _not_finite(_Task(blend, 0, first.slot.size))
     return replace(blend, terms=[Term(_InMemory(mean), 1.0, first.file)])
+
+
+def _whole(slot: Slot) -> NDArray[Any]:
+    return slot.make() if isinstance(slot, Held) else slot.read()  # read() would copy what make() made

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from polyak.checkpoints.dtypes import is_float
 from polyak.checkpoints.formats import open_weights
+from polyak.checkpoints.formats.safetensors import SET
 from polyak.checkpoints.layout import SUMS
 from polyak.checkpoints.schema import KEY, Header
 from polyak.checkpoints.source import Where
@@ -61,6 +62,10 @@ def is_real(slot: Slot) -> bool:
 
 
 def _header_of(weights: Weights) -> Header | None:
+    if SET in weights.metadata:
+        raise CheckpointError(
+            f"{weights.where} is one of several shards, a part of the tensors: give their index instead."
+        )
     if KEY not in weights.metadata:
         return None
     header = Header.from_metadata(weights.metadata, weights.where)
