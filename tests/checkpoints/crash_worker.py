@@ -1,0 +1,167 @@
+"""Savers that die: ``python -m tests.checkpoints.crash_worker HOW KIND FOLDER [COUNT SEED]``.
+
+A child saves, and is killed; the parent then looks whether what is there is whole. A process of its own,
+because it forks, which one with threads should not. Prints, as JSON, what was found after each death.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+
+from polyak.checkpoints.layout import Spec
+from polyak.checkpoints.read import load
+from polyak.checkpoints.schema import Header
+from polyak.checkpoints.shards import write_sharded
+
+NAME = "average.safetensors"
+FINISHED = 42
+WATCHED = ("checkpoints/write.py", "checkpoints/shards.py")
+
+# Which saves are in shards: by the number of the save.
+KINDS: dict[str, Callable[[int], bool]] = {
+    "file": lambda i: False,
+    "set": lambda i: True,
+    "file over set": lambda i: i % 2 == 0,
+    "set over file": lambda i: i % 2 == 1,
+}
+
+
+def tensors(i: int) -> dict[str, np.ndarray]:
+    """The values of the i-th save: no byte of them is that of another."""
+    sizes = {"a": 30_000, "b": 20_001, "c": 7, "d": 0}
+    return {name: np.full(size, i, np.float32) for name, size in sizes.items()}
+
+
+def save(folder: Path, i: int, sharded: bool) -> None:
+    arrays = tensors(i)
+    header = Header("average", i, None, None, "average", "run")
+    specs = {name: Spec(array.dtype, array.shape) for name, array in arrays.items()}
+    write_sharded(
+        folder / NAME,
+        specs,
+        header.to_metadata(),
+        lambda name: np.array_split(arrays[name], 4),
+        100_000 if sharded else None,
+    )
+
+
+def found(folder: Path) -> int:
+    """Which save is there, every value of it."""
+    average = load(folder / NAME)
+    i = average.header.step
+    assert i is not None
+    expected = tensors(i)
+    assert average.tensors.keys() == expected.keys()
+    for name, array in expected.items():
+        assert np.array_equal(average.tensors[name], array), name
+    return i
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(file.name for file in folder.iterdir())
+
+
+def in_child(work: Callable[[], None]) -> int:
+    pid = os.fork()
+    if pid == 0:
+        try:
+            work()
+        except BaseException:
+            os._exit(1)
+        os._exit(FINISHED)
+    return pid
+
+
+def result(pid: int) -> int:
+    _, status = os.waitpid(pid, 0)
+    return os.waitstatus_to_exitcode(status)
+
+
+def at_random(folder: Path, kind: str, count: int, seed: int) -> dict[str, Any]:
+    """Save in a loop, die at a random moment; ``count`` times over the same file."""
+    chance, sharded, deaths, litter = random.Random(seed), KINDS[kind], [0], 0
+    save(folder, 0, sharded(0))
+
+    def saving() -> None:
+        i = deaths[-1]
+        while True:
+            i += 1
+            save(folder, i, sharded(i))
+
+    for _ in range(count):
+        pid = in_child(saving)
+        time.sleep(chance.uniform(0.002, 0.03))
+        os.kill(pid, signal.SIGKILL)
+        assert result(pid) == -signal.SIGKILL
+        litter += any(name.endswith(".part") for name in files(folder))
+        deaths.append(found(folder))
+    last = deaths[-1] + 1
+    save(folder, last, sharded(last))
+    return {"deaths": deaths, "litter": litter, "files": files(folder), "found": found(folder), "last": last}
+
+
+def at_each_line(folder: Path, kind: str, die: Callable[[], None]) -> dict[str, Any]:
+    """Die before the n-th line of the code that writes, for every n until there are no more lines."""
+    os.fsync = lambda descriptor: None  # a kill loses nothing that was written: forcing it costs only time
+    sharded, seen, litter, clean = KINDS[kind], list[int](), 0, list[list[str]]()
+    lines, first = 0, 0
+    while True:
+        lines += 1
+        save(folder, first, sharded(0))
+        work = partial(traced, lines, die, partial(save, folder, first + 1, sharded(1)))
+        code = result(in_child(work))
+        litter += any(name.endswith(".part") for name in files(folder))
+        seen.append(found(folder) - first)
+        save(folder, first + 2, sharded(0))
+        assert found(folder) == first + 2
+        clean.append(files(folder))
+        first += 3
+        if code == FINISHED:
+            shapes = sorted({len(names) for names in clean})
+            return {"seen": seen, "litter": litter, "lines": lines, "shapes": shapes, "files": clean[-1]}
+
+
+def traced(n: int, die: Callable[[], None], work: Callable[[], None]) -> None:
+    left = n
+
+    def trace(frame: FrameType, event: str, _: Any) -> Any:
+        nonlocal left
+        if not frame.f_code.co_filename.endswith(WATCHED):
+            return None
+        if event == "line":
+            left -= 1
+            if left == 0:
+                die()
+        return trace
+
+    sys.settrace(trace)
+    work()
+    sys.settrace(None)
+
+
+def kill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    how, kind, folder = sys.argv[1], sys.argv[2], Path(sys.argv[3])
+    if how == "random":
+        print(json.dumps(at_random(folder, kind, int(sys.argv[4]), int(sys.argv[5]))))
+    else:
+        print(json.dumps(at_each_line(folder, kind, {"kill": kill, "interrupt": interrupt}[how])))
