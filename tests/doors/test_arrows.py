@@ -21,18 +21,20 @@ ARROWS: dict[str, set[str]] = {
     "checkpoints": {"rules"},
     "torch": {"checkpoints", "rules"},  # checkpoints, because ema.save writes files
     "demo": {"polyak"},  # the front door only: the demo is what a user could write
-    "cli": {"demo", "torch", "checkpoints", "rules"},
+    "report": {"checkpoints", "rules"},
+    "cli": {"demo", "report", "torch", "checkpoints", "rules"},
     "polyak": {"torch", "checkpoints", "rules"},  # the front door itself
 }
 
 # Outside packages, by the rooms that may import them. The standard library is free.
 PACKAGES: dict[str, set[str]] = {
-    "numpy": {"rules", "reference", "checkpoints", "torch", "demo"},
+    "numpy": {"rules", "reference", "checkpoints", "torch", "report", "demo"},
     "ml_dtypes": {"checkpoints"},
     "fsspec": {"checkpoints"},
     "torch": {"torch", "demo"},
     "typer": {"cli"},
     "rich": {"cli", "demo"},
+    "matplotlib": {"report"},
     "pooch": {"demo"},
     "sklearn": {"demo"},
 }

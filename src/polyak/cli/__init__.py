@@ -10,12 +10,16 @@ import typer
 
 from polyak.cli.average import average
 from polyak.cli.demo import demo
+from polyak.cli.gate import gate
+from polyak.cli.sweep import sweep
 from polyak.cli.synthesize import synthesize
 from polyak.errors import PolyakError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 app.command()(average)
 app.command()(demo)
+app.command()(gate)
+app.command()(sweep)
 app.command()(synthesize)
 
 

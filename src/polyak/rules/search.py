@@ -17,7 +17,7 @@ from polyak.errors import ConfigError
 
 Mode: TypeAlias = Literal["max", "min"]
 GOLDEN = (3 - math.sqrt(5)) / 2  # 0.382: the part of a segment at which its next point lies
-_SAME = 1e-6  # two half-lives nearer than this, in ln h, are one
+_SAME = 1e-4  # two half-lives nearer than this, in ln h, are one
 
 
 def check_mode(mode: str) -> None:

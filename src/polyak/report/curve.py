@@ -1,0 +1,116 @@
+"""A metric over the half-life: in the terminal, and as a PNG with the ``plot`` extra."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from polyak.checkpoints.trials import Record, Trial
+from polyak.checkpoints.write import atomic
+from polyak.errors import MissingExtraError
+
+_LABEL = 11  # columns left of the axis
+
+
+class _Signs(NamedTuple):
+    best: str
+    point: str
+    between: str
+    tick: str
+    side: str
+    corner: str
+    floor: str
+
+
+_UNICODE = _Signs("●", "○", "·", "┤", "│", "└", "─")
+_ASCII = _Signs("@", "o", ".", "+", "|", "+", "-")
+
+
+def drawing(record: Record, width: int = 80, height: int = 12, ascii_only: bool = False) -> str:
+    """The metrics over a logarithmic half-life as text, the best one marked.
+
+    Args:
+        record: with at least one metric.
+        width: columns of the terminal, at least 40.
+        height: lines of the plot, at least 3.
+        ascii_only: for a terminal that can show nothing else.
+
+    Returns:
+        Lines of text, none wider than ``width``.
+    """
+    signs = _ASCII if ascii_only else _UNICODE
+    points, best = _measured(record), record.best
+    columns = _spread([math.log(h) for h, _ in points], width - _LABEL - 2)
+    rows = _spread([-metric for _, metric in points], height)  # downwards, as lines are printed
+    canvas = [[" "] * (width - _LABEL - 2) for _ in range(height)]
+    for (x0, y0), (x1, y1) in zip(
+        zip(columns, rows, strict=True), zip(columns[1:], rows[1:], strict=True), strict=False
+    ):
+        for x in range(x0 + 1, x1):
+            canvas[round(y0 + (y1 - y0) * (x - x0) / (x1 - x0))][x] = signs.between
+    for x, y in zip(columns, rows, strict=True):
+        canvas[y][x] = signs.point
+    marked = [h for h, _ in points].index(best.half_life) if best is not None else 0
+    canvas[rows[marked]][columns[marked]] = signs.best
+    metrics = [metric for _, metric in points]
+    labels = {0: f"{max(metrics):.6g}", height - 1: f"{min(metrics):.6g}"}
+    lines = [
+        f"{labels.get(y, ''):>{_LABEL}} {signs.tick if y in labels else signs.side}{''.join(line)}".rstrip()
+        for y, line in enumerate(canvas)
+    ]
+    return "\n".join([*lines, *_floor(points, width, signs)])
+
+
+def picture(record: Record, path: str | os.PathLike[str]) -> None:
+    """The same as a PNG; half-lives whose evaluation failed are crosses at the foot.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+        CheckpointError: the file cannot be written.
+    """
+    try:
+        # Not pyplot, which keeps what it drew and asks for a display.
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("matplotlib", "plot") from error
+    figure: Any = Figure(figsize=(7, 4.2), layout="constrained")
+    axes: Any = figure.add_subplot()
+    points, best = _measured(record), record.best
+    axes.plot(*zip(*points, strict=True), "o-", color="tab:blue", markersize=4, linewidth=1)
+    if best is not None:
+        label = f"best: {best.metric:.6g} at {best.half_life:,.4g} steps"
+        axes.plot(best.half_life, best.metric, "*", color="tab:red", markersize=15, label=label)
+    failed = [trial.half_life for trial in record.trials if trial.metric is None]
+    if failed:
+        foot = axes.get_xaxis_transform()
+        axes.plot(failed, [0.02] * len(failed), "x", color="tab:gray", transform=foot, label="failed")
+    axes.set(xscale="log", xlabel="half-life of the average, training steps", ylabel="metric")
+    axes.grid(visible=True, which="both", alpha=0.25)
+    axes.legend()
+    with atomic(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=150)
+
+
+def _measured(record: Record) -> list[tuple[float, float]]:
+    return [(trial.half_life, trial.metric) for trial in record.trials if trial.metric is not None]
+
+
+def _spread(values: Sequence[float], cells: int) -> list[int]:
+    """Where each value falls when the smallest has the first cell and the largest the last."""
+    low, span = min(values), max(values) - min(values)
+    return [round((value - low) / span * (cells - 1)) if span else cells // 2 for value in values]
+
+
+def _floor(points: Sequence[tuple[float, float]], width: int, signs: _Signs) -> list[str]:
+    room = width - _LABEL - 2
+    first, last = f"{points[0][0]:,.4g}", f"{points[-1][0]:,.4g}"
+    between = "half-life, training steps".center(room - len(first) - len(last))
+    margin = " " * (_LABEL + 1)
+    return [f"{margin}{signs.corner}{signs.floor * room}", f"{margin} {first}{between}{last}"]
+
+
+def caption(best: Trial) -> str:
+    """The best trial in words."""
+    return f"best: {best.metric:.6g} at a half-life of {best.half_life:,.4g} training steps"
