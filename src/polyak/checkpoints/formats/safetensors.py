@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 
 from polyak.checkpoints.layout import HEADER_LIMIT, parse, parse_json
@@ -21,8 +21,12 @@ def read_file(source: Source) -> Weights:
     return Weights(source.name, "safetensors", spans, metadata, sources=(source,))
 
 
-def read_index(where: Where) -> Weights:
+def read_index(where: Where, read: Callable[[Source], Weights] = read_file) -> Weights:
     """The tensors of all files that an index names (``model.safetensors.index.json``).
+
+    Args:
+        where: the index.
+        read: what reads one of its files; those of older models are pickles.
 
     Raises:
         CheckpointError: the index is malformed, names a file outside its folder, or a tensor that the
@@ -34,7 +38,7 @@ def read_index(where: Where) -> Weights:
             name: opened.enter_context(open_source(beside(where, name)))
             for name in sorted(set(places.values()))
         }
-        files = {name: read_file(source) for name, source in shards.items()}
+        files = {name: read(source) for name, source in shards.items()}
         slots: dict[str, Slot] = {}
         for name, file in places.items():
             if name not in files[file].slots:
@@ -42,9 +46,9 @@ def read_index(where: Where) -> Weights:
             slots[name] = files[file].slots[name]
         _check_set(where, mark, files, len(slots))
         opened.pop_all()
-    first = next((file.metadata for file in files.values()), dict[str, str]())
-    metadata = {key: value for key, value in first.items() if key != SET}
-    return Weights(str(where), "safetensors", slots, metadata, sources=tuple(shards.values()))
+    first = next(iter(files.values()), Weights(str(where), "safetensors", {}))
+    metadata = {key: value for key, value in first.metadata.items() if key != SET}
+    return Weights(str(where), first.format, slots, metadata, sources=tuple(shards.values()))
 
 
 def _index(where: Where) -> tuple[dict[str, str], str | None]:
@@ -57,7 +61,9 @@ def _index(where: Where) -> tuple[dict[str, str], str | None]:
             )
         text = source.read(0, source.size)
     try:
-        index = parse_json(text.strip(), whole=str, fraction=str)  # total_size may be 1.5e9: not looked at
+        index = parse_json(
+            text.strip(), whole=float, fraction=float
+        )  # total_size may be 1.5e9: not looked at
         places, about = index["weight_map"], index.get("metadata", {})
         if not isinstance(places, dict) or not all(isinstance(v, str) for v in places.values()):  # pyright: ignore
             raise ValueError("weight_map must map names of tensors to names of files")
