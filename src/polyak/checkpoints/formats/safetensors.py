@@ -61,9 +61,7 @@ def _index(where: Where) -> tuple[dict[str, str], str | None]:
             )
         text = source.read(0, source.size)
     try:
-        index = parse_json(
-            text.strip(), whole=float, fraction=float
-        )  # total_size may be 1.5e9: not looked at
+        index = parse_json(text.strip(), whole=float, fraction=float)  # a total_size may be 1.5e9
         places, about = index["weight_map"], index.get("metadata", {})
         if not isinstance(places, dict) or not all(isinstance(v, str) for v in places.values()):  # pyright: ignore
             raise ValueError("weight_map must map names of tensors to names of files")
