@@ -1,21 +1,25 @@
-"""Which format a file or folder is in, by its first bytes, not by its name."""
+"""Which format a file or folder is in, by what it holds, not by its name."""
 
 from __future__ import annotations
 
-from polyak.checkpoints.formats import safetensors
-from polyak.checkpoints.source import Where, exists, inside, is_folder, open_source
+from polyak.checkpoints.formats import dcp, paddle, pytorch, safetensors
+from polyak.checkpoints.source import Source, Where, exists, inside, is_folder, open_source
 from polyak.checkpoints.weights import Weights
 from polyak.errors import CheckpointError
 
-_INDEXES = ("model.safetensors.index.json", "diffusion_pytorch_model.safetensors.index.json")
-_SINGLE = ("model.safetensors", "diffusion_pytorch_model.safetensors", "adapter_model.safetensors")
+_NAMES = ("model", "diffusion_pytorch_model", "pytorch_model", "adapter_model")
+_ENDINGS = (".safetensors.index.json", ".bin.index.json", ".safetensors", ".bin")
+_KNOWN = [name + ending for ending in _ENDINGS for name in _NAMES]
+_ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
+# A stream of torch before 1.6 begins with its magic number, pickled as a long of ten bytes.
+_OLD_TORCH = b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."
 
 
 def open_weights(where: Where) -> Weights:
     """Open a checkpoint of any format; close it by leaving its ``with`` block.
 
     Args:
-        where: a file, a folder of shards, or a URL that fsspec knows.
+        where: a file, a folder of shards or of a distributed checkpoint, or a URL that fsspec knows.
 
     Raises:
         CheckpointError: it cannot be read, or is of no known format.
@@ -24,23 +28,39 @@ def open_weights(where: Where) -> Weights:
     if is_folder(where):
         return _open_folder(where)
     if str(where).endswith(safetensors.INDEX):
-        return safetensors.read_index(where)
+        return safetensors.read_index(where, read_file)
     index = f"{where}{safetensors.INDEX}"
     if not exists(where) and exists(index):  # written in shards under this name
-        return safetensors.read_index(index)
+        return safetensors.read_index(index, read_file)
     source = open_source(where)
     try:
-        return safetensors.read_file(source)
+        return read_file(source)
     except BaseException:
         source.close()
         raise
 
 
+def read_file(source: Source) -> Weights:
+    """The tensors of one open file.
+
+    Raises:
+        CheckpointError: it is of no known format, or damaged.
+    """
+    head = source.read(0, min(16, source.size))
+    if head.startswith(_ZIP):
+        return pytorch.read_zip(source)
+    if head.startswith(_PICKLE):
+        return pytorch.read_stream(source) if head[2:].startswith(_OLD_TORCH) else paddle.read_paddle(source)
+    return safetensors.read_file(source)
+
+
 def _open_folder(folder: Where) -> Weights:
-    for name in _INDEXES:
-        if exists(inside(folder, name)):
-            return safetensors.read_index(inside(folder, name))
-    for name in _SINGLE:
+    if exists(inside(folder, dcp.METADATA)):
+        return dcp.read_folder(folder)
+    for name in _KNOWN:
         if exists(inside(folder, name)):
             return open_weights(inside(folder, name))
-    raise CheckpointError(f"{folder} holds none of {', '.join((*_INDEXES, *_SINGLE))}.")
+    raise CheckpointError(
+        f"{folder} holds no checkpoint: neither {dcp.METADATA}, as distributed ones do, nor any of "
+        f"{', '.join(_KNOWN)}."
+    )

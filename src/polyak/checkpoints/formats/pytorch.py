@@ -1,0 +1,283 @@
+"""Files of ``torch.save``: zip archives, and the streams that torch wrote before 1.6.
+
+No torch is needed, nothing in the pickle is run, and a tensor's bytes stay in the file until they are
+read. Layout: ``data.pkl`` builds the objects and names storages; each storage is an entry of its own,
+not compressed, so that its bytes can be read in place.
+"""
+
+# pyright: reportUnknownLambdaType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false
+# What a pickle holds has no type until it is looked at.
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from polyak.checkpoints.dtypes import BY_NAME
+from polyak.checkpoints.formats.arrays import ARRAYS
+from polyak.checkpoints.formats.pickles import Global, Record, Stream, load
+from polyak.checkpoints.formats.tree import flattened
+from polyak.checkpoints.source import Source
+from polyak.checkpoints.weights import Held, Slot, Span, Weights
+from polyak.errors import CheckpointError
+
+_MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
+_LOCAL_HEADER = 30  # bytes before the name in a zip entry
+
+DTYPES: dict[str, np.dtype[Any]] = {
+    "float16": BY_NAME["F16"],
+    "bfloat16": BY_NAME["BF16"],
+    "float32": BY_NAME["F32"],
+    "float64": BY_NAME["F64"],
+    "complex64": BY_NAME["C64"],
+    "complex128": np.dtype(np.complex128),
+    "uint8": BY_NAME["U8"],
+    "int8": BY_NAME["I8"],
+    "uint16": BY_NAME["U16"],
+    "int16": BY_NAME["I16"],
+    "uint32": BY_NAME["U32"],
+    "int32": BY_NAME["I32"],
+    "uint64": BY_NAME["U64"],
+    "int64": BY_NAME["I64"],
+    "bool": BY_NAME["BOOL"],
+    "float8_e4m3fn": BY_NAME["F8_E4M3"],
+    "float8_e5m2": BY_NAME["F8_E5M2"],
+    "float8_e4m3fnuz": BY_NAME["F8_E4M3FNUZ"],
+    "float8_e5m2fnuz": BY_NAME["F8_E5M2FNUZ"],
+    "float8_e8m0fnu": BY_NAME["F8_E8M0"],
+}
+# Tensors that are no arrays; they can be named, not read.
+_NO_ARRAYS = ("sparse_tensor", "sparse_csr_tensor", "qtensor", "meta_tensor_no_storage", "nested_tensor")
+_STORAGES = {
+    "HalfStorage": "float16",
+    "BFloat16Storage": "bfloat16",
+    "FloatStorage": "float32",
+    "DoubleStorage": "float64",
+    "ComplexFloatStorage": "complex64",
+    "ComplexDoubleStorage": "complex128",
+    "ByteStorage": "uint8",
+    "UntypedStorage": "uint8",
+    "CharStorage": "int8",
+    "ShortStorage": "int16",
+    "IntStorage": "int32",
+    "LongStorage": "int64",
+    "BoolStorage": "bool",
+}
+
+
+@dataclass(frozen=True)
+class Storage:
+    """The memory of one or several tensors: a run of bytes of the file."""
+
+    source: Source = field(repr=False)
+    offset: int
+    nbytes: int
+    dtype: np.dtype[Any]
+
+
+# Key, dtype and number of bytes of a storage to the storage.
+Find: TypeAlias = Callable[[str, "np.dtype[Any]", int], Storage]
+
+
+def read_zip(source: Source) -> Weights:
+    """A file as torch has written it since 1.6.
+
+    Raises:
+        CheckpointError: it is damaged, compressed, of a big-endian machine, or asks for a call.
+    """
+    tree = tree_of_zip(source)
+    return Weights(source.name, "pytorch", flattened(tree), others=tree, sources=(source,))
+
+
+def tree_of_zip(source: Source) -> Any:
+    """What was given to ``torch.save``, tensors as slots."""
+    try:
+        with zipfile.ZipFile(io.BufferedReader(_Raw(source))) as archive:
+            entries = {info.filename: info for info in archive.infolist()}
+            root = next((name[: -len("data.pkl")] for name in entries if name.endswith("data.pkl")), None)
+            if root is None:
+                raise CheckpointError(f"{source.name} is a zip file, but none of torch.save.")
+            order = entries.get(f"{root}byteorder")
+            if order is not None and archive.read(order)[:16] != b"little":
+                raise CheckpointError(f"{source.name} comes from a big-endian machine: save it anew there.")
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, RuntimeError, EOFError) as error:
+        raise CheckpointError(f"{source.name} is a damaged zip file: {error}") from error
+
+    def entry(name: str) -> tuple[int, int]:
+        info = entries.get(name)
+        if info is None or info.compress_type != zipfile.ZIP_STORED:
+            why = "is missing" if info is None else "is compressed"
+            raise CheckpointError(f"its entry {name} {why}: torch.save did not write this file")
+        head = source.read(info.header_offset, _LOCAL_HEADER)
+        start = info.header_offset + _LOCAL_HEADER + head[26] + 256 * head[27] + head[28] + 256 * head[29]
+        if start + info.file_size > source.size:
+            raise CheckpointError(f"its entry {name} reaches beyond the end of the file")
+        return start, info.file_size
+
+    def find(key: str, dtype: np.dtype[Any], nbytes: int) -> Storage:
+        start, size = entry(f"{root}data/{key}")
+        if size < nbytes:
+            raise CheckpointError(f"storage {key} should have {nbytes:,} bytes and has {size:,}")
+        return Storage(source, start, nbytes, dtype)
+
+    start, size = entry(f"{root}data.pkl")
+    return load(Stream(source, start, start + size), MAKERS, _persistent(find))
+
+
+def read_stream(source: Source) -> Weights:
+    """A file as torch wrote it before 1.6: pickles one after the other, then the storages.
+
+    The objects come before the order of the storages, so they are built twice: first to learn how large
+    each storage is, then with all of them in place.
+
+    Raises:
+        CheckpointError: it is no such file, damaged, or asks for a call.
+    """
+    stream = Stream(source)
+    if load(stream, {}) != _MAGIC or load(stream, {}) != _PROTOCOL:
+        raise CheckpointError(f"{source.name} is a pickle, but none that torch.save wrote.")
+    if dict(load(stream, {})).get("little_endian") is not True:
+        raise CheckpointError(f"{source.name} comes from a big-endian machine: save it anew there.")
+    begin = stream.tell()
+    sizes: dict[str, int] = {}
+
+    def measure(key: str, dtype: np.dtype[Any], nbytes: int) -> Storage:
+        sizes[key] = nbytes
+        return Storage(source, 0, nbytes, dtype)
+
+    load(stream, MAKERS, _persistent(measure))
+    keys: Any = load(stream, {})
+    at, places = stream.tell(), dict[str, int]()
+    for key in keys:
+        if key not in sizes:
+            raise CheckpointError(f"{source.name} holds a storage {key!r} that no tensor uses.")
+        places[key] = at + 8  # after the number of elements
+        at += 8 + sizes[key]
+    if at > source.size or set(places) != set(sizes):
+        raise CheckpointError(f"{source.name} is truncated at {source.size:,} of {at:,} bytes.")
+    place = _persistent(lambda key, dtype, nbytes: Storage(source, places[key], nbytes, dtype))
+    tree = load(Stream(source, begin), MAKERS, place)
+    return Weights(source.name, "pytorch", flattened(tree), others=tree, sources=(source,))
+
+
+class _Raw(io.RawIOBase):
+    """A source as the file object that ``zipfile`` asks for."""
+
+    def __init__(self, source: Source) -> None:
+        self._source, self._at = source, 0
+
+    def seekable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._source.size}[whence]
+        self._at = max(0, start + offset)
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, buffer: Any, /) -> int:
+        count = max(0, min(len(buffer), self._source.size - self._at))
+        self._source.read_into(self._at, memoryview(buffer)[:count])
+        self._at += count
+        return count
+
+
+def _persistent(find: Find) -> Callable[[Any], Any]:
+    def storage(pid: Any) -> Any:
+        if pid[0] == "module":  # a class with its source, which torch kept before 1.6
+            return pid[1]
+        kind, cls, key, _, count, *view = pid
+        name = cls.name if isinstance(cls, Global) else ""
+        if kind != "storage" or name not in _STORAGES or type(count) is not int or count < 0:
+            raise CheckpointError(f"a storage is described by {pid!r}, which torch does not write")
+        dtype = DTYPES[_STORAGES[name]]
+        if view and view[0] is not None:  # a storage within another, which torch before 0.4 had
+            raise CheckpointError("a storage is a view of another; load and save the file with torch >= 1.6")
+        return find(str(key), dtype, count * dtype.itemsize)
+
+    return storage
+
+
+def _tensor(storage: Any, offset: int, shape: Any, stride: Any, *_: Any) -> Slot:
+    return _strided(storage, storage.dtype, offset, shape, stride)
+
+
+def _tensor_v3(
+    storage: Any, offset: int, shape: Any, stride: Any, grad: Any, hooks: Any, dtype: Any, *_: Any
+) -> Slot:
+    return _strided(storage, DTYPES[dtype.name], offset, shape, stride)
+
+
+def _strided(storage: Storage, dtype: np.dtype[Any], offset: int, shape: Any, stride: Any) -> Slot:
+    """A tensor over a storage; refused when an element of it would lie outside."""
+    shape, stride = tuple(shape), tuple(stride)
+    if len(shape) != len(stride) or any(type(n) is not int or n < 0 for n in (offset, *shape, *stride)):
+        raise CheckpointError(f"a tensor has the shape {shape}, strides {stride}, offset {offset}")
+    empty = 0 in shape
+    last = 0 if empty else offset + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
+    if not empty and (last + 1) * dtype.itemsize > storage.nbytes:
+        raise CheckpointError(f"a tensor of shape {shape} reaches beyond its {storage.nbytes:,} bytes")
+    begin = storage.offset + (0 if empty else offset) * dtype.itemsize
+    if empty or _row_major(shape, stride):
+        return Span(storage.source, begin, dtype, shape)
+    if prod(shape) > 8 * (last + 1 - offset):  # expanded: a few bytes that would fill the memory
+        raise CheckpointError(f"a tensor of shape {shape} is spread over {last + 1 - offset} elements only")
+
+    def make() -> NDArray[Any]:
+        flat = Span(storage.source, begin, dtype, (last + 1 - offset,)).read()
+        steps = [step * dtype.itemsize for step in stride]
+        return np.lib.stride_tricks.as_strided(flat, shape, steps).copy()
+
+    return Held(dtype, shape, make)
+
+
+def _row_major(shape: Sequence[int], stride: Sequence[int]) -> bool:
+    expected = 1
+    for n, step in zip(reversed(shape), reversed(stride), strict=True):
+        if n != 1 and step != expected:
+            return False
+        expected *= n
+    return True
+
+
+def _parameter(data: Any, *_: Any) -> Any:
+    return data
+
+
+def _from_type(make: Any, cls: Any, args: Any, state: Any) -> Any:
+    """A tensor with attributes, or of a subclass, which is kept as the tensor it is made of."""
+    return Record(cls.module, cls.name, tuple(args)) if isinstance(make, Global) else make(*args)
+
+
+def _no_tensor(name: str) -> Callable[..., Record]:
+    """A tensor that is no array: sparse, quantised, on the meta device."""
+    return lambda *args: Record("torch._utils", name, args)
+
+
+MAKERS: dict[tuple[str, str], Any] = ARRAYS | {
+    ("torch._utils", "_rebuild_tensor"): _tensor,
+    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
+    ("torch._utils", "_rebuild_tensor_v3"): _tensor_v3,
+    ("torch._utils", "_rebuild_parameter"): _parameter,
+    ("torch._utils", "_rebuild_parameter_with_state"): _parameter,
+    ("torch._tensor", "_rebuild_from_type_v2"): _from_type,
+    ("torch._tensor", "_rebuild_from_type"): _from_type,
+    ("torch._utils", "_rebuild_device_tensor_from_numpy"): lambda data, *_: data,
+    ("torch._utils", "_rebuild_device_tensor_from_cpu_tensor"): lambda data, *_: data,
+    **{("torch._utils", f"_rebuild_{kind}"): _no_tensor(f"_rebuild_{kind}") for kind in _NO_ARRAYS},
+    ("torch", "Size"): tuple,
+    ("torch", "device"): lambda *args: Record("torch", "device", args),
+    ("torch.serialization", "_get_layout"): lambda name: Global("torch", str(name)),
+}
