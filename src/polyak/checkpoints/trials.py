@@ -158,7 +158,7 @@ class Record:
         self.path = path
         self.mode: Mode = mode
         self.trials: list[Trial] = []
-        self._of: dict[str, Any] = {"run": run, "at": at, "command": command}
+        self._of: dict[str, Any] = {"run": run, "step": at, "command": command}
         if path.exists():
             self._resume()
 
