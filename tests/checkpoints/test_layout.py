@@ -223,7 +223,7 @@ SAYS: dict[str, Any] = {
     "tensor '' is {}": {"": {}},
     "__metadata__ must map": {"__metadata__": {"a": 1}, "x": TENSOR},
     "__metadata__ must map strings": {"__metadata__": ["a"], "x": TENSOR},
-    "__metadata__ must map strings to": {"__metadata__": None, "x": TENSOR},
+    "__metadata__ must map strings to": {"__metadata__": "a", "x": TENSOR},
     # the places
     "tensor 'y' overlaps the tensor before it": {"x": TENSOR, "y": TENSOR},
     "tensor 'y' overlaps": {"x": TENSOR, "y": TENSOR | {"data_offsets": [4, 12]}},

@@ -130,7 +130,7 @@ def parse(source: Source) -> tuple[dict[str, Span], dict[str, str]]:
     text = source.read(8, length)
     try:
         fields = parse_json(text)
-        metadata = _strings(fields.pop(METADATA, {}))
+        metadata = _strings(fields.pop(METADATA, None))
         spans = {name: _span(source, 8 + length, name, value) for name, value in fields.items()}
     except (ValueError, RecursionError) as error:
         raise refuse(f"its header cannot be understood ({error})") from error
@@ -240,6 +240,8 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _strings(metadata: Any) -> dict[str, str]:
+    if metadata is None:  # some programs write null for no metadata
+        return {}
     if not isinstance(metadata, dict) or not all(  # pyright: ignore[reportUnknownArgumentType]
         isinstance(value, str) and _is_text(value)
         for value in metadata.values()  # pyright: ignore
