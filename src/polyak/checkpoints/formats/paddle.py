@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from polyak.checkpoints.dtypes import BFLOAT16
 from polyak.checkpoints.formats.arrays import ARRAYS
-from polyak.checkpoints.formats.pickles import Stream, load
+from polyak.checkpoints.formats.pickles import Stream, load, refusal
 from polyak.checkpoints.formats.tree import flattened
 from polyak.checkpoints.source import Source
 from polyak.checkpoints.weights import Held, Slot, Weights
@@ -46,7 +46,12 @@ def read_paddle(source: Source) -> Weights:
     Raises:
         CheckpointError: it is damaged, or asks for a call.
     """
-    tree = _whole(load(Stream(source), _MAKERS))
+    return weights_of(source, load(Stream(source), MAKERS))
+
+
+def weights_of(source: Source, pickled: Any) -> Weights:
+    """What Paddle means by what a pickle holds."""
+    tree = _whole(pickled)
     if isinstance(tree, Mapping):
         tensors: Any = {key: value for key, value in tree.items() if key != NAMES}  # pyright: ignore
     else:
@@ -79,14 +84,16 @@ def _joined(name: str, parts: list[Slot], shape: tuple[int, ...]) -> Slot:
     return made
 
 
-def _data(expression: str, names: Any) -> Any:
+def _data(*args: Any) -> Any:
     """Paddle pickles some tensors as ``eval("data", {"data": array})``: that, and no other expression."""
-    if expression != "data" or not isinstance(names, dict) or set(names) != {"data"}:  # pyright: ignore
-        raise CheckpointError(f"the pickle asks to evaluate {str(expression)[:60]!r}; polyak runs nothing")
-    return names["data"]  # pyright: ignore
+    match args:
+        case ("data", {"data": data, **rest}) if not rest:
+            return data
+        case _:
+            raise refusal("builtins.eval")
 
 
-_MAKERS: dict[tuple[str, str], Any] = ARRAYS | {
+MAKERS: dict[tuple[str, str], Any] = ARRAYS | {
     ("builtins", "eval"): _data,
     ("builtins", "tuple"): lambda items=(): _named(tuple(items)),
 }

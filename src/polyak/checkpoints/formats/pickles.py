@@ -255,13 +255,18 @@ def load(stream: Stream, makers: Mapping[tuple[str, str], Any], persistent: Make
         raise CheckpointError(f"{name} cannot be understood as a pickle: {error or error!r}.") from error
 
 
+def refusal(function: object) -> CheckpointError:
+    """Of a call, and what to do about it."""
+    return CheckpointError(
+        f"the pickle asks to call {function}; polyak calls nothing that a file names. If you trust the file, "
+        "load it where that is installed, and write its tensors with "
+        "safetensors.torch.save_file(state_dict, path)."
+    )
+
+
 def _called(function: Any, args: Any) -> Any:
     if isinstance(function, Global):
-        raise CheckpointError(
-            f"the pickle asks to call {function}; polyak calls nothing that a file names. If you trust the "
-            "file, load it where that is installed, and write its tensors with "
-            "safetensors.torch.save_file(state_dict, path)."
-        )
+        raise refusal(function)
     if not isinstance(args, tuple):
         raise pickle.UnpicklingError("arguments are not a tuple")
     return function(*args)

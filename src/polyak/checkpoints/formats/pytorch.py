@@ -99,7 +99,7 @@ def read_zip(source: Source) -> Weights:
 def tree_of_zip(source: Source) -> Any:
     """What was given to ``torch.save``, tensors as slots."""
     try:
-        with zipfile.ZipFile(io.BufferedReader(_Raw(source))) as archive:
+        with zipfile.ZipFile(_Raw(source)) as archive:
             entries = {info.filename: info for info in archive.infolist()}
             root = next((name[: -len("data.pkl")] for name in entries if name.endswith("data.pkl")), None)
             if root is None:
@@ -187,11 +187,12 @@ class _Raw(io.RawIOBase):
     def tell(self) -> int:
         return self._at
 
-    def readinto(self, buffer: Any, /) -> int:
-        count = max(0, min(len(buffer), self._source.size - self._at))
-        self._source.read_into(self._at, memoryview(buffer)[:count])
-        self._at += count
-        return count
+    def read(self, size: int = -1, /) -> bytes:
+        # Never more than there is: a damaged directory asks for gigabytes, and io would make room for them.
+        left = max(0, self._source.size - self._at)
+        data = self._source.read(self._at, left if size < 0 else min(size, left))
+        self._at += len(data)
+        return data
 
 
 def _persistent(find: Find) -> Callable[[Any], Any]:

@@ -1,0 +1,146 @@
+"""Pickles are data here: what would run elsewhere is refused, and leaves no trace."""
+
+from __future__ import annotations
+
+import builtins
+import os
+import pickle
+import pickletools
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from polyak import CheckpointError
+from polyak.checkpoints.formats import open_weights
+from polyak.checkpoints.formats.pickles import Stream, load
+from polyak.checkpoints.source import open_source
+
+
+class Calls:
+    """Pickles as a call of anything."""
+
+    def __init__(self, function: Callable[..., Any], *args: Any) -> None:
+        self.call = function, args
+
+    def __reduce__(self) -> Any:
+        return self.call
+
+
+def attacks(witness: Path) -> dict[str, Any]:
+    command = f"touch {witness}"
+    return {
+        "os.system": Calls(os.system, command),
+        "eval": Calls(eval, f"__import__('os').system({command!r})"),
+        "exec": Calls(exec, f"import pathlib; pathlib.Path({str(witness)!r}).touch()"),
+        "open": Calls(open, str(witness), "w"),
+        "getattr": Calls(getattr, Calls(builtins.__import__, "os"), "system"),
+        "a class": Calls(type, "x", (), {}),
+        "in a list": [1, {"a": Calls(os.system, command)}],
+    }
+
+
+@pytest.mark.parametrize("kind", attacks(Path()))
+@pytest.mark.parametrize("how", ["zip", "stream", "pickle", "protocol 0"])
+def test_a_malicious_file_neither_runs_nor_loads(tmp_path: Path, kind: str, how: str) -> None:
+    witness = tmp_path / "witness"
+    saved = {
+        "state_dict": {"w": torch.ones(2)} if how in ("zip", "stream") else {},
+        "x": attacks(witness)[kind],
+    }
+    path = tmp_path / "model.pt"
+    if how in ("zip", "stream"):
+        torch.save(saved, path, _use_new_zipfile_serialization=how == "zip")
+    else:
+        path.write_bytes(pickle.dumps(saved, protocol=4 if how == "pickle" else 0))
+    before = set(sys.modules)
+    with pytest.raises(CheckpointError) as refusal:
+        open_weights(path)
+    if how != "protocol 0":  # which nothing tells from any other text
+        assert "asks to call" in str(refusal.value)
+        assert "safetensors.torch.save_file" in str(refusal.value)
+    assert not witness.exists()
+    assert {name for name in set(sys.modules) - before if not name.startswith("polyak")} == set()
+
+
+def test_the_attack_works_elsewhere(tmp_path: Path) -> None:
+    """What is refused above does run when it is unpickled, or the test above shows nothing."""
+    pickle.loads(pickle.dumps(attacks(tmp_path / "witness")["exec"]))
+    assert (tmp_path / "witness").exists()
+
+
+def test_a_call_hidden_in_the_state_of_a_module(tmp_path: Path) -> None:
+    model = nn.Linear(2, 2)
+    model.hook = Calls(os.system, f"touch {tmp_path / 'witness'}")
+    torch.save(model, tmp_path / "model.pt")
+    with pytest.raises(CheckpointError, match=r"asks to call (posix|nt)\.system"):
+        open_weights(tmp_path / "model.pt")
+    assert not (tmp_path / "witness").exists()
+
+
+def read(tmp_path: Path, data: bytes) -> Any:
+    (tmp_path / "a.pkl").write_bytes(data)
+    with open_source(tmp_path / "a.pkl") as source:
+        return load(Stream(source), {})
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_plain_values_are_what_pickle_makes_of_them(tmp_path: Path, protocol: int) -> None:
+    value = [None, True, 1, -(2**70), 1.5, "é", (1, 2, 3, 4), {"a": [1]}, {1, 2}, frozenset([3]), 1j]
+    assert read(tmp_path, pickle.dumps(value, protocol=protocol)) == value
+
+
+def test_large_bytes_stay_in_the_file(tmp_path: Path) -> None:
+    data = os.urandom(100_000)
+    value = read(tmp_path, pickle.dumps([data, b"small", bytearray(data)], protocol=5))
+    assert value[1] == b"small"
+    with open_source(tmp_path / "a.pkl") as source:
+        for payload in (value[0], value[2]):
+            assert source.read(payload.offset, payload.size) == data
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\x80",
+        b"\x80\x04.",
+        b"\x80\x04N",
+        b"\x80\x04K",
+        b"\x80\x04]q\x00h\x01.",
+        b"\x80\x04\x8e" + (2**62).to_bytes(8, "little") + b"x.",
+        b"\x80\x04X" + (2**31).to_bytes(4, "little") + b"x.",
+        b"\x80\x04\x82\x01.",
+        b"\x80\x02Q.",
+        b"\x80\x02NNR.",
+        b"\x80\x02)" * 3 + b"u.",
+        b"I" + b"9" * 100_000 + b"\n.",
+        b"L" + b"9" * 60_000 + b"L\n.",
+        b"\x80\x04" + b"]" * 100_000 + b"a" * 99_999,
+    ],
+)
+def test_garbage_is_an_error_of_ours(tmp_path: Path, data: bytes) -> None:
+    with pytest.raises(CheckpointError, match=r"a\.pkl"):
+        read(tmp_path, data)
+
+
+def test_branches_shared_without_end_are_not_followed(tmp_path: Path) -> None:
+    """Each list holds the one before twice: 2^60 paths in 200 bytes."""
+    value: Any = []
+    for _ in range(60):
+        value = [value, value]
+    (tmp_path / "a.pdparams").write_bytes(pickletools.optimize(pickle.dumps({"w": value}, protocol=4)))
+    with pytest.raises(CheckpointError, match="malformed"):
+        open_weights(tmp_path / "a.pdparams")
+
+
+def test_a_list_that_holds_itself(tmp_path: Path) -> None:
+    value: list[Any] = []
+    value.append(value)
+    (tmp_path / "a.pdparams").write_bytes(pickle.dumps(value, protocol=4))
+    with pytest.raises(CheckpointError, match="malformed"):
+        open_weights(tmp_path / "a.pdparams")
