@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from polyak.checkpoints.formats import dcp, paddle, pytorch, safetensors
+from polyak.checkpoints.formats import dcp, plain, pytorch, safetensors
 from polyak.checkpoints.source import Source, Where, exists, inside, is_folder, open_source
 from polyak.checkpoints.weights import Weights
 from polyak.errors import CheckpointError
@@ -47,10 +47,14 @@ def read_file(source: Source) -> Weights:
         CheckpointError: it is of no known format, or damaged.
     """
     head = source.read(0, min(16, source.size))
+    # A safetensors file begins with the length of its header, which may be the first bytes of any other
+    # kind. Its ninth byte is a brace, which in none of the others can stand there.
+    if head[8:9] == b"{":
+        return safetensors.read_file(source)
     if head.startswith(_ZIP):
         return pytorch.read_zip(source)
     if head.startswith(_PICKLE):
-        return pytorch.read_stream(source) if head[2:].startswith(_OLD_TORCH) else paddle.read_paddle(source)
+        return pytorch.read_stream(source) if head[2:].startswith(_OLD_TORCH) else plain.read_pickle(source)
     return safetensors.read_file(source)
 
 

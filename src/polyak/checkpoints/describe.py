@@ -1,0 +1,319 @@
+"""What a file, a folder or an archive is, as values: for the screen, for JSON, for a program."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, cast
+
+import numpy as np
+
+from polyak.checkpoints.archive import Archive
+from polyak.checkpoints.foreign import Part, is_own, recognise
+from polyak.checkpoints.formats import open_weights
+from polyak.checkpoints.read import header_of
+from polyak.checkpoints.schema import Header
+from polyak.checkpoints.snapshots import found_in
+from polyak.checkpoints.source import Where, is_url
+from polyak.checkpoints.synthesis import Reach, reachable
+from polyak.checkpoints.weights import Slot, Span, Weights, as_bytes
+from polyak.errors import CheckpointError
+from polyak.rules import Decay, Profile
+
+Integrity: TypeAlias = Literal["verified", "no checksums", "not checked"]
+
+_LONGEST = 100_000_000  # steps of a profile whose figures are worked out: a few seconds
+_PIECE = 1 << 24  # bytes summed together
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """How much a set of tensors is.
+
+    Args:
+        count: of tensors.
+        elements: of all tensors together.
+        nbytes: of all tensors together.
+        dtypes: how many tensors of each.
+    """
+
+    count: int
+    elements: int
+    nbytes: int
+    dtypes: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Figures:
+    """The numbers of a profile, in training steps where they are times."""
+
+    mean_age: float
+    half_life: float
+    effective_samples: float
+    initial_weight: float
+
+
+@dataclass(frozen=True)
+class Weighting:
+    """One set of weights in a file: a part of a foreign file, a track of polyak's.
+
+    Args:
+        name: the track, or what the part is called.
+        role: "average", "raw", "optimizer", "copies" or "unknown".
+        path: where in the file; "" for all of it.
+        tensors: how much it is.
+        decay: the schedule, if known.
+        profile: the weight of each point of the trajectory, if known.
+        figures: of the profile.
+        notes: what a reader should know.
+    """
+
+    name: str
+    role: str
+    path: str
+    tensors: Tensors
+    decay: Decay | None = None
+    profile: Profile | None = field(default=None, repr=False)
+    figures: Figures | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A file, a set of shards or a folder of one checkpoint.
+
+    Args:
+        where: as it was given.
+        format: "safetensors", "pytorch", "paddle" or "dcp".
+        library: that wrote it; "" when nothing says.
+        role: "average", "raw" or "resumable" for a file of polyak's; None for others.
+        run: the training run, if known.
+        step: training steps, if known.
+        updates: of the average, if the file counts them.
+        counters: of a resumable state: skipped updates, settings, time in each unit.
+        parts: the sets of weights in it.
+        integrity: whether its bytes are those that were written.
+        notes: what a reader should know.
+    """
+
+    where: str
+    format: str
+    library: str
+    role: str | None
+    run: str
+    step: int | None
+    updates: int | None
+    counters: Mapping[str, Any]
+    parts: tuple[Weighting, ...]
+    integrity: Integrity
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Snapshots:
+    """A folder that ``polyak.Archive`` keeps.
+
+    Args:
+        where: the folder.
+        run: the training run.
+        steps: of the snapshots, the base's first.
+        tracks: the averages in it.
+        files: how many.
+        nbytes: on disk.
+        reach: which half-lives can be made of it, at which error; empty before the first snapshot.
+    """
+
+    where: str
+    run: str
+    steps: tuple[int, ...]
+    tracks: tuple[str, ...]
+    files: int
+    nbytes: int
+    reach: tuple[Reach, ...]
+
+
+def describe(where: Where, verify: bool = True) -> Checkpoint | Snapshots:
+    """What a file, a folder of shards, a URL or an archive is.
+
+    Args:
+        where: any checkpoint that polyak reads, or an archive's folder.
+        verify: read all of a file that has checksums and compare.
+
+    Returns:
+        A record; for an archive ``Snapshots``.
+
+    Raises:
+        CheckpointError: it cannot be read, or is damaged: the message names the tensor.
+
+    Examples:
+        >>> import os, tempfile, torch, polyak
+        >>> path = os.path.join(tempfile.mkdtemp(), "average.safetensors")
+        >>> polyak.EMA(torch.nn.Linear(2, 1), decay=0.999).save(path)
+        >>> found = describe(path)
+        >>> found.role, found.integrity, found.parts[0].tensors.elements
+        ('average', 'verified', 3)
+    """
+    if not is_url(where) and Path(where).is_dir() and found_in(Path(where)):
+        return _archive(Path(where))
+    with open_weights(where) as weights:
+        integrity = _verify(weights) if verify else "not checked"
+        if is_own(weights):
+            return _own(weights, str(where), integrity)
+        found = recognise(weights)
+        parts = tuple(_foreign(one, found.decay) for one in found.parts)
+        return Checkpoint(
+            where=str(where),
+            format=weights.format,
+            library=found.library,
+            role=None,
+            run="",
+            step=found.step,
+            updates=found.updates,
+            counters={},
+            parts=parts,
+            integrity=integrity,
+            notes=found.notes,
+        )
+
+
+def to_json(found: Checkpoint | Snapshots) -> dict[str, Any]:
+    """A description as values that JSON has; decays and profiles as their own files hold them."""
+    return _plain(found)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Decay):
+        return value.to_config()
+    if isinstance(value, Profile):
+        return json.loads(value.to_json())
+    if isinstance(value, Reach):
+        return value._asdict()
+    if is_dataclass(value):
+        return {one.name: _plain(getattr(value, one.name)) for one in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(one) for key, one in cast("Mapping[Any, Any]", value).items()}
+    if isinstance(value, (tuple, list)):
+        return [_plain(one) for one in cast("list[Any]", value)]
+    return value
+
+
+def figures_of(profile: Profile) -> Figures | None:
+    """The numbers of a profile; None for one so long that working them out would take minutes."""
+    if profile.steps > _LONGEST:
+        return None
+    return Figures(profile.mean_age, profile.half_life, profile.effective_samples, profile.initial_weight)
+
+
+def size_of(slots: Iterable[Slot]) -> Tensors:
+    """How much tensors are."""
+    listed = list(slots)
+    dtypes = Counter(str(slot.dtype) for slot in listed)
+    elements, nbytes = sum(slot.size for slot in listed), sum(slot.nbytes for slot in listed)
+    return Tensors(len(listed), elements, nbytes, dict(sorted(dtypes.items())))
+
+
+def _archive(folder: Path) -> Snapshots:
+    snapshots = Archive(folder).snapshots
+    taken = [snapshot for snapshot in snapshots if snapshot.number]
+    return Snapshots(
+        where=str(folder),
+        run=snapshots[0].header.run,
+        steps=tuple(sorted({snapshot.step for snapshot in snapshots})),
+        tracks=tuple(sorted({snapshot.header.track for snapshot in taken})),
+        files=len(snapshots),
+        nbytes=sum(snapshot.path.stat().st_size for snapshot in snapshots),
+        reach=tuple(reachable(folder)) if taken else (),
+    )
+
+
+def _own(weights: Weights, where: str, integrity: Integrity) -> Checkpoint:
+    header = header_of(weights)
+    resumable = header.role == "resumable"
+    return Checkpoint(
+        where=where,
+        format=weights.format,
+        library="polyak",
+        role=header.role,
+        run=header.run,
+        step=header.step,
+        updates=None,
+        counters=_counters(header.state) if resumable else {},
+        parts=tuple(_tracks(weights, header)) if resumable else (_average(weights, header),),
+        integrity=integrity,
+        notes=_late(header),
+    )
+
+
+def _average(weights: Weights, header: Header) -> Weighting:
+    tensors, profile = size_of(weights.slots.values()), header.profile
+    if header.role == "raw":  # all the weight lies on its own step
+        return Weighting(header.track, "raw", "", tensors)
+    figures = None if profile is None else figures_of(profile)
+    return Weighting(header.track, header.role, "", tensors, header.decay, profile, figures)
+
+
+def _tracks(weights: Weights, header: Header) -> Iterable[Weighting]:
+    """The tracks of a resumable state, whose tensors are named by their place, and the copied buffers."""
+    groups: dict[str, list[Slot]] = {}
+    for name, slot in weights.slots.items():
+        groups.setdefault(name.partition("/")[0], []).append(slot)
+    try:
+        for place, (name, track) in enumerate(header.state["tracks"].items()):
+            profile, decay = Profile.from_json(track["profile"]), Decay.from_config(track["decay"])
+            tensors = size_of(groups.get(str(place), []))
+            yield Weighting(name, "average", f"{place}/", tensors, decay, profile, figures_of(profile))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{weights.where}: its tracks cannot be read: {error!r}") from error
+    if "copies" in groups:
+        yield Weighting("copies", "copies", "copies/", size_of(groups["copies"]))
+
+
+def _counters(state: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in state.items() if key not in ("tracks", "format", "run", "step")}
+
+
+def _late(header: Header) -> tuple[str, ...]:
+    if not header.joined:
+        return ()
+    return (
+        f"{len(header.joined)} tensors joined the average later than the rest; their profiles are shorter",
+    )
+
+
+def _foreign(part: Part, decay: Decay | None) -> Weighting:
+    known = decay if part.role == "average" else None
+    return Weighting(part.name, part.role, part.path, size_of(part.tensors.values()), known, notes=part.notes)
+
+
+def _verify(weights: Weights) -> Integrity:
+    """Compare every tensor with the checksum written with it.
+
+    Raises:
+        CheckpointError: one differs.
+    """
+    summed = {
+        name: slot for name, slot in weights.slots.items() if isinstance(slot, Span) and slot.crc is not None
+    }
+    if not summed:
+        return "no checksums"
+    buffer = np.empty(_PIECE, np.uint8)
+    for name, span in summed.items():
+        if _crc(span, buffer) != span.crc:
+            raise CheckpointError(
+                f"{weights.where} is damaged: tensor {name} is not the one that was written. "
+                "Copy the file again from its origin."
+            )
+    return "verified"
+
+
+def _crc(span: Span, buffer: np.ndarray[Any, np.dtype[np.uint8]]) -> int:
+    crc = 0
+    for start in range(0, span.nbytes, _PIECE):
+        view = as_bytes(buffer[: min(_PIECE, span.nbytes - start)])
+        span.source.read_into(span.offset + start, view)
+        crc = zlib.crc32(view, crc)
+    return crc

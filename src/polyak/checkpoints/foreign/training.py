@@ -1,0 +1,149 @@
+"""Checkpoints of whole training runs, by the libraries that write them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import PurePath
+from typing import Any
+
+from polyak.checkpoints.foreign.averagers import optimizer_in
+from polyak.checkpoints.foreign.parts import (
+    Part,
+    Recognised,
+    is_module,
+    is_weights,
+    mapping,
+    part,
+    same_values,
+    whole,
+)
+from polyak.checkpoints.formats.pickles import Record
+from polyak.errors import ConfigError
+from polyak.rules import Constant, Decay, Power
+
+
+def timm(tree: Any, where: str) -> Recognised | None:
+    """``timm.utils.CheckpointSaver``."""
+    del where
+    state = mapping(tree)
+    if not {"arch", "state_dict", "version"} <= set(state) or not is_weights(state["state_dict"]):
+        return None
+    raw = part("raw", "raw", "state_dict", state["state_dict"])
+    averages = tuple(
+        part("average", "average", key, state[key])
+        for key in ("state_dict_ema",)
+        if is_weights(state.get(key))
+    )
+    decay, notes = _timm_decay(mapping(state.get("args"))) if averages else (None, ())
+    notes = (f"architecture {state['arch']}, epoch {state.get('epoch')}", *notes)
+    return Recognised("timm", (*averages, raw, *optimizer_in(state)), decay=decay, notes=notes)
+
+
+def _timm_decay(args: Mapping[str, Any]) -> tuple[Decay | None, tuple[str, ...]]:
+    beta = args.get("model_ema_decay")
+    if not isinstance(beta, float):
+        return None, ()
+    if args.get("model_ema_warmup"):
+        return None, (f"its arguments say model_ema_decay={beta}, with a warm-up",)
+    try:
+        return Constant(beta), ()
+    except ConfigError:
+        return None, (f"its arguments say model_ema_decay={beta}, which is no decay",)
+
+
+def lightning(tree: Any, where: str) -> Recognised | None:
+    """``Trainer.save_checkpoint``, with or without a callback that averages.
+
+    While a WeightAveraging callback is at work, ``state_dict`` is the average and the model that trains
+    stands under ``current_model_state``.
+    """
+    del where
+    state = mapping(tree)
+    if "pytorch-lightning_version" not in state or not is_weights(state.get("state_dict")):
+        return None
+    model, step = state["state_dict"], whole(state.get("global_step"))
+    rest = optimizer_in(state)
+    notes = (f"version {state['pytorch-lightning_version']}, epoch {state.get('epoch')}",)
+    if is_weights(state.get("current_model_state")):
+        average = part("average", "average", "state_dict", model)
+        raw = part("raw", "raw", "current_model_state", state["current_model_state"])
+        if same_values(average.tensors, raw.tensors):
+            note = "equal to the average: Lightning copies it over the model when training ends"
+            raw = replace(raw, notes=(*raw.notes, note))
+        parts = (average, raw)
+        updates = whole(mapping(state.get("averaging_state")).get("n_averaged"))
+        return Recognised("lightning", (*parts, *rest), step, updates, notes=notes)
+    callbacks = mapping(state.get("callbacks"))
+    for name, kept in callbacks.items():
+        average = mapping(kept).get("average_model_state")
+        if is_weights(average):  # StochasticWeightAveraging
+            path = f"callbacks.{name}.average_model_state"
+            parts = (part("average", "average", path, average), part("raw", "raw", "state_dict", model))
+            return Recognised(
+                "lightning", (*parts, *rest), step, whole(mapping(kept).get("n_averaged")), notes=notes
+            )
+    if any("WeightAveraging" in str(name) for name in callbacks):
+        note = (
+            "a weight averaging callback was there but at rest: after training state_dict is the average, "
+            "before it began the raw model"
+        )
+        return Recognised(
+            "lightning", (part("weights", "unknown", "state_dict", model, note), *rest), step, notes=notes
+        )
+    return Recognised("lightning", (part("raw", "raw", "state_dict", model), *rest), step, notes=notes)
+
+
+def ultralytics(tree: Any, where: str) -> Recognised | None:
+    """``BaseTrainer.save_model``: models pickled whole, the average in half precision.
+
+    ``strip_optimizer``, which ends a training, moves the average to ``model`` and sets the epoch to -1.
+    """
+    del where
+    state = mapping(tree)
+    models = {key: state[key] for key in ("ema", "model") if is_module(state.get(key))}
+    if not models or not all(_of(model, "ultralytics") for model in models.values()):
+        return None
+    stripped = "ema" not in models and state.get("epoch") == -1
+    parts: list[Part] = []
+    if "ema" in models:
+        parts.append(part("average", "average", "ema", models["ema"]))
+    if "model" in models and stripped:
+        note = "the average, moved here by strip_optimizer when training ended"
+        parts.append(part("average", "average", "model", models["model"], note))
+    elif "model" in models:
+        parts.append(part("raw", "raw", "model", models["model"]))
+    notes = (
+        f"version {state.get('version')}, epoch {state.get('epoch')}",
+        "its trainer averages with Ramp(0.9999, tau=2000) unless told otherwise; the file does not say",
+    )
+    return Recognised(
+        "ultralytics", (*parts, *optimizer_in(state)), updates=whole(state.get("updates")), notes=notes
+    )
+
+
+def edm2(tree: Any, where: str) -> Recognised | None:
+    """A network snapshot of EDM2: a pickled model that carries the source of its own class.
+
+    Its width σ_rel and the images seen stand in the file's name, where EDM2's own tools read them.
+    """
+    state = mapping(tree)
+    model = state.get("ema")
+    if not is_module(model) or not {"dataset_kwargs", "encoder", "loss_fn"} & set(state):
+        return None
+    notes = ["a model with the source code of its class, none of which was run"]
+    decay: Decay | None = None
+    named = re.search(r"-(\d{7})(?:-(\d\.\d+))?\.pkl$", PurePath(where).name)
+    if named:
+        notes.append(f"by its name after {int(named[1]):,} thousand images")
+    if named and named[2]:
+        try:
+            decay = Power(sigma_rel=float(named[2]))
+        except ConfigError:
+            notes.append(f"by its name of σ_rel {named[2]}, which no average has")
+    return Recognised("edm2", (part("average", "average", "ema", model),), decay=decay, notes=tuple(notes))
+
+
+def _of(model: Any, library: str) -> bool:
+    return isinstance(model, Record) and model.module.split(".")[0] == library

@@ -1,0 +1,85 @@
+"""Plain pickles, without the archive that ``torch.save`` makes: Paddle's, and tensors in ``.pkl`` files.
+
+Pickled on its own, a tensor holds its storage as the bytes of a file of its own, in the layout torch had
+before 1.6; those bytes are read where they are. The networks of StyleGAN, EDM and EDM2 are such pickles,
+whose objects carry the source of their classes along; it is kept as text.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from polyak.checkpoints.formats import paddle, pytorch
+from polyak.checkpoints.formats.pickles import Payload, Record, Stream, load
+from polyak.checkpoints.formats.tree import flattened
+from polyak.checkpoints.source import Source
+from polyak.checkpoints.weights import Weights
+from polyak.errors import CheckpointError
+
+
+def read_pickle(source: Source) -> Weights:
+    """The tensors of a plain pickle.
+
+    Raises:
+        CheckpointError: it is damaged, or asks for a call.
+    """
+    nested: list[Source] = []
+
+    def storage(data: Any) -> Any:
+        nested.append(_Within(source, data) if isinstance(data, Payload) else _Memory(source.name, data))
+        return _storage_in(nested[-1])
+
+    # A call is answered by its name alone, so that each kind of pickle can hold what the others can.
+    makers = pytorch.MAKERS | paddle.MAKERS | _PERSISTENT | {("torch.storage", "_load_from_bytes"): storage}
+    tree = load(Stream(source), makers)
+    if not nested:
+        return paddle.weights_of(source, tree)
+    return Weights(source.name, "pytorch", flattened(tree), others=tree, sources=(source,))
+
+
+def _storage_in(source: Source) -> pytorch.Storage:
+    held = pytorch.read_stream(source).others
+    if not isinstance(held, pytorch.Storage):
+        raise CheckpointError("a tensor's storage holds something else than one storage")
+    return held
+
+
+class _Within(Source):
+    """Some bytes of another source."""
+
+    def __init__(self, outer: Source, part: Payload) -> None:
+        self.name, self.size = outer.name, part.size
+        self._outer, self._start = outer, part.offset
+
+    def _read_some(self, offset: int, buffer: memoryview) -> int:
+        self._outer.read_into(self._start + offset, buffer)
+        return len(buffer)
+
+    def close(self) -> None:
+        pass  # the outer source is closed by whom it belongs to
+
+
+class _Memory(Source):
+    """A few bytes that the pickle held itself."""
+
+    def __init__(self, name: str, data: bytes) -> None:
+        self.name, self.size, self._data = name, len(data), data
+
+    def _read_some(self, offset: int, buffer: memoryview) -> int:
+        buffer[:] = self._data[offset : offset + len(buffer)]
+        return len(buffer)
+
+    def close(self) -> None:
+        pass
+
+
+def _described(meta: Any) -> Record:
+    """An object that says of what class it is; its attributes are the state."""
+    if not isinstance(meta, dict):
+        raise CheckpointError("a persistent object is not described by a dict")
+    kept: dict[str, Any] = {str(key): value for key, value in meta.items()}  # pyright: ignore
+    args = (kept.get("module_src"),)
+    return Record("torch_utils.persistence", str(kept.get("class_name")), args, kept.get("state"))
+
+
+_PERSISTENT = {("torch_utils.persistence", "_reconstruct_persistent_obj"): _described}

@@ -1,0 +1,155 @@
+"""A profile as a drawing for the terminal: the weight of each training step."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple, TypeAlias
+
+import numpy as np
+
+from polyak.rules import Profile
+from polyak.rules.decay import Array
+
+Scale: TypeAlias = Literal["linear", "log"]
+
+_EIGHTHS, _HALVES = " ▁▂▃▄▅▆▇█", " ▀█"
+_DECADES = 6.0  # of a logarithmic drawing, from the greatest weight down
+_LEFT_OUT = {"linear": 1e-3, "log": 10**-_DECADES}  # share of the weight older than all that is drawn
+_LABEL = 9  # columns left of the axis
+_DWARFS, _CUT = 3, "▲"  # times as high as the next, a bar is cut and marked
+
+
+class Bars(NamedTuple):
+    """Columns of a drawing: ``heights[i]`` is the mean weight of the ``widths[i]`` steps in its column.
+
+    first, last: the training steps at the ends.  share: of all weight, that of the steps between them.
+    """
+
+    heights: Array
+    widths: Array
+    first: int
+    last: int
+    share: float
+
+
+def draw(profile: Profile, width: int = 80, height: int = 10, scale: Scale = "linear") -> str:
+    """A profile over training steps, without the oldest ones on which hardly any weight lies.
+
+    Args:
+        profile: of an average; weights below 0 hang under the axis of a linear drawing.
+        width: columns of the terminal, at least 40.
+        height: lines of the bars, at least 2.
+        scale: of the weights; "log" shows six decades.
+
+    Returns:
+        Lines of text, none wider than ``width``.
+
+    Examples:
+        >>> print(draw(Profile.from_decay(0.8, steps=100), width=40, height=3))
+             0.18 ┤                          ▁█
+                  │                       ▁▃▆██
+                0 ┤            ▁▁▁▁▁▂▃▄▄▆▇█████
+                   70                       100
+        weight of each training step; 99.901% of it lies on those drawn
+    """
+    columns = max(width, 40) - _LABEL - 3
+    bars = binned(profile, columns, scale)
+    # A short profile is drawn with several columns for each step.
+    heights = np.repeat(bars.heights, columns // len(bars.heights))
+    rows = (
+        _logarithmic(heights, height) if scale == "log" else _linear(heights, height, _ceiling(bars.heights))
+    )
+    lines = [f"{label:>{_LABEL}} {'┤' if label else '│'}{row}" for label, row in rows]
+    return "\n".join([*(line.rstrip() for line in lines), _axis(bars, len(heights)), *_caption(bars, scale)])
+
+
+def binned(profile: Profile, columns: int, scale: Scale = "linear") -> Bars:
+    """The weights of a profile in columns of nearly equal numbers of steps; summed window by window."""
+    first, last = _start(profile, _LEFT_OUT[scale]), profile.steps
+    edges = np.linspace(first, last + 1, min(columns, last - first + 1) + 1).astype(np.int64)
+    sums, total = np.zeros(len(edges) - 1), 0.0
+    for low, window in profile.windows(last + 1):
+        steps = np.arange(low, low + len(window))
+        drawn = steps >= first
+        places = np.searchsorted(edges, steps[drawn], side="right") - 1
+        sums += np.bincount(places, window[drawn], minlength=len(sums))
+        total += float(window.sum())
+    return Bars(
+        sums / np.diff(edges), np.diff(edges).astype(np.float64), first, last, float(sums.sum()) / total
+    )
+
+
+def _start(profile: Profile, left_out: float) -> int:
+    """The oldest step to draw: before it lies no more than this share of the weights' sizes."""
+    total = sum(float(np.abs(window).sum()) for _, window in profile.windows(profile.steps + 1))
+    newer = 0.0
+    for low, window in profile.windows(profile.steps + 1):
+        sums = newer + np.cumsum(np.abs(window)[::-1])
+        reached = int(np.searchsorted(sums, (1 - left_out) * total))
+        if reached < len(sums):
+            return low + len(window) - 1 - reached
+        newer = float(sums[-1])
+    return 0
+
+
+def _ceiling(heights: Array) -> float:
+    """The height a drawing reaches: a single bar that would dwarf all others, as θ₀'s does early, is cut."""
+    high = float(heights.max())
+    others = np.delete(heights, int(heights.argmax()))
+    next_high = float(others.max()) if len(others) else 0.0
+    return 1.25 * next_high if 0 < _DWARFS * next_high < high else max(high, 0.0)
+
+
+def _linear(heights: Array, lines: int, high: float) -> list[tuple[str, str]]:
+    """Labelled lines of bars on a linear scale up to ``high``: those above 0, then those under it."""
+    low = min(float(heights.min()), 0.0)
+    span = (high - low) or 1.0
+    above = max(1, round(lines * high / span))
+    below = max(1, lines - above) if low < 0 else 0
+    unit = max(high / above, -low / below if below else 0.0) or 1.0  # weight of one line
+    up = [_row(heights / unit - level, _EIGHTHS) for level in reversed(range(above))]
+    up[0] = "".join(
+        _CUT if tall else cell for tall, cell in zip(heights > 1.5 * unit * above, up[0], strict=True)
+    )
+    down = [_row(-heights / unit - level, _HALVES) for level in range(below)]
+    labels = [f"{unit * above:.3g}", *[""] * (above - 2), *["0"] * (above > 1)]
+    return list(
+        zip([*labels, *[""] * (below - 1), *[f"{-unit * below:.3g}"] * (below > 0)], up + down, strict=True)
+    )
+
+
+def _logarithmic(heights: Array, lines: int) -> list[tuple[str, str]]:
+    """Labelled lines of bars over the decades below the greatest weight."""
+    high = max(float(heights.max()), np.finfo(float).tiny)
+    decades = np.log10(np.maximum(heights / high, 10**-_DECADES)) + _DECADES
+    levels = decades * (lines / _DECADES)
+    rows = [_row(levels - level, _EIGHTHS) for level in reversed(range(lines))]
+    labels = [f"{high:.1e}", *[""] * (lines - 2), f"{high * 10**-_DECADES:.1e}"]
+    return list(zip(labels, rows, strict=True))
+
+
+def _row(filled: Array, blocks: str) -> str:
+    """One line: how much of each cell is filled, as a character."""
+    steps = len(blocks) - 1
+    return "".join(blocks[int(n)] for n in np.rint(np.clip(filled, 0, 1) * steps))
+
+
+def _axis(bars: Bars, columns: int) -> str:
+    first, last = f"{bars.first:,}", f"{bars.last:,}"
+    if bars.first == bars.last:
+        return f"{'':{_LABEL + 2}}{first}"
+    return f"{'':{_LABEL + 2}}{first}{' ' * max(1, columns - len(first) - len(last))}{last}"
+
+
+def _caption(bars: Bars, scale: Scale) -> list[str]:
+    how = ", logarithmic" if scale == "log" else ""
+    lines = [f"weight of each training step{how}; {_percent(bars.share)} of it lies on those drawn"]
+    ceiling = _ceiling(bars.heights)
+    if scale == "linear" and bars.heights.max() > 1.5 * ceiling:
+        place = int(bars.heights.argmax())
+        lines.append(f"{_CUT} this bar is cut: it stands for {bars.heights[place] * bars.widths[place]:.1%}")
+    return lines
+
+
+def _percent(share: float) -> str:
+    """A share without rounding it up to all."""
+    return "all" if abs(1 - share) < 1e-12 else f"{np.floor(share * 1e7) / 1e5:.6g}%"

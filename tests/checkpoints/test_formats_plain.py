@@ -1,0 +1,90 @@
+"""Pickles that torch.save did not write, and files whose first bytes could be another format's."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from polyak.checkpoints.formats import open_weights
+from polyak.checkpoints.write import write_arrays
+from polyak.errors import CheckpointError
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.bool])
+@pytest.mark.parametrize("size", [3, 5000])  # bytes within the pickle, and left in the file
+def test_tensors_in_a_plain_pickle(dtype: torch.dtype, size: int, tmp_path: Path) -> None:
+    tensor = (torch.arange(size * 2) % 2).to(dtype)
+    tree = {"a": tensor, "rows": tensor.view(2, size)[1], "turned": tensor.view(2, size).t()}
+    path = tmp_path / "tree.pkl"
+    path.write_bytes(pickle.dumps(tree))
+    with open_weights(path) as weights:
+        assert weights.format == "pytorch"
+        assert list(weights.slots) == list(tree)
+        for name, slot in weights.slots.items():
+            expected = tree[name].contiguous().view(-1).view(torch.uint8).numpy()
+            assert slot.shape == tuple(tree[name].shape)
+            assert slot.read().reshape(-1).view(np.uint8).tobytes() == expected.tobytes()
+
+
+class Caller:
+    """Asks the reader of its pickle to make a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.folder),)
+
+
+def test_a_call_in_a_plain_pickle_is_refused(tmp_path: Path) -> None:
+    tree = {"a": torch.ones(2), "b": Caller(tmp_path / "made")}
+    (tmp_path / "bad.pkl").write_bytes(pickle.dumps(tree))
+    with pytest.raises(CheckpointError, match=r"asks to call posix\.mkdir"):
+        open_weights(tmp_path / "bad.pkl")
+    assert not (tmp_path / "made").exists()
+
+
+class Nested:
+    """A storage whose bytes are a file that holds something else."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        import io
+
+        buffer = io.BytesIO()
+        torch.save(self.inner, buffer, _use_new_zipfile_serialization=False)
+        return torch.storage._load_from_bytes, (buffer.getvalue(),)
+
+
+@pytest.mark.parametrize("inner", ["text", {"a": 1}, torch.ones(3)])
+def test_a_storage_must_be_one(inner: Any, tmp_path: Path) -> None:
+    (tmp_path / "bad.pkl").write_bytes(pickle.dumps({"a": Nested(inner)}))
+    with pytest.raises(CheckpointError, match="holds something else than one storage"):
+        open_weights(tmp_path / "bad.pkl")
+
+
+def test_a_call_inside_a_storage_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "bad.pkl").write_bytes(pickle.dumps({"a": Nested(Caller(tmp_path / "made"))}))
+    with pytest.raises(CheckpointError, match="asks to call"):
+        open_weights(tmp_path / "bad.pkl")
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize("length", [0x80, 0x0280, 0x0480, 0x8A0280 & 0xFFF8, 0x100])
+def test_a_safetensors_header_of_any_length_is_none_of_a_pickle(length: int, tmp_path: Path) -> None:
+    path, values = tmp_path / "a.safetensors", {"x": np.arange(3, dtype=np.float32)}
+    write_arrays(path, values, {"pad": ""})
+    short = int.from_bytes(path.read_bytes()[:8], "little")
+    write_arrays(path, values, {"pad": "x" * ((length - short) % 0x10000)})
+    assert (int.from_bytes(path.read_bytes()[:8], "little") - length) % 0x10000 == 0
+    with open_weights(path) as weights:
+        assert weights.format == "safetensors"
+        assert np.array_equal(weights.slots["x"].read(), values["x"])
