@@ -222,6 +222,15 @@ def test_a_shard_of_another_save_is_refused(tmp_path: Path) -> None:
         load(tmp_path / "a" / NAME)
 
 
+def test_a_shard_whose_checksums_cannot_be_found_is_refused(tmp_path: Path) -> None:
+    """One flipped bit in the name they stand under, in a shard other than the first."""
+    ten(tmp_path, 5, 20)
+    path = tmp_path / "average-00002-of-00003.safetensors"
+    path.write_bytes(path.read_bytes().replace(b"polyak_sums", b"polyak_sumr"))
+    with pytest.raises(CheckpointError, match=f"{path.name} is damaged: it has no checksums"):
+        load(tmp_path / NAME)
+
+
 def test_one_shard_is_not_taken_for_the_average(tmp_path: Path) -> None:
     ten(tmp_path, 5, 20)
     with pytest.raises(CheckpointError, match="is one of several shards, a part of the tensors"):

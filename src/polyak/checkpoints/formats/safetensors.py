@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 
-from polyak.checkpoints.layout import HEADER_LIMIT, parse, parse_json
+from polyak.checkpoints.layout import HEADER_LIMIT, SUMS, parse, parse_json
 from polyak.checkpoints.source import Source, Where, beside, open_source
 from polyak.checkpoints.weights import Slot, Weights
 from polyak.errors import CheckpointError
@@ -78,6 +78,11 @@ def _check_set(where: Where, mark: str | None, files: Mapping[str, Weights], nam
             raise CheckpointError(f"{name} is not of the set that {where} is the index of: not read.")
     if mark is None:
         return
+    for name, file in files.items():
+        if SUMS not in file.metadata:
+            raise CheckpointError(
+                f"{name} is damaged: it has no checksums, which all of its set are written with."
+            )
     try:
         count = int(json.loads(mark)[2])
     except (ValueError, TypeError, LookupError) as error:
