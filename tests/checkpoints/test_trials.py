@@ -15,6 +15,7 @@ import pytest
 
 from polyak import CheckpointError, ConfigError
 from polyak.checkpoints.trials import Command, Record, Trial, alone_in
+from tests.processes import gone
 
 PYTHON = shlex.quote(sys.executable)
 POSIX = pytest.mark.skipif(os.name != "posix", reason="signals and process groups")
@@ -99,16 +100,6 @@ def test_only_a_shell_knows_pipes(tmp_path: Path) -> None:
     line = "echo {weights} 1 2 | wc -w"
     assert Command(line, shell=True).measure(tmp_path / "w").metric == 3
     assert "no number" in (Command(line).measure(tmp_path / "w").failure or "")
-
-
-def gone(pid: int) -> bool:
-    """Whether a process ends within ten seconds; one that was killed may wait for its parent as a zombie."""
-    for _ in range(200):
-        state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True)
-        if state.stdout.strip()[:1] in ("", "Z"):
-            return True
-        time.sleep(0.05)
-    return False
 
 
 @POSIX
