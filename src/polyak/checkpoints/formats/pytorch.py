@@ -239,7 +239,8 @@ def _strided(storage: Storage, dtype: np.dtype[Any], offset: int, shape: Any, st
     def make() -> NDArray[Any]:
         flat = Span(storage.source, begin, dtype, (last + 1 - offset,)).read()
         steps = [step * dtype.itemsize for step in stride]
-        return np.lib.stride_tricks.as_strided(flat, shape, steps).copy()
+        # Not as_strided, to which the 8-bit floats of ml_dtypes are no dtypes.
+        return np.ndarray(shape, dtype, flat.view(np.uint8), 0, steps).copy()
 
     return Held(dtype, shape, make)
 
