@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +90,7 @@ def convert(
         chosen = chosen_parts(found, part, str(source))
         paths = [target] if len(chosen) == 1 else [_beside(target, one.name) for one in chosen]
         plans = [Plan.of(one, names, str(source)) for one in chosen]
-        headers = [_metadata(weights, found, one, names is not None) for one in chosen]
+        headers = [_metadata(weights, found, plan) for plan in plans]
         for path, plan, metadata in zip(paths, plans, headers, strict=True):
             write_sharded(path, plan.specs, metadata, plan.pieces, max_shard_size)
     return tuple(
@@ -155,19 +155,16 @@ def header_of_part(found: Recognised, part: Part) -> Header | None:
     return None
 
 
-def _metadata(weights: Weights, found: Recognised, part: Part, renamed: bool) -> dict[str, str]:
+def _metadata(weights: Weights, found: Recognised, plan: Plan) -> dict[str, str]:
     if is_own(weights):
         header = Header.from_metadata(weights.metadata, weights.where)
-        if renamed and header.joined:
-            raise CheckpointError(
-                f"{weights.where} keeps for some tensors, by name, when they joined the average: "
-                "convert it without renaming."
-            )
-        return header.to_metadata()
+        places = plan.renamed.places.items()
+        joined = {new: header.joined[old] for new, (old, _) in places if old in header.joined}
+        return replace(header, joined=joined).to_metadata()
     kept = {key: value for key, value in weights.metadata.items() if key not in (KEY, SUMS)}
-    if weights.format in ("pytorch", "dcp") and not renamed:
+    if weights.format in ("pytorch", "dcp"):
         kept["format"] = "pt"  # Hugging Face libraries ask for it
-    header = header_of_part(found, part)
+    header = header_of_part(found, plan.part)
     return kept | ({} if header is None else header.to_metadata())
 
 

@@ -240,11 +240,11 @@ def _own(weights: Weights, where: str, integrity: Integrity) -> Checkpoint:
         role=header.role,
         run=header.run,
         step=header.step,
-        updates=None,
+        updates=header.state.get("updates") if header.role == "average" else None,
         counters=_counters(header.state) if resumable else {},
         parts=tuple(_tracks(weights, header)) if resumable else (_average(weights, header),),
         integrity=integrity,
-        notes=_late(header),
+        notes=(*_late(header), *_origin(header)),
     )
 
 
@@ -282,6 +282,11 @@ def _late(header: Header) -> tuple[str, ...]:
     return (
         f"{len(header.joined)} tensors joined the average later than the rest; their profiles are shorter",
     )
+
+
+def _origin(header: Header) -> tuple[str, ...]:
+    origin = header.state.get("library") if header.role == "average" else None
+    return (f"converted from {origin or 'a file of no library that is known'}",) if origin is not None else ()
 
 
 def _foreign(part: Part, decay: Decay | None) -> Weighting:

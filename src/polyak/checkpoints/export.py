@@ -74,6 +74,21 @@ class Told:
         return self.updates
 
 
+@dataclass(frozen=True)
+class Arranged:
+    """A checkpoint in another library's layout.
+
+    Args:
+        tree: dicts of NumPy arrays.
+        unmatched: names that no rule of the map fitted; empty without a map.
+        dropped: names that a rule of the map left out.
+    """
+
+    tree: dict[str, Any]
+    unmatched: tuple[str, ...]
+    dropped: tuple[str, ...]
+
+
 def arranged(
     source: Where,
     to: str,
@@ -81,8 +96,8 @@ def arranged(
     part: str | None = None,
     updates: int | None = None,
     names: NameMap | None = None,
-) -> dict[str, Any]:
-    """A checkpoint in another library's layout, as dicts of NumPy arrays; all of it is in memory.
+) -> Arranged:
+    """A checkpoint in another library's layout; all of it is in memory.
 
     Args:
         source: the average: any checkpoint that polyak reads.
@@ -104,9 +119,10 @@ def arranged(
             raise ConfigError(
                 f"{source} holds {', '.join(one.name for one in chosen)}: choose one of them with --part."
             )
-        average = _read(chosen[0], names, str(source))
+        plan = Plan.of(chosen[0], names, str(source))
+        average = _read(plan)
         other = next((one for one in found.parts if one.role == "raw" and chosen[0].role == "average"), None)
-        inner = None if other is None or raw is not None else _read(other, names, str(source))
+        inner = None if other is None or raw is not None else _read(Plan.of(other, names, str(source)))
         known = found.updates if found.updates is not None else _updates_of(weights)
     told = Told(
         average=average,
@@ -115,7 +131,7 @@ def arranged(
         step=found.step,
         where=str(source),
     )
-    return _LAYOUTS[to](told)
+    return Arranged(_LAYOUTS[to](told), plan.renamed.unmatched, plan.renamed.dropped)
 
 
 def check_target(to: str) -> None:
@@ -170,11 +186,10 @@ def _only(source: Where, names: NameMap | None) -> Arrays:
             raise ConfigError(
                 f"raw={str(source)!r}: holds {', '.join(one.name for one in raw)}; give one only."
             )
-        return _read(raw[0], names, str(source))
+        return _read(Plan.of(raw[0], names, str(source)))
 
 
-def _read(part: Part, names: NameMap | None, where: str) -> Arrays:
-    plan = Plan.of(part, names, where)
+def _read(plan: Plan) -> Arrays:
     return {name: plan.read(name) for name in plan.specs}
 
 

@@ -118,7 +118,7 @@ def _called(key: str, value: Any) -> Part:
 def _beside_an_average(one: Part) -> Part:
     """What stands beside an average under a model's usual key is the model that trains."""
     if one.role == "unknown" and one.path in ("model", "state_dict", "model_state_dict", "module", "net"):
-        return replace(one, role="raw")
+        return replace(one, name="raw", role="raw")
     return one
 
 
