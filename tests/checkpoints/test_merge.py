@@ -21,6 +21,7 @@ from unittest.mock import patch
 import ml_dtypes
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
@@ -36,7 +37,7 @@ from polyak.checkpoints.schema import Header
 from polyak.checkpoints.shards import write_sharded
 from polyak.checkpoints.weights import Held, Slot, Weights
 from polyak.checkpoints.write import write_arrays
-from polyak.rules.quadrature import quadrature
+from polyak.rules import solve
 
 Tensors = dict[str, np.ndarray]
 FLOATS = [name for name, dtype in BY_NAME.items() if is_float(dtype) and name != "F8_E8M0"]
@@ -563,12 +564,12 @@ def test_a_training_state_is_refused(tmp_path: Path) -> None:
 # Checkpoints as points of a trajectory.
 
 
-def test_a_decay_becomes_quadrature_over_the_steps_in_the_headers(tmp_path: Path) -> None:
+def test_a_decay_interpolates_between_the_steps_in_the_headers(tmp_path: Path) -> None:
     steps = [300, 100, 200]
     paths = [raw(tmp_path / f"x{i}-1.safetensors", step, value=step) for i, step in enumerate(steps)]
     report = average(paths, tmp_path / "o.safetensors", HalfLife(steps=60))
     wanted = Profile.from_decay(HalfLife(steps=60), 300)
-    assert report.weights == tuple(quadrature(wanted, steps))
+    assert report.weights == tuple(solve([Profile.raw(step) for step in steps], wanted).coefficients)
     assert tensors_of(tmp_path / "o.safetensors")["w"][0] == pytest.approx(
         wanted.weights() @ np.clip(np.arange(301), 100, 300), rel=1e-6
     )
@@ -590,7 +591,7 @@ def test_steps_stand_in_names(names: list[str], steps: list[int], tmp_path: Path
         save_file({"w": np.ones(1, np.float32)}, tmp_path / name)
     profile = Profile.from_decay(0.95, 35)
     report = average([tmp_path / name for name in names], tmp_path / "o.safetensors", profile)
-    assert report.weights == tuple(quadrature(profile, steps))
+    assert report.weights == tuple(solve([Profile.raw(step) for step in steps], profile).coefficients)
     assert report.header.profile == Profile.mix([Profile.raw(step) for step in steps], report.weights)
 
 
@@ -600,10 +601,40 @@ def test_checkpoints_without_steps_are_refused(tmp_path: Path) -> None:
     paths = two(folder, {"w": np.ones(1)}, {"w": np.ones(1)})
     message = refusal(paths, folder / "o.safetensors", HalfLife(steps=3))
     assert message.startswith(f"{paths[0]} does not say at which training step it was written")
-    same = [raw(folder / f"{i}.safetensors", 5) for i in range(2)]
-    assert "give each checkpoint its own step" in refusal(same, folder / "o.safetensors", HalfLife(steps=3))
-    averages = [raw(folder / "3.safetensors", 5, role="average")]
-    assert "is an average, no point" in refusal(averages, folder / "o.safetensors", HalfLife(steps=3))
+
+
+def test_twins_share_their_weight(tmp_path: Path) -> None:
+    paths = [raw(tmp_path / f"{i}.safetensors", step) for i, step in enumerate((5, 5, 9))]
+    report = average(paths, tmp_path / "o.safetensors", HalfLife(steps=3))
+    assert report.weights[0] == pytest.approx(report.weights[1], rel=0.02)
+    assert sum(report.weights) == pytest.approx(1)
+
+
+def test_averages_are_mixed_by_their_own_profiles(tmp_path: Path) -> None:
+    """The average of one half-life and the raw end make the one in between, which no point lies on."""
+    held = [Profile.from_decay(HalfLife(steps=40), 200), Profile.raw(200)]
+    for i, profile in enumerate(held):
+        header = Header("average", 200, None, profile, "average", "a-run")
+        write_arrays(tmp_path / f"{i}.safetensors", {"w": np.ones(2, np.float32)}, header.to_metadata())
+    paths = [tmp_path / f"{i}.safetensors" for i in range(2)]
+    report = average(paths, tmp_path / "o.safetensors", 0.25 * held[0] + 0.75 * held[1])
+    assert report.weights == pytest.approx((0.25, 0.75))
+
+
+def test_a_file_with_several_sets_of_weights_wants_to_know_which(tmp_path: Path) -> None:
+    raws = {"w": torch.ones(2), "n": torch.tensor(3)}
+    paths = [tmp_path / f"{i}.pth.tar" for i in range(2)]
+    for i, path in enumerate(paths):
+        averaged = {"w": torch.full((2,), 5.0 + 2 * i), "n": torch.tensor(4)}
+        torch.save({"epoch": i, "arch": "x", "state_dict": raws, "state_dict_ema": averaged}, path)
+    message = refusal(paths, tmp_path / "o.safetensors")
+    assert "average (average, under 'state_dict_ema')" in message
+    assert "Say which with part= (--part)" in message
+    average(paths, tmp_path / "o.safetensors", part="average")
+    made = tensors_of(tmp_path / "o.safetensors")
+    assert made["w"].tolist() == [6, 6]
+    assert made["n"] == 4
+    assert "'best' is 0 of them" in refusal(paths, tmp_path / "p.safetensors", part="best")
 
 
 # Over the network.

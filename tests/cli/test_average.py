@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 from polyak import ConfigError, HalfLife, Profile
 from polyak.cli import app
 from polyak.cli.average import Options
-from polyak.rules.quadrature import quadrature
+from polyak.rules import solve
 
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "80", "NO_COLOR": "1"}
 STEPS = [10, 20, 40]
@@ -57,7 +57,9 @@ def test_json_is_all_that_is_printed(paths: list[str], tmp_path: Path) -> None:
     out = str(tmp_path / "o.safetensors")
     shown = command(*paths, "-o", out, "--half-life", "8", "--json")
     assert (shown.returncode, shown.stderr) == (0, "")
-    weights = quadrature(Profile.from_decay(HalfLife(steps=8), 40), STEPS)
+    weights = solve(
+        [Profile.raw(step) for step in STEPS], Profile.from_decay(HalfLife(steps=8), 40)
+    ).coefficients
     assert json.loads(shown.stdout) == {
         "out": out,
         "step": 40,

@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import PurePath
 from typing import NamedTuple
 
 from polyak.checkpoints.dtypes import is_float
+from polyak.checkpoints.foreign import recognise
 from polyak.checkpoints.formats import open_weights
 from polyak.checkpoints.formats.safetensors import SET
 from polyak.checkpoints.layout import SUMS
@@ -29,13 +31,14 @@ class Input(NamedTuple):
     header: Header | None
 
 
-def open_inputs(paths: Sequence[Where], files: ExitStack) -> list[Input]:
-    """Open checkpoints to be averaged; ``files`` will close them.
+def open_inputs(paths: Sequence[Where], files: ExitStack, part: str | None) -> list[Input]:
+    """Open checkpoints to be averaged, one set of weights of each; ``files`` will close them.
 
     Raises:
-        CheckpointError: one cannot be read, is a resumable state, or they do not hold the same tensors.
+        CheckpointError: one cannot be read, is a resumable state, or does not hold the part or holds
+            several; or they do not hold the same tensors.
     """
-    opened = [files.enter_context(open_weights(path)) for path in paths]
+    opened = [_part_of(files.enter_context(open_weights(path)), part) for path in paths]
     inputs = [Input(weights, _header_of(weights)) for weights in opened]
     lines = [*_missing(opened), *_differing(opened)]
     if lines:
@@ -48,17 +51,43 @@ def open_inputs(paths: Sequence[Where], files: ExitStack) -> list[Input]:
 
 
 def at_steps(inputs: Sequence[Input]) -> list[Input]:
-    """The same as points of one trajectory: each with a header that says its step.
+    """The same, each with a header that says its profile; without one, a file is raw at the step in its name.
 
     Raises:
-        CheckpointError: one does not say its step, or is an average and so no point of the trajectory.
+        CheckpointError: one does not say its step.
     """
-    return [Input(weights, header or _at_step_in_name(weights)) for weights, header in map(_point, inputs)]
+    return [
+        one
+        if one.header is not None and one.header.profile is not None
+        else Input(one.weights, _at_step_in_name(one.weights))
+        for one in inputs
+    ]
+
+
+def profiles_of(inputs: Sequence[Input]) -> list[Profile]:
+    """The profiles of inputs that have them."""
+    headers = [one.header for one in inputs]
+    return [header.profile for header in headers if header is not None and header.profile is not None]
 
 
 def is_real(slot: Slot) -> bool:
     """Whether a tensor holds real floats: averages of these can be rounded to another dtype."""
     return is_float(slot.dtype) and slot.dtype.kind != "c"
+
+
+def _part_of(weights: Weights, part: str | None) -> Weights:
+    """One set of weights; a pickle may hold several, and other things."""
+    if weights.format not in ("pytorch", "paddle"):
+        return weights
+    sets = [one for one in recognise(weights).parts if one.role != "optimizer"]
+    chosen = [one for one in sets if part in (None, one.name, one.role)]
+    if len(chosen) != 1:
+        listed = "; ".join(f"{one.name} ({one.role}, under {one.path!r})" for one in sets) or "none"
+        asked = "one is needed" if part is None else f"{part!r} is {len(chosen)} of them"
+        raise CheckpointError(
+            f"{weights.where} holds these sets of weights: {listed}; {asked}. Say which with part= (--part)."
+        )
+    return replace(weights, slots=chosen[0].tensors)
 
 
 def _header_of(weights: Weights) -> Header | None:
@@ -102,15 +131,6 @@ def _differing(opened: Sequence[Weights]) -> Iterator[str]:
 
 def _kind(slot: Slot) -> tuple[bool, bool]:
     return is_float(slot.dtype), is_real(slot)
-
-
-def _point(one: Input) -> Input:
-    if one.header is not None and one.header.role == "average":
-        raise CheckpointError(
-            f"{one.weights.where} is an average, no point of the trajectory, and quadrature mixes points. "
-            "Give a weight for each file, or use polyak.synthesize on their archive."
-        )
-    return one if one.header is not None and one.header.step is not None else Input(one.weights, None)
 
 
 def _at_step_in_name(weights: Weights) -> Header:

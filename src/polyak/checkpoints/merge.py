@@ -16,14 +16,13 @@ from numpy.typing import NDArray
 
 from polyak.checkpoints.blend import Blend, Part, Term, blended, shares
 from polyak.checkpoints.dtypes import BY_NAME, is_float
-from polyak.checkpoints.inputs import Input, at_steps, is_real, open_inputs
+from polyak.checkpoints.inputs import Input, at_steps, is_real, open_inputs, profiles_of
 from polyak.checkpoints.layout import SUMS, Spec, arrange
 from polyak.checkpoints.schema import KEY, Header
 from polyak.checkpoints.shards import write_sharded
 from polyak.checkpoints.source import Where, is_url
 from polyak.errors import ConfigError
-from polyak.rules import Decay, Profile
-from polyak.rules.quadrature import quadrature
+from polyak.rules import Decay, Profile, solve
 
 RealType: TypeAlias = Literal["float64", "float32", "float16", "bfloat16"]
 Accumulate: TypeAlias = Literal["float32", "float64"]
@@ -56,6 +55,7 @@ def average(
     dtype: RealType | None = None,
     accumulate: Accumulate = "float32",
     max_shard_size: int | str | None = None,
+    part: str | None = None,
     progress: Callable[[int, int], object] | None = None,
 ) -> Averaged:
     """Average checkpoints of any format into one ``.safetensors`` file, piece by piece.
@@ -68,12 +68,14 @@ def average(
         out: the file to write, ``name.safetensors``; it may be one of the inputs. It appears when it is
             complete, or not at all.
         weights: "uniform"; a number for each checkpoint, 1 in sum; or the profile wanted of checkpoints
-            that are points of one trajectory (a decay means its profile up to the newest), carried out
-            by ``quadrature``. Their steps are those in their headers, else the last number in the name
-            of the file or, if it has none, of its folder.
+            of one run (a decay means its profile up to the newest): ``polyak.rules.solve`` finds the
+            numbers, for raw checkpoints by linear interpolation between neighbours. What a file is stands
+            in its header; one without is raw, at the step that is the last number in its name or, if it
+            has none, its folder's.
         dtype: of the averages of real numbers; by default that of the first checkpoint.
         accumulate: "float32" or "float64"; what is stored in float64 is always taken in it.
         max_shard_size: above this, write several files and an index; bytes, or text like "5GB".
+        part: which set of weights to take from files that hold several: "raw", "average", or its name.
         progress: called with the bytes read so far and those to read in all.
 
     Returns:
@@ -102,7 +104,7 @@ def average(
     """
     _check(paths, out, dtype, accumulate)
     with ExitStack() as files:
-        inputs = open_inputs(paths, files)
+        inputs = open_inputs(paths, files, part)
         if isinstance(weights, (Profile, Decay)):
             inputs = at_steps(inputs)
         used = _weights(weights, inputs)
@@ -135,9 +137,10 @@ def _check(paths: Sequence[Where], out: Where, dtype: str | None, accumulate: st
 
 def _weights(weights: Weighting, inputs: Sequence[Input]) -> tuple[float, ...]:
     if isinstance(weights, (Profile, Decay)):
-        steps = [one.header.step for one in inputs if one.header is not None and one.header.step is not None]
-        profile = Profile.from_decay(weights, max(steps)) if isinstance(weights, Decay) else weights
-        used = tuple(quadrature(profile, steps).tolist())
+        held = profiles_of(inputs)
+        newest = max(profile.steps for profile in held)
+        wanted = Profile.from_decay(weights, newest) if isinstance(weights, Decay) else weights
+        used = tuple(solve(held, wanted).coefficients.tolist())
     elif isinstance(weights, str):
         if weights != "uniform":
             raise ConfigError(f'weights={weights!r}: must be "uniform", a profile, a decay or numbers.')

@@ -60,6 +60,9 @@ def average(
         str | None,
         typer.Option(help="float32, float16, bfloat16 or float64.", show_default="the first one's"),
     ] = None,
+    part: Annotated[
+        str | None, typer.Option(help="Of files with several sets of weights: raw, average, or a name.")
+    ] = None,
     accumulate: Annotated[str, typer.Option(help="What to add in: float32 or float64.")] = "float32",
     max_shard_size: Annotated[str | None, typer.Option(help="Above it, write shards: 5GB.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
@@ -69,7 +72,7 @@ def average(
     words: dict[str, Any] = {"dtype": dtype, "accumulate": accumulate}  # average checks them
     with progress("averaging") as moved:
         made = merge.average(
-            checkpoints, out, weighting, max_shard_size=max_shard_size, progress=moved, **words
+            checkpoints, out, weighting, max_shard_size=max_shard_size, part=part, progress=moved, **words
         )
     if as_json:
         figures = {"averaged": made.averaged, "copied": made.copied, "weights": made.weights}
