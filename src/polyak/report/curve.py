@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from polyak.checkpoints.trials import Record, Trial
 from polyak.checkpoints.write import atomic
 from polyak.errors import MissingExtraError
-
-_LABEL = 11  # columns left of the axis
 
 
 class _Signs(NamedTuple):
@@ -41,26 +40,24 @@ def drawing(record: Record, width: int = 80, height: int = 12, ascii_only: bool 
         Lines of text, none wider than ``width``.
     """
     signs = _ASCII if ascii_only else _UNICODE
-    points, best = _measured(record), record.best
-    columns = _spread([math.log(h) for h, _ in points], width - _LABEL - 2)
-    rows = _spread([-metric for _, metric in points], height)  # downwards, as lines are printed
-    canvas = [[" "] * (width - _LABEL - 2) for _ in range(height)]
-    for (x0, y0), (x1, y1) in zip(
-        zip(columns, rows, strict=True), zip(columns[1:], rows[1:], strict=True), strict=False
-    ):
-        for x in range(x0 + 1, x1):
-            canvas[round(y0 + (y1 - y0) * (x - x0) / (x1 - x0))][x] = signs.between
-    for x, y in zip(columns, rows, strict=True):
-        canvas[y][x] = signs.point
-    marked = [h for h, _ in points].index(best.half_life) if best is not None else 0
-    canvas[rows[marked]][columns[marked]] = signs.best
-    metrics = [metric for _, metric in points]
-    labels = {0: f"{max(metrics):.6g}", height - 1: f"{min(metrics):.6g}"}
+    half_lives, metrics = zip(*_measured(record), strict=True)
+    high, low = f"{max(metrics):.6g}", f"{min(metrics):.6g}"
+    margin = max(len(high), len(low))
+    room = width - margin - 2
+    cells = list(
+        zip(
+            _spread([math.log(h) for h in half_lives], room),
+            _spread([-metric for metric in metrics], height),  # downwards, as lines are printed
+            strict=True,
+        )
+    )
+    marked = half_lives.index(record.best.half_life) if record.best is not None else 0
+    labels = {max(y for _, y in cells): low, min(y for _, y in cells): high}
     lines = [
-        f"{labels.get(y, ''):>{_LABEL}} {signs.tick if y in labels else signs.side}{''.join(line)}".rstrip()
-        for y, line in enumerate(canvas)
+        f"{labels.get(y, ''):>{margin}} {signs.tick if y in labels else signs.side}{line}".rstrip()
+        for y, line in enumerate(_canvas(cells, marked, room, height, signs))
     ]
-    return "\n".join([*lines, *_floor(points, width, signs)])
+    return "\n".join([*lines, *_floor(half_lives[0], half_lives[-1], margin, room, signs)])
 
 
 def picture(record: Record, path: str | os.PathLike[str]) -> None:
@@ -103,12 +100,27 @@ def _spread(values: Sequence[float], cells: int) -> list[int]:
     return [round((value - low) / span * (cells - 1)) if span else cells // 2 for value in values]
 
 
-def _floor(points: Sequence[tuple[float, float]], width: int, signs: _Signs) -> list[str]:
-    room = width - _LABEL - 2
-    first, last = f"{points[0][0]:,.4g}", f"{points[-1][0]:,.4g}"
-    between = "half-life, training steps".center(room - len(first) - len(last))
-    margin = " " * (_LABEL + 1)
-    return [f"{margin}{signs.corner}{signs.floor * room}", f"{margin} {first}{between}{last}"]
+def _canvas(
+    cells: Sequence[tuple[int, int]], marked: int, width: int, height: int, signs: _Signs
+) -> list[str]:
+    """Points at (column, row), straight lines between them, and the marked one over all others."""
+    canvas = [[" "] * width for _ in range(height)]
+    for (x0, y0), (x1, y1) in pairwise(cells):
+        for x in range(x0 + 1, x1):
+            canvas[round(y0 + (y1 - y0) * (x - x0) / (x1 - x0))][x] = signs.between
+    for x, y in cells:
+        canvas[y][x] = signs.point
+    x, y = cells[marked]
+    canvas[y][x] = signs.best
+    return ["".join(line) for line in canvas]
+
+
+def _floor(first: float, last: float, margin: int, room: int, signs: _Signs) -> list[str]:
+    low, high = f"{first:,.4g}", f"{last:,.4g}"
+    wide = room - len(low) - len(high)
+    between = ("half-life, training steps" if wide > 26 else "steps").center(wide)
+    indent = " " * (margin + 1)
+    return [f"{indent}{signs.corner}{signs.floor * room}", f"{indent} {low}{between}{high}"]
 
 
 def caption(best: Trial) -> str:
