@@ -26,7 +26,7 @@ from polyak.errors import CheckpointError, ConfigError
 from polyak.torch.foreign import write_torch
 from tests.shims import torchvision_without_ops
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # other libraries' own
+others_warn = pytest.mark.filterwarnings("ignore")  # what other libraries warn of is not tested here
 
 
 def model(seed: int = 0) -> torch.nn.Module:
@@ -210,6 +210,7 @@ def test_to_swa_utils_and_round(averaged: tuple[Path, Path, polyak.EMA], tmp_pat
     assert int(again["n_averaged"]) == 3
 
 
+@others_warn
 def test_to_timm(averaged: tuple[Path, Path, polyak.EMA], tmp_path: Path) -> None:
     torchvision_without_ops()
     pytest.importorskip("timm")
@@ -266,6 +267,7 @@ def prefixed(path: Path, out: Path) -> Path:
     return out
 
 
+@others_warn
 def test_to_lightning(averaged: tuple[Path, Path, polyak.EMA], tmp_path: Path) -> None:
     kind = lightning_module()
     average = prefixed(averaged[0], tmp_path / "net-average.safetensors")
@@ -275,6 +277,7 @@ def test_to_lightning(averaged: tuple[Path, Path, polyak.EMA], tmp_path: Path) -
     assert all(torch.equal(module.net.state_dict()[name], tensor) for name, tensor in kept.items())
 
 
+@others_warn
 def test_the_weight_averaging_callback_takes_up_what_was_written(
     averaged: tuple[Path, Path, polyak.EMA], tmp_path: Path
 ) -> None:
@@ -347,6 +350,9 @@ def test_to_paddle_and_back(averaged: tuple[Path, Path, polyak.EMA], tmp_path: P
     restored = load_file(back.path)
     assert set(restored) == set(kept) - {"1.num_batches_tracked"}
     assert all(np.array_equal(values, kept[name]) for name, values in restored.items())
+    write_torch(tmp_path / "out.pt", arranged(tmp_path / "out.pdparams", "torch").tree)
+    again = torch.load(tmp_path / "out.pt", weights_only=True)
+    assert all(np.array_equal(tensor.numpy(), read[name]) for name, tensor in again.items())
 
 
 def test_bfloat16_goes_to_paddle_by_its_bits(tmp_path: Path) -> None:

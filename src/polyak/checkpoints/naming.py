@@ -51,7 +51,7 @@ class Rule:
             return None
         texts, groups = _pieces(self.pattern)
         order = [int(number) for number in _GROUP.findall(self.to)]
-        if sorted(order) != list(range(1, len(groups) + 1)):
+        if sorted(order) != list(range(1, len(groups) + 1)) or "\\" in _GROUP.sub("", self.to):
             raise ConfigError(
                 f"the rule {self.pattern!r} → {self.to!r} cannot be turned round: the new name must use each "
                 "group of the old one once."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from textwrap import wrap
 from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -36,7 +37,7 @@ def draw(profile: Profile, width: int = 80, height: int = 10, scale: Scale = "li
 
     Args:
         profile: of an average; weights below 0 hang under the axis of a linear drawing.
-        width: columns of the terminal, at least 40.
+        width: columns of the terminal; fewer than 40 are taken as 40.
         height: lines of the bars, at least 2.
         scale: of the weights; "log" shows six decades.
 
@@ -49,7 +50,8 @@ def draw(profile: Profile, width: int = 80, height: int = 10, scale: Scale = "li
                   │                       ▁▃▆██
                 0 ┤            ▁▁▁▁▁▂▃▄▄▆▇█████
                    70                       100
-        weight of each training step; 99.901% of it lies on those drawn
+        weight of each training step; 99.901% of
+        it lies on those drawn
     """
     columns = max(width, 40) - _LABEL - 3
     bars = binned(profile, columns, scale)
@@ -59,7 +61,13 @@ def draw(profile: Profile, width: int = 80, height: int = 10, scale: Scale = "li
         _logarithmic(heights, height) if scale == "log" else _linear(heights, height, _ceiling(bars.heights))
     )
     lines = [f"{label:>{_LABEL}} {'┤' if label else '│'}{row}" for label, row in rows]
-    return "\n".join([*(line.rstrip() for line in lines), _axis(bars, len(heights)), *_caption(bars, scale)])
+    return "\n".join(
+        [
+            *(line.rstrip() for line in lines),
+            _axis(bars, len(heights)),
+            *_caption(bars, scale, max(width, 40)),
+        ]
+    )
 
 
 def binned(profile: Profile, columns: int, scale: Scale = "linear") -> Bars:
@@ -140,14 +148,14 @@ def _axis(bars: Bars, columns: int) -> str:
     return f"{'':{_LABEL + 2}}{first}{' ' * max(1, columns - len(first) - len(last))}{last}"
 
 
-def _caption(bars: Bars, scale: Scale) -> list[str]:
+def _caption(bars: Bars, scale: Scale, width: int) -> list[str]:
     how = ", logarithmic" if scale == "log" else ""
     lines = [f"weight of each training step{how}; {_percent(bars.share)} of it lies on those drawn"]
     ceiling = _ceiling(bars.heights)
     if scale == "linear" and bars.heights.max() > 1.5 * ceiling:
         place = int(bars.heights.argmax())
         lines.append(f"{_CUT} this bar is cut: it stands for {bars.heights[place] * bars.widths[place]:.1%}")
-    return lines
+    return [part for line in lines for part in wrap(line, width)]
 
 
 def _percent(share: float) -> str:

@@ -29,7 +29,8 @@ def write_torch(out: str | os.PathLike[str], tree: Mapping[str, Any]) -> None:
 
 def _tensors(value: Any) -> Any:
     if isinstance(value, np.ndarray):
-        return as_tensor(cast("np.ndarray[Any, Any]", value))
+        array = cast("np.ndarray[Any, Any]", value)
+        return as_tensor(array if array.flags.writeable else array.copy())  # torch warns of read-only memory
     if isinstance(value, Mapping):
         return {key: _tensors(one) for key, one in cast("Mapping[str, Any]", value).items()}
     return value
