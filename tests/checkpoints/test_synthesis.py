@@ -180,26 +180,34 @@ def test_memory_is_the_output_and_a_tensor(tmp_path: Path) -> None:
     assert streamed < 5 * 4e6
 
 
-def test_a_tensor_that_joined_late_has_its_own_mixture(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["unfrozen", "reset", "added"])
+def test_a_tensor_that_joined_late_has_its_own_mixture(tmp_path: Path, how: str) -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
-    model[1].requires_grad_(False)
+    model[1].requires_grad_(how != "unfrozen")
     ema = polyak.EMA(model, {"narrow": Power(gamma=30), "wide": Power(gamma=7)})
-    direct = polyak.EMA(model, HalfLife(steps=60))
+    direct = polyak.EMA(model, HalfLife(steps=120))
     random = torch.Generator().manual_seed(0)
     with Archive(tmp_path, ema, every=10, dtype="float32", keep="all"):
         for step in range(1, 401):
-            if step == 150:
-                model[1].requires_grad_(True)
             with torch.no_grad():
                 for parameter in model.parameters():
                     if parameter.requires_grad:
                         parameter += torch.randn(parameter.shape, generator=random)
             ema.update()
             direct.update()
-    made = polyak.synthesize(tmp_path, HalfLife(steps=60))
+            if step == 150:
+                if how == "unfrozen":
+                    model[1].requires_grad_(True)
+                elif how == "added":
+                    model.append(nn.Linear(2, 2))
+                else:
+                    ema.reset("1.*")
+                    direct.reset("1.*")
+    made = polyak.synthesize(tmp_path, HalfLife(steps=120), max_error=0.05)
     for name, tensor in direct.tracks["average"].tensors.items():
         away = float((tensor - model.get_parameter(name).detach()).norm())
-        assert np.linalg.norm(made.tensors[name] - tensor.numpy()) < 0.02 * away, name
+        # A newcomer's first value is in no snapshot but as what its averages still hold of it.
+        assert np.linalg.norm(made.tensors[name] - tensor.numpy()) < 0.05 * away, name
 
 
 def test_reachable_tells_what_synthesize_would(trained: Trained) -> None:

@@ -144,6 +144,15 @@ def reachable(
     Raises:
         ConfigError: ``at`` lies outside the run.
         CheckpointError: a snapshot is damaged.
+
+    Examples:
+        >>> import tempfile, torch, polyak
+        >>> ema = polyak.EMA(torch.nn.Linear(2, 1), {"a": polyak.Power(gamma=7), "b": polyak.Power(gamma=17)})
+        >>> with polyak.Archive(tempfile.mkdtemp(), ema, every=20) as archive:
+        ...     for _ in range(400):
+        ...         ema.update()
+        >>> [round(row.error, 3) for row in reachable(archive, half_lives=[5, 40, 100])]
+        [0.048, 0.0, 0.003]
     """
     snapshots = (archive if isinstance(archive, Archive) else Archive(archive)).snapshots
     step = _stand(snapshots, at)

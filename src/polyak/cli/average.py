@@ -67,7 +67,7 @@ def average(
     max_shard_size: Annotated[str | None, typer.Option(help="Above it, write shards: 5GB.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Average checkpoints of any kind into one file, in bounded memory."""
+    """Average checkpoints of any kind into one file."""
     weighting = Options(weights, half_life, decay).weighting()
     words: dict[str, Any] = {"dtype": dtype, "accumulate": accumulate}  # average checks them
     with progress("averaging") as moved:

@@ -11,8 +11,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-import polyak
+from polyak import checkpoints
 from polyak.errors import ConfigError
+from polyak.rules import Anneal, Constant, Decay, HalfLife, Power
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Options:
     last: int | None
     shape: str
 
-    def target(self) -> polyak.Decay:
+    def target(self) -> Decay:
         """The decay that was asked for.
 
         Raises:
@@ -35,14 +36,14 @@ class Options:
         if sum(value is not None for value in asked) != 1:
             raise ConfigError("give exactly one of --half-life, --decay, --sigma-rel and --last.")
         if self.half_life is not None:
-            return polyak.HalfLife(steps=self.half_life)
+            return HalfLife(steps=self.half_life)
         if self.decay is not None:
-            return polyak.Constant(self.decay)
+            return Constant(self.decay)
         if self.sigma_rel is not None:
-            return polyak.Power(sigma_rel=self.sigma_rel)
+            return Power(sigma_rel=self.sigma_rel)
         if self.shape not in ("linear", "cosine"):
             raise ConfigError(f'--shape {self.shape}: must be "linear" or "cosine".')
-        return polyak.Anneal(self.last or 0, "linear" if self.shape == "linear" else "cosine")
+        return Anneal(self.last or 0, "linear" if self.shape == "linear" else "cosine")
 
 
 def synthesize(
@@ -63,10 +64,10 @@ def synthesize(
     max_error: Annotated[float, typer.Option(help="Refuse when the expected error is larger.")] = 0.02,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Make the average another decay would have given from a run's snapshots."""
+    """Make another average of a run from its snapshots."""
     console = Console()
     if out is None:
-        rows = polyak.reachable(archive, at)
+        rows = checkpoints.reachable(archive, at)
         if as_json:
             print(json.dumps({"reachable": [row._asdict() for row in rows]}))
             return
@@ -76,7 +77,7 @@ def synthesize(
         console.print(table)
         return
     options = Options(half_life, decay, sigma_rel, last, shape)
-    made = polyak.synthesize(archive, options.target(), at, last=last, max_error=max_error, out=out)
+    made = checkpoints.synthesize(archive, options.target(), at, last=last, max_error=max_error, out=out)
     figures = {"out": str(out), "step": made.header.step, "error": made.error, "noise_gain": made.noise_gain}
     if as_json:
         print(json.dumps(figures))
