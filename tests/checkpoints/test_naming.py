@@ -33,14 +33,15 @@ def rules(folder: Path, *layers: dict[str, Any]) -> NameMap:
 
 def test_torch_to_paddle_and_back() -> None:
     names = tensors(
-        conv__weight=(8, 3, 3, 3), fc__weight=(4, 8), fc__bias=(4,), bn__weight=(8,), bn__running_mean=(8,),
-        bn__running_var=(8,), bn__num_batches_tracked=(), token_embedding__weight=(9, 8), wte__weight=(9, 8),
+        conv__weight=(8, 3, 3, 3), fc__weight=(4, 8), fc__bias=(4,), weight=(4, 8), bn__weight=(8,),
+        bn__running_mean=(8,), bn__running_var=(8,), bn__num_batches_tracked=(), token_embedding__weight=(9, 8), wte__weight=(9, 8),
     )  # fmt: skip
     there = name_map("torch-to-paddle").apply(names)
     assert there.places == {
         "conv.weight": ("conv.weight", False),
         "fc.weight": ("fc.weight", True),
         "fc.bias": ("fc.bias", False),
+        "weight": ("weight", True),
         "bn.weight": ("bn.weight", False),
         "bn._mean": ("bn.running_mean", False),
         "bn._variance": ("bn.running_var", False),

@@ -112,6 +112,8 @@ def arranged(
         CheckpointError: a file cannot be read, holds no such weights, or lacks a count.
     """
     check_target(to)
+    if updates is not None and updates < 1:
+        raise ConfigError(f"updates={updates}: an average is made by at least 1.")
     with open_weights(source) as weights:
         found = recognise(weights)
         chosen = chosen_parts(found, part or _wanted(found.parts), str(source))

@@ -24,11 +24,11 @@ from polyak.errors import CheckpointError, ConfigError
 # A linear layer's matrix is [out, in] in torch and [in, out] in paddle; an embedding's is [entries, width]
 # in both, which only its name can tell.
 _TORCH_TO_PADDLE = [
-    {"from": r"(.*)\.running_mean", "to": r"\1._mean"},
-    {"from": r"(.*)\.running_var", "to": r"\1._variance"},
-    {"from": r"(.*)\.num_batches_tracked", "to": None},
+    {"from": r"(|.*\.)running_mean", "to": r"\1_mean"},
+    {"from": r"(|.*\.)running_var", "to": r"\1_variance"},
+    {"from": r"(|.*\.)num_batches_tracked", "to": None},
     {"from": r"(.*(?:emb|Emb|wte|wpe|shared|lookup)[^.]*)\.weight", "to": r"\1.weight"},
-    {"from": r"(.*)\.weight", "to": r"\1.weight", "transpose": True},
+    {"from": r"(|.*\.)weight", "to": r"\1weight", "transpose": True},
 ]
 _GROUP = re.compile(r"\\(\d)")
 
@@ -136,9 +136,9 @@ def name_map(given: str) -> NameMap:
 
     Examples:
         >>> name_map("torch-to-paddle").rules[0]
-        Rule(pattern='(.*)\\\\.running_mean', to='\\\\1._mean', transpose=False)
+        Rule(pattern='(|.*\\\\.)running_mean', to='\\\\1_mean', transpose=False)
         >>> name_map("paddle-to-torch").rules[0]
-        Rule(pattern='(.*)\\\\._mean', to='\\\\1.running_mean', transpose=False)
+        Rule(pattern='(|.*\\\\.)_mean', to='\\\\1running_mean', transpose=False)
     """
     if given in ("torch-to-paddle", "paddle-to-torch"):
         there = NameMap(tuple(_rule(fields) for fields in _TORCH_TO_PADDLE))

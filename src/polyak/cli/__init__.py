@@ -9,16 +9,20 @@ from typing import Annotated
 import typer
 
 from polyak.cli.average import average
+from polyak.cli.convert import convert
 from polyak.cli.demo import demo
 from polyak.cli.gate import gate
+from polyak.cli.inspect import inspect
 from polyak.cli.sweep import sweep
 from polyak.cli.synthesize import synthesize
 from polyak.errors import PolyakError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 app.command()(average)
+app.command()(convert)
 app.command()(demo)
 app.command()(gate)
+app.command()(inspect)
 app.command()(sweep)
 app.command()(synthesize)
 

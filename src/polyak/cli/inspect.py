@@ -1,0 +1,95 @@
+"""`polyak inspect`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from polyak.checkpoints.describe import Checkpoint, Snapshots, Tensors, Weighting, describe, to_json
+from polyak.errors import ConfigError
+from polyak.report.profile import draw
+
+
+def inspect(
+    where: Annotated[str, typer.Argument(metavar="FILE|DIR|URL", help="Any checkpoint, or an archive.")],
+    plot: Annotated[bool, typer.Option("--plot", help="Draw the weight of each training step.")] = False,
+    log: Annotated[bool, typer.Option("--log", help="Draw the weights on a logarithmic scale.")] = False,
+    verify: Annotated[bool, typer.Option(help="Compare all bytes with the checksums in the file.")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Say what a checkpoint is and which weights are averages."""
+    found = describe(where, verify)
+    profiles = [] if isinstance(found, Snapshots) else [one for one in found.parts if one.figures is not None]
+    if (plot or log) and not profiles:
+        raise ConfigError(f"{where} holds no average with a profile that could be drawn: leave out --plot.")
+    if as_json:
+        print(json.dumps(to_json(found)))
+        return
+    if isinstance(found, Snapshots):
+        _print_archive(found)
+        return
+    print("\n".join(_checkpoint(found)))
+    for one in profiles if plot or log else ():
+        if one.profile is not None:
+            print(f"\n{one.name}\n{draw(one.profile, Console().width, scale='log' if log else 'linear')}")
+
+
+def _checkpoint(found: Checkpoint) -> Iterator[str]:
+    kind = f"{found.role or found.format}, {found.library or 'of no library that is known'}"
+    counts = [(found.step, f"step {found.step:,}" if found.step is not None else "")]
+    counts += [(found.updates, f"updated {found.updates:,} times" if found.updates is not None else "")]
+    yield ", ".join([f"{found.where}: {kind}", *(text for count, text in counts if count is not None)])
+    for one in found.parts:
+        yield f"{one.name}"
+        yield from (f"  {name:<18}{value}" for name, value in _weighting(one))
+    yield "file"
+    if found.run:
+        yield f"  {'run':<18}{found.run}"
+    yield from (f"  {name:<18}{json.dumps(value)}" for name, value in found.counters.items())
+    yield f"  {'integrity':<18}{found.integrity}"
+    yield from (f"  {'note':<18}{note}" for note in found.notes)
+
+
+def _weighting(one: Weighting) -> Iterator[tuple[str, str]]:
+    yield "role", f"{one.role}, under the key {one.path}" if one.path else one.role
+    yield "tensors", _size(one.tensors)
+    if one.decay is not None:
+        yield "schedule", str(one.decay)
+    if one.figures is not None:
+        yield "mean age", f"{one.figures.mean_age:,.6g} steps"
+        yield "half-life", f"{one.figures.half_life:,.6g} steps"
+        yield "effective samples", f"{one.figures.effective_samples:,.6g}"
+        yield "initial weight", f"{one.figures.initial_weight:.3g}"
+    yield from (("note", note) for note in one.notes)
+
+
+def _print_archive(found: Snapshots) -> None:
+    print(f"{found.where}: archive of run {found.run}")
+    print(f"  {'tracks':<18}{', '.join(found.tracks) or 'none yet'}")
+    print(f"  {'snapshots':<18}{found.files} files, {_bytes(found.nbytes)}")
+    print(f"  {'steps':<18}{len(found.steps)}, from {found.steps[0]:,} to {found.steps[-1]:,}")
+    if found.reach:
+        table = Table("half-life, steps", "expected error", "noise gain")
+        for row in found.reach:
+            table.add_row(f"{row.half_life:,.0f}", f"{row.error:.2%}", f"{row.noise_gain:.1f}")
+        Console().print(table)
+
+
+def _size(tensors: Tensors) -> str:
+    dtypes = ", ".join(f"{count} {dtype}" for dtype, count in tensors.dtypes.items())
+    return (
+        f"{tensors.count:,} ({dtypes or 'none'}), {tensors.elements:,} parameters, {_bytes(tensors.nbytes)}"
+    )
+
+
+def _bytes(count: int) -> str:
+    """In the unit that leaves fewest digits."""
+    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count} bytes"

@@ -1,0 +1,116 @@
+"""`polyak inspect`, as a person runs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import polyak
+
+POLYAK = [sys.executable, "-c", "from polyak.cli import main; main()"]
+ENV = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "80", "NO_COLOR": "1"}
+
+
+def inspect(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [*POLYAK, "inspect", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=ENV, timeout=120, check=False)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("files")
+    torch.manual_seed(0)
+    ema = polyak.EMA(torch.nn.Linear(20, 30), {"short": 0.95, "long": 0.999})
+    with polyak.Archive(folder / "archive", ema, every=100):
+        for _ in range(500):
+            ema.update()
+    ema.save(folder / "average.safetensors", track="long")
+    ema.save(folder / "raw.safetensors", track="raw")
+    ema.save(folder / "state.safetensors", resumable=True)
+    torch.save({"model": ema.module.state_dict(), "ema": ema.module.state_dict()}, folder / "both.pt")
+    return folder
+
+
+def test_an_average(files: Path) -> None:
+    shown = inspect(files / "average.safetensors")
+    assert (shown.returncode, shown.stderr) == (0, "")
+    lines = shown.stdout.splitlines()
+    assert lines[0] == f"{files / 'average.safetensors'}: average, polyak, step 500"
+    assert lines[1:8] == [
+        "long",
+        "  role              average",
+        "  tensors           2 (2 float32), 630 parameters, 2.5 kB",
+        "  schedule          Constant(beta=0.999)",
+        f"  mean age          {polyak.Profile.from_decay(0.999, 500).mean_age:,.6g} steps",
+        "  half-life         500 steps",
+        f"  effective samples {polyak.Profile.from_decay(0.999, 500).effective_samples:,.6g}",
+    ]
+    assert lines[8] == "  initial weight    0.606"
+    assert lines[-1] == "  integrity         verified"
+
+
+def test_the_drawing(files: Path) -> None:
+    shown = inspect(files / "state.safetensors", "--plot")
+    assert shown.returncode == 0
+    text = shown.stdout[shown.stdout.index("\n\nshort") :]
+    assert text.count("weight of each training step") == 2  # one drawing for each track
+    assert max(map(len, text.splitlines())) <= 80
+    assert "█" in text
+    logarithmic = inspect(files / "average.safetensors", "--log").stdout
+    assert "logarithmic" in logarithmic
+
+
+def test_nothing_to_draw(files: Path) -> None:
+    shown = inspect(files / "raw.safetensors", "--plot")
+    assert (shown.returncode, shown.stdout) == (1, "")
+    assert "holds no average with a profile that could be drawn" in shown.stderr
+    assert shown.stderr.count("\n") == 1
+
+
+def test_an_archive(files: Path) -> None:
+    shown = inspect(files / "archive")
+    assert shown.returncode == 0
+    assert "  tracks            long, short" in shown.stdout
+    assert "from 0 to 500" in shown.stdout
+    assert "expected error" in shown.stdout
+
+
+def test_a_foreign_file(files: Path) -> None:
+    shown = inspect(files / "both.pt")
+    assert shown.returncode == 0
+    lines = shown.stdout.splitlines()
+    assert lines[0].endswith("both.pt: pytorch, of no library that is known")
+    assert "  role              average, under the key ema" in lines
+    assert "  role              raw, under the key model" in lines
+    assert "  note              an average by its key 'ema' alone" in lines
+
+
+def test_json(files: Path) -> None:
+    for name in ("average.safetensors", "state.safetensors", "both.pt", "archive"):
+        shown = inspect(files / name, "--json")
+        assert (shown.returncode, shown.stderr) == (0, "")
+        assert json.loads(shown.stdout)["where"] == str(files / name)
+
+
+def test_a_damaged_file(files: Path, tmp_path: Path) -> None:
+    data = bytearray((files / "average.safetensors").read_bytes())
+    data[-1] ^= 1
+    (tmp_path / "bad.safetensors").write_bytes(data)
+    for options in ([], ["--json"]):
+        shown = inspect(tmp_path / "bad.safetensors", *options)
+        assert (shown.returncode, shown.stdout) == (1, "")
+        assert "is damaged: tensor weight is not the one that was written" in shown.stderr
+    assert inspect(tmp_path / "bad.safetensors", "--no-verify").returncode == 0
+
+
+def test_no_torch_is_needed(files: Path) -> None:
+    code = "import sys; sys.modules['torch'] = None; from polyak.cli import main; main()"
+    command = [sys.executable, "-c", code, "inspect", str(files / "both.pt")]
+    shown = subprocess.run(command, capture_output=True, text=True, env=ENV, timeout=120, check=False)
+    assert (shown.returncode, shown.stderr) == (0, "")
