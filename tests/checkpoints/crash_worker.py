@@ -91,8 +91,11 @@ def result(pid: int) -> int:
 
 def at_random(folder: Path, kind: str, count: int, seed: int) -> dict[str, Any]:
     """Save in a loop, die at a random moment; ``count`` times over the same file."""
-    chance, sharded, deaths, litter = random.Random(seed), KINDS[kind], [0], 0
-    save(folder, 0, sharded(0))
+    chance, sharded, deaths, litter = random.Random(seed), KINDS[kind], [9], 0
+    begun = time.perf_counter()
+    for i in range(10):
+        save(folder, i, sharded(i))
+    typical = (time.perf_counter() - begun) / 10  # a busy disk takes ten times as long
 
     def saving() -> None:
         i = deaths[-1]
@@ -102,7 +105,7 @@ def at_random(folder: Path, kind: str, count: int, seed: int) -> dict[str, Any]:
 
     for _ in range(count):
         pid = in_child(saving)
-        time.sleep(chance.uniform(0.002, 0.03))
+        time.sleep(chance.uniform(0, 3 * typical))
         os.kill(pid, signal.SIGKILL)
         assert result(pid) == -signal.SIGKILL
         litter += any(name.endswith(".part") for name in files(folder))

@@ -175,7 +175,9 @@ def small_disk(folder: Path, kilobytes: int) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        subprocess.run(["umount", folder], check=True)
+        subprocess.run(
+            ["umount", "--lazy", folder], check=True
+        )  # even if the code under test left a file open
 
 
 @posix
