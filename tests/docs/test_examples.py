@@ -1,7 +1,11 @@
 """What the documentation shows, runs."""
 
+import os
 import re
 import runpy
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +14,9 @@ import polyak
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("README*.md"), *ROOT.glob("docs/*.md")])
+ENGLISH = [page for page in PAGES if ".zh" not in page.name]
+CONSOLE = re.compile(r"^```console\n(.*?)^```", re.MULTILINE | re.DOTALL)
+FILE = re.compile(r'^```python title="(\S+)"\n(.*?)^```', re.MULTILINE | re.DOTALL)
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -25,6 +32,26 @@ def test_there_are_examples_to_run() -> None:
 def test_the_examples_of_a_page_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     exec(compile("\n".join(blocks(page)), page.name, "exec"), {})
+
+
+@pytest.mark.parametrize("page", [p for p in ENGLISH if CONSOLE.search(p.read_text())], ids=lambda p: p.name)
+def test_the_commands_of_a_page_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After its Python, and with the files it shows."""
+    monkeypatch.chdir(tmp_path)
+    text = page.read_text()
+    exec(compile("\n".join(blocks(page)), page.name, "exec"), {})
+    for name, content in FILE.findall(text):
+        Path(name).write_text(content)
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    commands = re.findall(r"^\$ (.*)$", "\n".join(CONSOLE.findall(text)), re.MULTILINE)
+    assert len(commands) > 5
+    for command in commands:
+        done = subprocess.run(
+            shlex.split(command), env=environment, capture_output=True, text=True, check=False
+        )
+        passed = (0, 1) if "gate" in command else (0,)  # a gate may close
+        assert done.returncode in passed, f"{command}\n{done.stdout}\n{done.stderr}"
+        assert "Traceback" not in done.stderr
 
 
 def test_the_tutorial_runs_and_the_average_wins(
@@ -47,10 +74,12 @@ def test_every_public_name_is_in_the_reference() -> None:
     assert "::: polyak.errors\n" in text
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if ".zh" not in p.name], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", ENGLISH, ids=lambda page: page.name)
 def test_every_page_is_there_in_chinese_with_the_same_code(page: Path) -> None:
     chinese = page.with_name(page.name.replace(".md", ".zh.md"))
     assert chinese.exists()
     strip = re.compile(r"#.*$", re.MULTILINE)  # comments are translated
     code = lambda p: [re.sub(r"\s+", "", strip.sub("", block)) for block in BLOCK.findall(p.read_text())]  # noqa: E731
     assert code(chinese) == code(page)
+    for fence in (CONSOLE, FILE):
+        assert fence.findall(chinese.read_text()) == fence.findall(page.read_text())
