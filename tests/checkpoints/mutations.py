@@ -95,7 +95,7 @@ def zero_block(data: bytes, rng: random.Random) -> bytes:
 def set_length(data: bytes, rng: random.Random) -> bytes:
     length = int.from_bytes(data[:8], "little")
     others = [0, 1, length - 1, length + 1, length + 8, len(data) - 8, len(data), 2**31, 2**63, 2**64 - 1]
-    return max(0, rng.choice(others)).to_bytes(8, "little") + data[8:]
+    return (rng.choice(others) % 2**64).to_bytes(8, "little") + data[8:]
 
 
 def edit_header_text(data: bytes, rng: random.Random) -> bytes:

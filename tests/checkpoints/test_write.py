@@ -304,6 +304,13 @@ def test_litter_of_the_dead_is_swept_and_that_of_the_living_is_not(tmp_path: Pat
 
 
 @posix
+def test_litter_of_one_dead_file_is_swept_by_whatever_writes_it(tmp_path: Path) -> None:
+    (tmp_path / ".a.0123456789ab.part").write_text("half")
+    write_arrays(tmp_path / "a", {"x": np.ones(3)}, {})
+    assert files(tmp_path) == ["a"]
+
+
+@posix
 def test_where_there_are_no_locks_one_can_still_write(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
