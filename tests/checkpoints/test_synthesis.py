@@ -153,7 +153,15 @@ def test_what_cannot_be_met_is_refused_and_nothing_written(trained: Trained, tmp
 def test_to_a_file_it_is_the_same_in_less_memory(trained: Trained, tmp_path: Path) -> None:
     out = tmp_path / "made.safetensors"
     made = polyak.synthesize(trained.folder / "float16-1", HalfLife(steps=100))
-    written = polyak.synthesize(trained.folder / "float16-1", HalfLife(steps=100), out=out)
+    seen: list[tuple[int, int]] = []
+    written = polyak.synthesize(
+        trained.folder / "float16-1",
+        HalfLife(steps=100),
+        out=out,
+        progress=lambda done, total: seen.append((done, total)),
+    )
+    assert len(seen) == len(made.tensors)
+    assert seen[-1] == (sum(t.nbytes for t in made.tensors.values()),) * 2
     assert written.tensors == {}
     read = polyak.load(out)
     assert read.header == made.header == written.header

@@ -107,6 +107,14 @@ def test_a_run_ends_with_the_table(tmp_path: Path) -> None:
     assert (tmp_path / "runs/demo-1/average.safetensors").exists()
 
 
+def test_json_is_all_that_is_printed(tmp_path: Path) -> None:
+    done = polyak("demo", "--data", "digits", "--epochs", "1", "--json", "--out", "run", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    figures = json.loads(done.stdout)
+    assert (figures["folder"], figures["epochs"]) == ("run", 1)
+    assert 0 < figures["ema"]["last"] < 1
+
+
 def test_ctrl_c_leaves_a_usable_run(tmp_path: Path) -> None:
     command = [*POLYAK, "demo", "--data", "digits", "--epochs", "100000", "--out", str(tmp_path / "run")]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV)

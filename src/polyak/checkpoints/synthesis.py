@@ -7,7 +7,7 @@ profile wanted; a tensor that joined the averages late is mixed by the profiles 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from polyak.checkpoints.archive import Archive
 from polyak.checkpoints.formats import open_weights
-from polyak.checkpoints.mixture import Stored, mix, movement_in, profile_of, rounding_of
+from polyak.checkpoints.mixture import Mixture, Stored, mix, movement_in, profile_of, rounding_of
 from polyak.checkpoints.schema import Header
 from polyak.checkpoints.snapshots import Snapshot
 from polyak.checkpoints.write import write_safetensors
@@ -61,6 +61,7 @@ def synthesize(
     last: int | None = None,
     max_error: float = 0.02,
     out: str | os.PathLike[str] | None = None,
+    progress: Callable[[int, int], object] | None = None,
 ) -> Synthesis:
     """The average that another decay would have given, made from the snapshots of a run.
 
@@ -75,6 +76,7 @@ def synthesize(
         max_error: refuse when the profile cannot be met better than this, relative to its norm.
         out: write the average to this ``.safetensors`` file instead of returning its tensors; then no
             more than one tensor is in memory.
+        progress: called with the bytes made so far and those to make in all.
 
     Returns:
         The tensors or the file's header, with profile error and noise gain.
@@ -116,11 +118,11 @@ def synthesize(
             run=snapshots[0].header.run,
         )
         tensors: dict[str, NDArray[Any]] = {}
+        made = _reported(mixture, progress)
         if out is None:
-            tensors = {name: mixture.tensor(name) for name in mixture.specs}
+            tensors = {name: made(name) for name in mixture.specs}
         else:
-            metadata = header.to_metadata()
-            write_safetensors(out, mixture.specs, metadata, lambda name: [mixture.tensor(name)])
+            write_safetensors(out, mixture.specs, header.to_metadata(), lambda name: [made(name)])
     names = [s.snapshot.path.name for s in stored]
     gain = mixture.solution.noise_gain
     return Synthesis(tensors, header, mixture.error, gain, dict(zip(names, coefficients, strict=True)))
@@ -162,6 +164,23 @@ def reachable(
     rounding = [rounding_of(s) for s in stored]
     solutions = solve_each([profile_of(s) for s in stored], wanted, movement_in(stored), rounding)
     return [Reach(h, s.error, s.noise_gain) for h, s in zip(asked, solutions, strict=True)]
+
+
+def _reported(
+    mixture: Mixture, progress: Callable[[int, int], object] | None
+) -> Callable[[str], NDArray[Any]]:
+    """``mixture.tensor``, each call of which moves the progress on."""
+    done, total = 0, sum(spec.nbytes for spec in mixture.specs.values())
+
+    def tensor(name: str) -> NDArray[Any]:
+        nonlocal done
+        made = mixture.tensor(name)
+        done += made.nbytes
+        if progress is not None:
+            progress(done, total)
+        return made
+
+    return tensor
 
 
 def _stand(snapshots: Sequence[Snapshot], at: int | None) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -25,6 +27,7 @@ def demo(
     out: Annotated[
         Path | None, typer.Option(help="Folder to write to.", show_default="a new one in runs/")
     ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Train a small network on real images, raw weights against their average."""
     options = Options(data, root, epochs, decay, warmup, seed, device, out)
@@ -32,8 +35,10 @@ def demo(
         from polyak.demo import screen
         from polyak.demo.run import run
 
-        console = Console()
+        console = Console(quiet=as_json)
         result = run(options, console)
+    if as_json:
+        print(json.dumps({"folder": str(result.folder), **asdict(result.summary)}))
     console.print(screen.table(result.summary))
     console.print(screen.times(result.summary), highlight=False, soft_wrap=True)
     console.print(

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from polyak import checkpoints
+from polyak.cli.progress import progress
 from polyak.errors import ConfigError
 from polyak.rules import Anneal, Constant, Decay, HalfLife, Power
 
@@ -77,7 +78,11 @@ def synthesize(
         console.print(table)
         return
     options = Options(half_life, decay, sigma_rel, last, shape)
-    made = checkpoints.synthesize(archive, options.target(), at, last=last, max_error=max_error, out=out)
+    target = options.target()
+    with progress("synthesizing") as moved:
+        made = checkpoints.synthesize(
+            archive, target, at, last=last, max_error=max_error, out=out, progress=moved
+        )
     figures = {"out": str(out), "step": made.header.step, "error": made.error, "noise_gain": made.noise_gain}
     if as_json:
         print(json.dumps(figures))

@@ -1,0 +1,109 @@
+"""`polyak synthesize` as a person and as a script run it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import polyak
+
+COMMAND = "import sys; sys.argv[0] = 'polyak'; from polyak.cli import main; main()"
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "COLUMNS": "100", "NO_COLOR": "1"}
+    command = [sys.executable, "-c", COMMAND, "synthesize", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("archive") / "snapshots"
+    torch.manual_seed(0)
+    ema = polyak.EMA(nn.Linear(3, 2), {"a": polyak.Power(gamma=20), "b": polyak.Power(gamma=6)})
+    with polyak.Archive(folder, ema, every=10, dtype="float32", keep="all"):
+        for _ in range(400):
+            with torch.no_grad():
+                for parameter in ema.model.parameters():
+                    parameter += 0.01 * torch.randn(parameter.shape)
+            ema.update()
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("asked", "decay"),
+    [
+        (["--half-life", "60"], polyak.HalfLife(steps=60)),
+        (["--decay", "0.99"], polyak.Constant(0.99)),
+        (["--sigma-rel", "0.1"], polyak.Power(sigma_rel=0.1)),
+        (["--last", "100"], polyak.Anneal(100, "linear")),
+        (["--last", "100", "--shape", "cosine"], polyak.Anneal(100)),
+    ],
+)
+def test_it_writes_the_average_asked_for(
+    archive: str, tmp_path: Path, asked: list[str], decay: polyak.Decay
+) -> None:
+    out = tmp_path / "made.safetensors"
+    done = run(archive, *asked, "-o", str(out), "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    figures = json.loads(done.stdout)
+    average = polyak.load(out)
+    assert average.header.decay == decay
+    assert figures == {
+        "out": str(out),
+        "step": 400,
+        "error": figures["error"],
+        "noise_gain": figures["noise_gain"],
+    }
+    last = 100 if "--last" in asked else None
+    assert figures["error"] == polyak.synthesize(archive, decay, last=last).error < 0.02
+
+
+def test_a_person_reads_what_was_made(archive: str, tmp_path: Path) -> None:
+    done = run(archive, "--half-life", "60", "--at", "300", "-o", str(tmp_path / "a.safetensors"))
+    assert done.returncode == 0
+    assert "step 300, expected error 0." in done.stdout
+
+
+def test_without_a_file_it_lists_what_is_reachable(archive: str) -> None:
+    table = run(archive)
+    assert table.returncode == 0
+    assert "expected error" in table.stdout
+    rows = json.loads(run(archive, "--json").stdout)["reachable"]
+    assert [row["half_life"] for row in rows] == [row.half_life for row in polyak.reachable(archive)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "exactly one of --half-life"),
+        (["--half-life", "3", "--decay", "0.9"], "exactly one of --half-life"),
+        (["--half-life", "-3"], "steps=-3"),
+        (["--half-life", "0.5"], r"can be met to"),
+        (["--half-life", "60", "--at", "9999"], "at=9999"),
+        (["--last", "5", "--shape", "round"], "--shape round"),
+    ],
+)
+def test_what_cannot_be_made_is_one_line_and_status_1(
+    archive: str, tmp_path: Path, arguments: list[str], words: str
+) -> None:
+    done = run(archive, *arguments, "-o", str(tmp_path / "a.safetensors"))
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert words in done.stderr
+    assert done.stderr.startswith("polyak: ")
+    assert done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_none(tmp_path: Path) -> None:
+    done = run(str(tmp_path / "nowhere"))
+    assert done.returncode == 1
+    assert "holds no snapshots" in done.stderr
