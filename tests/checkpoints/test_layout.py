@@ -5,6 +5,7 @@ import os
 import resource
 import subprocess
 import sys
+import time
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,9 +24,10 @@ from polyak.checkpoints.dtypes import BY_NAME
 from polyak.checkpoints.formats import open_weights
 from polyak.checkpoints.layout import METADATA, SUMS, Spec, arrange
 from polyak.checkpoints.read import load
-from polyak.checkpoints.schema import Header
+from polyak.checkpoints.schema import KEY, Header
 from polyak.checkpoints.write import write_arrays, write_safetensors
 from polyak.errors import CheckpointError
+from polyak.rules import Profile, Warmup
 
 TENSOR = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 # The package's NumPy side knows none of these; tests/torch/test_resumable_file.py reads them with torch.
@@ -396,3 +398,43 @@ def test_tensors_of_no_elements_keep_their_checksums_apart(tmp_path: Path) -> No
         write_arrays(tmp_path / "a", arrays, {})
         back = read(tmp_path / "a")[0]
         assert {n: bits(a) for n, a in back.items()} == {n: bits(a) for n, a in arrays.items()}, trial
+
+
+LIES: dict[str, dict[str, Any]] = {
+    "step=2.5 is no whole number": {"step": 2.5},
+    "step=-1 is no whole": {"step": -1},
+    "step='3' is": {"step": "3"},
+    "step=inf": {"step": float("inf")},
+    "format True is no version": {"format": True},
+    "format 0 is no": {"format": 0},
+    "format nan": {"format": float("nan")},
+    "format 2 is newer than the 1 this polyak reads": {"format": 2},
+    "role 'best' is none of": {"role": "best"},
+    "joined/x=-3": {"joined": {"x": -3}},
+    "'list' object": {"joined": [1]},
+    "{} names no known decay": {"decay": {}},
+    "cannot be read": {"decay": {"kind": "Constant", "beta": 2}},
+    "cannot be": {"decay": 5},
+    "profile": {"profile": {"decays": [], "terms": [[1.0, [[0, 0, 1, 1, 1]]]]}},
+    "is not finite": {"profile": {"decays": [], "terms": [[float("inf"), []]]}},
+    "count ≥ 1": {
+        "profile": {"decays": [{"kind": "Constant", "beta": 0.9}], "terms": [[1, [[0, 0, 0, 1, 1]]]]}
+    },
+}
+
+
+@pytest.mark.parametrize("says", LIES)
+def test_a_header_of_ours_that_lies_with_right_checksums_is_refused(tmp_path: Path, says: str) -> None:
+    """Checksums tell damage, not malice nor another program's mistakes."""
+    fields = json.loads(Header("a", 3, None, None, "average", "run").to_metadata()[KEY])
+    write_arrays(tmp_path / "a", {"x": np.ones(2)}, {KEY: json.dumps(fields | LIES[says])})
+    assert says in refusal(tmp_path / "a", load)
+
+
+def test_a_profile_of_absurd_length_does_not_hold_up_loading(tmp_path: Path) -> None:
+    profile = Profile.from_decay(0.999, 10**18) + Profile.from_decay(Warmup(0.99), 10**18, every=7)
+    header = Header("a", 10**18, None, profile, "average", "run")
+    write_arrays(tmp_path / "a", {"x": np.ones(2)}, header.to_metadata())
+    begun = time.perf_counter()
+    assert load(tmp_path / "a").header == header
+    assert time.perf_counter() - begun < 1
