@@ -352,7 +352,11 @@ def test_ema_pytorch(tmp_path: Path) -> None:
     found, values = found_in(saved(tmp_path / "trainer.pt", inside))
     assert (found.library, found.updates, found.step) == ("ema-pytorch", 3, 12)
     assert equal(values["average"], ema.ema_model.state_dict())
-    assert roles(found)["model"] == ("raw", "model")
+    assert roles(found) == {
+        "average": ("average", "ema"),
+        "raw-ema": ("raw", "ema"),
+        "raw-model": ("raw", "model"),
+    }
 
 
 def test_post_hoc_ema(tmp_path: Path) -> None:
@@ -476,6 +480,7 @@ def test_paddle_detection_exchanges_the_pair(tmp_path: Path) -> None:
     found, values = found_in(tmp_path / "model_final.pdparams")
     assert (found.library, roles(found)) == ("PaddleDetection", {"average": ("average", "")})
     assert np.array_equal(values["average"]["conv.weight"], average["conv.weight"])
+    assert "the raw model is model_final.pdema" in found.notes[0]
     found, values = found_in(tmp_path / "model_final.pdema")
     assert (found.library, roles(found)) == ("PaddleDetection", {"raw": ("raw", "")})
     assert np.array_equal(values["raw"]["conv.weight"], raw["conv.weight"])
@@ -497,6 +502,16 @@ def test_plain_weights(whole: bool, tmp_path: Path) -> None:
     assert equal(values["weights"], net.state_dict())
 
 
+def test_a_whole_module_gives_what_its_state_dict_gives(tmp_path: Path) -> None:
+    net = torch.nn.Sequential(model(), torch.nn.Module(), torch.nn.LSTM(2, 3))
+    net[1].register_buffer("kept", torch.arange(3))
+    net[1].register_buffer("hidden", torch.ones(2), persistent=False)
+    net[1].register_parameter("none", None)
+    found, values = found_in(saved(tmp_path / "net.pt", {"model": net, "epoch": 1}))
+    assert roles(found) == {"model": ("unknown", "model")}
+    assert equal(values["model"], net.state_dict())
+
+
 def test_a_script_of_ones_own_is_read_by_its_keys(tmp_path: Path) -> None:
     net = model()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
@@ -510,7 +525,7 @@ def test_a_script_of_ones_own_is_read_by_its_keys(tmp_path: Path) -> None:
     assert (found.library, found.step) == ("", 5)
     assert roles(found) == {
         "average": ("average", "model_ema"),
-        "model": ("raw", "model"),
+        "raw": ("raw", "model"),
         "optimizer": ("optimizer", "opt"),
     }
     assert "by its key 'model_ema' alone" in found.parts[0].notes[0]

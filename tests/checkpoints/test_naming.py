@@ -33,14 +33,16 @@ def rules(folder: Path, *layers: dict[str, Any]) -> NameMap:
 
 def test_torch_to_paddle_and_back() -> None:
     names = tensors(
-        conv__weight=(8, 3, 3, 3), fc__weight=(4, 8), fc__bias=(4,), weight=(4, 8), bn__weight=(8,),
-        bn__running_mean=(8,), bn__running_var=(8,), bn__num_batches_tracked=(), token_embedding__weight=(9, 8), wte__weight=(9, 8),
+        conv__weight=(8, 3, 3, 3), fc__weight=(4, 8), fc__bias=(4,), scale=(), weight=(4, 8), bn__weight=(8,),
+        bn__running_mean=(8,), bn__running_var=(8,), bn__num_batches_tracked=(),
+        token_embedding__weight=(9, 8), wte__weight=(9, 8),
     )  # fmt: skip
     there = name_map("torch-to-paddle").apply(names)
     assert there.places == {
         "conv.weight": ("conv.weight", False),
         "fc.weight": ("fc.weight", True),
         "fc.bias": ("fc.bias", False),
+        "scale": ("scale", False),
         "weight": ("weight", True),
         "bn.weight": ("bn.weight", False),
         "bn._mean": ("bn.running_mean", False),
@@ -48,7 +50,7 @@ def test_torch_to_paddle_and_back() -> None:
         "token_embedding.weight": ("token_embedding.weight", False),
         "wte.weight": ("wte.weight", False),
     }
-    assert there.unmatched == ("fc.bias",)
+    assert there.unmatched == ("scale",)
     assert there.dropped == ("bn.num_batches_tracked",)
     moved = {new: names[old] for new, (old, _) in there.places.items()}
     back = name_map("paddle-to-torch").apply(moved)

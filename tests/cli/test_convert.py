@@ -54,7 +54,7 @@ def test_json_and_names(tmp_path: Path) -> None:
         "part": "raw",
         "role": "raw",
         "tensors": 2,
-        "unmatched": ["bias"],
+        "unmatched": [],
         "dropped": [],
     }
     assert load_file(tmp_path / "out.safetensors")["weight"].shape == (3, 2)
@@ -81,11 +81,11 @@ def test_a_map_and_its_inverse(tmp_path: Path) -> None:
     assert all(np.array_equal(read[name], tensor.numpy()) for name, tensor in state.items())
 
 
-def test_names_left_as_they_are_are_listed(tmp_path: Path) -> None:
-    done = convert(
-        both(tmp_path), tmp_path / "out.safetensors", "--part", "raw", "--names", "torch-to-paddle"
-    )
-    assert done.stdout.splitlines()[1] == "  1 under their own names: bias"
+def test_names_left_as_they_are_and_left_out_are_listed(tmp_path: Path) -> None:
+    (tmp_path / "map.json").write_text(json.dumps({"layers": [{"from": "weight", "to": None}]}))
+    options = ["--part", "raw", "--names", tmp_path / "map.json"]
+    done = convert(both(tmp_path), tmp_path / "out.safetensors", *options)
+    assert done.stdout.splitlines()[1:] == ["  1 under their own names: bias", "  1 left out: weight"]
 
 
 def test_back(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ _TORCH_TO_PADDLE = [
     {"from": r"(|.*\.)running_mean", "to": r"\1_mean"},
     {"from": r"(|.*\.)running_var", "to": r"\1_variance"},
     {"from": r"(|.*\.)num_batches_tracked", "to": None},
+    {"from": r"(|.*\.)bias", "to": r"\1bias"},
     {"from": r"(.*(?:emb|Emb|wte|wpe|shared|lookup)[^.]*)\.weight", "to": r"\1.weight"},
     {"from": r"(|.*\.)weight", "to": r"\1weight", "transpose": True},
 ]
