@@ -6,7 +6,6 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from numpy.typing import NDArray
 
 BY_NAME: dict[str, np.dtype[Any]] = {
     "BOOL": np.dtype(np.bool_),
@@ -37,14 +36,3 @@ _FLOATS = frozenset(name for name in BY_NAME if name.startswith(("F", "BF", "C")
 def is_float(dtype: np.dtype[Any]) -> bool:
     """Whether numbers of this dtype can be averaged: real or complex floats of any width."""
     return NAMES.get(dtype) in _FLOATS or dtype.kind in "fc"
-
-
-def widen(array: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """``array`` in a wider dtype, exactly.
-
-    A bfloat16 is the upper half of a float32: shifting it there runs eight times as fast as the cast
-    of ml_dtypes, which goes element by element.
-    """
-    if array.dtype == BFLOAT16:
-        array = (array.view(np.uint16).astype(np.uint32) << np.uint32(16)).view(np.float32)
-    return array.astype(dtype, copy=False)

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from polyak.checkpoints.dtypes import widen
 from polyak.checkpoints.layout import Spec
+from polyak.checkpoints.rounding import widen_into
 from polyak.checkpoints.snapshots import Snapshot
 from polyak.checkpoints.weights import Slot, Weights
 from polyak.errors import CheckpointError
@@ -59,15 +59,18 @@ class Mixture:
         recipe = self.recipes[name]
         dtype = _dtype(recipe)
         wide = np.dtype(np.complex128 if dtype.kind == "c" else np.float64)
-        total = np.zeros(recipe[0][1].size, wide)
+        total, scratch = np.zeros(recipe[0][1].size, wide), np.empty(_PIECE, wide)
         for coefficient, slot in recipe:
             stored = slot.read()
             if coefficient is None:
                 return stored
             flat = stored.reshape(-1)
             for start in range(0, len(flat), _PIECE):  # what is widened and scaled stays in cache
-                piece = slice(start, start + _PIECE)
-                total[piece] += coefficient * widen(flat[piece], wide)
+                sums = total[start : start + _PIECE]
+                term = scratch[: len(sums)]
+                widen_into(flat[start : start + _PIECE], term)
+                term *= coefficient
+                sums += term
         return total.astype(dtype).reshape(recipe[0][1].shape)
 
 
