@@ -209,6 +209,19 @@ def test_a_failure_costs_its_point_only_and_is_tried_again(
     ]
 
 
+def test_a_half_life_that_cannot_be_synthesised_costs_its_point_only(
+    archive: Path, evaluation: Evaluation, tmp_path: Path
+) -> None:
+    """2000 steps can be met to 0.25 %, 1000 cannot."""
+    out = tmp_path / "out"
+    done = sweep(archive, evaluation, out, "--points", "13", "--refine", "0", "--max-error", "0.0028")
+    assert done.returncode == 0, done.stderr
+    failed = [trial for trial in recorded(out)["trials"] if trial["metric"] is None]
+    assert 0 < len(failed) < 4
+    assert all(trial["failure"].startswith("it cannot be synthesised: ") for trial in failed)
+    assert len(evaluation.half_lives) == 13 - len(failed)
+
+
 def test_when_every_evaluation_fails_so_does_the_command(
     archive: Path, evaluation: Evaluation, tmp_path: Path
 ) -> None:
