@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from polyak.checkpoints.write import atomic
 from polyak.torch.files import as_tensor
@@ -29,8 +30,8 @@ def write_torch(out: str | os.PathLike[str], tree: Mapping[str, Any]) -> None:
 
 def _tensors(value: Any) -> Any:
     if isinstance(value, np.ndarray):
-        array = cast("np.ndarray[Any, Any]", value)
-        return as_tensor(array if array.flags.writeable else array.copy())  # torch warns of read-only memory
+        array = cast("NDArray[Any]", value)
+        return as_tensor(np.require(array, requirements="W"))  # torch warns of read-only memory
     if isinstance(value, Mapping):
         return {key: _tensors(one) for key, one in cast("Mapping[str, Any]", value).items()}
     return value
