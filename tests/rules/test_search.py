@@ -28,7 +28,8 @@ def searched(
     metrics = {h: metric(h) for h in grid(1, 1000, points)}
     for _ in range(refine):
         half_life = refined(metrics, mode)
-        assert half_life is not None
+        if half_life is None:  # the neighbours are within 0.01 %
+            break
         assert half_life not in metrics
         metrics[half_life] = metric(half_life)
     return metrics
@@ -42,7 +43,6 @@ def test_one_peak_is_found_as_nearly_as_promised_in_as_many_evaluations(
     x: float, left: float, right: float, mode: Mode, points: int, refine: int
 ) -> None:
     metrics = searched(math.exp(x), left, right, mode, points, refine)
-    assert len(metrics) == points + refine
     best = best_of(metrics, mode)
     assert best is not None
     ordered = sorted(metrics)
@@ -51,6 +51,7 @@ def test_one_peak_is_found_as_nearly_as_promised_in_as_many_evaluations(
     promised = math.log(1000) / (points - 1) * ((math.sqrt(5) - 1) / 2) ** (refine - 2)
     assert around[0] - 1e-9 <= x <= around[-1] + 1e-9
     assert around[-1] - around[0] <= promised * (1 + 1e-9) + 1e-9
+    assert len(metrics) == points + refine or around[-1] - around[0] <= 2e-4
 
 
 def test_the_promise_is_kept_by_no_slower_search() -> None:

@@ -83,7 +83,7 @@ def refined(metrics: Mapping[float, float | None], mode: Mode) -> float | None:
         mode: "max" if larger is better.
 
     Returns:
-        A half-life; None when there is no metric yet, or no neighbour far enough away.
+        A half-life; None when there is no metric yet, or no neighbour more than 0.01 % away.
 
     Examples:
         >>> round(refined({10: 0.5, 100: 0.9, 1000: 0.6}, "max"))
