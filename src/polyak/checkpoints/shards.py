@@ -133,7 +133,7 @@ def _check_ours(target: Path) -> None:
     if target.is_dir():
         raise CheckpointError(f"{target} is a folder: name a file in it.")
     index = _index(target)
-    if index.exists() and _read_index(index)[0] is None:
+    if _read_index(index)[0] is None:
         raise CheckpointError(
             f"{index} belongs to weights that polyak did not write. Save under another name, or move it "
             "and its shards away first. Nothing was changed."
@@ -141,10 +141,12 @@ def _check_ours(target: Path) -> None:
 
 
 def _read_index(index: Path) -> tuple[str | None, set[str]]:
-    """The mark and the shards of the set that is there now; None for one that is not polyak's."""
+    """The mark and the shards of the set that is there now; "" for no set, None for one not polyak's."""
     try:
         read = json.loads(index.read_text(encoding="utf-8"))
         return str(read["metadata"][SET]), set(map(str, read["weight_map"].values()))
+    except FileNotFoundError:  # asked of the file itself: another writer may remove it after any other look
+        return "", set()
     except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
         return None, set()
 
