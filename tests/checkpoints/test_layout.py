@@ -178,6 +178,12 @@ def test_more_axes_than_an_array_can_have_are_not_written() -> None:
         arrange({"x": Spec(np.dtype(np.uint8), (1,) * 65)}, {})
 
 
+def test_a_header_beyond_the_limit_is_not_written(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"header takes 100,000,\d+ bytes.*Write in shards"):
+        write_arrays(tmp_path / "a", {}, {"about": "x" * 100_000_000})
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_checksums_of_a_file_it_is_made_from_are_not_taken_over(tmp_path: Path) -> None:
     write_arrays(tmp_path / "a", {"x": np.ones(3)}, {})
     sums = read(tmp_path / "a")[1]
