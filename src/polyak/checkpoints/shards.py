@@ -143,11 +143,13 @@ def _check_ours(target: Path) -> None:
 def _read_index(index: Path) -> tuple[str | None, set[str]]:
     """The mark and the shards of the set that is there now; "" for no set, None for one not polyak's."""
     try:
-        read = json.loads(index.read_text(encoding="utf-8"))
-        return str(read["metadata"][SET]), set(map(str, read["weight_map"].values()))
-    except FileNotFoundError:  # asked of the file itself: another writer may remove it after any other look
+        text = index.read_bytes()  # not after a look whether it is there: a writer beside may remove it
+    except (FileNotFoundError, ValueError):  # ValueError for a zero byte in the name: refused when written
         return "", set()
-    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
+    try:
+        read = json.loads(text)
+        return str(read["metadata"][SET]), set(map(str, read["weight_map"].values()))
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
         return None, set()
 
 
