@@ -2,7 +2,8 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from polyak.checkpoints import shards
 from polyak.checkpoints.formats import open_weights
 from polyak.checkpoints.layout import Spec
 from polyak.checkpoints.read import load
 from polyak.checkpoints.schema import Header
 from polyak.checkpoints.shards import write_sharded
+from polyak.checkpoints.write import atomic
 from polyak.errors import CheckpointError, ConfigError
 from tests.checkpoints.crash_worker import NAME, files, found, save
 
@@ -50,13 +53,13 @@ def test_the_set_is_what_hugging_face_libraries_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "shards"),
+    ("size", "count"),
     [(None, 1), (50, 1), (49, 2), (20, 3), (19, 5), (10, 5), (1, 5), ("1KB", 1), ("0.02kb", 3), ("1.5TB", 1)],
 )
 def test_a_shard_holds_what_fits_and_at_least_one_tensor(
-    tmp_path: Path, size: int | str | None, shards: int
+    tmp_path: Path, size: int | str | None, count: int
 ) -> None:
-    assert len(ten(tmp_path, 5, size)) == (1 if shards == 1 else shards + 1)
+    assert len(ten(tmp_path, 5, size)) == (1 if count == 1 else count + 1)
     assert load(tmp_path / NAME).tensors["t4"].tolist() == [4] * 10
 
 
@@ -83,6 +86,31 @@ def test_what_a_save_replaces_is_gone_after_it(tmp_path: Path) -> None:
     for count, size, expected in [(5, 20, 4), (7, 20, 5), (2, None, 1), (5, 20, 4), (1, 20, 1), (4, 10, 5)]:
         assert len(ten(tmp_path, count, size)) == expected
         assert len(load(tmp_path / NAME).tensors) == count
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_what_ends_a_save_at_its_index_leaves_one_set_and_no_litter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, late: bool
+) -> None:
+    """Before the index has its name the old set is there, after it the new one."""
+
+    @contextmanager
+    def failing(path: Path) -> Iterator[Path]:
+        if not late:
+            raise error
+        with atomic(path) as temporary:
+            yield temporary
+        raise error
+
+    save(tmp_path, 1, True)
+    before = files(tmp_path)
+    monkeypatch.setattr(shards, "atomic", failing)
+    with pytest.raises(CheckpointError if isinstance(error, OSError) else KeyboardInterrupt):
+        save(tmp_path, 2, True)
+    assert found(tmp_path) == (2 if late else 1)
+    assert len(files(tmp_path)) == 3
+    assert (files(tmp_path) == before) == (not late)
 
 
 @pytest.mark.parametrize("sharded", [False, True])
