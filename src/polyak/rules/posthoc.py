@@ -183,7 +183,7 @@ def gram_of(profiles: Sequence[Profile], movement: Movement = STEADY) -> tuple[A
         weights: Array = np.stack([window for _, window in rows])
         tails = tail + np.cumsum(weights[:, ::-1], axis=1)[:, ::-1]
         moved = tails if low else tails[:, 1:]  # nothing leads to θ₀
-        rates = movement.at(np.arange(points, dtype=np.float64)[max(low, 1) : low + weights.shape[1]])
+        rates = movement.at(np.arange(max(low, 1), low + weights.shape[1], dtype=np.float64))
         gram += (moved * rates) @ np.transpose(moved)
         tail = tails[:, :1]
     return gram, tail[:, 0]
