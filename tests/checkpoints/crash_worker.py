@@ -95,19 +95,25 @@ def at_random(folder: Path, kind: str, count: int, seed: int) -> dict[str, Any]:
     begun = time.perf_counter()
     for i in range(10):
         save(folder, i, sharded(i))
-    typical = (time.perf_counter() - begun) / 10  # a busy disk takes ten times as long
+    typical = (time.perf_counter() - begun) / 10
 
-    def saving() -> None:
+    def saving(done: int) -> None:
         i = deaths[-1]
         while True:
             i += 1
             save(folder, i, sharded(i))
+            os.write(done, b".")
 
     for _ in range(count):
-        pid = in_child(saving)
-        time.sleep(chance.uniform(0, 3 * typical))
+        listen, done = os.pipe()
+        pid = in_child(partial(saving, done))
+        os.close(done)
+        for _ in range(chance.randrange(3)):  # so many whole saves first, however slow the disk is
+            os.read(listen, 1)
+        time.sleep(chance.uniform(0, 1.5 * typical))
         os.kill(pid, signal.SIGKILL)
         assert result(pid) == -signal.SIGKILL
+        os.close(listen)  # not before: writing to a pipe that nobody reads ends a process too
         litter += any(name.endswith(".part") for name in files(folder))
         deaths.append(found(folder))
     last = deaths[-1] + 1

@@ -39,7 +39,7 @@ def test_killed_at_200_random_moments_a_complete_file_is_there(tmp_path: Path, k
     deaths = result["deaths"]
     assert len(deaths) == 201
     assert deaths == sorted(deaths)  # never an older save than one that was there before
-    assert deaths[-1] > 40  # they did save meanwhile
+    assert deaths[-1] > 150  # they did save meanwhile
     assert result["litter"] > 20  # and were killed while they wrote
     assert result["found"] == result["last"]
     assert_nothing_but(kind, result["last"], result["files"])
