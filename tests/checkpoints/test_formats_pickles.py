@@ -7,6 +7,7 @@ import os
 import pickle
 import pickletools
 import sys
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,27 @@ def test_branches_shared_without_end_are_not_followed(tmp_path: Path) -> None:
     (tmp_path / "a.pdparams").write_bytes(pickletools.optimize(pickle.dumps({"w": value}, protocol=4)))
     with pytest.raises(CheckpointError, match="malformed"):
         open_weights(tmp_path / "a.pdparams")
+
+
+PATH = b"cpathlib\nPosixPath\n"
+
+
+@pytest.mark.parametrize(
+    "grown",
+    [
+        b"cpathlib\nPosixPath\n(X\x04\x00\x00\x00aaaaq\x01h\x01tR"
+        + b"q\x01cpathlib\nPosixPath\n(h\x01h\x01tR" * 60,
+        b"(" + b"N" * 60_000 + b"lq\x01" + b"0c__builtin__\nlist\n(h\x01tRq\x02h\x01" * 60_000,
+    ],
+    ids=["a path that doubles", "a list copied again and again"],
+)
+def test_what_calls_copy_is_bounded(tmp_path: Path, grown: bytes) -> None:
+    """60 doublings of four letters are 4·10¹⁸; 60,000 copies of 60,000 values are 29 GB."""
+    tracemalloc.start()
+    with pytest.raises(CheckpointError, match="its structure takes more than"):
+        read(tmp_path, b"\x80\x02" + grown + b".")
+    assert tracemalloc.get_traced_memory()[1] < 300e6
+    tracemalloc.stop()
 
 
 def test_a_list_that_holds_itself(tmp_path: Path) -> None:

@@ -114,13 +114,21 @@ class Stream:
         """
         if count < 0 or count > self.end - self.tell():
             raise pickle.UnpicklingError(f"{count:,} bytes are needed at {self.tell():,}, the end is nearer")
-        self._left -= count
-        if self._left < 0:
-            raise pickle.UnpicklingError(f"its structure takes more than {_MOST:,} bytes")
+        self.spend(count)
         if self._at + count > len(self._buffer):
             self._fill(count)
         self._at += count
         return self._buffer[self._at - count : self._at]
+
+    def spend(self, amount: int) -> None:
+        """Use up some of what a model's structure may take.
+
+        Raises:
+            pickle.UnpicklingError: it is more.
+        """
+        self._left -= amount
+        if self._left < 0:
+            raise pickle.UnpicklingError(f"its structure takes more than {_MOST:,} bytes")
 
     def readline(self) -> bytes:
         """The next line, its end included."""
@@ -178,11 +186,11 @@ class Inert(pickle._Unpickler):  # pyright: ignore[reportPrivateUsage]
 
     def _reduce(self) -> None:
         args = self.stack.pop()
-        self.stack[-1] = _called(self.stack[-1], args)
+        self.stack[-1] = _called(self.stack[-1], self._paid(args))
 
     def _newobj(self) -> None:
         args = self.stack.pop()
-        self.stack[-1] = _made(self.stack[-1], args)
+        self.stack[-1] = _made(self.stack[-1], self._paid(args))
 
     def _newobj_ex(self) -> None:
         self.stack.pop()  # keyword arguments
@@ -190,12 +198,20 @@ class Inert(pickle._Unpickler):  # pyright: ignore[reportPrivateUsage]
 
     def _obj(self) -> None:
         args = self.pop_mark()
-        self.append(_called(args[0], tuple(args[1:])))
+        self.append(_called(args[0], self._paid(tuple(args[1:]))))
 
     def _inst(self) -> None:
         module, name = (self.readline()[:-1].decode("ascii") for _ in range(2))
         args = self.pop_mark()
-        self.append(_called(self.find_class(module, name), tuple(args)))
+        self.append(_called(self.find_class(module, name), self._paid(tuple(args))))
+
+    def _paid(self, args: Any) -> Any:
+        """A call may copy what it is given, and one value can be given to a million calls."""
+        if not isinstance(args, tuple):
+            raise pickle.UnpicklingError("arguments are not a tuple")
+        sized = [arg for arg in args if isinstance(arg, (str, bytes, list, tuple, dict, set, frozenset))]
+        self._stream.spend(8 * len(args) + 8 * sum(map(len, sized)))
+        return args
 
     def _build(self) -> None:
         state = self.stack.pop()
@@ -267,8 +283,6 @@ def refusal(function: object) -> CheckpointError:
 def _called(function: Any, args: Any) -> Any:
     if isinstance(function, Global):
         raise refusal(function)
-    if not isinstance(args, tuple):
-        raise pickle.UnpicklingError("arguments are not a tuple")
     return function(*args)
 
 
