@@ -11,7 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 EXTRAS := demo,remote,plot,peers,docs,dev
 # The environment is named by what it was made from, so a second call does nothing and an edit rebuilds it.
-INPUTS := pyproject.toml constraints.txt
+INPUTS := pyproject.toml constraints.txt $(wildcard native/*)
 STAMP = $(VENV)/made-from-$(shell cat $(INPUTS) | cksum | tr ' ' '-')
 PIP = $(BIN)/python -m pip --disable-pip-version-check
 

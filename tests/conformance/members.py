@@ -59,7 +59,9 @@ class Torch:
         self.ema.update(**counts)
 
     def average(self, track: str | None = None) -> dict[str, np.ndarray]:
-        return _numpy(self.ema.module_of(track).state_dict())
+        kept = self.ema.tracks[track or next(iter(self.ema.tracks))]
+        digits = {name: kept.value(name) for name in kept.tensors}
+        return _numpy(self.ema.module_of(track).state_dict() | digits)
 
     def live(self) -> dict[str, np.ndarray]:
         return _numpy(self.model.state_dict())
@@ -80,15 +82,30 @@ def _through(dtype: torch.dtype) -> Callable[[np.ndarray], np.ndarray]:
     return lambda a: torch.from_numpy(np.array(a)).to(dtype).double().numpy() if a.dtype.kind == "f" else a
 
 
-def _torch(theta: torch.dtype, storage: torch.dtype | None, tolerance: float) -> Row:
-    return Row(lambda arrays, **o: Torch(arrays, theta, storage, **o), tolerance, _through(theta))
+def _torch(engine: str, theta: torch.dtype, storage: Any, tolerance: float, **more: Any) -> Row:
+    return Row(
+        lambda arrays, **o: Torch(arrays, theta, storage, engine=engine, **more, **o),
+        tolerance,
+        _through(theta),
+    )
 
+
+f16, bf16, f32, f64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
 
 MEMBERS = {
-    "torch foreach, float32": _torch(torch.float32, None, 3e-6),
-    "torch foreach, float64": _torch(torch.float64, None, 1e-13),
-    "torch foreach, bfloat16 into float32": _torch(torch.bfloat16, None, 3e-6),
-    "torch foreach, float16 into float32": _torch(torch.float16, None, 3e-6),
-    "torch foreach, float32 into float64": _torch(torch.float32, torch.float64, 1e-13),
-    "torch foreach, float32 into bfloat16": _torch(torch.float32, torch.bfloat16, 0.15),
+    f"torch {engine}, {name}": row
+    for engine in ("foreach", "blocked", "native")
+    for name, row in {
+        "float32": _torch(engine, f32, None, 3e-6),
+        "float64": _torch(engine, f64, None, 1e-13),
+        "bfloat16 into float32": _torch(engine, bf16, None, 3e-6),
+        "float16 into float32": _torch(engine, f16, None, 3e-6),
+        "float32 into float64": _torch(engine, f32, f64, 1e-13),
+        "bfloat16 into float64": _torch(engine, bf16, f64, 1e-13),
+        "float64 into float32": _torch(engine, f64, f32, 3e-6),
+        "float32, compensated": _torch(engine, f32, None, 3e-7, compensated=True),
+        "float32 into bfloat16": _torch(engine, f32, bf16, 0.15),
+        "float32 into float16": _torch(engine, f32, f16, 0.02),
+        "float32 into split": _torch(engine, f32, "split", 0.02),
+    }.items()
 }

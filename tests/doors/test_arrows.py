@@ -32,6 +32,7 @@ PACKAGES: dict[str, set[str]] = {
     "ml_dtypes": {"checkpoints"},
     "fsspec": {"checkpoints"},
     "torch": {"torch", "demo"},
+    "triton": {"torch"},
     "typer": {"cli"},
     "rich": {"cli", "demo"},
     "matplotlib": {"report"},

@@ -5,14 +5,10 @@ import torch
 from torch import nn
 
 import polyak
-from polyak.torch.engines import foreach
 
 
-@pytest.fixture(params=["host", "device"])
-def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The host looks first; a device masks every element without looking. Both run here."""
-    if request.param == "device":
-        monkeypatch.setattr(foreach._Block, "seen_finite", lambda self: False)
+@pytest.fixture(params=["native", "blocked", "foreach"])
+def engine(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
@@ -25,9 +21,9 @@ DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.com
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
-def test_skip_keeps_just_the_elements_that_are_bad(path: str, dtype: torch.dtype, bad: float) -> None:
+def test_skip_keeps_just_the_elements_that_are_bad(engine: str, dtype: torch.dtype, bad: float) -> None:
     model = nn.ParameterDict({"w": nn.Parameter(values(dtype)), "v": nn.Parameter(values(dtype))})
-    ema = polyak.EMA(model, 0.5)
+    ema = polyak.EMA(model, 0.5, engine=engine)
     with torch.no_grad():
         model["w"].copy_(torch.tensor([3.0, bad, 5.0, bad]).to(dtype))
     ema.update()
@@ -43,26 +39,26 @@ def test_skip_keeps_just_the_elements_that_are_bad(path: str, dtype: torch.dtype
     assert metrics["skipped_tensors"] == {"w": 1}
 
 
-def test_a_first_copy_is_skipped_too(path: str) -> None:
+def test_a_first_copy_is_skipped_too(engine: str) -> None:
     model = nn.ParameterDict({"w": nn.Parameter(values(torch.float32))})
-    ema = polyak.EMA(model, polyak.Debiased(0.9))
+    ema = polyak.EMA(model, polyak.Debiased(0.9), engine=engine)
     with torch.no_grad():
         model["w"].copy_(torch.tensor([5.0, float("nan"), 7.0, 8.0]))
     ema.update()
     assert ema.tracks["average"].tensors["w"].tolist() == [5.0, 2.0, 7.0, 8.0]
 
 
-def test_huge_finite_values_are_not_skipped(path: str) -> None:
+def test_huge_finite_values_are_not_skipped(engine: str) -> None:
     model = nn.ParameterDict({"w": nn.Parameter(torch.full((4,), 3e38))})
-    ema = polyak.EMA(model, 0.5)
+    ema = polyak.EMA(model, 0.5, engine=engine)
     ema.update()
     assert ema.tracks["average"].tensors["w"].tolist() == torch.full((4,), 3e38).tolist()
     assert ema.metrics()["skipped"] == 0
 
 
-def test_raise_names_the_tensor_and_changes_nothing(path: str) -> None:
+def test_raise_names_the_tensor_and_changes_nothing(engine: str) -> None:
     model = nn.ParameterDict({"a": nn.Parameter(torch.ones(3)), "b": nn.Parameter(torch.ones(3))})
-    ema = polyak.EMA(model, 0.5, on_nonfinite="raise")
+    ema = polyak.EMA(model, 0.5, on_nonfinite="raise", engine=engine)
     with torch.no_grad():
         model["a"].fill_(9.0)
         model["b"][1] = float("nan")
@@ -84,10 +80,12 @@ NARROWER = [
 
 @pytest.mark.parametrize(("theta", "storage", "huge"), NARROWER)
 def test_values_beyond_the_storage_never_make_it_infinite(
-    path: str, theta: torch.dtype, storage: torch.dtype, huge: float
+    engine: str, theta: torch.dtype, storage: torch.dtype, huge: float
 ) -> None:
     model = nn.ParameterDict({"w": nn.Parameter(values(theta))})
-    skipping, raising = (polyak.EMA(model, 0.0, dtype=storage, on_nonfinite=p) for p in ("skip", "raise"))
+    skipping, raising = (
+        polyak.EMA(model, 0.0, dtype=storage, on_nonfinite=p, engine=engine) for p in ("skip", "raise")
+    )
     with torch.no_grad():
         model["w"].copy_(torch.tensor([3.0, huge, 5.0, huge], dtype=torch.float64))
     assert model["w"].isfinite().all()
@@ -98,7 +96,7 @@ def test_values_beyond_the_storage_never_make_it_infinite(
     assert skipping.metrics()["skipped_tensors"] == {"w": 1}
 
 
-def test_every_bad_tensor_is_named_wherever_it_is(path: str) -> None:
+def test_every_bad_tensor_is_named_wherever_it_is(engine: str) -> None:
     dtypes = {
         "a": torch.float32,
         "b": torch.bfloat16,
@@ -116,9 +114,9 @@ def test_every_bad_tensor_is_named_wherever_it_is(path: str) -> None:
     assert (metrics["skipped"], metrics["skipped_tensors"]) == (1, {"b": 1, "d": 1, "e": 1})
 
 
-def test_the_largest_number_of_the_storage_is_averaged(path: str) -> None:
+def test_the_largest_number_of_the_storage_is_averaged(engine: str) -> None:
     model = nn.ParameterDict({"w": nn.Parameter(torch.tensor([65504.0, -65504.0]))})
-    ema = polyak.EMA(model, 0.5, dtype=torch.float16)
+    ema = polyak.EMA(model, 0.5, dtype=torch.float16, engine=engine)
     with torch.no_grad():
         model["w"].neg_()
     ema.update()

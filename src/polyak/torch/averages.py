@@ -10,11 +10,13 @@ from torch import Tensor, nn
 from polyak.errors import ConfigError, PlanError
 from polyak.rules import Decay
 from polyak.torch.clone import clone_onto
-from polyak.torch.engines.foreach import Foreach, NonFinitePolicy, Pair
+from polyak.torch.engines.choose import Engines
+from polyak.torch.engines.contract import Pair
 from polyak.torch.engines.tally import Tally
 from polyak.torch.plan import Entry, Patterns, Plan, Selection, unwrap
 from polyak.torch.state import Loaded, State, fill
-from polyak.torch.track import Track, follow, outside_inference_mode, storage_dtype, stored
+from polyak.torch.storage import Settings, outside_inference_mode, stored
+from polyak.torch.track import Track, follow
 
 
 class Averages:
@@ -24,13 +26,10 @@ class Averages:
         model: the model to follow.
         decays: the tracks, by name.
         selection: which of its tensors.
-        dtype: storage; None for float32 or wider.
-        device: storage; None for the parameters' own.
-        policy: what to do with elements of θ that are not finite.
-        seed: of the random bits of 16-bit storage.
+        settings: how they are kept and updated.
 
     Raises:
-        ConfigError: the model is no module, the device none, or a glob matches nothing.
+        ConfigError: the model is no module, or a glob matches nothing.
         PlanError: nothing to average.
     """
 
@@ -39,24 +38,16 @@ class Averages:
         model: nn.Module,
         decays: Mapping[str, Decay],
         selection: Selection,
-        dtype: torch.dtype | None,
-        device: str | torch.device | None,
-        policy: NonFinitePolicy,
-        seed: int,
+        settings: Settings,
     ) -> None:
         if not isinstance(model, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ConfigError(
                 f"model is a {type(model).__name__}: give the nn.Module itself, not its parameters."
             )
-        try:
-            self._device = None if device is None else torch.device(device)
-        except RuntimeError as error:
-            raise ConfigError(f"device={device!r} is no device: {error}") from error
-        self.model, self.seed = model, seed
+        self.model, self.settings = model, settings
         self.tracks = {name: Track(name, decay, {}) for name, decay in decays.items()}
         self.tally = Tally()
-        self._selection, self._dtype = selection, dtype
-        self._policy: NonFinitePolicy = policy
+        self._selection = selection
         self.copies: dict[str, Tensor] = {}
         self.plan = Plan(model, selection)
         selection.check_against(self.plan.names())
@@ -70,6 +61,14 @@ class Averages:
     def held(self, track: Track) -> dict[str, Tensor]:
         """What a track holds in place of the model's tensors: its averages and the copied buffers."""
         return track.tensors | self.copies
+
+    def shown(self, track: Track) -> dict[str, Tensor]:
+        """The same for a model to compute with: all digits where the model has room for them."""
+        held = self.held(track)
+        for name in track.lows:
+            if self.plan.entries[name].live.dtype.itemsize > held[name].dtype.itemsize:
+                held[name] = track.value(name)
+        return held
 
     def follow(self, step: int) -> None:
         """Notice what changed in the model since the plan was made; newcomers join at ``step``.
@@ -104,8 +103,8 @@ class Averages:
     def restore(self, loaded: Loaded, state: State) -> None:
         """Take over a state that was read and checked."""
         for name, track in loaded.tracks.items():
-            fill(track.tensors, state["tracks"][name]["tensors"])
-        fill(self.copies, state["copies"])
+            fill(track.tensors, track.lows, state["tracks"][name])
+        fill(self.copies, {}, {"tensors": state["copies"]})
         self.tracks.update(loaded.tracks)
         self.tally = loaded.tally
         self.prepare()
@@ -114,15 +113,21 @@ class Averages:
         """Make the engine ready for the present plan, tracks and tally."""
         tracks = self.tracks.values()
         pairs = [
-            Pair(e.name, e.live, tuple(t.tensors[e.name] for t in tracks))
+            Pair(
+                e.name,
+                e.live,
+                tuple([t.tensors[e.name] for t in tracks]),
+                tuple([t.lows[e.name] for t in tracks if e.name in t.lows]),
+            )
             for e in self.plan.having("average")
         ]
         self._copied = list(self.copies.values()), [entry.live for entry in self.plan.having("copy")]
-        self._engine = Foreach(pairs, self._policy, self.tally, self.seed)
+        settings = self.settings
+        self._engine = Engines(pairs, settings.policy, self.tally, settings.seed, settings.engine)
 
     @property
     def engine(self) -> str:
-        """The name of the engine in use."""
+        """The engines in use, and why no faster ones are."""
         return self._engine.name
 
     def module_of(self, track: Track) -> nn.Module:
@@ -141,7 +146,7 @@ class Averages:
         """
         plan = self.plan if model is None else Plan(model, Selection.of(None, None, "auto"))
         places = {name: e.tensors for e in plan.entries.values() for name in (e.name, *e.aliases)}
-        held = self.held(track)
+        held = self.shown(track)
         for name, tensor in held.items():
             if name not in places or places[name][0].shape != tensor.shape:
                 found = f"is {tuple(places[name][0].shape)} there" if name in places else "is not there"
@@ -165,7 +170,7 @@ class Averages:
                 "left out. Unfreeze some (requires_grad_(True)) or widen include=."
             )
         for track in self.tracks.values():
-            track.adopt(self._tensors(averaged, track, heirs), heirs, step)
+            track.adopt(*self._tensors(averaged, track, heirs), heirs, step)
         self.plan = plan
         with outside_inference_mode():
             self.copies = {entry.name: self._copy(entry) for entry in plan.having("copy")}
@@ -173,25 +178,33 @@ class Averages:
 
     def _copy(self, entry: Entry) -> Tensor:
         """The copy kept so far where it still fits, so that a module made on it goes on following."""
-        fresh = stored(entry.live, entry.live.dtype, self._device)
+        fresh = stored(entry.live, entry.live.dtype, self.settings.device)
         kept = self.copies.get(entry.name)
         if kept is None or (kept.dtype, kept.shape, kept.device) != (fresh.dtype, fresh.shape, fresh.device):
             return fresh
         return kept.copy_(fresh)
 
-    def _tensors(self, entries: Sequence[Entry], track: Track, heirs: Mapping[str, str]) -> dict[str, Tensor]:
+    def _tensors(
+        self, entries: Sequence[Entry], track: Track, heirs: Mapping[str, str]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         tensors: dict[str, Tensor] = {}
+        lows: dict[str, Tensor] = {}
         taken: set[str] = set()
+        for entry in entries:
+            source = heirs.get(entry.name)
+            if source is None:
+                average, low = self.settings.stored(entry.live)
+            else:  # of tensors that came apart, the first keeps the memory they shared
+                average, low = self._moved(track, source, entry, copy=source in taken)
+                taken.add(source)
+            tensors[entry.name] = average
+            if low is not None:
+                lows[entry.name] = low
+        return tensors, lows
+
+    def _moved(self, track: Track, source: str, entry: Entry, copy: bool) -> tuple[Tensor, Tensor | None]:
+        device = self.settings.device or entry.live.device
+        low = track.lows.get(source)
         with outside_inference_mode():
-            for entry in entries:
-                source = heirs.get(entry.name)
-                if source is None:
-                    tensors[entry.name] = stored(
-                        entry.live, storage_dtype(entry.live, self._dtype), self._device
-                    )
-                else:  # of tensors that came apart, the first keeps the memory they shared
-                    average = track.tensors[source]
-                    device = self._device or entry.live.device
-                    tensors[entry.name] = average.to(device, copy=source in taken)
-                    taken.add(source)
-        return tensors
+            average = track.tensors[source].to(device, copy=copy)
+            return average, None if low is None else low.to(device, copy=copy)

@@ -44,8 +44,8 @@ def distance(track: Track, plan: Plan) -> float:
     """``‖avg-θ‖ / ‖θ‖`` over all averaged elements, accumulated in float64."""
     apart, size = 0.0, 0.0
     with torch.no_grad():
-        for name, average in track.tensors.items():
-            live = plan.entries[name].live
+        for name in track.tensors:
+            average, live = track.value(name), plan.entries[name].live
             apart += squared_distance(average, live)
             size += _square(live.to(average.device, torch.promote_types(average.dtype, torch.float32)))
     return math.sqrt(apart / size) if size else math.sqrt(apart)

@@ -1,6 +1,7 @@
 """An EMA's whole state as one safetensors file: the tensors there, everything else as JSON in its header.
 
-Tensors are named by the place of their track: ``0/weight``, ``1/weight`` …, copied buffers ``copies/…``.
+Tensors are named by the place of their track: ``0/weight``, ``1/weight`` …, what is kept below
+their precision ``0.low/weight`` …, copied buffers ``copies/…``.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from polyak.torch.files import as_tensor
 from polyak.torch.state import State
 
 _COPIES = "copies"
+_LOW = ".low"
 
 
 def packed(state: State) -> tuple[dict[str, Tensor], Header]:
@@ -26,7 +28,8 @@ def packed(state: State) -> tuple[dict[str, Tensor], Header]:
     tracks: dict[str, Any] = {}
     for place, (track, held) in enumerate(state["tracks"].items()):
         tensors |= {f"{place}/{name}": tensor for name, tensor in held["tensors"].items()}
-        tracks[track] = {key: value for key, value in held.items() if key != "tensors"}
+        tensors |= {f"{place}{_LOW}/{name}": tensor for name, tensor in held["lows"].items()}
+        tracks[track] = {key: value for key, value in held.items() if key not in ("tensors", "lows")}
     rest = {key: value for key, value in state.items() if key not in ("tracks", "copies")}
     header = Header(
         track=", ".join(tracks),
@@ -59,7 +62,7 @@ def read(path: str | os.PathLike[str]) -> State:
             groups.setdefault(place, {})[name] = as_tensor(slot.read())
     try:
         tracks = {
-            name: {**held, "tensors": groups.get(str(place), {})}
+            name: {**held, "tensors": groups.get(f"{place}", {}), "lows": groups.get(f"{place}{_LOW}", {})}
             for place, (name, held) in enumerate(header.state["tracks"].items())
         }
     except (KeyError, TypeError, AttributeError) as error:

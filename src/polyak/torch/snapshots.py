@@ -26,10 +26,10 @@ def of_track(averages: Averages, track: Track, step: int, run: str, dtype: str) 
     copied = [entry.name for entry in saved if entry.role == "copy"]
     apart, rounded = 0.0, 0.0
     with torch.no_grad():
-        tensors = {entry.name: _rounded(track.tensors[entry.name], dtype) for entry in averaged}
+        tensors = {entry.name: _rounded(track.value(entry.name), dtype) for entry in averaged}
         for entry in averaged:
             if entry.kind == "parameter":
-                average = track.tensors[entry.name]
+                average = track.value(entry.name)
                 apart += squared_distance(average, entry.live)
                 rounded += squared_distance(average, tensors[entry.name])
         tensors |= {name: averages.copies[name].to("cpu", copy=True) for name in copied}

@@ -17,6 +17,7 @@ from polyak.errors import CheckpointError
 from polyak.rules import Decay, History, Profile
 from polyak.rules.decay import Unit
 from polyak.torch.engines.tally import Tally
+from polyak.torch.storage import TWO_PARTS, put, value_of
 from polyak.torch.track import Track
 
 State: TypeAlias = dict[str, Any]
@@ -80,6 +81,7 @@ def track_state(track: Track) -> State:
         "joined": dict(track.joined),
         "profile": track.profile.to_json(),
         "tensors": dict(track.tensors),
+        "lows": dict(track.lows),
     }
 
 
@@ -121,6 +123,7 @@ def _read(
         if name in theirs:
             where = f"{name}/" if len(tracks) > 1 else ""
             left = _compare(track.tensors, dict(theirs[name]["tensors"]), where, report)
+            _check_lows(theirs[name])
             # The state's history is not that of a tensor it does not hold: such a tensor joins now.
             restored[name] = _restored(track, theirs[name], dict.fromkeys(left, step), report)
     _compare(copies, dict(state["copies"]), "", report)
@@ -136,12 +139,17 @@ def _read(
     )
 
 
-def fill(mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:
-    """Copy what matches in name, shape and kind."""
+def fill(mine: Mapping[str, Tensor], lows: Mapping[str, Tensor], state: State) -> None:
+    """Copy what matches in name, shape and kind; bit by bit where it is kept in the same form."""
+    theirs, their_lows = state["tensors"], state.get("lows", {})
     with torch.no_grad():
         for name in mine.keys() & theirs.keys():
-            if _fits(mine[name], theirs[name]):
+            low, other = lows.get(name), their_lows.get(name)
+            if low is not None and other is not None and low.dtype == other.dtype:
                 mine[name].copy_(theirs[name])
+                low.copy_(other)
+            elif _fits(mine[name], theirs[name]):
+                put(mine[name], low, value_of(theirs[name], other).to(mine[name].device))
 
 
 def _fits(mine: Tensor, theirs: Tensor) -> bool:
@@ -181,6 +189,17 @@ def _restored(track: Track, state: State, joining: dict[str, int], report: LoadR
         joined=_counts(state["joined"]) | joining,
         history=History(runs),
     )
+
+
+def _check_lows(state: State) -> None:
+    """Each low part must belong to an average, in one of the two forms there are."""
+    for name, low in dict(state.get("lows", {})).items():
+        average = state["tensors"][name]
+        if low.shape != average.shape or (average.dtype, low.dtype) not in TWO_PARTS:
+            raise CheckpointError(
+                f"{name} is {average.dtype} {tuple(average.shape)} with {low.dtype} {tuple(low.shape)} below "
+                "it: must be bfloat16 with int8 or float32 with float32, of one shape."
+            )
 
 
 def _compare(

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor, nn
 
 from polyak.errors import ConfigError, PlanError
 from polyak.rules import Decay, History, Profile, as_decay
 from polyak.torch.plan import Entry
+from polyak.torch.storage import value_of
 
 
 @dataclass
@@ -21,31 +20,39 @@ class Track:
     name: ``"average"`` unless several were named.
     decay: the schedule.  clock: its time so far, in its own unit.
     beta: the composed decay last applied, 1 before the first.
-    tensors: averages by name, in the storage dtype.
+    tensors: averages by name, in the storage dtype.  lows: what is kept below it, if anything.
     joined: the step at which a tensor joined, for those that came after the first step.
     """
 
     name: str
     decay: Decay
     tensors: dict[str, Tensor]
+    lows: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
     clock: int = 0
     beta: float = 1.0
     joined: dict[str, int] = field(default_factory=dict[str, int])
     history: History = field(default_factory=History)
     module: nn.Module | None = None
 
-    def adopt(self, tensors: dict[str, Tensor], heirs: Mapping[str, str], step: int) -> None:
+    def adopt(
+        self, tensors: dict[str, Tensor], lows: dict[str, Tensor], heirs: Mapping[str, str], step: int
+    ) -> None:
         """Take over the tensors of a new plan; those that are nobody's heir join at ``step``."""
         joined = {name: self.joined[old] for name, old in heirs.items() if old in self.joined}
         if step:
             joined |= {name: step for name in tensors if name not in heirs}
-        self.tensors, self.joined, self.module = tensors, joined, None
+        self.tensors, self.lows, self.joined, self.module = tensors, lows, joined, None
 
     def restart(self, step: int) -> None:
         """Begin anew at ``step``: schedule, history and tensors."""
-        self.clock, self.beta, self.joined, self.tensors, self.history = 0, 1.0, {}, {}, History()
+        self.clock, self.beta, self.joined, self.history = 0, 1.0, {}, History()
+        self.tensors, self.lows = {}, {}
         if step:
             self.history.restart(step)
+
+    def value(self, name: str) -> Tensor:
+        """One average with all its digits."""
+        return value_of(self.tensors[name], self.lows.get(name))
 
     def acted(self, beta: float, stride: int, advance: int, copied_at: int | None) -> None:
         """Enter an update into the history: ``stride`` steps, ``advance`` of the schedule's unit."""
@@ -67,13 +74,6 @@ class Track:
         return self.profile.since(self.joined[name]) if name in self.joined else self.profile
 
 
-@contextmanager
-def outside_inference_mode() -> Generator[None]:
-    """Tensors made here can be updated anywhere, also when validation under inference mode makes them."""
-    with torch.inference_mode(False), torch.no_grad():
-        yield
-
-
 def named_decays(decay: float | Decay | Mapping[str, float | Decay]) -> dict[str, Decay]:
     """The tracks asked for: a single decay is the track "average"."""
     if not isinstance(decay, Mapping):
@@ -83,24 +83,6 @@ def named_decays(decay: float | Decay | Mapping[str, float | Decay]) -> dict[str
     if "raw" in decay:
         raise ConfigError(f'decay={decay}: "raw" means the model\'s own weights; name the track otherwise.')
     return {name: as_decay(value) for name, value in decay.items()}
-
-
-def storage_dtype(live: Tensor, asked: torch.dtype | None) -> torch.dtype:
-    """The asked dtype for real tensors; by default float32, or the tensor's own where that is wider.
-
-    Complex tensors keep a complex dtype of at least 64 bits; there is no narrower one to ask for.
-    """
-    if live.is_complex():
-        return torch.promote_types(live.dtype, torch.complex64)
-    if asked is not None:
-        return asked
-    return torch.float32 if live.dtype.itemsize < 4 else live.dtype
-
-
-def stored(live: Tensor, dtype: torch.dtype, device: torch.device | None) -> Tensor:
-    """A copy of θ to average in: same strides, own memory."""
-    with outside_inference_mode():
-        return live.detach().to(device or live.device, dtype, copy=True, memory_format=torch.preserve_format)
 
 
 def follow(

@@ -8,6 +8,8 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from polyak.torch.engines.contract import Counts, Engine
+
 
 class Tally:
     """Updates in which some θ was not finite, and in how many of them each tensor was.
@@ -17,29 +19,32 @@ class Tally:
 
     def __init__(self, updates: int = 0, tensors: dict[str, int] | None = None) -> None:
         self._updates, self._tensors = updates, dict(tensors or {})
-        self.open([], torch.device("cpu"))
+        self._engines: list[Engine] = []
+        self._counts: list[Counts] = []
 
-    def open(self, names: Sequence[str], device: torch.device) -> None:
-        """Count for these tensors from now on."""
-        self._names = list(names)
-        self._hits = torch.zeros(len(names), dtype=torch.int64, device=device)
-        self._affected = torch.zeros((), dtype=torch.int64, device=device)
+    def open(self, engines: Sequence[Engine]) -> None:
+        """Count what these engines find from now on."""
+        self.read()
+        self._engines = list(engines)
+        self._counts = [engine.counts or Counts.of(engine) for engine in engines]
 
-    def add(self, hit: Tensor) -> None:
-        """One update: bool [tensors], in the order of the names."""
-        self._hits += hit
-        self._affected += hit.any()
-
-    def blank(self) -> Tensor:
-        """A ``hit`` to fill: all false."""
-        return torch.zeros_like(self._hits, dtype=torch.bool)
+    def add(self, marks: Sequence[Tensor | None]) -> None:
+        """One update: for each engine bool [pairs], or None if it found nothing or counts by itself."""
+        found = [(counts, mark) for counts, mark in zip(self._counts, marks, strict=True) if mark is not None]
+        if not found:
+            return
+        device = found[0][0].updates.device
+        for counts, mark in found:
+            counts.tensors.add_(mark)
+        found[0][0].updates.add_(torch.stack([mark.any().to(device) for _, mark in found]).any())
 
     def read(self) -> tuple[int, dict[str, int]]:
         """Updates affected so far, and in how many of them each tensor was, by name. Synchronises."""
-        self._updates += int(self._affected.item())
-        hits = cast(list[int], self._hits.tolist())
-        for name, count in zip(self._names, hits, strict=True):
-            if count:
-                self._tensors[name] = self._tensors.get(name, 0) + count
-        self.open(self._names, self._hits.device)
+        for engine, counts in zip(self._engines, self._counts, strict=True):
+            self._updates += int(counts.updates.item())
+            for pair, count in zip(engine.pairs, cast(list[int], counts.tensors.tolist()), strict=True):
+                if count:
+                    self._tensors[pair.name] = self._tensors.get(pair.name, 0) + count
+            counts.updates.zero_()
+            counts.tensors.zero_()
         return self._updates, dict(self._tensors)

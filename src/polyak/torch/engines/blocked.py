@@ -1,0 +1,130 @@
+"""The engine for any CPU in plain torch: blocks that fit in cache, read from memory once.
+
+A block is looked at by its norms, converted if need be into one scratch memory, and blended into every
+track before the next is touched: further tracks and conversions then cost no further reads of θ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from polyak.torch.engines.chunks import CHUNK, blend_pair
+from polyak.torch.engines.contract import Counts, Pair
+from polyak.torch.engines.foreach import bad_names, is_direct
+
+
+class Blocked:
+    """Averages on the CPU prepared for updating; see ``Foreach``.
+
+    Args:
+        pairs: θ and averages by name, none of them empty, all on the CPU.
+        seed: makes, with the step, the random bits that round 16-bit averages.
+    """
+
+    name = "blocked"
+    counts: Counts | None = None
+
+    def __init__(self, pairs: Sequence[Pair], seed: int) -> None:
+        self.pairs = pairs
+        self._blocks = _blocks(pairs, seed)
+
+    def bad(self) -> list[str]:
+        pairs = {p: None for block in self._blocks if not block.seen_finite() for _, p in block.members}
+        return list(dict.fromkeys(bad_names(list(pairs))))
+
+    def update(self, weights: Sequence[float], step: int, skip: bool) -> Tensor | None:
+        marks: Tensor | None = None
+        for block in self._blocks:
+            if not skip or block.seen_finite():
+                block.blend(weights, step)
+                continue
+            marks = torch.zeros(len(self.pairs), dtype=torch.bool) if marks is None else marks
+            for i, pair in block.members:
+                found = blend_pair(pair, weights, block.seed, step, skip=True)
+                marks[i] |= bool(found)
+        return marks
+
+
+class _Block:
+    """Tensors alike in dtype and storage, few enough that a second look finds them in cache."""
+
+    def __init__(self, members: Sequence[tuple[int, Pair]], scratch: Tensor | None, seed: int) -> None:
+        self.members, self.seed = members, seed
+        pairs = [pair for _, pair in members]
+        self._live = [pair.live for pair in pairs]
+        self._tracks = [list(track) for track in zip(*(pair.averages for pair in pairs), strict=True)]
+        # Where θ must be converted, all of the block is, into memory that every block uses in turn.
+        self._converted: list[Tensor] | None = None
+        if scratch is not None:
+            sizes = _sizes(members)
+            pieces: Sequence[Tensor] = torch.split(scratch[: sum(sizes)], sizes)
+            self._converted = [p.view(t.shape) for p, t in zip(pieces, self._live, strict=True)]
+        self._direct = is_direct(pairs[0]) or scratch is not None
+        self._largest = torch.finfo(pairs[0].storage).max
+        self._can_look = self._live[0].dtype.itemsize > 1
+
+    def seen_finite(self) -> bool:
+        """Whether a look at the norms shows that all of θ is finite and within the storage's range.
+
+        A norm too large for small θ only sends the block down the slow path.
+        """
+        if not self._can_look:
+            return False
+        norms = torch._foreach_norm(self._live, 2)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+        return torch.stack(norms).sum().item() <= self._largest
+
+    def blend(self, weights: Sequence[float], step: int) -> None:
+        """``avg ← lerp(avg, θ, w)`` for every element."""
+        if not self._direct:
+            for _, pair in self.members:
+                blend_pair(pair, weights, self.seed, step, skip=False)
+            return
+        live = self._live
+        if self._converted:
+            live = self._converted
+            torch._foreach_copy_(live, self._live)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+        for averages, weight in zip(self._tracks, weights, strict=True):
+            torch._foreach_lerp_(averages, live, weight)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+
+
+def _blocks(pairs: Sequence[Pair], seed: int) -> list[_Block]:
+    groups: dict[object, list[list[tuple[int, Pair]]]] = {}
+    for i, pair in enumerate(pairs):
+        group = groups.setdefault((pair.live.dtype, pair.storage, len(pair.lows)), [[]])
+        for piece in _pieces(pair):
+            if group[-1] and sum(_sizes(group[-1])) + piece.live.numel() > CHUNK:
+                group.append([])
+            group[-1].append((i, piece))
+    blocks: list[_Block] = []
+    for group in groups.values():
+        scratch = _scratch(group[0][0][1])
+        fits = [sum(_sizes(members)) <= CHUNK for members in group]
+        blocks += [_Block(m, scratch if fit else None, seed) for m, fit in zip(group, fits, strict=True)]
+    return blocks
+
+
+def _pieces(pair: Pair) -> list[Pair]:
+    """A large tensor as several of a block each; not if it is rounded, where elements know their place."""
+    if not pair.dense or pair.lows or pair.storage.itemsize < 4 or pair.live.numel() <= CHUNK:
+        return [pair]
+    flat = [t.detach().as_strided((t.numel(),), (1,)) for t in (pair.live, *pair.averages)]
+    starts = range(0, pair.live.numel(), CHUNK)
+    cut = [[t[i : i + CHUNK] for t in flat] for i in starts]
+    return [Pair(pair.name, live, tuple(averages)) for live, *averages in cut]
+
+
+def _scratch(pair: Pair) -> Tensor | None:
+    """Memory to convert θs in, one block at a time, if they need converting.
+
+    16-bit averages are rounded chunk by chunk instead.
+    """
+    if pair.storage.itemsize < 4 or pair.lows or is_direct(pair):
+        return None
+    return torch.empty(CHUNK, dtype=pair.storage)
+
+
+def _sizes(members: Sequence[tuple[int, Pair]]) -> list[int]:
+    return [pair.live.numel() for _, pair in members]

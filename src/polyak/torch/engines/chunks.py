@@ -1,0 +1,98 @@
+"""Averaging piece by piece: what masks, rounds and keeps two parts needs temporaries, and they stay small."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from polyak.torch.engines.contract import Pair
+from polyak.torch.engines.rounding import compensate, draw_key, join, random_bits, split, stochastic_round
+
+CHUNK = 1 << 18  # elements at a time: 1 MiB of float32, within a core's share of cache
+
+
+class Chunk(NamedTuple):
+    """The same elements of a pair's tensors; ``live`` as the arithmetic wants it."""
+
+    first: int
+    live: Tensor
+    averages: list[Tensor]
+    lows: list[Tensor]
+
+
+def chunks(pair: Pair) -> Iterator[Chunk]:
+    """Slices of at most ``CHUNK`` elements, or one slice across the longest dimension."""
+    tensors = [pair.live, *pair.averages, *pair.lows]
+    tracks = len(pair.averages)
+    if pair.dense:
+        tensors = [tensor.as_strided((tensor.numel(),), (1,)) for tensor in tensors]
+    shape = tensors[0].shape
+    longest = max(range(len(shape)), key=shape.__getitem__)
+    rows = max(1, CHUNK * shape[longest] // shape.numel())
+    first = 0
+    for i in range(0, shape[longest], rows):
+        live, *kept = [t.narrow(longest, i, min(rows, shape[longest] - i)) for t in tensors]
+        yield Chunk(first, live.to(kept[0].device, pair.arithmetic), kept[:tracks], kept[tracks:])
+        first += live.numel()
+
+
+def storable(value: Tensor, storage: torch.dtype) -> Tensor:
+    """Finite in the storage too: one infinity in an average stays for ever, and float16 ends at 65504."""
+    if storage.itemsize >= 4:
+        return torch.isfinite(value)
+    return value.abs() <= torch.finfo(storage).max
+
+
+def blend_pair(pair: Pair, weights: Sequence[float], seed: int, step: int, skip: bool) -> Tensor | None:
+    """One update of a pair, chunk by chunk.
+
+    Returns:
+        Under ``skip`` whether some of θ could not be stored, bool [] where the averages are; else None.
+    """
+    found: Tensor | None = None
+    for chunk in chunks(pair):
+        fine: Tensor | None = None
+        if skip:
+            fine = storable(chunk.live, pair.storage)
+            bad = ~fine.all()
+            found = bad if found is None else found | bad
+        for track, weight in enumerate(weights):
+            low = chunk.lows[track] if chunk.lows else None
+            key = draw_key(seed, step, pair.key, track)
+            _blend(chunk, chunk.averages[track], low, weight, key, fine)
+    return found
+
+
+def _blend(
+    chunk: Chunk, average: Tensor, low: Tensor | None, weight: float, key: int, fine: Tensor | None
+) -> None:
+    """``avg ← lerp(avg, θ, w)`` where θ is fine, in θ's precision, rounded as the storage asks."""
+    value = chunk.live
+    if low is not None and low.dtype == torch.float32:
+        _compensated(average, low, value, weight, fine)
+        return
+    if low is None and average.dtype.itemsize >= 4:
+        average.lerp_(value if fine is None else torch.where(fine, value, average), weight)
+        return
+    old = average.to(value.dtype) if low is None else join(average, low)
+    new = old.lerp(value if fine is None else torch.where(fine, value, old), weight)
+    random = random_bits(chunk.first, new.numel(), key, new.device).view(new.shape)
+    if low is None:
+        average.copy_(stochastic_round(new, average.dtype, random))
+    else:
+        high, rest = split(new, random)
+        average.copy_(high)
+        low.copy_(rest)
+
+
+def _compensated(average: Tensor, low: Tensor, value: Tensor, weight: float, fine: Tensor | None) -> None:
+    a, b = average.clone(), low.clone()
+    if weight == 1:
+        a, b = value, torch.zeros_like(low)
+    else:
+        compensate(a, b, value, weight)
+    average.copy_(a if fine is None else torch.where(fine, a, average))
+    low.copy_(b if fine is None else torch.where(fine, b, low))

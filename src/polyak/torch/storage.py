@@ -1,0 +1,125 @@
+"""In what form an average is kept, and what is checked of the ways to ask for it."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from polyak.errors import ConfigError
+from polyak.torch.engines.choose import EngineName, check_engine
+from polyak.torch.engines.contract import NonFinitePolicy
+from polyak.torch.engines.rounding import join, split
+
+DType: TypeAlias = torch.dtype | Literal["split"] | None
+# Averages kept in two parts: "split" and compensated.
+TWO_PARTS = ((torch.bfloat16, torch.int8), (torch.float32, torch.float32))
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How averages are kept and updated.
+
+    dtype: of the averages; None for float32 or wider.  low: of what is kept below it, if anything.
+    device: where they live; None for beside their parameters.
+    policy: what to do with elements of θ that are not finite.
+    seed: of the random bits of 16-bit storage.
+    engine: "auto", or the one to prefer.
+    """
+
+    dtype: torch.dtype | None
+    low: torch.dtype | None
+    device: torch.device | None
+    policy: NonFinitePolicy
+    seed: int
+    engine: EngineName
+
+    @classmethod
+    def of(
+        cls,
+        dtype: DType,
+        compensated: bool,
+        device: str | torch.device | None,
+        policy: NonFinitePolicy,
+        seed: int,
+        engine: EngineName,
+    ) -> Settings:
+        """What the user asked for.
+
+        Raises:
+            ConfigError: a word is unknown, a device is none, or two do not go together.
+        """
+        if dtype not in (None, "split", *_DTYPES):
+            raise ConfigError(f'dtype={dtype}: must be one of {", ".join(map(str, _DTYPES))}, "split".')
+        if compensated and dtype not in (None, torch.float32):
+            raise ConfigError(f"compensated=True with dtype={dtype}: only float32 averages are compensated.")
+        if policy not in ("skip", "raise", "ignore"):
+            raise ConfigError(f'on_nonfinite={policy!r}: must be "skip", "raise" or "ignore".')
+        check_engine(engine)
+        try:
+            where = None if device is None else torch.device(device)
+        except RuntimeError as error:
+            raise ConfigError(f"device={device!r} is no device: {error}") from error
+        if dtype == "split":
+            return cls(torch.bfloat16, torch.int8, where, policy, seed, engine)
+        return cls(dtype, torch.float32 if compensated else None, where, policy, seed, engine)
+
+    def dtype_of(self, live: Tensor) -> torch.dtype:
+        """The asked dtype for real tensors; by default float32, or the tensor's own where that is wider.
+
+        Complex tensors keep a complex dtype of at least 64 bits; there is no narrower one to ask for.
+        """
+        if live.is_complex():
+            return torch.promote_types(live.dtype, torch.complex64)
+        if self.dtype is not None:
+            return self.dtype
+        return torch.float32 if live.dtype.itemsize < 4 else live.dtype
+
+    def low_of(self, live: Tensor) -> torch.dtype | None:
+        """What is kept below it: nothing of float64 and complex averages, which need no more digits."""
+        return self.low if self.dtype_of(live) in (torch.float32, torch.bfloat16) else None
+
+    def stored(self, live: Tensor) -> tuple[Tensor, Tensor | None]:
+        """θ as an average to begin with, and its low part."""
+        average, low = stored(live, self.dtype_of(live), self.device), None
+        if dtype := self.low_of(live):
+            with outside_inference_mode():
+                low = torch.zeros_like(average, dtype=dtype, memory_format=torch.preserve_format)
+                put(average, low, live.detach().to(average.device))
+        return average, low
+
+
+@contextmanager
+def outside_inference_mode() -> Generator[None]:
+    """Tensors made here can be updated anywhere, also when validation under inference mode makes them."""
+    with torch.inference_mode(False), torch.no_grad():
+        yield
+
+
+def stored(live: Tensor, dtype: torch.dtype, device: torch.device | None) -> Tensor:
+    """A copy of a tensor: same strides, own memory."""
+    with outside_inference_mode():
+        return live.detach().to(device or live.device, dtype, copy=True, memory_format=torch.preserve_format)
+
+
+def value_of(average: Tensor, low: Tensor | None) -> Tensor:
+    """All digits of an average: itself where it is kept in one part."""
+    return average if low is None else join(average, low)
+
+
+def put(average: Tensor, low: Tensor | None, value: Tensor) -> None:
+    """Write a value into an average, rounded to the nearest it can hold."""
+    if low is None:
+        average.copy_(value)
+    elif low.dtype == torch.int8:
+        high, rest = split(value.to(torch.float32))
+        average.copy_(high)
+        low.copy_(rest)
+    else:
+        average.copy_(value)
+        low.copy_(value.to(torch.float64) - average)
