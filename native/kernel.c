@@ -168,11 +168,12 @@ INLINE void blend_split(uint16_t *restrict a, int8_t *restrict low, const float 
     }
 }
 
-/* Kahan: the average is a + low; what the sum a + low + step loses in rounding is the next low. */
+/* The average is a + low (Kahan); what the sum a + step loses in rounding is the next low, exactly and
+ * whichever is larger (Knuth, TAOCP vol. 2, 4.2.2, theorem B). No compiler may reassociate this. */
 INLINE void blend_pair(float *restrict a, float *restrict low, const float *restrict x, int n, float w) {
     for (int i = 0; i < n; i++) {
-        float step = w * ((x[i] - a[i]) - low[i]) + low[i], sum = a[i] + step;
-        low[i] = step - (sum - a[i]);
+        float step = w * ((x[i] - a[i]) - low[i]) + low[i], sum = a[i] + step, taken = sum - a[i];
+        low[i] = (a[i] - (sum - taken)) + (step - taken);
         a[i] = sum;
     }
 }

@@ -35,6 +35,7 @@ class Decay(ABC):
     """
 
     unit: ClassVar[Unit] | Unit = "steps"
+    constant: ClassVar[bool] = False  # βₜ is the same at every t
     _kinds: ClassVar[dict[str, type[Decay]]] = {}
 
     def __init_subclass__(cls) -> None:
@@ -175,6 +176,7 @@ class Constant(Decay):
     """
 
     beta: float
+    constant = True
 
     def __post_init__(self) -> None:
         check_beta("beta", self.beta)
@@ -212,6 +214,7 @@ class HalfLife(Decay):
     steps: float | None = None
     samples: float | None = None
     tokens: float | None = None
+    constant = True
 
     def __post_init__(self) -> None:
         given = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}

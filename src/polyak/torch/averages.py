@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from polyak.torch.engines.tally import Tally
 from polyak.torch.plan import Entry, Patterns, Plan, Selection, unwrap
 from polyak.torch.state import Loaded, State, fill
 from polyak.torch.storage import Settings, outside_inference_mode, stored
+from polyak.torch.swap import Swap
 from polyak.torch.track import Track, follow
 
 
@@ -109,8 +111,15 @@ class Averages:
         self.tally = loaded.tally
         self.prepare()
 
+    def swap_in(self, track: Track, undo: ExitStack) -> None:
+        """Put a track's averages into the live model; unwinding ``undo`` takes them out again."""
+        if track.name not in self._swaps:
+            self._swaps[track.name] = Swap(self.plan, self.held(track))
+        self._swaps[track.name].enter(self.shown(track), undo)
+
     def prepare(self) -> None:
         """Make the engine ready for the present plan, tracks and tally."""
+        self._swaps: dict[str, Swap] = {}
         tracks = self.tracks.values()
         pairs = [
             Pair(

@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from polyak.checkpoints.schema import Header
 from polyak.checkpoints.snapshots import Captured
 from polyak.errors import CheckpointError, ConfigError, SwapError
-from polyak.rules import Decay, compose
+from polyak.rules import Decay
 from polyak.rules.decay import check_whole
 from polyak.torch import files, metrics, resumables, snapshots
 from polyak.torch.attach import after_each_step, check_counts_steps
@@ -29,7 +29,7 @@ from polyak.torch.engines.contract import NonFinitePolicy
 from polyak.torch.plan import Patterns, Selection
 from polyak.torch.state import LoadReport, State, read, whole
 from polyak.torch.storage import DType, Settings
-from polyak.torch.swap import holds_average, swap_in
+from polyak.torch.swap import holds_average
 from polyak.torch.track import Track, named_decays
 
 
@@ -176,7 +176,7 @@ class EMA:
             return
         self._averages.follow(clock.step)
         betas = [
-            0.0 if copying else compose(track.decay, track.clock, clock.elapsed[track.decay.unit])
+            0.0 if copying else track.coming(clock.elapsed[track.decay.unit])
             for track in self.tracks.values()
         ]
         self._averages.update(betas, clock.step)
@@ -225,7 +225,7 @@ class EMA:
         if self._live is None:
             self._follow_model()
             with ExitStack() as undo:
-                swap_in(self._averages.plan, self._averages.shown(chosen), undo)
+                self._averages.swap_in(chosen, undo)
                 self._undo = undo.pop_all()
             self._live = chosen.name
         self._blocks += 1

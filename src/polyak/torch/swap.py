@@ -8,54 +8,91 @@ weights of a cuDNN RNN), whose addresses other code relies on.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from itertools import repeat
+from operator import attrgetter
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from polyak.errors import SwapError
-from polyak.torch.plan import Plan
+from polyak.torch.plan import Entry, Plan
 
 # A live tensor, the memory it had, and a copy of the values where the memory itself was written to.
 Touched: TypeAlias = tuple[Tensor, Tensor, Tensor | None]
 
 # Live tensors that hold an average now, by id; they are kept alive by the swap that put them here.
 _swapped: set[int] = set()
+_data = attrgetter("data")
 
 
-def swap_in(plan: Plan, averages: Mapping[str, Tensor], undo: ExitStack) -> None:
-    """Put ``averages`` into the live model; unwinding ``undo`` takes them out again.
+class Swap:
+    """How the averages of one track get into the live model: found once, carried out in one sweep.
 
-    The way back is noted before each tensor is touched, so an exception at any point restores all.
-
-    Raises:
-        SwapError: another average is in some of these tensors.
+    Args:
+        plan: the model's tensors.
+        averages: what is to take their place, by name.
     """
-    entries = [entry for entry in plan.entries.values() if entry.name in averages]
-    for entry in entries:
-        if any(id(tensor) in _swapped for tensor in entry.tensors):
+
+    def __init__(self, plan: Plan, averages: Mapping[str, Tensor]) -> None:
+        self._entries = [entry for entry in plan.entries.values() if entry.name in averages]
+        self._ids = {id(tensor) for entry in self._entries for tensor in entry.tensors}
+        self._places = _places(plan, self._ids)
+        shared = _sharing_memory(plan)
+        pairs = [(live, entry) for entry in self._entries for live in entry.tensors]
+        exchanged = [_can_exchange(live, averages[entry.name], shared) for live, entry in pairs]
+        chosen = list(zip(pairs, exchanged, strict=True))
+        self._exchanged = [live for (live, _), can in chosen if can]
+        self._memories = [averages[entry.name] for (_, entry), can in chosen if can]
+        self._others: list[tuple[Tensor, Entry, bool]] = [
+            (live, entry, _memory(live) in shared) for (live, entry), can in chosen if not can
+        ]
+
+    def enter(self, averages: Mapping[str, Tensor], undo: ExitStack) -> None:
+        """Put the averages into the live model; unwinding ``undo`` takes them out again.
+
+        The way back is noted before each tensor is touched, so an exception at any point restores all.
+
+        Args:
+            averages: those the swap was made for, or the same in another dtype where they are cast anyway.
+            undo: gets the way back.
+
+        Raises:
+            SwapError: another average is in some of these tensors.
+        """
+        if not _swapped.isdisjoint(self._ids):
+            taken = next(e.name for e in self._entries if any(id(t) in _swapped for t in e.tensors))
             raise SwapError(
-                f"{entry.name} already holds another average. Leave that average_parameters() block first."
+                f"{taken} already holds another average. Leave that average_parameters() block first."
             )
-    shared = _sharing_memory(plan)
-    ids = {id(tensor) for entry in entries for tensor in entry.tensors}
-    undo.callback(_swapped.difference_update, ids)
-    _swapped.update(ids)
-    undo.callback(_put_back, _places(plan, ids))
-    touched: list[Touched] = []
-    undo.callback(_take_out, touched)
-    with torch.no_grad():
-        for entry in entries:
-            average = averages[entry.name]
-            for live in entry.tensors:
-                fixed = _memory(live) in shared
+        undo.callback(_swapped.difference_update, self._ids)
+        _swapped.update(self._ids)
+        undo.callback(_put_back, self._places)
+        undo.callback(_point_all, self._exchanged, list(map(_data, self._exchanged)))
+        _point_all(self._exchanged, self._memories)
+        touched: list[Touched] = []
+        undo.callback(_take_out, touched)
+        with torch.no_grad():
+            for live, entry, fixed in self._others:
+                average = averages[entry.name]
                 touched.append((live, live.data, live.detach().clone() if fixed else None))
                 if fixed:
                     live.copy_(average)
                 else:
-                    _point(live, average.to(live.device, live.dtype))  # the average itself when both agree
+                    _point(live, average.to(live.device, live.dtype))
+
+
+def _can_exchange(live: Tensor, average: Tensor, shared: set[object]) -> bool:
+    """Whether the live tensor can simply point at the average's memory."""
+    alike = (live.dtype, live.device, live.layout) == (average.dtype, average.device, average.layout)
+    return alike and _memory(live) not in shared
+
+
+def _point_all(lives: Sequence[Tensor], memories: Sequence[Tensor]) -> None:
+    deque(map(setattr, lives, repeat("data"), memories), maxlen=0)
 
 
 def _take_out(touched: Sequence[Touched]) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from polyak.errors import ConfigError, PlanError
-from polyak.rules import Decay, History, Profile, as_decay
+from polyak.rules import Decay, History, Profile, as_decay, compose
 from polyak.torch.plan import Entry
 from polyak.torch.storage import value_of
 
@@ -33,6 +33,7 @@ class Track:
     joined: dict[str, int] = field(default_factory=dict[str, int])
     history: History = field(default_factory=History)
     module: nn.Module | None = None
+    _known: tuple[int, float] = (0, 1.0)  # a constant decay's advance and what it composes to
 
     def adopt(
         self, tensors: dict[str, Tensor], lows: dict[str, Tensor], heirs: Mapping[str, str], step: int
@@ -53,6 +54,18 @@ class Track:
     def value(self, name: str) -> Tensor:
         """One average with all its digits."""
         return value_of(self.tensors[name], self.lows.get(name))
+
+    def coming(self, advance: int) -> float:
+        """The composed decay of an update now, ``advance`` of the schedule's unit after the last.
+
+        A constant decay is computed once: of a whole update of a small model it would be a tenth.
+        """
+        if advance != self._known[0]:
+            beta = compose(self.decay, self.clock, advance)
+            if not self.decay.constant:
+                return beta
+            self._known = advance, beta
+        return self._known[1]
 
     def acted(self, beta: float, stride: int, advance: int, copied_at: int | None) -> None:
         """Enter an update into the history: ``stride`` steps, ``advance`` of the schedule's unit."""

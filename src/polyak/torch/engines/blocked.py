@@ -35,6 +35,7 @@ class Blocked:
         pairs = {p: None for block in self._blocks if not block.seen_finite() for _, p in block.members}
         return list(dict.fromkeys(bad_names(list(pairs))))
 
+    @torch.no_grad()
     def update(self, weights: Sequence[float], step: int, skip: bool) -> Tensor | None:
         marks: Tensor | None = None
         for block in self._blocks:

@@ -53,6 +53,7 @@ class Engines:
             if pair.live.numel():
                 chosen.setdefault(_choice(pair, asked), []).append(pair)
         self._engines = [_made(name, members, seed) for name, members in chosen.items()]
+        self._nothing = [None] * len(self._engines)
         tally.open(self._engines)
 
     @property
@@ -70,9 +71,8 @@ class Engines:
             self._refuse_nonfinite(step)
         weights = tuple([1 - beta for beta in betas])
         skip = self._policy == "skip"
-        with torch.no_grad():
-            marks = [engine.update(weights, step, skip) for engine in self._engines]
-        if skip:
+        marks = [engine.update(weights, step, skip) for engine in self._engines]
+        if marks != self._nothing:
             self._tally.add(marks)
 
     def _refuse_nonfinite(self, step: int) -> None:

@@ -38,6 +38,7 @@ class Foreach:
     def bad(self) -> list[str]:
         return bad_names(self.pairs)
 
+    @torch.no_grad()
     def update(self, weights: Sequence[float], step: int, skip: bool) -> Tensor | None:
         done: set[str] = set()
         if not skip:

@@ -70,9 +70,9 @@ def stochastic_round(value: Tensor, dtype: torch.dtype, random: Tensor) -> Tenso
 
 
 def join(average: Tensor, low: Tensor) -> Tensor:
-    """The whole of an average kept in two parts, float32: ``avg + low``, or 24 bits from 16 and 8."""
+    """The whole of an average in two parts: ``avg + low`` in float64, or 24 bits from 16 and 8 in float32."""
     if low.dtype == torch.float32:
-        return average + low
+        return average.double() + low
     return ((_bits(average) << 16) + (low.to(torch.int32) << 8)).view(torch.float32)
 
 
@@ -94,11 +94,13 @@ def split(value: Tensor, random: Tensor | None = None) -> tuple[Tensor, Tensor]:
 def compensate(average: Tensor, low: Tensor, value: Tensor, weight: float) -> None:
     """``avg + low ← avg + low + w·(θ - avg - low)`` in place, low being what float32 cannot add.
 
-    Source: Kahan 1965, "Further remarks on reducing truncation errors".
+    Source: Kahan 1965, "Further remarks on reducing truncation errors"; the rest of a sum is exact whichever
+    term is larger: Knuth, TAOCP vol. 2, §4.2.2, theorem B.
     """
     step = (value - average).sub_(low).mul_(weight).add_(low)
     total = average + step
-    torch.sub(step, total - average, out=low)
+    taken = total - average
+    torch.add(average - (total - taken), step - taken, out=low)
     average.copy_(total)
 
 
