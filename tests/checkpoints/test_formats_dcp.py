@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pickle
 import socket
 import subprocess
 import sys
+import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex
 
 from polyak import CheckpointError
 from polyak.checkpoints.formats import open_weights
@@ -113,6 +118,66 @@ def test_chunks_that_do_not_fill_the_tensor_are_refused(sharded: Path, tmp_path:
     entry.chunks.append(entry.chunks[0])
     (folder / ".metadata").write_bytes(pickle.dumps(metadata))
     with pytest.raises(CheckpointError, match="or overlap"):
+        open_weights(folder)
+
+
+def a_place(metadata: Any) -> Any:
+    return next(iter(metadata.storage_data.values()))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: setattr(m.state_dict_metadata["model.rows"], "size", (2**70, 0)),
+        lambda m: setattr(m.state_dict_metadata["model.rows"], "size", ("7", 5)),
+        lambda m: setattr(m.state_dict_metadata["model.rows"].chunks[0], "offsets", (-1, 0)),
+        lambda m: setattr(m.state_dict_metadata["model.rows"].chunks[0], "sizes", (-4, 5)),
+        lambda m: setattr(next(iter(m.storage_data.values())), "relative_path", 3),
+        lambda m: setattr(next(iter(m.storage_data.values())), "offset", "x"),
+        lambda m: setattr(next(iter(m.storage_data.values())), "offset", float("inf")),
+        lambda m: m.storage_data.update({MetadataIndex("unused", (1,) * 100): a_place(m)}),
+        lambda m: m.storage_data.update({MetadataIndex(3, (1, 1)): a_place(m)}),
+        lambda m: m.storage_data.clear(),
+        lambda m: m.state_dict_metadata.update({3: m.state_dict_metadata["model.rows"]}),
+    ],
+)
+def test_metadata_that_makes_no_sense(sharded: Path, tmp_path: Path, change: Callable[[Any], None]) -> None:
+    folder = copied(sharded, tmp_path / "a")
+    metadata: Any = pickle.loads((folder / ".metadata").read_bytes())
+    change(metadata)
+    (folder / ".metadata").write_bytes(pickle.dumps(metadata))
+    with pytest.raises(CheckpointError, match=r"shape|no distributed checkpoint known here|whole numbers"):
+        open_weights(folder)
+
+
+def test_what_describes_many_chunks_is_not_copied_for_each(sharded: Path, tmp_path: Path) -> None:
+    folder = copied(sharded, tmp_path / "a")
+    metadata: Any = pickle.loads((folder / ".metadata").read_bytes())
+    place = a_place(metadata)
+    vars(place).update({f"attribute {i}": i for i in range(5000)})
+    metadata.storage_data.update({MetadataIndex("unused", (i,)): place for i in range(1000)})
+    (folder / ".metadata").write_bytes(pickle.dumps(metadata))
+    tracemalloc.start()
+    with open_weights(folder):
+        assert tracemalloc.get_traced_memory()[1] < 50e6
+        tracemalloc.stop()
+
+
+@pytest.mark.timeout(60)
+def test_chunks_that_overlap_are_refused_at_the_first(sharded: Path, tmp_path: Path) -> None:
+    """Counting how often each of four million cells is covered takes minutes for 50,000 chunks."""
+    folder = copied(sharded, tmp_path / "a")
+    metadata: Any = pickle.loads((folder / ".metadata").read_bytes())
+    entry = metadata.state_dict_metadata["model.rows"]
+    index, info = next((i, v) for i, v in metadata.storage_data.items() if i.fqn == "model.rows")
+    entry.size = torch.Size((2000, 2000))
+    entry.chunks = [
+        ChunkStorageMetadata(torch.Size((i, i)), torch.Size((2000 - i, 2000 - i))) for i in range(2000)
+    ] + [ChunkStorageMetadata(torch.Size((0, 0)), entry.size)] * 50_000
+    for i in range(2000):
+        metadata.storage_data[dataclasses.replace(index, offset=torch.Size((i, i)))] = info
+    (folder / ".metadata").write_bytes(pickle.dumps(metadata))
+    with pytest.raises(CheckpointError, match="without gap or overlap"):
         open_weights(folder)
 
 

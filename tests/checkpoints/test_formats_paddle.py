@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import pickletools
 import random
 import tracemalloc
 from pathlib import Path
@@ -106,6 +107,140 @@ def test_a_large_file_takes_no_memory(tmp_path: Path) -> None:
         assert weights.slots["big"].shape == (1 << 27,)
     assert tracemalloc.get_traced_memory()[1] < 5e6
     tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    "content", [np.random.default_rng(0).bytes(1 << 22), bytes(1 << 22), b"\xff" * (1 << 22)]
+)
+def test_protocol_2_spells_bytes_as_text_which_stays_in_the_file(tmp_path: Path, content: bytes) -> None:
+    """Paddle 2.0 wrote it; a byte from 128 on takes two there."""
+    array = np.frombuffer(content, np.float32).reshape(1024, -1)
+    (tmp_path / "a.pdparams").write_bytes(pickle.dumps({"w": array, "b": np.ones(3)}, protocol=2))
+    del content
+    tracemalloc.start()
+    with open_weights(tmp_path / "a.pdparams") as weights:
+        assert tracemalloc.get_traced_memory()[1] < 1e6
+        tracemalloc.stop()
+        assert weights.slots["w"].read().tobytes() == array.tobytes()
+        part = np.empty(70, np.float32)
+        weights.slots["w"].read_into(31, part)
+        assert part.tobytes() == array.reshape(-1)[31:101].tobytes()
+        assert weights.slots["b"].read().tolist() == [1, 1, 1]
+
+
+def test_text_that_is_not_as_long_as_its_array(tmp_path: Path) -> None:
+    array = np.full(3000, 65, np.uint8)
+    data = pickle.dumps({"w": array}, protocol=2)
+
+    def shaped(size: int) -> Path:
+        changed = data.replace(b"M" + (3000).to_bytes(2, "little"), b"M" + size.to_bytes(2, "little"))
+        (tmp_path / "a.pdparams").write_bytes(changed)
+        return tmp_path / "a.pdparams"
+
+    for size in (1000, 3100):
+        with pytest.raises(CheckpointError, match="has 3,000 bytes"):
+            open_weights(shaped(size))
+    with open_weights(shaped(2000)) as weights, pytest.raises(CheckpointError, match="has 3,000 bytes"):
+        weights.slots["w"].read()
+
+
+def python_2(array: np.ndarray, spelled: bytes) -> bytes:
+    """An array as ``pickle.dumps`` of Python 2 had it at protocol 2, which gave bytes as they are."""
+    data = pickle.dumps({"w": array}, protocol=2)
+    opcodes = [(opcode.name, argument, at) for opcode, argument, at in pickletools.genops(data)]
+    text = next(i for i, (_, value, _) in enumerate(opcodes) if value == array.tobytes().decode("latin1"))
+    called = next(i for i in range(text, len(opcodes)) if opcodes[i][0] == "REDUCE")
+    return data[: opcodes[text - 1][2]] + spelled + data[opcodes[called + 1][2] :]
+
+
+def test_python_2_wrote_bytes_as_strings(tmp_path: Path) -> None:
+    path = tmp_path / "a.pdparams"
+    for size in (50, 3000):
+        array = np.arange(size, dtype=np.float32) - 1500
+        raw = array.tobytes()
+        path.write_bytes(python_2(array, b"T" + len(raw).to_bytes(4, "little") + raw))
+        with open_weights(path) as weights:
+            np.testing.assert_array_equal(weights.slots["w"].read(), array)
+            part = np.empty(7, np.float32)
+            weights.slots["w"].read_into(31, part)
+            np.testing.assert_array_equal(part, array[31:38])
+
+
+def test_a_string_of_python_2_must_be_bytes(tmp_path: Path) -> None:
+    spelled = "€".encode()
+    path = tmp_path / "a.pdparams"
+    path.write_bytes(python_2(np.full(1, 200, np.uint8), b"X" + len(spelled).to_bytes(4, "little") + spelled))
+    with open_weights(path) as weights, pytest.raises(CheckpointError, match="what stands for none"):
+        weights.slots["w"].read()
+
+
+def test_one_string_in_many_arrays_is_there_once(tmp_path: Path) -> None:
+    """A thousand arrays of the same million letters take a million bytes."""
+    million = b"X" + (1 << 20).to_bytes(4, "little") + b"a" * (1 << 20)
+    dtype = b"cnumpy\ndtype\nX\x02\x00\x00\x00u1\x85R"
+    state = b"(K\x01J\x00\x00\x10\x00\x85" + dtype + b"\x89" + million + b"tq\x010"
+    one = b"cnumpy.core.multiarray\n_reconstruct\n)Rh\x01b"
+    (tmp_path / "a.pdparams").write_bytes(b"\x80\x02" + state + b"](" + one * 1000 + b"e.")
+    tracemalloc.start()
+    with open_weights(tmp_path / "a.pdparams") as weights:
+        assert tracemalloc.get_traced_memory()[1] < 20e6
+        tracemalloc.stop()
+        assert weights.slots["999"].read().tobytes() == b"a" * (1 << 20)
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (b"X" + (60_000).to_bytes(4, "little") + b"f4, " * 15_000, "not told by a short code"),
+        (b"](X\x02\x00\x00\x00f4h\x00e", "not told by a short code"),
+        (b"X\x04\x00\x00\x00What", "'What' is no dtype"),
+    ],
+)
+def test_a_dtype_is_a_short_code(tmp_path: Path, code: bytes, words: str) -> None:
+    (tmp_path / "a.pdparams").write_bytes(b"\x80\x02K\x01q\x000cnumpy\ndtype\n" + code + b"\x85R.")
+    with pytest.raises(CheckpointError, match=words):
+        open_weights(tmp_path / "a.pdparams")
+
+
+@pytest.mark.parametrize(
+    "info",
+    [
+        3,
+        {"w": 3},
+        {"w": {"slices": ["x"], "OriginShape": (3,)}},
+        {"w": {"slices": [], "OriginShape": (3,)}},
+        {"w": {"slices": ["b"], "OriginShape": (3,)}},
+        {"w": {"slices": ["text"], "OriginShape": (3,)}},
+        {"w": {"slices": ["b", "c"], "OriginShape": (4,)}},
+    ],
+)
+def test_slices_that_make_up_nothing(tmp_path: Path, info: object) -> None:
+    saved = {"b": np.ones(2), "c": np.ones(2, np.float32), "text": "x", "UnpackBigParamInfor@@": info}
+    (tmp_path / "a.pdparams").write_bytes(pickle.dumps(saved, protocol=4))
+    with pytest.raises(CheckpointError, match="damaged: what it says of its sliced parameters"):
+        open_weights(tmp_path / "a.pdparams")
+
+
+@pytest.mark.parametrize(
+    "shape", [b"K\x00\x8a\x0a" + (2**70).to_bytes(10, "little") + b"\x86", b"(" + b"K\x01" * 99 + b"K\x00t"]
+)
+def test_shapes_that_no_array_has(tmp_path: Path, shape: bytes) -> None:
+    data = pickle.dumps({"w": np.ones((0, 7))}, protocol=2)
+    assert b"K\x00K\x07\x86" in data
+    (tmp_path / "a.pdparams").write_bytes(data.replace(b"K\x00K\x07\x86", shape))
+    with pytest.raises(CheckpointError, match=r"no array can have|at most"):
+        open_weights(tmp_path / "a.pdparams")
+
+
+def test_what_is_not_paddle_keeps_its_16_bits(tmp_path: Path) -> None:
+    import torch
+
+    tree = {"image": np.arange(2000, dtype=np.uint16), "w": torch.ones(2)}
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps(tree, protocol=4))
+    with open_weights(tmp_path / "a.pkl") as weights:
+        np.testing.assert_array_equal(weights.slots["image"].read(), tree["image"])
+    with open_weights(GOLDEN / "bf16.pdparams") as weights:  # the whole tree, too, and not the slots alone
+        assert weights.others["0.weight"].dtype == ml_dtypes.bfloat16
 
 
 class Evaluated:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -166,3 +167,104 @@ def test_a_list_that_holds_itself(tmp_path: Path) -> None:
     (tmp_path / "a.pdparams").write_bytes(pickle.dumps(value, protocol=4))
     with pytest.raises(CheckpointError, match="malformed"):
         open_weights(tmp_path / "a.pdparams")
+
+
+def text(value: str) -> bytes:
+    return b"X" + len(value).to_bytes(4, "little") + value.encode()
+
+
+ORDERED = b"ccollections\nOrderedDict\n"
+# Each list holds the one before twice.
+DOUBLED = b"]q\x00" + b"".join(b"0](h%ch%ceq%c" % (i, i, i + 1) for i in range(60)) + b"0"
+NUMBER = b"\x8b" + (1 << 20).to_bytes(4, "little") + b"\x7f" * (1 << 20)
+
+
+@pytest.mark.parametrize(
+    ("program", "words"),
+    [
+        (b"}N" + b"\x85" * 500_000 + b"Ns", "made of more than 100 values"),
+        (b"}N" + b"2\x86" * 60 + b"Ns", "made of more than 100 values"),
+        (b"](N" + b"\x85" * 500_000 + b"Nd", "made of more than 100 values"),
+        (b"\x8f(N" + b"\x85" * 500_000 + b"\x90", "made of more than 100 values"),
+        (b"(N" + b"\x85" * 500_000 + b"\x91", "made of more than 100 values"),
+        (b"ca\nB\n)\x81N" + b"\x85" * 500_000 + b"Ns", "made of more than 100 values"),
+        (b"c__builtin__\nset\n](N" + b"\x85" * 500_000 + b"e\x85R", "made of more than 100 values"),
+        (b"}\x8a\x09" + b"\x00" * 7 + b"\x20\x00" + b"Ns", "beyond 2⁶⁰"),
+        (b"}(N" + b"\x85" * 500_000 + b"Nu", "made of more than 100 values"),
+        (ORDERED + b"](](N" + b"\x85" * 500_000 + b"Nee\x85R", "made of more than 100 values"),
+        (b"c__builtin__\nfrozenset\n](N" + b"\x85" * 500_000 + b"e\x85R", "made of more than 100 values"),
+        (b"}\x8a\x09" + b"\x00" * 7 + b"\xe0\xff" + b"Ns", "beyond 2⁶⁰"),
+        (b"}\x8a\x09" + b"\x00" * 7 + b"\x20\x00" + b"\x85\x85Ns", "beyond 2⁶⁰"),
+        (b"](" + NUMBER + NUMBER + b"e", "a number has 1,048,576 bytes"),
+        (b"L0x" + b"7" * 60_000 + b"L\n", "a number has 60,003 digits"),
+        (b"I0x" + b"7" * 60_000 + b"\n", "a number has 60,002 digits"),
+        (b"](" + text("a" * (1 << 20)) + b"q\x00" + b"h\x00" * 300 + b"e", "unfolds to over"),
+        (DOUBLED + b"c_codecs\nencode\n" + text("a") + b"h\x3c\x86R", "spelled in an encoding"),
+        (b"c" + b"a" * 400 + b"\nB\n)R", "the name of a class has more than"),
+        (text("a" * 400) + text("B") + b"\x93)R", "the name of a class has more than"),
+        (DOUBLED + b"cpathlib\nPath\nh\x3c\x85R", "expected str"),
+        (DOUBLED + b"h\x3cQ", "objects outside of itself"),
+        (DOUBLED + b"h\x3c", "unfolds to over"),
+        (DOUBLED + b"ca\nB\n)\x81h\x3cb", "unfolds to over"),
+        (b"]" * 120 + b"a" * 119, "nests more than 100 deep"),
+    ],
+)
+def test_what_would_hang_or_crash_those_who_walk_it(tmp_path: Path, program: bytes, words: str) -> None:
+    """Hashing a tuple half a million deep overflows the stack; printing 2⁶⁰ words never ends."""
+    with pytest.raises(CheckpointError, match=words):
+        read(tmp_path, b"\x80\x02" + program + b".")
+
+
+def test_records_may_hold_themselves(tmp_path: Path) -> None:
+    record = read(tmp_path, b"\x80\x02ca\nB\n)\x81q\x00}" + text("me") + b"h\x00sb.")
+    assert record.state["me"] is record
+    assert repr(record) == "<a.B>"
+
+
+@pytest.mark.parametrize(
+    "tree", [{"a": {"b": np.ones(2)}, "a.b": np.zeros(2)}, {"1": np.ones(2), 1: np.zeros(2)}]
+)
+def test_two_tensors_of_one_name_are_not_one(tmp_path: Path, tree: Any) -> None:
+    (tmp_path / "a.pdparams").write_bytes(pickle.dumps(tree, protocol=4))
+    with pytest.raises(
+        CheckpointError, match=r"a\.pdparams holds two tensors whose keys make up one name: '(a\.b|1)'"
+    ):
+        open_weights(tmp_path / "a.pdparams")
+
+
+# What is made in place of a call sees what was not yet measured.
+@pytest.mark.parametrize(
+    ("program", "words"),
+    [
+        (b"ctorch.serialization\n_get_layout\nh\x3c\x85R", "layout has no name"),
+        (
+            b"ctorch_utils.persistence\n_reconstruct_persistent_obj\n}" + text("class_name") + b"h\x3cs\x85R",
+            "does not name its class",
+        ),
+        (b"ctorch._tensor\n_rebuild_from_type_v2\n(ca\nB\nh\x3c)NtR0h\x3c", "unfolds to over"),
+        (b"cnumpy.core.numeric\n_frombuffer\n(Nh\x3c)NtR", "something else than a dtype"),
+    ],
+)
+def test_nothing_is_printed_before_it_is_measured(tmp_path: Path, program: bytes, words: str) -> None:
+    (tmp_path / "a.pkl").write_bytes(b"\x80\x02" + DOUBLED + program + b".")
+    with pytest.raises(CheckpointError, match=words):
+        open_weights(tmp_path / "a.pkl")
+
+
+def test_messages_are_short_whatever_the_file_says(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="cannot be understood") as caught:
+        read(tmp_path, b"F" + b"x" * 60_000 + b"\n.")
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("tree", [{"k" * 100_000: 1000}, {"k" * 4000: 17_000}], ids=["long", "many"])
+def test_names_cannot_fill_the_memory(tmp_path: Path, tree: dict[str, int]) -> None:
+    """One key of 100,000 letters before 1,000 others is 100 MB of names."""
+    ones = np.ones(2)
+    tree = {key: dict.fromkeys(range(count), ones) for key, count in tree.items()}
+    (tmp_path / "a.pdparams").write_bytes(pickle.dumps(tree, protocol=4))
+    tracemalloc.start()
+    with pytest.raises(CheckpointError, match="names are longer than those of any model"):
+        open_weights(tmp_path / "a.pdparams")
+    assert tracemalloc.get_traced_memory()[1] < 100e6
+    tracemalloc.stop()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 from pathlib import Path
@@ -18,11 +19,12 @@ from polyak.errors import CheckpointError
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.bool])
 @pytest.mark.parametrize("size", [3, 5000])  # bytes within the pickle, and left in the file
-def test_tensors_in_a_plain_pickle(dtype: torch.dtype, size: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("protocol", [2, 4])  # protocol 2 spells bytes as text
+def test_tensors_in_a_plain_pickle(dtype: torch.dtype, size: int, protocol: int, tmp_path: Path) -> None:
     tensor = (torch.arange(size * 2) % 2).to(dtype)
     tree = {"a": tensor, "rows": tensor.view(2, size)[1], "turned": tensor.view(2, size).t()}
     path = tmp_path / "tree.pkl"
-    path.write_bytes(pickle.dumps(tree))
+    path.write_bytes(pickle.dumps(tree, protocol=protocol))
     with open_weights(path) as weights:
         assert weights.format == "pytorch"
         assert list(weights.slots) == list(tree)
@@ -57,8 +59,6 @@ class Nested:
         self.inner = inner
 
     def __reduce__(self) -> tuple[Any, ...]:
-        import io
-
         buffer = io.BytesIO()
         torch.save(self.inner, buffer, _use_new_zipfile_serialization=False)
         return torch.storage._load_from_bytes, (buffer.getvalue(),)
@@ -68,6 +68,25 @@ class Nested:
 def test_a_storage_must_be_one(inner: Any, tmp_path: Path) -> None:
     (tmp_path / "bad.pkl").write_bytes(pickle.dumps({"a": Nested(inner)}))
     with pytest.raises(CheckpointError, match="holds something else than one storage"):
+        open_weights(tmp_path / "bad.pkl")
+
+
+def test_what_describes_a_storage_is_short(tmp_path: Path) -> None:
+    (tmp_path / "bad.pkl").write_bytes(pickle.dumps({"a": Nested(["text"] * 1000)}))
+    with pytest.raises(CheckpointError, match="its structure takes more than 1,024 bytes"):
+        open_weights(tmp_path / "bad.pkl")
+
+
+@pytest.mark.parametrize(("size", "times"), [(3, 70_000), (500_000, 100)], ids=["small", "as text"])
+def test_one_storage_is_not_opened_again_and_again(size: int, times: int, tmp_path: Path) -> None:
+    """Its bytes stand in the file once, but each call of the loader would open or copy them anew."""
+    inner = io.BytesIO()
+    torch.save(torch.zeros(size).untyped_storage(), inner, _use_new_zipfile_serialization=False)
+    spelled = inner.getvalue().decode("latin1").encode()
+    start = b"c_codecs\nencode\nX" + len(spelled).to_bytes(4, "little") + spelled
+    start += b"X\x06\x00\x00\x00latin1\x86R\x85q\x000ctorch.storage\n_load_from_bytes\nq\x010"
+    (tmp_path / "bad.pkl").write_bytes(b"\x80\x02" + start + b"](" + b"h\x01h\x00R" * times + b"e.")
+    with pytest.raises(CheckpointError, match="its structure takes more than 67,108,864 bytes"):
         open_weights(tmp_path / "bad.pkl")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import pickle
 import random
 import tracemalloc
 import zipfile
@@ -18,7 +19,7 @@ from torch import nn
 
 from polyak import CheckpointError
 from polyak.checkpoints.formats import open_weights
-from polyak.checkpoints.formats.pickles import Record
+from polyak.checkpoints.formats.records import Record
 from polyak.torch.files import as_array
 
 BASE = torch.arange(60.0).reshape(10, 6) / 7
@@ -30,6 +31,7 @@ TENSORS = {
     "permuted": torch.arange(24.0).reshape(2, 3, 4).permute(2, 0, 1),
     "channels last": torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last),
     "expanded": torch.ones(3, 1).expand(3, 4),
+    "expanded far": torch.ones(1).expand(1000),
     "number": torch.tensor(3.5),
     "empty": torch.empty(0, 3),
     "one of one": torch.ones(1, 1)[:, 0:1],
@@ -46,6 +48,9 @@ TENSORS = {
     "int16": torch.arange(-2, 3, dtype=torch.int16),
     "int32": torch.arange(-2, 3, dtype=torch.int32),
     "int64": torch.tensor([2**62, -1]),
+    "conjugated": torch.tensor([1 + 2j, -3j]).conj(),
+    "turned and conjugated": torch.arange(6).reshape(2, 3).to(torch.complex64).mul(1j).mH,
+    "negated": torch.tensor([1 + 2j, -3j]).conj().imag,
 }
 NEWER = {  # the stream format cannot hold these: torch itself fails to load them from it
     "float8_e4m3fn": torch.randn(4).to(torch.float8_e4m3fn),
@@ -56,6 +61,7 @@ NEWER = {  # the stream format cannot hold these: torch itself fails to load the
 
 
 def bits(tensor: torch.Tensor) -> bytes:
+    tensor = tensor.resolve_conj().resolve_neg()
     if tensor.dtype == torch.complex128:
         return tensor.detach().contiguous().numpy().tobytes()
     return as_array(tensor).tobytes()
@@ -229,3 +235,151 @@ def test_bfloat16_is_that_of_ml_dtypes(tmp_path: Path) -> None:
     torch.save({"w": torch.tensor([1.5]).bfloat16()}, tmp_path / "a.pt")
     with open_weights(tmp_path / "a.pt") as weights:
         assert weights.slots["w"].read().dtype == ml_dtypes.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("tensor", "what"),
+    [
+        (lambda: torch.eye(2).to_sparse(), "sparse"),
+        (lambda: torch.eye(2).to_sparse_csr(), "sparse"),
+        (lambda: torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8), "quantised"),
+        (lambda: torch.empty(3, device="meta"), "without values"),
+        (lambda: torch.zeros(4, dtype=torch.uint8).view(torch.float4_e2m1fn_x2), r"torch\.float4_e2m1fn_x2"),
+        (lambda: torch.zeros(2, dtype=torch.complex32), r"torch\.complex32"),
+    ],
+    ids=["sparse", "csr", "quantised", "meta", "4 bits", "complex32"],
+)
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "stream"])
+@pytest.mark.filterwarnings("ignore")
+def test_what_is_no_array_keeps_its_name_and_is_not_read(
+    tmp_path: Path, tensor: Any, what: str, zipped: bool
+) -> None:
+    saved = {"odd": tensor(), "even": torch.ones(2)}
+    torch.save(saved, tmp_path / "a.pt", _use_new_zipfile_serialization=zipped)
+    with open_weights(tmp_path / "a.pt") as weights:
+        assert weights.slots["even"].read().tolist() == [1, 1]
+        with pytest.raises(CheckpointError, match=f"a tensor is .*{what}"):
+            weights.slots["odd"].read()
+
+
+def test_an_id_that_is_no_storages(tmp_path: Path) -> None:
+    """Ids are not measured when they are used, and one can be used again and again."""
+    pid = b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000NK\x3c"
+    doubled = b"]q\x00" + b"".join(b"0](h%ch%ceq%c" % (i, i, i + 1) for i in range(60)) + b"0"
+    bad_class = b"(X\x07\x00\x00\x00storageh\x3cX\x01\x00\x00\x000NK\x3ctQ"
+    for program, words in (
+        (pid + b"NNNtQ", "torch does not write"),
+        (b"K\x01Q", "torch does not write"),
+        (doubled + bad_class, r"a tensor lies in a torch\.\?"),
+    ):
+        torch.save({"plain": BASE}, tmp_path / "a.pt")
+        new = b"\x80\x02" + program + b"."
+        damaged(tmp_path / "a.pt", lambda entries, new=new: entries.update({"a/data.pkl": new}))
+        with pytest.raises(CheckpointError, match=words):
+            open_weights(tmp_path / "a.pt")
+
+
+def rebuilt(shape: bytes, stride: bytes, offset: bytes = b"K\x00") -> bytes:
+    """The pickle of one tensor over a storage of 60 floats."""
+    storage = b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x3ctQ"
+    return (
+        b"\x80\x02}X\x01\x00\x00\x00wctorch._utils\n_rebuild_tensor_v2\n("
+        + storage
+        + offset
+        + shape
+        + stride
+        + b"\x89ccollections\nOrderedDict\n)RtRs."
+    )
+
+
+HUGE = b"\x8a\x0a" + (2**70).to_bytes(10, "little")
+
+
+@pytest.mark.parametrize(
+    ("program", "words"),
+    [
+        (rebuilt(b"K\x00" + HUGE + b"\x86", b"K\x01K\x01\x86"), "no array can have"),
+        (rebuilt(b"(" + b"K\x01" * 100 + b"t", b"(" + b"K\x01" * 100 + b"t"), "at most .* whole numbers"),
+        (rebuilt(b"(" + HUGE * 1000 + b"t", b"(" + b"K\x00" * 1000 + b"t"), "at most .* whole numbers"),
+        (rebuilt(b"J\x00\x00\x00\x7f\x85", b"K\x00\x85"), "spread over 1 elements only"),
+        (rebuilt(b"J\xff\xff\xff\xff\x85", b"K\x01\x85"), "whole numbers from 0 on"),
+        (rebuilt(b"K\x02\x85", b"J\xff\xff\xff\xff\x85"), "needs a stride for each axis"),
+        (rebuilt(b"K\x02\x85", b"K\x01\x85", b"J\xff\xff\xff\xff"), "needs a stride for each axis"),
+        (rebuilt(b"K\x02\x85", b"K\x01\x85", b"K\x3b"), "reaches beyond its 240 bytes"),
+        (rebuilt(b"K\x02\x85", b"G\x00\x00\x00\x00\x00\x00\x00\x00\x85"), "needs a stride for each axis"),
+    ],
+)
+def test_shapes_that_no_tensor_has(tmp_path: Path, program: bytes, words: str) -> None:
+    torch.save({"plain": BASE}, tmp_path / "a.pt")
+    damaged(tmp_path / "a.pt", lambda entries: entries.update({"a/data.pkl": program}))
+    with pytest.raises(CheckpointError, match=words):
+        open_weights(tmp_path / "a.pt")
+
+
+def test_the_shape_of_the_program_above_is_right(tmp_path: Path) -> None:
+    """Or what is refused there would be refused for something else; a long axis of one has any stride."""
+    torch.save({"plain": BASE}, tmp_path / "a.pt")
+    shape, stride = b"K\x02K\x01K\x1e\x87", b"K\x01" + HUGE + b"K\x02\x87"
+    damaged(tmp_path / "a.pt", lambda entries: entries.update({"a/data.pkl": rebuilt(shape, stride)}))
+    with open_weights(tmp_path / "a.pt") as weights:
+        expected = BASE.flatten().numpy()
+        read = weights.slots["w"].read()
+        np.testing.assert_array_equal(read, np.stack([expected[:60:2], expected[1::2]])[:, None])
+
+
+def test_a_bomb_in_the_byte_order_is_not_unpacked(tmp_path: Path) -> None:
+    torch.save({"plain": BASE}, tmp_path / "a.pt")
+    with zipfile.ZipFile(tmp_path / "a.pt") as old, zipfile.ZipFile(tmp_path / "b.pt", "w") as new:
+        for info in old.infolist():
+            bomb = info.filename.endswith("byteorder")
+            data = b"little" + bytes(100_000_000) if bomb else old.read(info)
+            new.writestr(info.filename, data, zipfile.ZIP_DEFLATED if bomb else zipfile.ZIP_STORED)
+    tracemalloc.start()
+    with pytest.raises(CheckpointError, match="byteorder is compressed"):
+        open_weights(tmp_path / "b.pt")
+    assert tracemalloc.get_traced_memory()[1] < 5e6
+    tracemalloc.stop()
+
+
+def test_a_directory_larger_than_any_models_is_not_read(tmp_path: Path) -> None:
+    size = 70_000_000
+    end = b"PK\5\6" + bytes(8) + size.to_bytes(4, "little") + bytes(6)
+    with (tmp_path / "a.pt").open("wb") as file:
+        file.write(b"PK\3\4")
+        file.seek(size)
+        file.write(end)
+    tracemalloc.start()
+    with pytest.raises(CheckpointError, match="its directory takes"):
+        open_weights(tmp_path / "a.pt")
+    assert tracemalloc.get_traced_memory()[1] < 5e6
+    tracemalloc.stop()
+
+
+def pickles(*values: Any) -> bytes:
+    return b"".join(pickle.dumps(value, 2) for value in values)
+
+
+@pytest.mark.parametrize(
+    ("info", "keys", "words"),
+    [
+        (3, [], "big-endian"),
+        ({"little_endian": False}, [], "big-endian"),
+        ({"little_endian": True}, 3, "lists other storages"),
+        ({"little_endian": True}, [[1]], "lists other storages"),
+        ({"little_endian": True}, ["1"], "lists other storages"),
+    ],
+)
+def test_streams_that_torch_did_not_write(tmp_path: Path, info: Any, keys: Any, words: str) -> None:
+    (tmp_path / "a.pt").write_bytes(pickles(0x1950A86A20F9469CFC6C, 1001, info, {}, keys))
+    with pytest.raises(CheckpointError, match=words):
+        open_weights(tmp_path / "a.pt")
+
+
+def test_a_storage_of_a_stream_has_the_length_it_is_said_to_have(tmp_path: Path) -> None:
+    torch.save({"w": torch.ones(5)}, tmp_path / "a.pt", _use_new_zipfile_serialization=False)
+    data = bytearray((tmp_path / "a.pt").read_bytes())
+    assert data[-28:-20] == (5).to_bytes(8, "little")
+    data[-28] = 4
+    (tmp_path / "a.pt").write_bytes(data)
+    with pytest.raises(CheckpointError, match="does not have 20 bytes"):
+        open_weights(tmp_path / "a.pt")

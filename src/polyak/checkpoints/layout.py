@@ -34,7 +34,7 @@ HEADER_LIMIT = 100_000_000  # bytes; the reference implementation has the same l
 METADATA = "__metadata__"
 SUMS = "polyak_sums"
 _DIGITS = 8  # hexadecimal, of one CRC-32
-_AXES = 32 if np.__version__.startswith("1.") else 64  # of a NumPy array, at most
+AXES = 32 if np.__version__.startswith("1.") else 64  # of a NumPy array, at most
 
 _REPR = Repr()  # what a file says can be 100 MB long: messages show its beginning
 _REPR.maxstring = 200
@@ -104,8 +104,8 @@ def _check_writable(name: str, spec: Spec) -> None:
         raise CheckpointError(
             f"{name} is {spec.dtype}, for which the safetensors format has no name. Nothing was written."
         )
-    if len(spec.shape) > _AXES:
-        raise CheckpointError(f"{name} has {len(spec.shape)} axes: at most {_AXES} can be read again.")
+    if len(spec.shape) > AXES:
+        raise CheckpointError(f"{name} has {len(spec.shape)} axes: at most {AXES} can be read again.")
     if name == METADATA or not _is_text(name):
         raise CheckpointError(
             f"a tensor cannot be named {name!r} in a safetensors file: rename it. Nothing was written."
@@ -190,7 +190,7 @@ def _span(source: Source, data: int, name: str, field: Any) -> Span:
     if not isinstance(dtype, str) or dtype not in BY_NAME:
         raise ValueError(f"{what} has dtype {_brief(dtype)}, none of {', '.join(BY_NAME)}")
     # prod of millions of factors would take hours, and NumPy has no such arrays, even of no elements.
-    if len(shape) > _AXES or prod(max(n, 1) for n in shape) * BY_NAME[dtype].itemsize > sys.maxsize:
+    if len(shape) > AXES or prod(max(n, 1) for n in shape) * BY_NAME[dtype].itemsize > sys.maxsize:
         raise ValueError(f"{what} has the shape {_brief(list(shape))}, which no array can have")
     needed = prod(shape) * BY_NAME[dtype].itemsize
     if len(offsets) != 2 or offsets[1] - offsets[0] != needed:

@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeAlias, cast
 
 import numpy as np
 
-from polyak.checkpoints.formats.pickles import Record
+from polyak.checkpoints.formats.records import Record
 from polyak.checkpoints.weights import Slot, Weights
 from polyak.errors import CheckpointError
 from polyak.rules import Decay
@@ -125,8 +125,7 @@ def same_values(a: Mapping[str, Slot], b: Mapping[str, Slot]) -> bool:
 def mapping(tree: Any) -> Mapping[Any, Any]:
     """A dict of the file, or the attributes of an object; an empty one in place of anything else."""
     if isinstance(tree, Record):
-        pairs: list[tuple[Any, Any]] = [item for item in tree.items if isinstance(item, tuple)]
-        tree = dict(pairs) if pairs else tree.state
+        tree = tree.pairs or tree.state
     return cast("Mapping[Any, Any]", tree) if isinstance(tree, Mapping) else {}
 
 

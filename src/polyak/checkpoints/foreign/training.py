@@ -19,7 +19,7 @@ from polyak.checkpoints.foreign.parts import (
     same_values,
     whole,
 )
-from polyak.checkpoints.formats.pickles import Record
+from polyak.checkpoints.formats.records import Record
 from polyak.errors import ConfigError
 from polyak.rules import Constant, Decay, Power
 

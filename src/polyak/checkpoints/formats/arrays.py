@@ -5,16 +5,39 @@
 
 from __future__ import annotations
 
+import sys
+from math import prod
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from polyak.checkpoints.formats.pickles import Built, Global, Payload
+from polyak.checkpoints.dtypes import BFLOAT16
+from polyak.checkpoints.formats.records import Built, Global, Payload
+from polyak.checkpoints.layout import AXES
 from polyak.checkpoints.weights import Slot
 from polyak.errors import CheckpointError
 
 _SCALAR = 64  # bytes: the most that a single number can take
+_CODE = 16  # characters of a dtype's code
+
+
+def shape_of(value: Any, dtype: np.dtype[Any]) -> tuple[int, ...]:
+    """A shape in a file, if an array can have it.
+
+    Raises:
+        CheckpointError: it holds something else than sizes, or they are too many or too large.
+    """
+    shape: tuple[Any, ...] = tuple(value)
+    if len(shape) > AXES or any(type(n) is not int or n < 0 for n in shape):
+        raise CheckpointError(f"a tensor's shape must be at most {AXES} whole numbers from 0 on")
+    if prod(max(n, 1) for n in shape) * dtype.itemsize > sys.maxsize:
+        raise CheckpointError(f"a tensor is {dtype} of the shape {shape}, which no array can have")
+    return shape
+
+
+def _is_text(data: Any) -> bool:
+    return data.text if isinstance(data, Payload) else isinstance(data, str)
 
 
 class ArraySlot(Slot, Built):
@@ -23,7 +46,7 @@ class ArraySlot(Slot, Built):
     def __init__(self, dtype: np.dtype[Any] | None = None, shape: tuple[int, ...] = (0,)) -> None:
         self.dtype = np.dtype(np.uint8) if dtype is None else dtype
         self.shape = shape
-        self._data: Payload | bytes = b""
+        self._data: Payload | bytes | str = b""
         self._columns = self._swapped = False
 
     def build(self, state: Any) -> None:
@@ -37,19 +60,29 @@ class ArraySlot(Slot, Built):
         Raises:
             CheckpointError: it has another size, or holds objects.
         """
-        if not isinstance(dtype, DType) or any(type(n) is not int or n < 0 for n in shape):
-            raise CheckpointError(f"an array has the dtype {dtype!r} and the shape {shape!r}")
-        if isinstance(data, str):  # Python 2
-            data = data.encode("latin1")
-        self.dtype, self.shape, self._columns = dtype.native, tuple(shape), columns
+        if not isinstance(dtype, DType):
+            raise CheckpointError("an array has something else than a dtype in its place")
+        self.dtype, self.shape, self._columns = dtype.native, shape_of(shape, dtype.native), columns
         self._swapped, self._data = dtype.swapped, data
+        # A string of Python 2 stays one until it is read: a million arrays can be given the same.
         size = data.size if isinstance(data, Payload) else len(data)
-        if size != self.nbytes:
-            raise CheckpointError(f"an array of {self.dtype} {self.shape} has {size:,} bytes")
+        # As text, a byte takes one or two; how many there are is known when it is read.
+        spelled = isinstance(data, Payload) and data.text and self.nbytes <= size <= 2 * self.nbytes
+        if size != self.nbytes and not spelled:
+            raise self._of_other_size(size)
         return self
 
+    def _of_other_size(self, size: int) -> CheckpointError:
+        return CheckpointError(f"an array of {self.dtype} {self.shape} has {size:,} bytes")
+
+    def as_bfloat16(self) -> None:
+        """Take 16 unsigned bits for a bfloat16."""
+        if self.dtype == np.uint16 and not self._swapped:
+            self.dtype = BFLOAT16
+
     def read_into(self, start: int, buffer: NDArray[Any]) -> None:
-        flat = self.read().reshape(-1) if self._columns or self._swapped else None
+        scattered = self._columns or self._swapped or _is_text(self._data)
+        flat = self.read().reshape(-1) if scattered else None
         if flat is not None:
             buffer[:] = flat[start : start + len(buffer)]
             return
@@ -58,10 +91,20 @@ class ArraySlot(Slot, Built):
             memory: Any = view
             self._data.source.read_into(self._data.offset + first, memoryview(memory))
         else:
-            view[:] = np.frombuffer(self._data, np.uint8, len(view), first)
+            view[:] = np.frombuffer(self._bytes(), np.uint8, len(view), first)
+
+    def _bytes(self) -> bytes:
+        if isinstance(self._data, Payload):
+            return self._data.read()
+        try:
+            return self._data.encode("latin1") if isinstance(self._data, str) else self._data
+        except UnicodeError as error:
+            raise CheckpointError("the bytes of an array are spelled with what stands for none") from error
 
     def read(self) -> NDArray[Any]:
-        data = self._data.read() if isinstance(self._data, Payload) else self._data
+        data = self._bytes()
+        if len(data) != self.nbytes:
+            raise self._of_other_size(len(data))
         stored = self.dtype.newbyteorder() if self._swapped else self.dtype
         array = np.frombuffer(data, stored).reshape(self.shape, order="F" if self._columns else "C")
         return np.ascontiguousarray(array, self.dtype).reshape(self.shape)
@@ -71,8 +114,10 @@ class DType(Built):
     """A NumPy dtype in a pickle: a code, then its byte order."""
 
     def __init__(self, code: str, *_: Any) -> None:
+        if not isinstance(code, str) or len(code) > _CODE:  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise CheckpointError("a dtype is not told by a short code")
         try:
-            self.native: np.dtype[Any] = np.dtype(str(code))
+            self.native: np.dtype[Any] = np.dtype(code)
         except (TypeError, ValueError, SyntaxError) as error:
             raise CheckpointError(f"{code!r} is no dtype") from error
         if self.native.kind not in "biufc":
@@ -94,20 +139,30 @@ def _scalar(dtype: Any, data: Any = b"") -> Any:
     return np.frombuffer(raw, dtype.native.newbyteorder() if dtype.swapped else dtype.native)[0].item()
 
 
-def _from_buffer(data: Any, dtype: Any, shape: Any, order: str) -> ArraySlot:
-    return ArraySlot().fill(dtype, shape, data, order == "F")
+def makers(made: list[ArraySlot]) -> dict[tuple[str, str], Any]:
+    """What stands for NumPy's names.
 
+    Args:
+        made: gets each array.
+    """
 
-ARRAYS: dict[tuple[str, str], Any] = {
-    ("numpy", "dtype"): DType,
-    ("numpy", "ndarray"): Global("numpy", "ndarray"),
-    **{
-        (f"numpy.{core}.{module}", name): make
-        for core in ("core", "_core")
-        for (module, name), make in {
-            ("multiarray", "_reconstruct"): lambda *_: ArraySlot(),
-            ("multiarray", "scalar"): _scalar,
-            ("numeric", "_frombuffer"): _from_buffer,
-        }.items()
-    },
-}
+    def empty(*_: Any) -> ArraySlot:
+        made.append(ArraySlot())
+        return made[-1]
+
+    def from_buffer(data: Any, dtype: Any, shape: Any, order: str) -> ArraySlot:
+        return empty().fill(dtype, shape, data, order == "F")
+
+    return {
+        ("numpy", "dtype"): DType,
+        ("numpy", "ndarray"): Global("numpy", "ndarray"),
+        **{
+            (f"numpy.{core}.{module}", name): make
+            for core in ("core", "_core")
+            for (module, name), make in {
+                ("multiarray", "_reconstruct"): empty,
+                ("multiarray", "scalar"): _scalar,
+                ("numeric", "_frombuffer"): from_buffer,
+            }.items()
+        },
+    }

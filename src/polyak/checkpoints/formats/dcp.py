@@ -13,13 +13,15 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from polyak.checkpoints.formats.pickles import Global, Record, Stream, load
-from polyak.checkpoints.formats.pytorch import DTYPES, tree_of_zip
+from polyak.checkpoints.formats.arrays import shape_of
+from polyak.checkpoints.formats.pickles import Stream, load
+from polyak.checkpoints.formats.pytorch import DTYPES, layout, tree_of_zip
+from polyak.checkpoints.formats.records import Global, Record
 from polyak.checkpoints.source import Source, Where, inside, open_source
 from polyak.checkpoints.weights import Held, Slot, Weights
 from polyak.errors import CheckpointError
@@ -27,6 +29,7 @@ from polyak.errors import CheckpointError
 METADATA = ".metadata"
 _ROOM = "torch.distributed.checkpoint"
 _CELLS = 1 << 22
+_BYTES = np.dtype(np.uint8)
 
 
 class _Chunk(NamedTuple):
@@ -73,34 +76,36 @@ def read_folder(folder: Where) -> Weights:
         entries = dict(metadata.state["state_dict_metadata"])
         places = dict(metadata.state["storage_data"])
         stored = {_key(index): _attributes(info) for index, info in places.items()}
-        names = sorted({str(info["relative_path"]) for info in stored.values()})
+        names = sorted({_text(info["relative_path"]) for info in stored.values()})
         with ExitStack() as opened:
             files = {name: opened.enter_context(open_source(inside(folder, name))) for name in names}
             slots: dict[str, Slot] = {}
             others: dict[str, Any] = {}
             for name, entry in entries.items():
                 if entry.name == "TensorStorageMetadata":
-                    slots[name] = _tensor(str(name), _attributes(entry), stored, files)
+                    slots[_text(name)] = _tensor(name, _attributes(entry), stored, files)
                 else:
                     others[name] = entry
             opened.pop_all()
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise CheckpointError(f"{folder} is no distributed checkpoint known here: {error!r}") from error
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
+        raise CheckpointError(
+            f"{folder} is no distributed checkpoint known here: its {METADATA} is malformed ({error!r:.200})."
+        ) from error
     return Weights(str(folder), "dcp", slots, others=others | slots, sources=tuple(files.values()))
 
 
 def _tensor(
     name: str, entry: Mapping[str, Any], stored: Mapping[Any, Any], files: Mapping[str, Source]
 ) -> Slot:
-    shape = tuple(entry["size"])
     dtype = _dtype(name, entry["properties"])
+    shape = shape_of(entry["size"], dtype)
     chunks: list[_Chunk] = []
     for chunk in map(_attributes, entry["chunks"]):
-        offsets, sizes = tuple(chunk["offsets"]), tuple(chunk["sizes"])
+        offsets, sizes = shape_of(chunk["offsets"], dtype), shape_of(chunk["sizes"], dtype)
         info = stored[name, offsets]
         if info.get("transform_descriptors"):
             raise CheckpointError(f"{name} is stored compressed or encrypted, which is not undone here")
-        window = _Window(files[str(info["relative_path"])], int(info["offset"]), int(info["length"]))
+        window = _Window(files[info["relative_path"]], int(info["offset"]), int(info["length"]))
         chunks.append(_Chunk(offsets, sizes, lambda window=window, sizes=sizes: _item(window, sizes, dtype)))
     _check(name, shape, chunks)
     if len(chunks) == 1 and chunks[0].shape == shape:
@@ -127,11 +132,7 @@ def _check(name: str, shape: tuple[int, ...], chunks: list[_Chunk]) -> None:
     """Chunks lie within the tensor and fill it once: on the grid of all their edges, each cell has one."""
     for chunk in chunks:
         ends = [at + n for at, n in zip(chunk.offsets, chunk.shape, strict=True)]
-        if (
-            len(ends) != len(shape)
-            or any(at < 0 for at in chunk.offsets)
-            or any(map(int.__gt__, ends, shape))
-        ):
+        if len(ends) != len(shape) or any(map(int.__gt__, ends, shape)):
             raise CheckpointError(f"a chunk of {name} reaches from {chunk.offsets} to {ends}, beyond {shape}")
     cuts = [
         np.unique([0, n, *(c.offsets[d] for c in chunks), *(c.offsets[d] + c.shape[d] for c in chunks)])
@@ -139,31 +140,46 @@ def _check(name: str, shape: tuple[int, ...], chunks: list[_Chunk]) -> None:
     ]
     if prod(len(cut) for cut in cuts) > _CELLS:
         raise CheckpointError(f"{name} is cut into more than {_CELLS:,} cells")
-    covered = np.zeros([len(cut) - 1 for cut in cuts], np.int64)
+    covered = np.zeros([len(cut) - 1 for cut in cuts], bool)
+    unfilled = CheckpointError(
+        f"the chunks of {name} do not make up its shape {shape} without gap or overlap"
+    )
     for chunk in chunks:
         ends = [at + n for at, n in zip(chunk.offsets, chunk.shape, strict=True)]
         edges = zip(cuts, chunk.offsets, ends, strict=True)
-        covered[tuple(slice(*np.searchsorted(cut, (at, end))) for cut, at, end in edges)] += 1
-    if not (covered == 1).all():
-        raise CheckpointError(f"the chunks of {name} do not make up its shape {shape} without gap or overlap")
+        cells = tuple(slice(*np.searchsorted(cut, (at, end))) for cut, at, end in edges)
+        if covered[cells].any():  # at once: a million chunks over the same million cells would take days
+            raise unfilled
+        covered[cells] = True
+    if not covered.all():
+        raise unfilled
 
 
 def _dtype(name: str, properties: Record) -> np.dtype[Any]:
     state = properties.state  # a tuple that begins with the dtype, or a dict of attributes
     dtype = state["dtype"] if isinstance(state, dict) else state[0]  # pyright: ignore
     if not isinstance(dtype, Global) or dtype.name not in DTYPES:
-        raise CheckpointError(f"{name} is {dtype}, which polyak does not read")
+        what = dtype if isinstance(dtype, Global) else "of no dtype"
+        raise CheckpointError(f"{name} is {what}, which polyak does not read")
     return DTYPES[dtype.name]
 
 
 def _attributes(record: Record) -> dict[str, Any]:
-    return dict(record.state)
+    if not isinstance(record.state, dict):
+        raise TypeError("an object has no attributes")
+    return cast("dict[str, Any]", record.state)  # no copy: a million records can share one state
 
 
 def _key(index: Record) -> tuple[str, tuple[int, ...] | None]:
     attributes = _attributes(index)
     offset = attributes.get("offset")
-    return str(attributes["fqn"]), None if offset is None else tuple(offset)
+    return _text(attributes["fqn"]), None if offset is None else shape_of(offset, _BYTES)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError("a name is no text")
+    return value
 
 
 def _enumerated(name: str) -> Callable[..., Record]:
@@ -172,6 +188,6 @@ def _enumerated(name: str) -> Callable[..., Record]:
 
 _MAKERS: dict[tuple[str, str], Any] = {
     ("torch", "Size"): tuple,
-    ("torch.serialization", "_get_layout"): lambda name: Global("torch", str(name)),
+    ("torch.serialization", "_get_layout"): layout,
     (f"{_ROOM}.metadata", "_MEM_FORMAT_ENCODING"): _enumerated("_MEM_FORMAT_ENCODING"),
 }

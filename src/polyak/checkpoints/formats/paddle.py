@@ -9,78 +9,65 @@ which it has no other use for; here they are bfloat16 again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from polyak.checkpoints.dtypes import BFLOAT16
-from polyak.checkpoints.formats.arrays import ARRAYS
-from polyak.checkpoints.formats.pickles import Stream, load, refusal
+from polyak.checkpoints.formats.arrays import ArraySlot, shape_of
+from polyak.checkpoints.formats.pickles import refusal
 from polyak.checkpoints.formats.tree import flattened
 from polyak.checkpoints.source import Source
 from polyak.checkpoints.weights import Held, Slot, Weights
 from polyak.errors import CheckpointError
 
-NAMES = "StructuredToParameterName@@"
+_NAMES = "StructuredToParameterName@@"
 _PARTS = "UnpackBigParamInfor@@"  # as Paddle spells it
 
 
-@dataclass(frozen=True)
-class _BFloat16(Slot):
-    """An array of uint16 as the bfloat16 it is."""
+def weights_of(source: Source, pickled: Any, arrays: Iterable[ArraySlot]) -> Weights:
+    """What Paddle means by what a pickle holds.
 
-    stored: Slot
-    shape: tuple[int, ...]  # pyright: ignore[reportGeneralTypeIssues, reportIncompatibleVariableOverride]
-    dtype: np.dtype[Any] = field(default=BFLOAT16)  # pyright: ignore[reportGeneralTypeIssues, reportIncompatibleVariableOverride]
-
-    def read_into(self, start: int, buffer: NDArray[Any]) -> None:
-        self.stored.read_into(start, buffer.view(np.uint16))
-
-
-def read_paddle(source: Source) -> Weights:
-    """The arrays of a file of ``paddle.save``.
+    Args:
+        source: the file.
+        pickled: what the pickle built.
+        arrays: all arrays in it.
 
     Raises:
-        CheckpointError: it is damaged, or asks for a call.
+        CheckpointError: what it says of its sliced parameters is malformed.
     """
-    return weights_of(source, load(Stream(source), MAKERS))
+    for array in arrays:
+        array.as_bfloat16()
+    tree = _whole(source.name, pickled)
+    tensors: Any = tree
+    if isinstance(tree, dict):
+        tensors = {key: value for key, value in tree.items() if key != _NAMES}  # pyright: ignore
+    return Weights(source.name, "paddle", flattened(source.name, tensors), others=tree, sources=(source,))
 
 
-def weights_of(source: Source, pickled: Any) -> Weights:
-    """What Paddle means by what a pickle holds."""
-    tree = _whole(pickled)
-    if isinstance(tree, Mapping):
-        tensors: Any = {key: value for key, value in tree.items() if key != NAMES}  # pyright: ignore
-    else:
-        tensors = tree
-    slots = {name: _typed(slot) for name, slot in flattened(tensors).items()}
-    return Weights(source.name, "paddle", slots, others=tree, sources=(source,))
-
-
-def _typed(slot: Slot) -> Slot:
-    return _BFloat16(slot, slot.shape) if slot.dtype == np.uint16 else slot
-
-
-def _whole(tree: Any) -> Any:
+def _whole(where: str, tree: Any) -> Any:
     """Parameters above 4 GB, which older pickles hold in slices, in one piece again."""
     if not isinstance(tree, dict) or _PARTS not in tree:
         return tree
-    whole: dict[str, Any] = dict(tree)  # pyright: ignore
-    for name, info in dict(whole.pop(_PARTS)).items():
-        parts: list[Slot] = [whole.pop(part) for part in info["slices"]]
-        whole[name] = _joined(name, parts, tuple(info["OriginShape"]))
+    whole: dict[str, Any] = dict(tree)  # pyright: ignore[reportUnknownArgumentType]
+    try:
+        for name, info in dict(whole.pop(_PARTS)).items():
+            parts = [whole.pop(part) for part in info["slices"]]
+            whole[name] = _joined(parts, info["OriginShape"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{where} is damaged: what it says of its sliced parameters.") from error
     return whole
 
 
-def _joined(name: str, parts: list[Slot], shape: tuple[int, ...]) -> Slot:
+def _joined(parts: list[Slot], shape: Any) -> Slot:
+    first, *_ = parts
     made = Held(
-        parts[0].dtype, shape, lambda: np.concatenate([p.read().reshape(-1) for p in parts]).reshape(shape)
+        first.dtype,
+        shape_of(shape, first.dtype),
+        lambda: np.concatenate([part.read().reshape(-1) for part in parts]).reshape(shape),
     )
-    if sum(part.size for part in parts) != made.size:
-        raise CheckpointError(f"the slices of {name} do not add up to its shape {shape}")
+    if any(part.dtype != made.dtype for part in parts) or sum(part.size for part in parts) != made.size:
+        raise ValueError("the slices do not make up the whole")
     return made
 
 
@@ -93,7 +80,7 @@ def _data(*args: Any) -> Any:
             raise refusal("builtins.eval")
 
 
-MAKERS: dict[tuple[str, str], Any] = ARRAYS | {
+MAKERS: dict[tuple[str, str], Any] = {
     ("builtins", "eval"): _data,
     ("builtins", "tuple"): lambda items=(): _named(tuple(items)),
 }

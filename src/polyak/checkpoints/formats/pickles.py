@@ -16,91 +16,28 @@ from __future__ import annotations
 
 import pickle
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
+from polyak.checkpoints.formats.records import MOST, Built, Global, Payload, Record, bounded, hashable
 from polyak.checkpoints.source import Source
 from polyak.errors import CheckpointError
 
 LAZY = 1 << 10  # bytes; payloads from this size on stay in the file
 _LINE = 1 << 16  # bytes of a line in the text protocol
-# What is not payload: a model of 100,000 tensors takes a fifth of it. One byte can make an object of 64.
-_MOST = 1 << 26
-
-
-@dataclass
-class Record:
-    """An object whose class is not known here: what the pickle says of it, and no more.
-
-    Args:
-        module: where its class is defined.
-        name: of its class.
-        args: what it was made with.
-        state: usually the dict of its attributes; None before or without any.
-        items: of a subclass of list, dict or set.
-    """
-
-    module: str
-    name: str
-    args: tuple[Any, ...] = ()
-    state: Any = None
-    items: list[Any] = field(default_factory=list[Any])
-
-    def append(self, item: Any) -> None:
-        """An item of a list."""
-        self.items.append(item)
-
-    def extend(self, items: list[Any]) -> None:
-        """Items of a list."""
-        self.items.extend(items)
-
-    def add(self, item: Any) -> None:
-        """An item of a set."""
-        self.items.append(item)
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        self.items.append((key, value))
-
-    def __hash__(self) -> int:
-        return id(self)
-
-    def __eq__(self, other: object) -> bool:
-        return self is other
-
-
-@dataclass(frozen=True)
-class Global:
-    """The name of a class or function in a pickle."""
-
-    module: str
-    name: str
-
-    def __str__(self) -> str:
-        return f"{self.module}.{self.name}"
-
-
-@dataclass(frozen=True)
-class Payload:
-    """Bytes that are still in the file."""
-
-    source: Source = field(repr=False)
-    offset: int
-    size: int
-
-    def read(self) -> bytes:
-        """The bytes themselves."""
-        return self.source.read(self.offset, self.size)
+_LONGEST = 255  # bytes, or digits, of a whole number: to multiply two of a megabyte takes seconds
+_CALL = 4  # bytes of MOST that each value given to a call costs: it may copy them
+_SHOWN = 300  # characters of an error's text, or of a name in it: the file decides what they are
 
 
 class Stream:
     """A part of a source, read from front to back through a small buffer."""
 
-    def __init__(self, source: Source, start: int = 0, end: int | None = None) -> None:
+    def __init__(self, source: Source, start: int = 0, end: int | None = None, most: int = MOST) -> None:
         self.source = source
         self.end = source.size if end is None else end
         self._buffer, self._base, self._at = b"", start, 0
-        self._left = _MOST
+        self._most = self._left = most
 
     def tell(self) -> int:
         """Where the next byte is read, in the source."""
@@ -124,11 +61,11 @@ class Stream:
         """Use up some of what a model's structure may take.
 
         Raises:
-            pickle.UnpicklingError: it is more.
+            CheckpointError: it is more.
         """
         self._left -= amount
         if self._left < 0:
-            raise pickle.UnpicklingError(f"its structure takes more than {_MOST:,} bytes")
+            raise CheckpointError(f"its structure takes more than {self._most:,} bytes: it is malformed")
 
     def readline(self) -> bytes:
         """The next line, its end included."""
@@ -139,13 +76,13 @@ class Stream:
             line += self.read(1)
         return bytes(line)
 
-    def payload(self, size: int) -> Payload | bytes:
+    def payload(self, size: int, text: bool = False) -> Payload | bytes:
         """The next ``size`` bytes, left where they are when they are many."""
         if size < LAZY:
             return self.read(size)
         if size > self.end - self.tell():
             self.read(size)
-        kept = Payload(self.source, self.tell(), size)
+        kept = Payload(self.source, self.tell(), size, text)
         self._base, self._buffer, self._at = self.tell() + size, b"", 0
         return kept
 
@@ -177,6 +114,8 @@ class Inert(pickle._Unpickler):  # pyright: ignore[reportPrivateUsage]
         self._stream, self._makers, self._persistent = stream, PLAIN | dict(makers), persistent
 
     def find_class(self, module: str, name: str) -> Any:
+        if len(module) + len(name) > _SHOWN:
+            raise pickle.UnpicklingError(f"the name of a class has more than {_SHOWN} letters")
         return self._makers.get((module, name), Global(module, name))
 
     def persistent_load(self, pid: Any) -> Any:
@@ -184,13 +123,33 @@ class Inert(pickle._Unpickler):  # pyright: ignore[reportPrivateUsage]
             raise pickle.UnpicklingError("it refers to objects outside of itself")
         return self._persistent(pid)
 
+    def _called(self, function: Any, args: Any) -> Any:
+        if isinstance(function, Global):
+            raise refusal(function)
+        self._paid(args)
+        return function(*args)
+
+    def _made(self, cls: Any, args: Any) -> Any:
+        if isinstance(cls, Global):
+            self._paid(args)
+            return Record(cls.module, cls.name, args)
+        return self._called(cls, args)
+
+    def _paid(self, args: Any) -> None:
+        """A call may copy what it is given, and the same can be given to a million calls."""
+        if not isinstance(args, tuple):
+            raise pickle.UnpicklingError("arguments are not a tuple")
+        letters = sum(len(arg) for arg in args if isinstance(arg, (str, bytes)))
+        values = sum(len(arg) for arg in args if isinstance(arg, (list, tuple, dict, set, frozenset)))
+        self._stream.spend(letters + _CALL * (4 + len(args) + values))
+
     def _reduce(self) -> None:
         args = self.stack.pop()
-        self.stack[-1] = _called(self.stack[-1], self._paid(args))
+        self.stack[-1] = self._called(self.stack[-1], args)
 
     def _newobj(self) -> None:
         args = self.stack.pop()
-        self.stack[-1] = _made(self.stack[-1], self._paid(args))
+        self.stack[-1] = self._made(self.stack[-1], args)
 
     def _newobj_ex(self) -> None:
         self.stack.pop()  # keyword arguments
@@ -198,20 +157,12 @@ class Inert(pickle._Unpickler):  # pyright: ignore[reportPrivateUsage]
 
     def _obj(self) -> None:
         args = self.pop_mark()
-        self.append(_called(args[0], self._paid(tuple(args[1:]))))
+        self.append(self._called(args[0], tuple(args[1:])))
 
     def _inst(self) -> None:
         module, name = (self.readline()[:-1].decode("ascii") for _ in range(2))
         args = self.pop_mark()
-        self.append(_called(self.find_class(module, name), self._paid(tuple(args))))
-
-    def _paid(self, args: Any) -> Any:
-        """A call may copy what it is given, and one value can be given to a million calls."""
-        if not isinstance(args, tuple):
-            raise pickle.UnpicklingError("arguments are not a tuple")
-        sized = [arg for arg in args if isinstance(arg, (str, bytes, list, tuple, dict, set, frozenset))]
-        self._stream.spend(8 * len(args) + 8 * sum(map(len, sized)))
-        return args
+        self.append(self._called(self.find_class(module, name), tuple(args)))
 
     def _build(self) -> None:
         state = self.stack.pop()
@@ -231,6 +182,62 @@ class Inert(pickle._Unpickler):  # pyright: ignore[reportPrivateUsage]
     def _bytes_of(self, width: int) -> None:
         self.append(self._stream.payload(int.from_bytes(self.read(width), "little")))
 
+    def _text(self) -> None:
+        """Text; that which stands for bytes, as protocol 2 has them, may stay in the file."""
+        size = int.from_bytes(self.read(4), "little")
+        if self.stack and self.stack[-1] is _encoded and size >= LAZY:
+            self.append(self._stream.payload(size, text=True))
+        else:
+            self.append(str(self.read(size), "utf-8", "surrogatepass"))
+
+    def _python_2_string(self) -> None:
+        data = self._stream.payload(int.from_bytes(self.read(4), "little", signed=True))
+        self.append(data if isinstance(data, Payload) else data.decode("latin1"))
+
+    def _long(self) -> None:
+        size = int.from_bytes(self.read(4), "little", signed=True)
+        if size > _LONGEST:
+            raise pickle.UnpicklingError(f"a number has {size:,} bytes")
+        self.append(pickle.decode_long(self.read(size)))
+
+    def _digits(self) -> bytes:
+        """Of a number spelled out: Python bounds decimal digits, but not others."""
+        line = self.readline()[:-1]
+        if len(line) > _LONGEST:
+            raise pickle.UnpicklingError(f"a number has {len(line):,} digits")
+        return line
+
+    def _int(self) -> None:
+        line = self._digits()
+        self.append(line == b"01" if line in (b"00", b"01") else int(line, 0))
+
+    def _long_digits(self) -> None:
+        self.append(int(self._digits().removesuffix(b"L"), 0))
+
+    def _item(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        self.stack[-1][hashable(key)] = value
+
+    def _items(self) -> None:
+        items = self.pop_mark()
+        target = self.stack[-1]
+        for i in range(0, len(items), 2):
+            target[hashable(items[i])] = items[i + 1]
+
+    def _dict(self) -> None:
+        items = self.pop_mark()
+        self.append({hashable(items[i]): items[i + 1] for i in range(0, len(items), 2)})
+
+    def _members(self) -> None:
+        items = self.pop_mark()
+        target = self.stack[-1]
+        for item in items:
+            target.add(hashable(item))
+
+    def _frozen(self) -> None:
+        items = self.pop_mark()
+        self.append(frozenset(map(hashable, items)))
+
     dispatch[pickle.REDUCE[0]] = _reduce
     dispatch[pickle.NEWOBJ[0]] = _newobj
     dispatch[pickle.NEWOBJ_EX[0]] = _newobj_ex
@@ -238,19 +245,21 @@ class Inert(pickle._Unpickler):  # pyright: ignore[reportPrivateUsage]
     dispatch[pickle.INST[0]] = _inst
     dispatch[pickle.BUILD[0]] = _build
     dispatch[pickle.FRAME[0]] = _frame
+    dispatch[pickle.BINUNICODE[0]] = _text
+    dispatch[pickle.BINSTRING[0]] = _python_2_string
+    dispatch[pickle.LONG4[0]] = _long
+    dispatch[pickle.INT[0]] = _int
+    dispatch[pickle.LONG[0]] = _long_digits
+    dispatch[pickle.SETITEM[0]] = _item
+    dispatch[pickle.SETITEMS[0]] = _items
+    dispatch[pickle.DICT[0]] = _dict
+    dispatch[pickle.ADDITEMS[0]] = _members
+    dispatch[pickle.FROZENSET[0]] = _frozen
     dispatch[pickle.BINBYTES[0]] = lambda self: self._bytes_of(4)
     dispatch[pickle.BINBYTES8[0]] = lambda self: self._bytes_of(8)
     dispatch[pickle.BYTEARRAY8[0]] = lambda self: self._bytes_of(8)
     for _code in (pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER):
         dispatch[_code[0]] = _extension
-
-
-class Built:
-    """A value of ours that a pickle completes with a state."""
-
-    def build(self, state: Any) -> None:
-        """Take the state."""
-        raise NotImplementedError
 
 
 def load(stream: Stream, makers: Mapping[tuple[str, str], Any], persistent: Maker | None = None) -> Any:
@@ -261,14 +270,15 @@ def load(stream: Stream, makers: Mapping[tuple[str, str], Any], persistent: Make
     """
     name = stream.source.name
     try:
-        return Inert(stream, makers, persistent).load()
+        return bounded(Inert(stream, makers, persistent).load())
     except CheckpointError as error:
         raise CheckpointError(f"{name}: {error}") from error
     except RecursionError as error:
         raise CheckpointError(f"{name} cannot be understood: it nests too deeply.") from error
     # The interpreter trusts its program: wrong operands raise whatever they raise.
     except Exception as error:
-        raise CheckpointError(f"{name} cannot be understood as a pickle: {error or error!r}.") from error
+        what = (str(error) or repr(error))[:_SHOWN]
+        raise CheckpointError(f"{name} cannot be understood as a pickle: {what}.") from error
 
 
 def refusal(function: object) -> CheckpointError:
@@ -280,38 +290,34 @@ def refusal(function: object) -> CheckpointError:
     )
 
 
-def _called(function: Any, args: Any) -> Any:
-    if isinstance(function, Global):
-        raise refusal(function)
-    return function(*args)
-
-
-def _made(cls: Any, args: Any) -> Any:
-    if isinstance(cls, Global):
-        return Record(cls.module, cls.name, tuple(args))
-    return _called(cls, args)
-
-
 def _reconstructed(cls: Any, base: Any, state: Any) -> Any:
     return Record(cls.module, cls.name) if isinstance(cls, Global) else cls() if state is None else cls(state)
 
 
 def _newobj_of(cls: Any, *args: Any) -> Any:
-    return _made(cls, args)
+    return Record(cls.module, cls.name, args) if isinstance(cls, Global) else cls(*args)
 
 
-def _encoded(text: str, encoding: str = "latin1") -> bytes:
-    if encoding not in ("latin1", "latin-1", "utf-8", "ascii"):
-        raise pickle.UnpicklingError(f"the encoding {encoding!r} is not one of text")
+def _encoded(text: Any, encoding: str = "latin1") -> Any:
+    latin = encoding in ("latin1", "latin-1")
+    if isinstance(text, Payload) and latin:
+        return text
+    if isinstance(text, Payload) or not (latin or encoding in ("utf-8", "ascii")):
+        raise pickle.UnpicklingError("bytes are spelled in an encoding that Python does not use for it")
     return text.encode(encoding)
+
+
+def _ordered(items: Any = ()) -> OrderedDict[Any, Any]:
+    pairs: Iterable[Any] = items.items() if isinstance(items, dict) else items
+    return OrderedDict((hashable(key), value) for key, value in pairs)
+
+
+def _path(*parts: str) -> str:
+    return "/".join(parts)
 
 
 def _inert(module: str, name: str) -> Maker:
     return lambda *args: Record(module, name, args)
-
-
-def _path(*parts: str) -> str:
-    return "/".join(map(str, parts))
 
 
 _PATHS = ("PosixPath", "PurePosixPath", "WindowsPath", "PureWindowsPath", "Path")
@@ -319,9 +325,9 @@ _TIMES = ("datetime", "date", "time", "timedelta", "timezone")
 
 # What stands for the names of the standard library that hold data. Their own code is not run.
 PLAIN: dict[tuple[str, str], Any] = {
-    ("collections", "OrderedDict"): OrderedDict,
+    ("collections", "OrderedDict"): _ordered,
     ("collections", "defaultdict"): lambda *_: OrderedDict(),
-    ("collections", "Counter"): lambda items=(): OrderedDict(items),
+    ("collections", "Counter"): _ordered,
     ("collections", "deque"): lambda items=(), *_: list(items),
     ("copyreg", "_reconstructor"): _reconstructed,
     ("copy_reg", "_reconstructor"): _reconstructed,
@@ -334,13 +340,13 @@ PLAIN: dict[tuple[str, str], Any] = {
         (module, name): make
         for module in ("builtins", "__builtin__")
         for name, make in {
-            "set": set,
-            "frozenset": frozenset,
+            "set": lambda items=(): set(map(hashable, items)),
+            "frozenset": lambda items=(): frozenset(map(hashable, items)),
             "complex": complex,
             "slice": _inert("builtins", "slice"),
             "bytearray": lambda value=b"", *_: value,
             "bytes": lambda value=b"", *_: value,
-            "dict": dict,
+            "dict": _ordered,
             "list": list,
             "object": Global("builtins", "object"),
         }.items()

@@ -7,14 +7,18 @@ whose objects carry the source of their classes along; it is kept as text.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from polyak.checkpoints.formats import paddle, pytorch
-from polyak.checkpoints.formats.pickles import Payload, Record, Stream, load
+from polyak.checkpoints.formats.arrays import ArraySlot, makers
+from polyak.checkpoints.formats.pickles import Stream, load
+from polyak.checkpoints.formats.records import Payload, Record
 from polyak.checkpoints.formats.tree import flattened
 from polyak.checkpoints.source import Source
 from polyak.checkpoints.weights import Weights
 from polyak.errors import CheckpointError
+
+_STORAGE = 1 << 10  # bytes, at most, of the pickles that describe one storage
 
 
 def read_pickle(source: Source) -> Weights:
@@ -24,21 +28,27 @@ def read_pickle(source: Source) -> Weights:
         CheckpointError: it is damaged, or asks for a call.
     """
     nested: list[Source] = []
+    stream = Stream(source)
 
     def storage(data: Any) -> Any:
+        stream.spend(_STORAGE)
+        if isinstance(data, Payload) and data.text:  # what is spelled otherwise cannot be read in place
+            stream.spend(data.size)
+            data = data.read()
         nested.append(_Within(source, data) if isinstance(data, Payload) else _Memory(source.name, data))
         return _storage_in(nested[-1])
 
     # A call is answered by its name alone, so that each kind of pickle can hold what the others can.
-    makers = pytorch.MAKERS | paddle.MAKERS | _PERSISTENT | {("torch.storage", "_load_from_bytes"): storage}
-    tree = load(Stream(source), makers)
+    arrays: list[ArraySlot] = []
+    known = pytorch.MAKERS | paddle.MAKERS | _PERSISTENT | makers(arrays)
+    tree = load(stream, known | {("torch.storage", "_load_from_bytes"): storage})
     if not nested:
-        return paddle.weights_of(source, tree)
-    return Weights(source.name, "pytorch", flattened(tree), others=tree, sources=(source,))
+        return paddle.weights_of(source, tree, arrays)
+    return Weights(source.name, "pytorch", flattened(source.name, tree), others=tree, sources=(source,))
 
 
 def _storage_in(source: Source) -> pytorch.Storage:
-    held = pytorch.read_stream(source).others
+    held = pytorch.read_stream(source, _STORAGE).others
     if not isinstance(held, pytorch.Storage):
         raise CheckpointError("a tensor's storage holds something else than one storage")
     return held
@@ -77,9 +87,11 @@ def _described(meta: Any) -> Record:
     """An object that says of what class it is; its attributes are the state."""
     if not isinstance(meta, dict):
         raise CheckpointError("a persistent object is not described by a dict")
-    kept: dict[str, Any] = {str(key): value for key, value in meta.items()}  # pyright: ignore
-    args = (kept.get("module_src"),)
-    return Record("torch_utils.persistence", str(kept.get("class_name")), args, kept.get("state"))
+    kept = cast("dict[Any, Any]", meta)
+    name = kept.get("class_name")
+    if not isinstance(name, str):
+        raise CheckpointError("a persistent object does not name its class")
+    return Record("torch_utils.persistence", name, (kept.get("module_src"),), kept.get("state"))
 
 
 _PERSISTENT = {("torch_utils.persistence", "_reconstruct_persistent_obj"): _described}

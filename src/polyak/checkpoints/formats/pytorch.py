@@ -21,8 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polyak.checkpoints.dtypes import BY_NAME
-from polyak.checkpoints.formats.arrays import ARRAYS
-from polyak.checkpoints.formats.pickles import Global, Record, Stream, load
+from polyak.checkpoints.formats.arrays import makers, shape_of
+from polyak.checkpoints.formats.pickles import Maker, Stream, load
+from polyak.checkpoints.formats.records import MOST, Global, Record
 from polyak.checkpoints.formats.tree import flattened
 from polyak.checkpoints.source import Source
 from polyak.checkpoints.weights import Held, Slot, Span, Weights
@@ -30,6 +31,9 @@ from polyak.errors import CheckpointError
 
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 _LOCAL_HEADER = 30  # bytes before the name in a zip entry
+# An expanded tensor repeats a few bytes, which a damaged shape turns into terabytes.
+_EXPANDED = 1 << 28
+_IN_ID = 6  # values that tell which storage is meant; a million ids can be the same long tuple
 
 DTYPES: dict[str, np.dtype[Any]] = {
     "float16": BY_NAME["F16"],
@@ -53,8 +57,14 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "float8_e5m2fnuz": BY_NAME["F8_E5M2FNUZ"],
     "float8_e8m0fnu": BY_NAME["F8_E8M0"],
 }
-# Tensors that are no arrays; they can be named, not read.
-_NO_ARRAYS = ("sparse_tensor", "sparse_csr_tensor", "qtensor", "meta_tensor_no_storage", "nested_tensor")
+_NO_ARRAYS = {
+    "sparse_tensor": "sparse",
+    "sparse_csr_tensor": "sparse",
+    "qtensor": "quantised",
+    "meta_tensor_no_storage": "on the meta device, without values",
+    "nested_tensor": "nested",
+    "wrapper_subclass": "of a subclass that wraps others",
+}
 _STORAGES = {
     "HalfStorage": "float16",
     "BFloat16Storage": "bfloat16",
@@ -69,6 +79,12 @@ _STORAGES = {
     "IntStorage": "int32",
     "LongStorage": "int64",
     "BoolStorage": "bool",
+    # Of quantised tensors, which are not read; what is beside them is.
+    "QUInt8Storage": "uint8",
+    "QInt8Storage": "int8",
+    "QInt32Storage": "int32",
+    "QUInt4x2Storage": "uint8",
+    "QUInt2x4Storage": "uint8",
 }
 
 
@@ -82,6 +98,21 @@ class Storage:
     dtype: np.dtype[Any]
 
 
+@dataclass(frozen=True)
+class NoArray(Slot):
+    """A tensor that no array can be: it has its place and its name, and cannot be read."""
+
+    what: str
+    dtype: np.dtype[Any] = field(default=np.dtype("V0"), init=False)  # pyright: ignore[reportGeneralTypeIssues, reportIncompatibleVariableOverride]
+    shape: tuple[int, ...] = field(default=(0,), init=False)  # pyright: ignore[reportGeneralTypeIssues, reportIncompatibleVariableOverride]
+
+    def read_into(self, start: int, buffer: NDArray[Any]) -> None:
+        raise CheckpointError(
+            f"a tensor is {self.what}: polyak reads arrays of numbers. Load the file with torch, make it a "
+            "plain tensor (dequantize(), to_dense(), …) and save it anew."
+        )
+
+
 # Key, dtype and number of bytes of a storage to the storage.
 Find: TypeAlias = Callable[[str, "np.dtype[Any]", int], Storage]
 
@@ -93,7 +124,7 @@ def read_zip(source: Source) -> Weights:
         CheckpointError: it is damaged, compressed, of a big-endian machine, or asks for a call.
     """
     tree = tree_of_zip(source)
-    return Weights(source.name, "pytorch", flattened(tree), others=tree, sources=(source,))
+    return Weights(source.name, "pytorch", flattened(source.name, tree), others=tree, sources=(source,))
 
 
 def tree_of_zip(source: Source) -> Any:
@@ -104,9 +135,6 @@ def tree_of_zip(source: Source) -> Any:
             root = next((name[: -len("data.pkl")] for name in entries if name.endswith("data.pkl")), None)
             if root is None:
                 raise CheckpointError(f"{source.name} is a zip file, but none of torch.save.")
-            order = entries.get(f"{root}byteorder")
-            if order is not None and archive.read(order)[:16] != b"little":
-                raise CheckpointError(f"{source.name} comes from a big-endian machine: save it anew there.")
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, RuntimeError, EOFError) as error:
         raise CheckpointError(f"{source.name} is a damaged zip file: {error}") from error
 
@@ -114,11 +142,14 @@ def tree_of_zip(source: Source) -> Any:
         info = entries.get(name)
         if info is None or info.compress_type != zipfile.ZIP_STORED:
             why = "is missing" if info is None else "is compressed"
-            raise CheckpointError(f"its entry {name} {why}: torch.save did not write this file")
+            raise CheckpointError(
+                f"{source.name}: its entry {name} {why}, as in no file of torch.save. Load it where it was "
+                "made, and save it anew."
+            )
         head = source.read(info.header_offset, _LOCAL_HEADER)
         start = info.header_offset + _LOCAL_HEADER + head[26] + 256 * head[27] + head[28] + 256 * head[29]
         if start + info.file_size > source.size:
-            raise CheckpointError(f"its entry {name} reaches beyond the end of the file")
+            raise CheckpointError(f"{source.name} is damaged: its entry {name} ends beyond it.")
         return start, info.file_size
 
     def find(key: str, dtype: np.dtype[Any], nbytes: int) -> Storage:
@@ -127,44 +158,56 @@ def tree_of_zip(source: Source) -> Any:
             raise CheckpointError(f"storage {key} should have {nbytes:,} bytes and has {size:,}")
         return Storage(source, start, nbytes, dtype)
 
+    if f"{root}byteorder" in entries and source.read(*entry(f"{root}byteorder"))[:16] != b"little":
+        raise CheckpointError(f"{source.name} comes from a big-endian machine: save it anew there.")
     start, size = entry(f"{root}data.pkl")
-    return load(Stream(source, start, start + size), MAKERS, _persistent(find))
+    return load(Stream(source, start, start + size), MAKERS | makers([]), _persistent(find))
 
 
-def read_stream(source: Source) -> Weights:
+def read_stream(source: Source, most: int = MOST) -> Weights:
     """A file as torch wrote it before 1.6: pickles one after the other, then the storages.
 
     The objects come before the order of the storages, so they are built twice: first to learn how large
     each storage is, then with all of them in place.
 
+    Args:
+        source: the file.
+        most: bytes that the objects may take.
+
     Raises:
         CheckpointError: it is no such file, damaged, or asks for a call.
     """
-    stream = Stream(source)
+    stream = Stream(source, most=most)
     if load(stream, {}) != _MAGIC or load(stream, {}) != _PROTOCOL:
         raise CheckpointError(f"{source.name} is a pickle, but none that torch.save wrote.")
-    if dict(load(stream, {})).get("little_endian") is not True:
-        raise CheckpointError(f"{source.name} comes from a big-endian machine: save it anew there.")
-    begin = stream.tell()
-    sizes: dict[str, int] = {}
+    match load(stream, {}):
+        case {"little_endian": True}:
+            begin = stream.tell()
+        case _:
+            raise CheckpointError(f"{source.name} comes from a big-endian machine: save it anew there.")
+    used: dict[str, tuple[int, int]] = {}
 
     def measure(key: str, dtype: np.dtype[Any], nbytes: int) -> Storage:
-        sizes[key] = nbytes
+        used[key] = nbytes, dtype.itemsize
         return Storage(source, 0, nbytes, dtype)
 
-    load(stream, MAKERS, _persistent(measure))
+    known = MAKERS | makers([])
+    load(stream, known, _persistent(measure))
     keys: Any = load(stream, {})
+    if not isinstance(keys, list) or sorted(map(str, keys)) != sorted(used):  # pyright: ignore
+        raise CheckpointError(f"{source.name} is damaged: it lists other storages than its tensors use.")
     at, places = stream.tell(), dict[str, int]()
-    for key in keys:
-        if key not in sizes:
-            raise CheckpointError(f"{source.name} holds a storage {key!r} that no tensor uses.")
-        places[key] = at + 8  # after the number of elements
-        at += 8 + sizes[key]
-    if at > source.size or set(places) != set(sizes):
+    for key in map(str, keys):  # pyright: ignore[reportUnknownArgumentType]
+        nbytes, width = used[key]
+        if int.from_bytes(source.read(at, 8), "little") * width != nbytes:
+            raise CheckpointError(f"{source.name} is damaged: storage {key} does not have {nbytes:,} bytes.")
+        places[key] = at + 8
+        at += 8 + nbytes
+    if at > source.size:
         raise CheckpointError(f"{source.name} is truncated at {source.size:,} of {at:,} bytes.")
     place = _persistent(lambda key, dtype, nbytes: Storage(source, places[key], nbytes, dtype))
-    tree = load(Stream(source, begin), MAKERS, place)
-    return Weights(source.name, "pytorch", flattened(tree), others=tree, sources=(source,))
+    tree = load(Stream(source, begin, most=most), known, place)
+    return Weights(source.name, "pytorch", flattened(source.name, tree), others=tree, sources=(source,))
 
 
 class _Raw(io.RawIOBase):
@@ -190,42 +233,83 @@ class _Raw(io.RawIOBase):
     def read(self, size: int = -1, /) -> bytes:
         # Never more than there is: a damaged directory asks for gigabytes, and io would make room for them.
         left = max(0, self._source.size - self._at)
-        data = self._source.read(self._at, left if size < 0 else min(size, left))
+        count = left if size < 0 else min(size, left)
+        if count > MOST:
+            raise CheckpointError(f"{self._source.name} is damaged: its directory takes {count:,} bytes.")
+        data = self._source.read(self._at, count)
         self._at += len(data)
         return data
 
 
 def _persistent(find: Find) -> Callable[[Any], Any]:
     def storage(pid: Any) -> Any:
+        if not isinstance(pid, tuple) or len(pid) > _IN_ID:  # pyright: ignore
+            raise CheckpointError("a storage is described in a way that torch does not write")
         if pid[0] == "module":  # a class with its source, which torch kept before 1.6
             return pid[1]
         kind, cls, key, _, count, *view = pid
         name = cls.name if isinstance(cls, Global) else ""
-        if kind != "storage" or name not in _STORAGES or type(count) is not int or count < 0:
-            raise CheckpointError(f"a storage is described by {pid!r}, which torch does not write")
+        if kind != "storage" or not isinstance(key, str) or type(count) is not int or count < 0:
+            raise CheckpointError("a storage is described in a way that torch does not write")
+        if name not in _STORAGES:
+            raise CheckpointError(f"a tensor lies in a torch.{name or '?'}, which polyak does not know")
         dtype = DTYPES[_STORAGES[name]]
         if view and view[0] is not None:  # a storage within another, which torch before 0.4 had
             raise CheckpointError("a storage is a view of another; load and save the file with torch >= 1.6")
-        return find(str(key), dtype, count * dtype.itemsize)
+        return find(key, dtype, count * dtype.itemsize)
 
     return storage
 
 
-def _tensor(storage: Any, offset: int, shape: Any, stride: Any, *_: Any) -> Slot:
-    return _strided(storage, storage.dtype, offset, shape, stride)
+def _tensor(
+    storage: Any,
+    offset: Any,
+    shape: Any,
+    stride: Any,
+    grad: Any = False,
+    hooks: Any = None,
+    metadata: Any = None,
+) -> Slot:
+    return _lazily(_strided(storage, storage.dtype, offset, shape, stride), metadata)
 
 
 def _tensor_v3(
-    storage: Any, offset: int, shape: Any, stride: Any, grad: Any, hooks: Any, dtype: Any, *_: Any
-) -> Slot:
-    return _strided(storage, DTYPES[dtype.name], offset, shape, stride)
+    storage: Any,
+    offset: Any,
+    shape: Any,
+    stride: Any,
+    grad: Any,
+    hooks: Any,
+    dtype: Any,
+    metadata: Any = None,
+) -> Any:
+    if dtype.name not in DTYPES:  # of 4 bits, or half of a complex number: nothing here can hold them
+        return NoArray(f"torch.{dtype.name}")
+    return _lazily(_strided(storage, DTYPES[dtype.name], offset, shape, stride), metadata)
 
 
-def _strided(storage: Storage, dtype: np.dtype[Any], offset: int, shape: Any, stride: Any) -> Slot:
+def _lazily(slot: Slot, metadata: Any) -> Slot:
+    """A tensor that is to be conjugated or negated when it is read, as torch leaves it in the file."""
+    match metadata or {}:
+        case {**marks} if set(marks) <= {"conj", "neg"}:
+            conjugate, negate = bool(marks.get("conj")), bool(marks.get("neg"))
+        case _:
+            raise CheckpointError("a tensor is marked by something else than conj and neg")
+    if not conjugate and not negate:
+        return slot
+
+    def make() -> NDArray[Any]:
+        values = np.conj(slot.read()) if conjugate else slot.read()
+        return np.negative(values) if negate else values
+
+    return Held(slot.dtype, slot.shape, make)
+
+
+def _strided(storage: Storage, dtype: np.dtype[Any], offset: Any, shape: Any, stride: Any) -> Slot:
     """A tensor over a storage; refused when an element of it would lie outside."""
-    shape, stride = tuple(shape), tuple(stride)
-    if len(shape) != len(stride) or any(type(n) is not int or n < 0 for n in (offset, *shape, *stride)):
-        raise CheckpointError(f"a tensor has the shape {shape}, strides {stride}, offset {offset}")
+    shape, stride = shape_of(shape, dtype), tuple(stride)
+    if len(shape) != len(stride) or any(type(n) is not int or n < 0 for n in (offset, *stride)):
+        raise CheckpointError(f"a tensor of shape {shape} needs a stride for each axis, from 0 on")
     empty = 0 in shape
     last = 0 if empty else offset + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
     if not empty and (last + 1) * dtype.itemsize > storage.nbytes:
@@ -233,12 +317,13 @@ def _strided(storage: Storage, dtype: np.dtype[Any], offset: int, shape: Any, st
     begin = storage.offset + (0 if empty else offset) * dtype.itemsize
     if empty or _row_major(shape, stride):
         return Span(storage.source, begin, dtype, shape)
-    if prod(shape) > 8 * (last + 1 - offset):  # expanded: a few bytes that would fill the memory
-        raise CheckpointError(f"a tensor of shape {shape} is spread over {last + 1 - offset} elements only")
+    count = last + 1 - offset
+    if prod(shape) * dtype.itemsize > max(8 * count * dtype.itemsize, _EXPANDED):
+        raise CheckpointError(f"a tensor of shape {shape} is spread over {count} elements only")
 
     def make() -> NDArray[Any]:
-        flat = Span(storage.source, begin, dtype, (last + 1 - offset,)).read()
-        steps = [step * dtype.itemsize for step in stride]
+        flat = Span(storage.source, begin, dtype, (count,)).read()
+        steps = [step * dtype.itemsize if n > 1 else 0 for n, step in zip(shape, stride, strict=True)]
         # Not as_strided, to which the 8-bit floats of ml_dtypes are no dtypes.
         return np.ndarray(shape, dtype, flat.view(np.uint8), 0, steps).copy()
 
@@ -258,17 +343,25 @@ def _parameter(data: Any, *_: Any) -> Any:
     return data
 
 
+def layout(name: Any) -> Global:
+    """Of a tensor: strided, or sparse in one of several ways."""
+    if not isinstance(name, str):
+        raise CheckpointError("a tensor's layout has no name")
+    return Global("torch", name)
+
+
+def _no_array(what: str) -> Maker:
+    return lambda *_: NoArray(what)
+
+
 def _from_type(make: Any, cls: Any, args: Any, state: Any) -> Any:
     """A tensor with attributes, or of a subclass, which is kept as the tensor it is made of."""
-    return Record(cls.module, cls.name, tuple(args)) if isinstance(make, Global) else make(*args)
+    if make in (_tensor, _tensor_v3, _parameter):
+        return make(*args)
+    return NoArray(f"a {cls}" if isinstance(cls, Global) else "of no class")
 
 
-def _no_tensor(name: str) -> Callable[..., Record]:
-    """A tensor that is no array: sparse, quantised, on the meta device."""
-    return lambda *args: Record("torch._utils", name, args)
-
-
-MAKERS: dict[tuple[str, str], Any] = ARRAYS | {
+MAKERS: dict[tuple[str, str], Any] = {
     ("torch._utils", "_rebuild_tensor"): _tensor,
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
     ("torch._utils", "_rebuild_tensor_v3"): _tensor_v3,
@@ -278,8 +371,8 @@ MAKERS: dict[tuple[str, str], Any] = ARRAYS | {
     ("torch._tensor", "_rebuild_from_type"): _from_type,
     ("torch._utils", "_rebuild_device_tensor_from_numpy"): lambda data, *_: data,
     ("torch._utils", "_rebuild_device_tensor_from_cpu_tensor"): lambda data, *_: data,
-    **{("torch._utils", f"_rebuild_{kind}"): _no_tensor(f"_rebuild_{kind}") for kind in _NO_ARRAYS},
+    **{("torch._utils", f"_rebuild_{kind}"): _no_array(what) for kind, what in _NO_ARRAYS.items()},
     ("torch", "Size"): tuple,
     ("torch", "device"): lambda *args: Record("torch", "device", args),
-    ("torch.serialization", "_get_layout"): lambda name: Global("torch", str(name)),
+    ("torch.serialization", "_get_layout"): layout,
 }

@@ -2,39 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, cast
 
-from polyak.checkpoints.formats.pickles import Record
+from polyak.checkpoints.formats.records import MOST
 from polyak.checkpoints.weights import Slot
 from polyak.errors import CheckpointError
 
-_MOST, _DEEPEST = 1_000_000, 100
+_LONGEST = 1 << 12  # letters of a name
 
 
-def flattened(tree: Any) -> dict[str, Slot]:
+def flattened(where: str, tree: Any) -> dict[str, Slot]:
     """Every tensor of nested dicts and lists by its path, joined with dots; pickled objects are left out.
 
+    Args:
+        where: what messages call the file.
+        tree: what was pickled.
+
     Raises:
-        CheckpointError: the tree nests too deeply, or shares its branches so that it has no end.
+        CheckpointError: two tensors have one path, or the paths together are longer than any model's.
     """
-    return dict(_walked(tree, "", 0, iter(range(_MOST))))
+    slots: dict[str, Slot] = {}
+    letters = 0
+    for path, slot in _walked(tree, ""):
+        letters += len(path)
+        if letters > MOST or len(path) > _LONGEST:
+            raise CheckpointError(f"{where} is malformed: its names are longer than those of any model.")
+        if path in slots:
+            raise CheckpointError(f"{where} holds two tensors whose keys make up one name: {path!r}.")
+        slots[path] = slot
+    return slots
 
 
-def _walked(tree: Any, path: str, depth: int, budget: Iterator[int]) -> Iterator[tuple[str, Slot]]:
-    if depth > _DEEPEST or next(budget, None) is None:
-        raise CheckpointError(
-            f"it nests more than {_DEEPEST} deep or holds more than {_MOST:,} values: it is malformed."
-        )
-    if isinstance(tree, Slot):
+def _walked(tree: Any, path: str) -> Iterator[tuple[str, Slot]]:
+    """Stops at a tensor, and where the path is too long to go on, whatever is there."""
+    if isinstance(tree, Slot) or len(path) > _LONGEST:
         yield path, tree
         return
+    items: Iterable[tuple[Any, Any]] = ()
     if isinstance(tree, Mapping):
         items = cast("Mapping[Any, Any]", tree).items()
     elif isinstance(tree, (list, tuple)):
         items = enumerate(cast("list[Any]", tree))
-    else:
-        return
     for key, value in items:
-        if isinstance(value, (Slot, Mapping, list, tuple)) and not isinstance(value, Record):
-            yield from _walked(value, f"{path}.{key}" if path else str(key), depth + 1, budget)
+        if isinstance(value, (Slot, Mapping, list, tuple)):
+            yield from _walked(value, f"{path}.{key}" if path else str(key))
