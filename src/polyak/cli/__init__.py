@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from polyak.cli.average import average
+from polyak.cli.bench import bench
 from polyak.cli.convert import convert
 from polyak.cli.demo import demo
 from polyak.cli.gate import gate
@@ -19,6 +20,7 @@ from polyak.errors import PolyakError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 app.command()(average)
+app.command()(bench)
 app.command()(convert)
 app.command()(demo)
 app.command()(gate)

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from polyak.errors import ConfigError, PlanError
 from polyak.rules import Decay
 from polyak.torch.clone import clone_onto
-from polyak.torch.engines.choose import Engines
 from polyak.torch.engines.contract import Pair
+from polyak.torch.engines.ensemble import Ensemble
 from polyak.torch.engines.tally import Tally
 from polyak.torch.plan import Entry, Patterns, Plan, Selection, unwrap
 from polyak.torch.state import Loaded, State, fill
@@ -49,10 +49,12 @@ class Averages:
         self.model, self.settings = model, settings
         self.tracks = {name: Track(name, decay, {}) for name, decay in decays.items()}
         self.tally = Tally()
+        self._guards = 0  # optimizers that call before_step
         self._selection = selection
         self.copies: dict[str, Tensor] = {}
         self.plan = Plan(model, selection)
         selection.check_against(self.plan.names())
+        self._engines = Ensemble((), (), settings, self.tally)
         self._adopt(self.plan, {}, 0)
 
     @property
@@ -97,13 +99,24 @@ class Averages:
 
     def update(self, betas: Sequence[float], step: int) -> None:
         """θ into every average with the composed decay of each track, and buffers copied."""
-        self._engine.update(betas, step)
-        if self.copies:
-            with torch.no_grad():
-                torch._foreach_copy_(*self._copied)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+        self._engines.update(betas, step)
+
+    def settle(self) -> None:
+        """Finish updates that run beside the training: the averages are about to be read."""
+        self._engines.wait()
+
+    def guard(self, guards: int) -> None:
+        """One more or less optimizer calls ``before_step``."""
+        self._guards += guards
+        self._engines.guard(self._guards > 0)
+
+    def before_step(self) -> None:
+        """θ is about to be written by an optimizer."""
+        self._engines.before_step()
 
     def restore(self, loaded: Loaded, state: State) -> None:
         """Take over a state that was read and checked."""
+        self.settle()
         for name, track in loaded.tracks.items():
             fill(track.tensors, track.lows, state["tracks"][name])
         fill(self.copies, {}, {"tensors": state["copies"]})
@@ -118,7 +131,7 @@ class Averages:
         self._swaps[track.name].enter(self.shown(track), undo)
 
     def prepare(self) -> None:
-        """Make the engine ready for the present plan, tracks and tally."""
+        """Make the engines ready for the present plan, tracks and tally."""
         self._swaps: dict[str, Swap] = {}
         tracks = self.tracks.values()
         pairs = [
@@ -127,17 +140,18 @@ class Averages:
                 e.live,
                 tuple([t.tensors[e.name] for t in tracks]),
                 tuple([t.lows[e.name] for t in tracks if e.name in t.lows]),
+                e.kind == "buffer",
             )
             for e in self.plan.having("average")
         ]
-        self._copied = list(self.copies.values()), [entry.live for entry in self.plan.having("copy")]
-        settings = self.settings
-        self._engine = Engines(pairs, settings.policy, self.tally, settings.seed, settings.engine)
+        copies = [(self.copies[e.name], e.live) for e in self.plan.having("copy")]
+        self._engines = Ensemble(pairs, copies, self.settings, self.tally)
+        self._engines.guard(self._guards > 0)
 
     @property
     def engine(self) -> str:
         """The engines in use, and why no faster ones are."""
-        return self._engine.name
+        return self._engines.name
 
     def module_of(self, track: Track) -> nn.Module:
         """The module on a track's tensors, made when first asked for."""
@@ -178,6 +192,7 @@ class Averages:
                 f"{type(unwrap(self.model)).__name__} has nothing to average: every parameter is frozen or "
                 "left out. Unfreeze some (requires_grad_(True)) or widen include=."
             )
+        self.settle()
         for track in self.tracks.values():
             track.adopt(*self._tensors(averaged, track, heirs), heirs, step)
         self.plan = plan

@@ -10,17 +10,16 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from polyak.checkpoints.schema import Header
 from polyak.checkpoints.snapshots import Captured
 from polyak.errors import CheckpointError, ConfigError, SwapError
 from polyak.rules import Decay
 from polyak.rules.decay import check_whole
 from polyak.torch import files, metrics, resumables, snapshots
-from polyak.torch.attach import after_each_step, check_counts_steps
+from polyak.torch.attach import Attachment, check_counts_steps
 from polyak.torch.averages import Averages
 from polyak.torch.buffers import BufferPolicy
 from polyak.torch.clock import Clock
@@ -51,7 +50,9 @@ class EMA:
         dtype: storage. By default float32, or the parameter's own dtype where that is wider;
             bfloat16 and float16 round stochastically, so that the average keeps moving; "split" keeps
             bfloat16 and 8 further bits.
-        device: where averages live; by default beside their parameters.
+        device: where averages live; by default beside their parameters. "cpu" frees the GPU of them: θ is
+            copied to pinned memory on a side stream and averaged on a thread; an error there is raised by
+            the next call.
         every: act on each k-th step only. Decays are composed, so the half-life does not change.
         start: copy the model up to this step; averaging and the schedule's time begin there.
         on_nonfinite: "skip" keeps the average of elements whose θ is NaN or infinite, "raise" raises
@@ -60,6 +61,8 @@ class EMA:
         compensated: keep beside each float32 average what rounding lost, 8 bytes per parameter: exact
             to 1e-7 also where a plain average stalls within 4e-4 of a constant target (β ≥ 0.9999).
         engine: "auto" takes the fastest that can; ``metrics()["engine"]`` says which and why.
+        overlap: on a GPU, let an update run until the next step of the optimizer it is attached to, under
+            the next forward pass. Nothing else may write the parameters then.
 
     Frozen parameters are not stored: ``ema.module`` uses the model's own. Once they are unfrozen, or new
     ones added, they join with the value they have then.
@@ -99,10 +102,11 @@ class EMA:
         seed: int = 0,
         compensated: bool = False,
         engine: EngineName = "auto",
+        overlap: bool = False,
     ) -> None:
         check_whole("every", every, 1)
         check_whole("start", start, 0)
-        settings = Settings.of(dtype, compensated, device, on_nonfinite, seed, engine)
+        settings = Settings.of(dtype, compensated, device, on_nonfinite, seed, engine, overlap)
         chosen = Selection.of(include, exclude, buffers)
         self._averages = Averages(model, named_decays(decay), chosen, settings)
         self.every, self.start = every, start
@@ -126,6 +130,7 @@ class EMA:
     @property
     def tracks(self) -> dict[str, Track]:
         """The averages by name, each with its tensors, schedule and profile."""
+        self._averages.settle()
         return self._averages.tracks
 
     @property
@@ -175,18 +180,16 @@ class EMA:
             self._clock = clock
             return
         self._averages.follow(clock.step)
-        betas = [
-            0.0 if copying else track.coming(clock.elapsed[track.decay.unit])
-            for track in self.tracks.values()
-        ]
+        tracks = self._averages.tracks.values()
+        betas = [0.0 if copying else track.coming(clock.elapsed[track.decay.unit]) for track in tracks]
         self._averages.update(betas, clock.step)
-        for track, beta in zip(self.tracks.values(), betas, strict=True):
+        for track, beta in zip(tracks, betas, strict=True):
             track.acted(beta, clock.waiting, clock.elapsed[track.decay.unit], clock.step if copying else None)
         self._clock = Clock.at(clock.step, clock.elapsed)
         for watcher in tuple(self._watchers.values()):
             watcher()
 
-    def attach(self, optimizer: Optimizer) -> RemovableHandle:
+    def attach(self, optimizer: Optimizer) -> Attachment:
         """Update after each step the optimizer really takes; no call of ``update`` is needed then.
 
         Steps that a GradScaler skips are not counted. Fused optimizers skip inside their own kernel;
@@ -200,7 +203,7 @@ class EMA:
         """
         for track in self.tracks.values():
             check_counts_steps(track)
-        return after_each_step(optimizer, self.update)
+        return Attachment(optimizer, self.update, self._averages)
 
     @contextmanager
     def average_parameters(self, track: str | None = None) -> Generator[nn.Module]:
@@ -275,7 +278,7 @@ class EMA:
         state before the next update or copy it. ``torch.load(weights_only=True)`` reads it back.
         """
         self._refuse_while_swapped("state_dict")
-        return whole(self._averages.tracks, self._averages.copies, self._averages.tally, self._settings) | {
+        return whole(self.tracks, self._averages.copies, self._averages.tally, self._settings) | {
             "run": self.run,
             **self._clock._asdict(),
         }
@@ -333,7 +336,8 @@ class EMA:
         if resumable:
             tensors, header = resumables.packed(self.state_dict())
         else:
-            tensors, header = self._exported(track)
+            chosen = None if track == "raw" else self._track(track)
+            tensors, header = files.weights_of(self._averages, chosen, self.step, self.run)
         files.save(path, tensors, header, max_shard_size)
 
     def load(self, path: str | os.PathLike[str], strict: bool = True) -> LoadReport:
@@ -366,22 +370,16 @@ class EMA:
             and for each track decay (last applied), mean_age and half_life in steps, initial_weight, and
             distance ``‖avg-θ‖/‖θ‖``. With several tracks the latter are named ``"short/decay"`` and so on.
         """
+        self._averages.settle()
         return metrics.of(self._averages, self.step)
 
     def _track(self, name: str | None) -> Track:
+        self._averages.settle()
         if name is None:
             return self._averages.first
         if name not in self.tracks:
             raise ConfigError(f"track={name!r} is not one of {', '.join(map(repr, self.tracks))}.")
         return self.tracks[name]
-
-    def _exported(self, name: str | None) -> tuple[dict[str, Tensor], Header]:
-        """A track's weights, or the raw ones, and what they are."""
-        plan = self._averages.plan
-        if name == "raw":
-            return files.exported(plan, {}), files.raw_header(self.step, self.run)
-        track = self._track(name)
-        return files.exported(plan, self._averages.held(track)), files.header(track, self.step, self.run)
 
     @property
     def _settings(self) -> dict[str, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -18,8 +18,11 @@ from polyak.checkpoints.shards import write_sharded
 from polyak.errors import CheckpointError
 from polyak.rules import Profile
 from polyak.rules.profile import COPY
+from polyak.torch.averages import Averages
 from polyak.torch.plan import Plan
 from polyak.torch.track import Track
+
+Tensors: TypeAlias = dict[str, Tensor]
 
 _DTYPES: dict[torch.dtype, np.dtype[Any]] = {
     torch.bool: BY_NAME["BOOL"],
@@ -56,7 +59,14 @@ def raw_header(step: int, run: str) -> Header:
     return Header("raw", step, COPY, Profile.raw(step), "raw", run)
 
 
-def exported(plan: Plan, held: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def weights_of(averages: Averages, track: Track | None, step: int, run: str) -> tuple[Tensors, Header]:
+    """A track's weights, or with None the model's own, and what they are."""
+    if track is None:
+        return exported(averages.plan, {}), raw_header(step, run)
+    return exported(averages.plan, averages.held(track)), header(track, step, run)
+
+
+def exported(plan: Plan, held: Mapping[str, Tensor]) -> Tensors:
     """A model's ``state_dict`` with what is held in place of its own tensors, without wrapper prefixes.
 
     Tied tensors are there once per name, so that a strict ``load_state_dict`` finds all it expects.

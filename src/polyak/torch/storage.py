@@ -30,6 +30,7 @@ class Settings:
     policy: what to do with elements of θ that are not finite.
     seed: of the random bits of 16-bit storage.
     engine: "auto", or the one to prefer.
+    overlap: updates run under the next forward pass where the device can.
     """
 
     dtype: torch.dtype | None
@@ -38,6 +39,7 @@ class Settings:
     policy: NonFinitePolicy
     seed: int
     engine: EngineName
+    overlap: bool
 
     @classmethod
     def of(
@@ -48,6 +50,7 @@ class Settings:
         policy: NonFinitePolicy,
         seed: int,
         engine: EngineName,
+        overlap: bool,
     ) -> Settings:
         """What the user asked for.
 
@@ -66,8 +69,8 @@ class Settings:
         except RuntimeError as error:
             raise ConfigError(f"device={device!r} is no device: {error}") from error
         if dtype == "split":
-            return cls(torch.bfloat16, torch.int8, where, policy, seed, engine)
-        return cls(dtype, torch.float32 if compensated else None, where, policy, seed, engine)
+            return cls(torch.bfloat16, torch.int8, where, policy, seed, engine, overlap)
+        return cls(dtype, torch.float32 if compensated else None, where, policy, seed, engine, overlap)
 
     def dtype_of(self, live: Tensor) -> torch.dtype:
         """The asked dtype for real tensors; by default float32, or the tensor's own where that is wider.

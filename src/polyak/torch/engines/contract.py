@@ -20,12 +20,14 @@ class Pair:
     averages: all of one dtype and device.
     lows: what is kept of each average below its own precision: int8 under bfloat16 ("split"), float32
         under float32 ("compensated"), or nothing.
+    buffer: θ is a buffer, which forward passes write, not only the optimizer.
     """
 
     name: str
     live: Tensor
     averages: tuple[Tensor, ...]
     lows: tuple[Tensor, ...] = ()
+    buffer: bool = False
     key: int = field(init=False)  # tells the random bits of this tensor from those of others, in any order
 
     def __post_init__(self) -> None:
@@ -59,9 +61,9 @@ class Counts:
     updates: Tensor
 
     @classmethod
-    def of(cls, engine: Engine) -> Counts:
-        device = engine.pairs[0].averages[0].device
-        zeros = [torch.zeros(shape, dtype=torch.int32, device=device) for shape in ([len(engine.pairs)], [])]
+    def of(cls, pairs: Sequence[Pair]) -> Counts:
+        device = pairs[0].averages[0].device if pairs else torch.device("cpu")
+        zeros = [torch.zeros(shape, dtype=torch.int32, device=device) for shape in ([len(pairs)], [])]
         return cls(*zeros)
 
 
@@ -72,9 +74,14 @@ class Engine(Protocol):
     counts: where it counts by itself what it could not store; None if it leaves that to the caller.
     """
 
-    name: str
-    pairs: Sequence[Pair]
-    counts: Counts | None
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def pairs(self) -> Sequence[Pair]: ...
+
+    @property
+    def counts(self) -> Counts | None: ...
 
     def bad(self) -> list[str]:
         """Tensors with elements that are not finite or beyond the storage's range. Waits for the device."""

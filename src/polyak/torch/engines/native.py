@@ -25,11 +25,6 @@ _STORE: dict[tuple[torch.dtype, torch.dtype | None], int] = {
 }
 
 
-def variant() -> str:
-    """The instruction set the kernel runs with."""
-    return _native.variants()[0]
-
-
 class Native:
     """Averages on the CPU prepared for updating; see ``Foreach``.
 
@@ -38,7 +33,6 @@ class Native:
         seed: makes, with the step, the random bits that round 16-bit averages.
     """
 
-    name = "native"
     counts: Counts | None = None
 
     def __init__(self, pairs: Sequence[Pair], seed: int) -> None:
@@ -46,6 +40,7 @@ class Native:
         for pair in pairs:
             groups.setdefault(_STORE[_storage(pair)], []).append(pair)
         self.pairs: Sequence[Pair] = [pair for group in groups.values() for pair in group]
+        self.name = f"native ({_native.variants()[0]})"
         self._seed = seed
         # Aliases, so that the memory stays even if somebody points the averages elsewhere.
         self._kept = [tensor.detach() for pair in pairs for tensor in (*pair.averages, *pair.lows)]

@@ -26,7 +26,7 @@ class Tally:
         """Count what these engines find from now on."""
         self.read()
         self._engines = list(engines)
-        self._counts = [engine.counts or Counts.of(engine) for engine in engines]
+        self._counts = [engine.counts or Counts.of(engine.pairs) for engine in engines]
 
     def add(self, marks: Sequence[Tensor | None]) -> None:
         """One update: for each engine bool [pairs], or None if it found nothing or counts by itself."""

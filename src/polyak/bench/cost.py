@@ -1,0 +1,214 @@
+"""What an update must cost: bytes, bandwidth, and what follows from them.
+
+An update does two operations per 12 bytes, so the memory sets its time and not the arithmetic. Everything
+here is per parameter unless it says otherwise; seconds are seconds, bandwidth is bytes per second.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+STORED = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "split": 3, "compensated": 8}
+LIMIT = 12  # bytes of one float32 lerp: θ read, the average read and written
+BUDGET = 0.01  # the part of a training step that an average may take
+ROOM = 0.5  # the part of the free memory that averages may take
+
+
+def moved(live: int, stored: int, tracks: int = 1) -> int:
+    """Bytes that one update moves: θ is read once, each average is read and written.
+
+    ``live + 2·stored·tracks``
+
+    Args:
+        live: bytes of θ.
+        stored: bytes of one average with its low part, as in ``STORED``.
+        tracks: averages kept at once.
+
+    Returns:
+        Bytes per parameter.
+
+    Examples:
+        >>> moved(4, 4), moved(4, 4, tracks=3), moved(2, 4), moved(2, 2)
+        (12, 28, 10, 6)
+        >>> moved(2, STORED["split"]), moved(4, STORED["compensated"])
+        (8, 20)
+    """
+    return live + 2 * stored * tracks
+
+
+def moved_apart(live: int, stored: int, tracks: int = 1) -> int:
+    """Bytes that as many averages move that do not know of each other: θ is read by each.
+
+    ``(live + 2·stored)·tracks``
+
+    Args:
+        live: bytes of θ.
+        stored: bytes of one average.
+        tracks: averages kept at once.
+
+    Returns:
+        Bytes per parameter.
+
+    Examples:
+        >>> moved_apart(4, 4, tracks=3)
+        36
+    """
+    return tracks * moved(live, stored)
+
+
+def seconds(parameters: float, each: float, bandwidth: float, cards: int = 1) -> float:
+    """Time to move that much memory, spread over cards that each hold their part.
+
+    ``parameters·each / (cards·bandwidth)``
+
+    Args:
+        parameters: how many, in all.
+        each: bytes per parameter, from ``moved``.
+        bandwidth: of one card, bytes per second.
+        cards: over which parameters and averages are sharded.
+
+    Returns:
+        Seconds of one update.
+
+    Examples:
+        >>> round(1e3 * seconds(1e12, moved(2, 4), bandwidth=3e12, cards=1000), 2)
+        3.33
+    """
+    return parameters * each / (cards * bandwidth)
+
+
+def share(update: float, step: float, every: int = 1) -> float:
+    """The part of the training time that goes into the average.
+
+    ``(update/every) / (step + update/every)``
+
+    Args:
+        update: seconds of one update.
+        step: seconds of a training step without it.
+        every: steps from one update to the next.
+
+    Returns:
+        Between 0 and 1.
+
+    Examples:
+        >>> share(0.01, 0.09), round(share(0.01, 0.09, every=10), 3)
+        (0.1, 0.011)
+    """
+    return update / (every * step + update)
+
+
+def cadence(update: float, step: float, budget: float = BUDGET) -> int:
+    """The smallest ``every`` with which the average takes no more than its share.
+
+    ``k ≥ (update/step)·(1-budget)/budget``
+
+    Args:
+        update: seconds of one update.
+        step: seconds of a training step without it.
+        budget: the share it may take.
+
+    Returns:
+        Steps from one update to the next, at least 1.
+
+    Examples:
+        >>> cadence(0.0001, 0.09), cadence(0.01, 0.09)
+        (1, 11)
+    """
+    return max(1, math.ceil(update / step * (1 - budget) / budget - 1e-9))
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a model on a machine.
+
+    parameters: how many are averaged.  live: bytes of one.  tracks: averages at once.
+    dtype: what they were stored in when measured.
+    update: seconds measured.  step: seconds of a training step, None if it cannot be run.
+    bandwidth: bytes per second measured.  free: bytes of memory left before the averages, None if unknown.
+    device: "cpu", "cuda" …  engine: what ``metrics()["engine"]`` said.
+    """
+
+    parameters: int
+    live: int
+    tracks: int
+    dtype: str
+    update: float
+    step: float | None
+    bandwidth: float
+    free: int | None
+    device: str
+    engine: str
+
+
+@dataclass(frozen=True)
+class Advice:
+    """Arguments for ``polyak.EMA``, and why each is what it is."""
+
+    engine: str
+    dtype: str
+    every: int
+    device: str
+    reasons: tuple[str, ...]
+
+
+def recommend(facts: Facts) -> Advice:
+    """How to keep this average here.
+
+    Args:
+        facts: measured and known.
+
+    Returns:
+        float32 beside the model at every step, unless the memory left or the time of a step forbid it.
+
+    Examples:
+        >>> large = Facts(10**9, 2, 1, "float32", 0.01, 0.1, 1e12, 6 * 10**9, "cuda", "triton")
+        >>> advice = recommend(large)
+        >>> advice.dtype, advice.every, advice.device
+        ('split', 8, 'cuda')
+    """
+    engine, why_engine = _engine(facts)
+    dtype, device, why_memory = _storage(facts)
+    every, why_every = _every(facts, dtype)
+    return Advice(engine, dtype, every, device, (why_engine, why_memory, why_every))
+
+
+def _engine(facts: Facts) -> tuple[str, str]:
+    name = facts.engine.partition(" ")[0].rstrip(";")
+    if "not built" in facts.engine or "not installed" in facts.engine:
+        return "auto", f"it took {facts.engine}"
+    return "auto", f"it took {name}, the fastest there is for these tensors"
+
+
+def _storage(facts: Facts) -> tuple[str, str, str]:
+    """Dtype and device: the most exact that fits in the memory left."""
+    count = facts.parameters * facts.tracks
+    size = f"{_bytes(STORED['float32'] * count)} of averages in float32"
+    if facts.free is None:
+        return "float32", facts.device, f"{size}; how much memory is free is not known here"
+    left = f"{_bytes(facts.free)} free"
+    for dtype in ("float32", "split", "bfloat16"):
+        if STORED[dtype] * count <= ROOM * facts.free:
+            why = f"{size}, {left}" if dtype == "float32" else f"{size} would fill more than half of {left}"
+            return dtype, facts.device, why
+    where = "cpu" if facts.device != "cpu" else facts.device
+    more = "keep them on the host" if where != facts.device else "average fewer tensors: include="
+    return ("float32" if where != facts.device else "bfloat16"), where, f"{size}, only {left}: {more}"
+
+
+def _every(facts: Facts, dtype: str) -> tuple[int, str]:
+    if facts.step is None:
+        return 1, "how long a training step takes is not known: give a factory that returns one too"
+    scale = moved(facts.live, STORED[dtype], facts.tracks) / moved(
+        facts.live, STORED[facts.dtype], facts.tracks
+    )
+    update = facts.update * scale
+    every = cadence(update, facts.step)
+    part = f"an update is {share(update, facts.step):.1%} of a training step"
+    if every == 1:
+        return 1, f"{part}, within {BUDGET:.0%}"
+    return every, f"{part}; decays compose, so the half-life stays, and {BUDGET:.0%} is left"
+
+
+def _bytes(count: float) -> str:
+    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"

@@ -1,0 +1,255 @@
+"""Times of updates and swaps beside the time of the memory itself, and whether the averages are right.
+
+Each round runs the limit and every contender once, in a new order; a ratio is taken within a round and its
+median over rounds, so that a noisy neighbour hits both sides. The limit is one ``lerp_`` over flat float32
+buffers of as many elements: ``cost.LIMIT`` bytes per parameter.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from polyak.bench.cost import LIMIT, share
+from polyak.bench.peers import Contender
+from polyak.bench.shapes import said
+from polyak.errors import ConfigError
+
+WARM = 2  # first rounds: they allocate, plan and compile
+NARROW = ("bfloat16", "float16")
+Tick: TypeAlias = Callable[[int, int], object]
+
+
+@dataclass(frozen=True)
+class Figures:
+    """One contender: medians over the rounds.
+
+    update: seconds.  ratio: to the limit.  enter, leave: seconds of a swap in and out.
+    memory, swap_memory: most bytes held in an update, a swap, beyond those before; None if not known here.
+    share: of a training step; None if the model cannot be trained here.
+    wrong: in what way the averages are not what they should be; empty if they are.
+    engine: what the library says did the work.
+    """
+
+    update: float
+    ratio: float
+    enter: float | None
+    leave: float | None
+    memory: int | None
+    swap_memory: int | None
+    share: float | None
+    wrong: str
+    engine: str
+
+
+@dataclass(frozen=True)
+class Measured:
+    """All contenders, and the limit they are held against: seconds, bytes per second."""
+
+    parameters: int
+    limit: float
+    step: float | None
+    figures: dict[str, Figures]
+
+    @property
+    def bandwidth(self) -> float:
+        return LIMIT * self.parameters / self.limit
+
+
+def measure(
+    model: nn.Module,
+    contenders: Mapping[str, Contender],
+    betas: Sequence[float],
+    store: str,
+    rounds: int,
+    step: Callable[[], object] | None = None,
+    tick: Tick = lambda done, of: None,
+) -> Measured:
+    """Run every contender in every round.
+
+    Args:
+        model: whose parameters the contenders average. They are doubled meanwhile, and put back.
+        contenders: as they were made, updated with no other parameters than the present ones.
+        betas: the decay of each track.
+        store: dtype of the averages.
+        rounds: of which the medians are taken.
+        step: one training step of the model.
+        tick: called with the rounds done and those to do.
+
+    Returns:
+        What it came to.
+
+    Raises:
+        ConfigError: ``step`` fails.
+    """
+    trained = [p for p in model.parameters() if p.requires_grad]
+    device, size = trained[0].device, sum(p.numel() for p in trained)
+    flat, theta = torch.zeros(size, device=device), torch.ones(size, device=device)
+    stops = Stops(device)
+    _scale(trained, 2.0)  # exact, so that what the averages should be is known: see _wrong
+    limits: list[float] = []
+    ratios: dict[str, list[float]] = {name: [] for name in contenders}
+    updates: dict[str, list[float]] = {name: [] for name in contenders}
+    swaps: dict[str, list[tuple[float, float]]] = {name: [] for name in contenders}
+    order = list(contenders)
+    for done in range(WARM + rounds):
+        random.Random(done).shuffle(order)
+        limit = stops.timed(lambda: flat.lerp_(theta, 1e-3))
+        seconds = {name: stops.timed(contenders[name].update) for name in order}
+        changed = {name: stops.both_ways(swap) for name in order if (swap := contenders[name].swap)}
+        if done >= WARM:
+            limits.append(limit)
+            for name in order:
+                ratios[name].append(seconds[name] / limit)
+                updates[name].append(seconds[name])
+            for name, both in changed.items():
+                swaps[name].append(both)
+        tick(done + 1, WARM + rounds)
+    memory = {name: peak(one.update, device) for name, one in contenders.items()}
+    swapping = {name: _peak_of_swap(one, device) for name, one in contenders.items()}
+    wrong = {
+        name: _wrong(model, one.averages(), betas, WARM + rounds + 1, store)
+        for name, one in contenders.items()
+    }
+    _scale(trained, 0.5)
+    spent = None if step is None else _step_seconds(step, stops, rounds)
+    figures: dict[str, Figures] = {}
+    for name, one in contenders.items():
+        update, both = median(updates[name]), swaps[name]
+        figures[name] = Figures(
+            update,
+            median(ratios[name]),
+            median(enter for enter, _ in both) if both else None,
+            median(leave for _, leave in both) if both else None,
+            memory[name],
+            swapping[name],
+            None if spent is None else share(update, spent),
+            wrong[name],
+            one.engine,
+        )
+    return Measured(size, median(limits), spent, figures)
+
+
+class Stops:
+    """A stopwatch that waits for the device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def timed(self, run: Callable[[], object]) -> float:
+        """Seconds of one call."""
+        begun = self._now()
+        run()
+        return self._now() - begun
+
+    def both_ways(self, swap: Callable[[], AbstractContextManager[object]]) -> tuple[float, float]:
+        """Seconds to enter a block and to leave it."""
+        begun = self._now()
+        with swap():
+            entered = self._now()
+        return entered - begun, self._now() - entered
+
+    def _now(self) -> float:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter()
+
+
+def peak(run: Callable[[], object], device: torch.device) -> int | None:
+    """Most bytes that a call holds at once, beyond those held before it.
+
+    Args:
+        run: the call.
+        device: whose memory is looked at; of the CPU's it is the process's own, which Linux alone tells.
+
+    Returns:
+        Bytes; None where the system does not tell.
+    """
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        run()
+        return torch.cuda.max_memory_allocated(device) - before
+    gc.collect()
+    try:
+        ctypes.CDLL(None).malloc_trim(0)  # or what a former call freed would be taken for nothing
+        Path("/proc/self/clear_refs").write_text("5")  # the peak is the present from here on
+        before = _resident("VmRSS")
+        run()
+        return max(0, _resident("VmHWM") - before)
+    except (OSError, AttributeError, KeyError):
+        run()
+        return None
+
+
+def _resident(key: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    table = dict(line.split(":", 1) for line in lines)
+    return 1024 * int(table[key].split()[0])
+
+
+def _peak_of_swap(one: Contender, device: torch.device) -> int | None:
+    if one.swap is None:
+        return None
+    swap = one.swap
+
+    def run() -> None:
+        with swap():
+            pass
+
+    return peak(run, device)
+
+
+def _step_seconds(step: Callable[[], object], stops: Stops, rounds: int) -> float:
+    try:
+        step()
+        return median(stops.timed(step) for _ in range(rounds))
+    except Exception as error:  # the user's own function may raise anything
+        raise ConfigError(f"the model's training step raised {said(error)}") from error
+
+
+def _scale(parameters: Sequence[Tensor], factor: float) -> None:
+    with torch.no_grad():
+        for p in parameters:
+            p.mul_(factor)
+
+
+def _wrong(
+    model: nn.Module, tracks: Sequence[Mapping[str, Tensor]], betas: Sequence[float], n: int, store: str
+) -> str:
+    """How averages that began at θ/2 and saw θ n times differ from ``θ·(1 - βⁿ/2)``.
+
+    Averages stored in 16 bits are noisy or stand still: of them the way gone towards θ is looked at.
+    """
+    close = 1e-3 if store == "split" else 1e-4
+    for averages, beta in zip(tracks, betas, strict=True):
+        gone = 1 - beta**n
+        way, length, count = 0.0, 0.0, 0
+        for name, p in model.named_parameters():
+            if not p.requires_grad or name not in averages:
+                continue
+            wide = torch.promote_types(p.dtype, torch.float64)
+            half = p.detach().to(wide) / 2
+            average = averages[name].detach().to(wide)
+            if store not in NARROW and not torch.allclose(average, half * (1 + gone), rtol=close, atol=1e-5):
+                return f"{name} averaged to something else"
+            count += p.numel()
+            if store in NARROW and not p.is_complex():
+                way += float(((average - half) * half).sum())
+                length += float(half.square().sum())
+        if count == 0:
+            return "averaged none of the parameters"
+        if length and abs(way / length - gone) > 0.2 * gone + 0.2 * count**-0.5:
+            return f"went {way / length:.2%} of the way instead of {gone:.2%}"
+    return ""

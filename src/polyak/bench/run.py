@@ -1,0 +1,123 @@
+"""The whole benchmark: build the model and the contenders, measure them, say what follows."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from polyak.bench import peers, shapes
+from polyak.bench.cost import Advice, Facts, recommend
+from polyak.bench.measure import Measured, Tick, measure
+from polyak.bench.options import PEERS, Options
+from polyak.errors import ConfigError, PolyakError
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was found.
+
+    tensors: that are averaged.  left_out: contenders that cannot run here, and why.
+    """
+
+    model: str
+    tensors: int
+    params: str
+    dtype: str
+    tracks: int
+    threads: int
+    device: str
+    measured: Measured
+    left_out: dict[str, str]
+    advice: Advice
+
+
+def run(options: Options, tick: Tick = lambda done, of: None) -> Report:
+    """Measure what was asked for.
+
+    Args:
+        options: what to measure.
+        tick: called with the rounds done and those to do.
+
+    Returns:
+        The figures and what follows from them.
+
+    Raises:
+        ConfigError: the model cannot be had, or a contender that was named cannot take part.
+        MissingExtraError: one that was named is not installed.
+        PlanError: the model has nothing to average.
+    """
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    device = _device(options.device)
+    model, step = shapes.load(options.model)
+    model.to(device, None if options.params is None else getattr(torch, options.params))
+    free, betas = _free(device), peers.decays(options.tracks)
+    contenders = {"polyak": peers.ours(model, betas, options.dtype)}  # first: it refuses unfit models
+    left_out: dict[str, str] = {}
+    for name in PEERS if options.against is None else options.against:
+        try:
+            contenders[name] = peers.theirs(name, model, betas, options.dtype)
+        except PolyakError as error:
+            if options.against is not None:
+                raise
+            left_out[name] = str(error)
+    measured = measure(model, contenders, betas, options.dtype, options.rounds, step, tick)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return Report(
+        model=options.model,
+        tensors=len(trained),
+        params=_dtypes(trained),
+        dtype=options.dtype,
+        tracks=options.tracks,
+        threads=torch.get_num_threads(),
+        device=str(device),
+        measured=measured,
+        left_out=left_out,
+        advice=recommend(_facts(measured, trained, options, free, device)),
+    )
+
+
+def _facts(
+    measured: Measured, trained: list[nn.Parameter], options: Options, free: int | None, device: torch.device
+) -> Facts:
+    figures = measured.figures["polyak"]
+    live = sum(p.numel() * p.itemsize for p in trained) / measured.parameters
+    return Facts(
+        parameters=measured.parameters,
+        live=round(live),
+        tracks=options.tracks,
+        dtype=options.dtype,
+        update=figures.update,
+        step=measured.step,
+        bandwidth=measured.bandwidth,
+        free=free,
+        device=device.type,
+        engine=figures.engine,
+    )
+
+
+def _device(asked: str) -> torch.device:
+    try:
+        device = torch.device(asked)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device={asked!r} cannot be used here: {shapes.said(error)}") from error
+    return device
+
+
+def _free(device: torch.device) -> int | None:
+    """Bytes of memory that are left on the device."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):
+        return None
+
+
+def _dtypes(trained: list[nn.Parameter]) -> str:
+    names = dict.fromkeys(str(p.dtype).removeprefix("torch.") for p in trained)
+    return ", ".join(names)

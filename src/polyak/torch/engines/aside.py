@@ -1,0 +1,181 @@
+"""Updates beside the training instead of in its way.
+
+A lane is where work runs beside the device's current stream, and the ticket of a piece of work is what can
+be waited for. ``Offload`` copies θ to pinned host memory on the lane and averages there on a thread;
+``Overlapped`` runs the whole update on the lane. Whatever writes θ next must wait for the ticket, or the
+update would read half-stepped weights: with the optimizer attached its step does, as late as possible;
+otherwise the current stream waits at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from polyak.torch.engines.contract import Counts, Engine, Pair
+from polyak.torch.engines.foreach import bad_names
+
+
+class Lane(Protocol):
+    """Work in order beside the training."""
+
+    def run(self, job: Callable[[], object]) -> Any:
+        """Begin a job when all the device was told so far is done; returns its ticket."""
+        ...
+
+    def hold(self, ticket: Any) -> None:
+        """What the device is told from now on waits for the ticket; the host does not."""
+        ...
+
+    def wait(self, ticket: Any) -> None:
+        """The host waits for the ticket."""
+        ...
+
+    def staging(self, like: Tensor) -> Tensor:
+        """Host memory that copies of ``like`` can go to without the host."""
+        ...
+
+
+class CudaLane:
+    """A side stream of a CUDA or ROCm device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._side = device, torch.cuda.Stream(device)
+
+    def run(self, job: Callable[[], object]) -> torch.cuda.Event:
+        self._side.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(self._side):
+            job()
+            ticket = torch.cuda.Event()
+            ticket.record(self._side)
+        return ticket
+
+    def hold(self, ticket: torch.cuda.Event) -> None:
+        torch.cuda.current_stream(self._device).wait_event(ticket)
+
+    def wait(self, ticket: torch.cuda.Event) -> None:
+        ticket.synchronize()
+
+    def staging(self, like: Tensor) -> Tensor:
+        return torch.empty_like(like, device="cpu", pin_memory=True)
+
+
+class Aside:
+    """What both ways have in common: one update under way at most.
+
+    guarded: somebody calls ``before_step`` before θ is written again.
+    """
+
+    def __init__(self, lane: Lane) -> None:
+        self.guarded = False
+        self._lane = lane
+        self._ticket: Any = None
+
+    def before_step(self) -> None:
+        """θ is about to be written."""
+        if self._ticket is not None:
+            self._lane.hold(self._ticket)
+
+    def wait(self) -> None:
+        """The averages are about to be read."""
+        self.before_step()
+
+    def _began(self, ticket: Any) -> None:
+        self._ticket = ticket
+        if not self.guarded:
+            self.before_step()
+
+
+class Offload(Aside):
+    """θ on a device, averages on the host: copied to pinned memory that lasts, averaged on a thread.
+
+    The device needs no memory for it. The host needs the size of θ once.
+
+    Args:
+        pairs: θ on one device, averages on the host.
+        copies: host tensors and the device tensors they follow bit by bit.
+        lane: beside that device's work.
+        make: the host's engines for pairs there.
+    """
+
+    def __init__(
+        self,
+        pairs: Sequence[Pair],
+        copies: Sequence[tuple[Tensor, Tensor]],
+        lane: Lane,
+        make: Callable[[Sequence[Pair]], Sequence[Engine]],
+    ) -> None:
+        super().__init__(lane)
+        self._live = [pair.live for pair in pairs] + [source for _, source in copies]
+        staged = [lane.staging(pair.live) for pair in pairs]
+        self._targets = staged + [target for target, _ in copies]
+        self._inner = make([replace(pair, live=s) for pair, s in zip(pairs, staged, strict=True)])
+        self._device_pairs = pairs
+        self.pairs = [pair for engine in self._inner for pair in engine.pairs]
+        self.name = ", ".join([*(engine.name for engine in self._inner), "offloaded"])
+        self.counts = Counts.of(self.pairs)
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="polyak")
+        self._pending: Future[None] | None = None
+
+    def bad(self) -> list[str]:
+        return bad_names(self._device_pairs)
+
+    def update(self, weights: Sequence[float], step: int, skip: bool) -> Tensor | None:
+        """Begin an update. The one before is finished first; what its thread raised comes out here."""
+        self.wait()
+        ticket = self._lane.run(self._copy)
+        self._pending = self._worker.submit(self._average, ticket, weights, step, skip)
+        self._began(ticket)
+
+    def wait(self) -> None:
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    @torch.no_grad()
+    def _copy(self) -> None:
+        for target, source in zip(self._targets, self._live, strict=True):
+            target.copy_(source, non_blocking=True)
+
+    def _average(self, ticket: Any, weights: Sequence[float], step: int, skip: bool) -> None:
+        self._lane.wait(ticket)
+        marks = [engine.update(weights, step, skip) for engine in self._inner]
+        if any(mark is not None for mark in marks):
+            known = zip(marks, self._inner, strict=True)
+            each = [torch.zeros(len(e.pairs), dtype=torch.bool) if m is None else m for m, e in known]
+            _count(self.counts, torch.cat(each))
+
+
+class Overlapped(Aside):
+    """θ and averages on one device: the update runs under the next forward pass.
+
+    Args:
+        inner: the engine to run aside.
+        lane: beside the device's work.
+    """
+
+    def __init__(self, inner: Engine, lane: Lane) -> None:
+        super().__init__(lane)
+        self._inner = inner
+        self.pairs, self.bad = inner.pairs, inner.bad
+        self.name = f"{inner.name}, overlapped"
+        self.counts = inner.counts or Counts.of(inner.pairs)
+
+    def update(self, weights: Sequence[float], step: int, skip: bool) -> Tensor | None:
+        """Begin an update."""
+
+        def job() -> None:
+            _count(self.counts, self._inner.update(weights, step, skip))
+
+        self._began(self._lane.run(job))
+
+
+def _count(counts: Counts, marks: Tensor | None) -> None:
+    if marks is not None:
+        counts.tensors.add_(marks)
+        counts.updates.add_(marks.any())

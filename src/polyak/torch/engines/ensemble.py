@@ -1,0 +1,141 @@
+"""All engines of one EMA, run as one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from polyak.errors import NonFiniteError
+from polyak.torch.engines.aside import Aside, CudaLane, Lane, Offload, Overlapped
+from polyak.torch.engines.choose import EngineName, choice, described, made
+from polyak.torch.engines.contract import Engine, Pair
+from polyak.torch.engines.tally import Tally
+from polyak.torch.storage import Settings
+
+Way: TypeAlias = Literal["inline", "offload", "overlap"]
+
+
+class Ensemble:
+    """An update of everything: each pair by the engine that suits it, each copied buffer copied.
+
+    Args:
+        pairs: θ and averages by name; those without elements are left out.
+        copies: buffers of the average and the model's own that they follow.
+        settings: policy for elements that cannot be stored, seed, preferred engine, overlap.
+        tally: counts the updates in which there were some.
+    """
+
+    def __init__(
+        self, pairs: Sequence[Pair], copies: Sequence[tuple[Tensor, Tensor]], settings: Settings, tally: Tally
+    ) -> None:
+        self._settings, self._tally = settings, tally
+        groups = _grouped(pairs, settings.overlap)
+        carried = {device for how, device, _ in groups if how == "offload"}
+        for device in carried & {source.device for _, source in copies}:
+            groups.setdefault(("offload", device, True), [])
+        self._guardable: list[Aside] = []
+        self._engines: list[Engine] = []
+        for (how, device, buffers), members in groups.items():
+            brought = [copy for copy in copies if buffers and copy[1].device == device]
+            engines = self._made(how, device, members, brought)
+            self._engines += engines
+            self._guardable += [e for e in engines if isinstance(e, Aside) and not buffers]
+        inline = [copy for copy in copies if copy[1].device not in carried]
+        self._asides = [engine for engine in self._engines if isinstance(engine, Aside)]
+        self._copies = [target for target, _ in inline], [source for _, source in inline]
+        self._nothing = [None] * len(self._engines)
+        tally.open(self._engines)
+
+    @property
+    def name(self) -> str:
+        """The engines in use and why no faster one is."""
+        return "; ".join(map(described, self._engines))
+
+    def update(self, betas: Sequence[float], step: int) -> None:
+        """One update of every track; ``betas[k]`` is the composed decay of track k.
+
+        Raises:
+            NonFiniteError: under "raise", before anything is changed.
+        """
+        if self._settings.policy == "raise":
+            self._refuse_nonfinite(step)
+        weights = tuple([1 - beta for beta in betas])
+        skip = self._settings.policy == "skip"
+        marks = [engine.update(weights, step, skip) for engine in self._engines]
+        if marks != self._nothing:
+            self._tally.add(marks)
+        if self._copies[0]:
+            with torch.no_grad():
+                torch._foreach_copy_(*self._copies)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+
+    def wait(self) -> None:
+        """Finish what runs beside the training: somebody is about to read the averages.
+
+        Raises:
+            Exception: what an update raised on its thread.
+        """
+        for aside in self._asides:
+            aside.wait()
+
+    def before_step(self) -> None:
+        """θ is about to be written: by a guarding optimizer, before each step."""
+        for aside in self._asides:
+            aside.before_step()
+
+    def guard(self, guarded: bool) -> None:
+        """Whether ``before_step`` is called before θ is written. Only under ``overlap`` is it relied on."""
+        for aside in self._guardable:
+            aside.guarded = guarded and self._settings.overlap
+
+    def _made(
+        self, how: Way, device: torch.device, pairs: Sequence[Pair], copies: Sequence[tuple[Tensor, Tensor]]
+    ) -> Sequence[Engine]:
+        if how == "offload":
+            return [Offload(pairs, copies, lane_of(device), partial(_chosen, settings=self._settings))]
+        engines = _chosen(pairs, self._settings)
+        return [Overlapped(engine, lane_of(device)) for engine in engines] if how == "overlap" else engines
+
+    def _refuse_nonfinite(self, step: int) -> None:
+        bad = [name for engine in self._engines for name in engine.bad()]
+        if bad:
+            raise NonFiniteError(
+                f"{bad[0]} is not finite, or beyond the storage's range, at step {step} ({len(bad)} tensors "
+                "are). Nothing was averaged. "
+                'on_nonfinite="skip" would keep the average of such elements.'
+            )
+
+
+def way(pair: Pair, overlap: bool) -> Way:
+    """Where the update of a pair runs: in the training's way, or beside it."""
+    device, kept = pair.live.device, pair.averages[0].device
+    if device.type != "cuda":  # the only devices with streams here; ROCm's are called so too
+        return "inline"
+    if kept.type == "cpu":
+        return "offload"
+    return "overlap" if overlap and kept == device and not pair.buffer else "inline"
+
+
+def lane_of(device: torch.device) -> Lane:
+    """The lane beside a device's work."""
+    return CudaLane(device)
+
+
+def _grouped(pairs: Sequence[Pair], overlap: bool) -> dict[tuple[Way, torch.device, bool], list[Pair]]:
+    """Buffers apart from parameters: the next forward pass writes them, so nothing may read them later."""
+    groups: dict[tuple[Way, torch.device, bool], list[Pair]] = {}
+    for pair in pairs:
+        if pair.live.numel():
+            key = way(pair, overlap), pair.live.device, pair.buffer
+            groups.setdefault(key, []).append(pair)
+    return groups
+
+
+def _chosen(pairs: Sequence[Pair], settings: Settings) -> list[Engine]:
+    groups: dict[EngineName, list[Pair]] = {}
+    for pair in pairs:
+        groups.setdefault(choice(pair, settings.engine), []).append(pair)
+    return [made(name, members, settings.seed) for name, members in groups.items()]

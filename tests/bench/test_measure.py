@@ -1,0 +1,85 @@
+"""What the stopwatch and the memory meter say of things whose cost is known."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Generator
+
+import pytest
+import torch
+from torch import nn
+
+import polyak
+from polyak.bench import measure as measuring
+from polyak.bench.measure import Figures, measure, peak
+from polyak.bench.peers import Contender, decays, ours
+
+CPU = torch.device("cpu")
+
+
+def averaged(net: nn.Module, more: float = 0.0, swap: float = 0.0) -> Figures:
+    """Figures of a contender that sleeps so many seconds besides."""
+    inner = ours(net, decays(1), "float32")
+
+    def update() -> None:
+        inner.update()
+        time.sleep(more)
+
+    @contextlib.contextmanager
+    def slowly() -> Generator[None]:
+        time.sleep(swap)
+        yield
+        time.sleep(2 * swap)
+
+    made = Contender(update, inner.averages, slowly)
+    return measure(net, {"x": made}, decays(1), "float32", 3, lambda: time.sleep(0.03)).figures["x"]
+
+
+def test_seconds_are_of_what_was_timed() -> None:
+    found = averaged(nn.Linear(4, 4), more=0.02, swap=0.01)
+    assert 0.02 <= found.update < 0.2
+    assert found.ratio > 100
+    assert found.enter is not None
+    assert found.leave is not None
+    assert 0.01 <= found.enter < found.leave
+    assert found.share == pytest.approx(0.4, abs=0.25)
+
+
+@pytest.mark.skipif(peak(lambda: None, CPU) is None, reason="this system does not tell")
+def test_memory_is_what_was_held_at_once_also_the_second_time() -> None:
+    def hold() -> None:
+        for _ in range(3):
+            torch.ones(10_000_000)
+
+    for _ in range(2):
+        assert peak(hold, CPU) == pytest.approx(40e6, rel=0.1)
+    assert (peak(lambda: None, CPU) or 0) < 4e6
+
+
+def test_memory_is_unknown_where_the_system_does_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(key: str) -> int:
+        raise FileNotFoundError(key)
+
+    monkeypatch.setattr(measuring, "_resident", refuse)
+    ran: list[int] = []
+    assert peak(lambda: ran.append(1), CPU) is None
+    assert ran == [1]
+
+
+def test_a_step_that_fails_is_refused_with_what_it_said() -> None:
+    def step() -> None:
+        raise RuntimeError("no data")
+
+    net = nn.Linear(2, 2)
+    made = {"polyak": ours(net, decays(1), "float32")}
+    with pytest.raises(polyak.ConfigError, match="training step raised RuntimeError: no data"):
+        measure(net, made, decays(1), "float32", 1, step)
+
+
+def test_rounds_are_counted_to_the_end() -> None:
+    seen: list[tuple[int, int]] = []
+    net = nn.Linear(2, 2)
+    made = {"polyak": ours(net, decays(1), "float32")}
+    measure(net, made, decays(1), "float32", 3, tick=lambda done, of: seen.append((done, of)))
+    assert seen == [(i, 5) for i in range(1, 6)]

@@ -1,0 +1,302 @@
+"""Updates beside the training read whole steps and give the bits of the plain path.
+
+The device is simulated: a "stream" is a thread that works late, and θ stays in the host's memory. What
+waits for what is the same code as on a GPU. The last tests run on a real one where there is one.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import polyak
+from polyak.torch.engines import ensemble
+from polyak.torch.engines.contract import Pair
+
+LATE = 0.02  # seconds; an unordered update is this much too late
+
+
+class LateLane:
+    """A stream that begins every job late. The simulated device has no queue of its own: it waits itself."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1)
+
+    def run(self, job: Callable[[], object]) -> Future[None]:
+        def late() -> None:
+            time.sleep(LATE)
+            job()
+
+        return self._thread.submit(late)
+
+    def hold(self, ticket: Future[None]) -> None:
+        ticket.result()
+
+    def wait(self, ticket: Future[None]) -> None:
+        ticket.result()
+
+    def staging(self, like: Tensor) -> Tensor:
+        return torch.empty_like(like)
+
+
+def beside(how: str, pair: Pair) -> str:
+    """As ``ensemble.way`` for a device: buffers are not averaged under the forward pass that writes them."""
+    return "inline" if how == "overlap" and pair.buffer else how
+
+
+@pytest.fixture(params=["offload", "overlap"])
+def simulated(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(ensemble, "way", lambda pair, overlap: beside(request.param, pair))
+    monkeypatch.setattr(ensemble, "lane_of", lambda device: LateLane())
+    return request.param
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 4))
+
+
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int, after: Callable[[], None]) -> None:
+    torch.manual_seed(1)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        model(torch.randn(16, 8)).square().mean().backward()
+        optimizer.step()
+        after()
+
+
+def nothing() -> None:
+    pass
+
+
+def averages(ema: polyak.EMA) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in ema.tracks["average"].tensors.items()}
+
+
+OPTIONS: list[dict[str, object]] = [
+    {},
+    {"dtype": torch.bfloat16},
+    {"dtype": "split"},
+    {"compensated": True},
+    {"every": 3},
+    {"decay": polyak.Debiased(0.9)},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("attached", [True, False])
+def test_the_bits_are_those_of_the_plain_path(
+    simulated: str, options: dict[str, object], attached: bool
+) -> None:
+    options = {"decay": 0.9} | options
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), 0.5)
+    ema = polyak.EMA(model, overlap=True, **options)
+    if attached:
+        ema.attach(optimizer)
+    train(model, optimizer, 7, nothing if attached else ema.update)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ensemble, "way", lambda pair, overlap: "inline")
+        twin = network()
+        beside = polyak.EMA(twin, **options)
+        train(twin, torch.optim.SGD(twin.parameters(), 0.5), 7, beside.update)
+    for name, tensor in averages(beside).items():
+        assert torch.equal(ema.tracks["average"].tensors[name], tensor), name
+    assert simulated[:7] in ema.metrics()["engine"]
+
+
+def test_copied_buffers_come_along(simulated: str) -> None:
+    model = network()
+    ema = polyak.EMA(model, 0.9)
+    train(model, torch.optim.SGD(model.parameters(), 0.5), 3, ema.update)
+    assert int(ema.module[1].num_batches_tracked) == 3
+
+
+def test_an_update_never_reads_half_stepped_weights(simulated: str) -> None:
+    """The optimizer's next step must wait, or the late copy sees the weights after it."""
+    model = nn.Linear(4, 4, bias=False)
+    optimizer = torch.optim.SGD(model.parameters(), 1.0)
+    ema = polyak.EMA(model, 0.0, overlap=True)
+    ema.attach(optimizer)
+    for value in (1.0, 2.0):
+        model.weight.grad = torch.full_like(model.weight, -1.0)
+        with torch.no_grad():
+            model.weight.fill_(value - 1)
+        optimizer.step()
+        begun = time.perf_counter()
+    assert time.perf_counter() - begun < LATE, "the second step's update runs beside us now"
+    assert ema.tracks["average"].tensors["weight"].unique().tolist() == [2.0]
+
+
+def test_the_order_matters_to_this_test(simulated: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ensemble.Ensemble, "before_step", lambda self: None)
+    model = nn.Linear(4, 4, bias=False)
+    optimizer = torch.optim.SGD(model.parameters(), 1.0)
+    ema = polyak.EMA(model, 0.0, overlap=True)
+    ema.attach(optimizer)
+    model.weight.grad = torch.zeros_like(model.weight)
+    with torch.no_grad():
+        model.weight.fill_(1.0)
+    optimizer.step()
+    with torch.no_grad():
+        model.weight.fill_(5.0)  # as an unordered next step would
+    assert ema.tracks["average"].tensors["weight"].unique().tolist() == [5.0]
+
+
+def test_without_overlap_the_weights_may_be_written_at_once(simulated: str) -> None:
+    model = nn.Linear(4, 4, bias=False)
+    optimizer = torch.optim.SGD(model.parameters(), 1.0)
+    ema = polyak.EMA(model, 0.0)
+    ema.attach(optimizer)
+    with torch.no_grad():
+        model.weight.fill_(1.0)
+        model.weight.grad = torch.zeros_like(model.weight)
+        optimizer.step()
+        model.weight.fill_(5.0)  # clipping, say
+    assert ema.tracks["average"].tensors["weight"].unique().tolist() == [1.0]
+
+
+READERS: dict[str, Callable[[polyak.EMA], object]] = {
+    "tracks": lambda ema: ema.tracks["average"].tensors["weight"].clone(),
+    "state_dict": lambda ema: ema.state_dict()["tracks"]["average"]["tensors"]["weight"].clone(),
+    "module": lambda ema: ema.module.weight.clone(),
+    "call": lambda ema: ema(torch.eye(4)).T.clone(),
+    "capture": lambda ema: torch.from_numpy(ema.capture("average", "float32").tensors["weight"].copy()),
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_whoever_reads_the_average_finds_it_finished(simulated: str, reader: str) -> None:
+    model = nn.Linear(4, 4, bias=False)
+    optimizer = torch.optim.SGD(model.parameters(), 1.0)
+    ema = polyak.EMA(model, 0.0, overlap=True)
+    ema.attach(optimizer)
+    model.weight.grad = torch.zeros_like(model.weight)
+    with torch.no_grad():
+        model.weight.fill_(3.0)
+    optimizer.step()
+    assert READERS[reader](ema).unique().tolist() == [3.0]
+
+
+def test_a_swap_finds_it_finished_and_the_model_may_change_dtype(simulated: str) -> None:
+    model = nn.Linear(4, 4, bias=False)
+    optimizer = torch.optim.SGD(model.parameters(), 1.0)
+    ema = polyak.EMA(model, 0.0, overlap=True)
+    ema.attach(optimizer)
+    model.weight.grad = torch.zeros_like(model.weight)
+    with torch.no_grad():
+        model.weight.fill_(3.0)
+    optimizer.step()
+    with ema.average_parameters():
+        assert model.weight.unique().tolist() == [3.0]
+    model.double()
+    with torch.no_grad():
+        model.weight.fill_(4.0)
+    ema.update()
+    assert ema.tracks["average"].tensors["weight"].unique().tolist() == [4.0]
+
+
+def test_what_cannot_be_stored_is_counted_beside_too(simulated: str) -> None:
+    model = nn.ParameterDict({"a": nn.Parameter(torch.ones(3)), "b": nn.Parameter(torch.ones(3))})
+    ema = polyak.EMA(model, 0.5)
+    for poisoned in (True, True, False):
+        with torch.no_grad():
+            model["a"].fill_(float("nan") if poisoned else 1.0)
+        ema.update()
+    metrics = ema.metrics()
+    assert (metrics["skipped"], metrics["skipped_tensors"]) == (2, {"a": 2})
+    assert ema.tracks["average"].tensors["a"].tolist() == [1, 1, 1]
+
+
+def test_raise_looks_before_anything_is_begun(simulated: str) -> None:
+    model = nn.ParameterDict({"a": nn.Parameter(torch.ones(3))})
+    ema = polyak.EMA(model, 0.5, on_nonfinite="raise")
+    with torch.no_grad():
+        model["a"].fill_(float("nan"))
+    with pytest.raises(polyak.NonFiniteError, match="a is not finite"):
+        ema.update()
+    assert ema.step == 0
+
+
+def test_an_error_on_the_thread_is_raised_by_the_next_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ensemble, "way", lambda pair, overlap: "offload")
+    monkeypatch.setattr(ensemble, "lane_of", lambda device: LateLane())
+    model = nn.Linear(4, 4)
+    ema = polyak.EMA(model, 0.5, engine="blocked")
+    inner = ema._averages._engines._engines[0]._inner[0]
+    healthy, calls = inner.update, []
+
+    def failing_once(*args: object) -> object:
+        calls.append(args)
+        if len(calls) == 1:
+            raise MemoryError("no room on the host")
+        return healthy(*args)
+
+    monkeypatch.setattr(inner, "update", failing_once)
+    ema.update()
+    with pytest.raises(MemoryError, match="no room on the host"):
+        ema.update()
+    ema.update()
+    assert ema.metrics()["step"] == 2
+
+
+def test_the_host_goes_on_while_it_is_averaged(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ensemble, "way", lambda pair, overlap: "offload")
+    monkeypatch.setattr(ensemble, "lane_of", lambda device: LateLane())
+    model = nn.Linear(4, 4)
+    optimizer = torch.optim.SGD(model.parameters(), 1.0)
+    ema = polyak.EMA(model, 0.5, overlap=True)
+    ema.attach(optimizer)
+    model(torch.ones(1, 4)).sum().backward()
+    threads = set(threading.enumerate())
+    begun = time.perf_counter()
+    optimizer.step()
+    assert time.perf_counter() - begun < LATE
+    assert [t for t in set(threading.enumerate()) - threads if t.name.startswith("polyak")]
+
+
+def test_a_detached_optimizer_no_longer_guards(simulated: str) -> None:
+    model = nn.Linear(4, 4, bias=False)
+    optimizer = torch.optim.SGD(model.parameters(), 1.0)
+    ema = polyak.EMA(model, 0.0, overlap=True)
+    handle = ema.attach(optimizer)
+    handle.remove()
+    handle.remove()
+    with torch.no_grad():
+        model.weight.fill_(1.0)
+        ema.update()
+        model.weight.fill_(5.0)
+    assert ema.tracks["average"].tensors["weight"].unique().tolist() == [1.0]
+
+
+def test_only_accelerators_have_a_way_beside() -> None:
+    theta = torch.ones(3)
+    assert ensemble.way(Pair("w", theta, (theta.clone(),)), overlap=True) == "inline"
+
+
+gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+@gpu
+@pytest.mark.parametrize("overlap", [True, False])
+@pytest.mark.parametrize("device", ["cpu", None])
+def test_a_gpu_does_the_same(device: str | None, overlap: bool) -> None:
+    model = network().cuda()
+    optimizer = torch.optim.SGD(model.parameters(), 0.5)
+    ema = polyak.EMA(model, 0.9, device=device, overlap=overlap)
+    plain = polyak.EMA(model, 0.9)
+    ema.attach(optimizer)
+    plain.attach(optimizer)
+    torch.manual_seed(1)
+    for _ in range(50):
+        optimizer.zero_grad()
+        model(torch.randn(16, 8, device="cuda")).square().mean().backward()
+        optimizer.step()
+    for name, tensor in averages(plain).items():
+        torch.testing.assert_close(ema.tracks["average"].tensors[name].cuda(), tensor, rtol=3e-7, atol=1e-7)
