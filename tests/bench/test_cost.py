@@ -37,6 +37,7 @@ def test_nothing_is_given_up_where_nothing_is_short() -> None:
     advice = recommend(KNOWN)
     assert (advice.engine, advice.dtype, advice.every, advice.device) == ("auto", "float32", 1, "cpu")
     assert "the fastest there is" in advice.reasons[0]
+    assert advice.reasons[2] == "an update is 0.5% of a training step, within 1%"
 
 
 @pytest.mark.parametrize(

@@ -48,11 +48,17 @@ def test_seconds_are_of_what_was_timed() -> None:
 
 @pytest.mark.skipif(peak(lambda: None, CPU) is None, reason="this system does not tell")
 def test_memory_is_what_was_held_at_once_also_the_second_time() -> None:
-    def hold() -> None:
-        for _ in range(3):
-            torch.ones(10_000_000)
+    kept: list[torch.Tensor] = []
 
-    for _ in range(2):
+    def hold() -> None:
+        several: list[torch.Tensor] = []
+        for _ in range(10):
+            several.append(torch.ones(1_000_000))
+            kept.append(
+                torch.ones(10_000)
+            )  # between them, so that the allocator gives nothing back by itself
+
+    for _ in range(3):
         assert peak(hold, CPU) == pytest.approx(40e6, rel=0.1)
     assert (peak(lambda: None, CPU) or 0) < 4e6
 

@@ -21,8 +21,9 @@ ARROWS: dict[str, set[str]] = {
     "checkpoints": {"rules"},
     "torch": {"checkpoints", "rules"},  # checkpoints, because ema.save writes files
     "demo": {"polyak"},  # the front door only: the demo is what a user could write
+    "bench": {"polyak"},  # likewise: what it measures is what a user gets
     "report": {"checkpoints", "rules"},
-    "cli": {"demo", "report", "torch", "checkpoints", "rules"},
+    "cli": {"bench", "demo", "report", "torch", "checkpoints", "rules"},
     "polyak": {"torch", "checkpoints", "rules"},  # the front door itself
 }
 
@@ -31,7 +32,7 @@ PACKAGES: dict[str, set[str]] = {
     "numpy": {"rules", "reference", "checkpoints", "torch", "report", "demo"},
     "ml_dtypes": {"checkpoints"},
     "fsspec": {"checkpoints"},
-    "torch": {"torch", "demo"},
+    "torch": {"torch", "demo", "bench"},
     "triton": {"torch"},
     "typer": {"cli"},
     "rich": {"cli", "demo"},
@@ -106,6 +107,7 @@ def test_the_arrows_form_no_circle() -> None:
         ("checkpoints/read.py", "from polyak import torch", "checkpoints must not import torch"),
         ("checkpoints/read.py", "import torch.nn", "checkpoints must not import torch"),
         ("demo/run.py", "from polyak.torch.plan import Plan", "demo must not import torch"),
+        ("bench/peers.py", "from polyak.torch import EMA", "bench must not import torch"),
         ("torch/ema.py", "from polyak import EMA", "torch must not import polyak"),
         ("torch/ema.py", "from .plan import Plan", "relative import"),
         ("errors.py", "from polyak.rules import Decay", "errors must not import rules"),

@@ -1,7 +1,7 @@
 """polyak and the libraries beside it, each as three functions: update, averages, swap.
 
 All average with the same constant decay: warm-ups are off, and first calls that only copy are behind when
-an adapter returns. A library is imported when it is asked for, and only then.
+``theirs`` returns. A library is imported when it is asked for, and only then.
 """
 
 from __future__ import annotations
@@ -110,7 +110,8 @@ def theirs(name: str, model: nn.Module, betas: Sequence[float], store: str) -> C
     try:
         made = [make(found, model, beta, getattr(torch, store)) for beta in betas]
         for one in made:
-            one.update()  # one that cannot raises here
+            for _ in range(3):  # first calls copy, one or two of them; what cannot average raises after
+                one.update()
     except Exception as error:
         raise ConfigError(f"{name} cannot average this model in {store}: {said(error)}") from error
     if len(made) == 1:
@@ -135,7 +136,6 @@ def _listed(model: nn.Module, averages: Sequence[Tensor]) -> list[Named]:
 def _swa_utils(swa: Any, model: nn.Module, beta: float, store: torch.dtype) -> Contender:
     averaged = swa.AveragedModel(model, multi_avg_fn=swa.get_ema_multi_avg_fn(beta))
     averaged.module.to(store)
-    averaged.update_parameters(model)  # its first call copies
     return Contender(lambda: averaged.update_parameters(model), _of(averaged.module))
 
 
@@ -157,8 +157,6 @@ def _ema_pytorch(ema_pytorch: Any, model: nn.Module, beta: float, store: torch.d
         model, beta=beta, update_after_step=-1, update_every=1, min_value=beta, use_foreach=True
     )
     averaged.ema_model.to(store)
-    averaged.update()
-    averaged.update()  # its first calls copy
     return Contender(averaged.update, _of(averaged.ema_model))
 
 
@@ -171,7 +169,6 @@ def _ultralytics(ultralytics: Any, model: nn.Module, beta: float, store: torch.d
 def _diffusers(diffusers: Any, model: nn.Module, beta: float, store: torch.dtype) -> Contender:
     averaged = diffusers.EMAModel(model.parameters(), decay=beta, min_decay=beta, foreach=True)
     averaged.to(dtype=store)
-    averaged.step(model.parameters())  # its first call copies
 
     @contextmanager
     def swap() -> Generator[None]:

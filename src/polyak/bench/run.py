@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from polyak.bench import peers, shapes
-from polyak.bench.cost import Advice, Facts, recommend
+from polyak.bench.cost import STORED, Advice, Facts, moved, moved_apart, recommend
 from polyak.bench.measure import Measured, Tick, measure
 from polyak.bench.options import PEERS, Options
 from polyak.errors import ConfigError, PolyakError
@@ -19,7 +19,9 @@ from polyak.errors import ConfigError, PolyakError
 class Report:
     """What was found.
 
-    tensors: that are averaged.  left_out: contenders that cannot run here, and why.
+    tensors: that are averaged.  params: their dtypes.  dtype: of the averages.
+    moved: bytes per parameter that one update must move; moved_apart: where each track is kept on its own.
+    left_out: contenders that cannot run here, and why.
     """
 
     model: str
@@ -29,6 +31,8 @@ class Report:
     tracks: int
     threads: int
     device: str
+    moved: int
+    moved_apart: int
     measured: Measured
     left_out: dict[str, str]
     advice: Advice
@@ -66,6 +70,7 @@ def run(options: Options, tick: Tick = lambda done, of: None) -> Report:
             left_out[name] = str(error)
     measured = measure(model, contenders, betas, options.dtype, options.rounds, step, tick)
     trained = [p for p in model.parameters() if p.requires_grad]
+    facts = _facts(measured, trained, options, free, device)
     return Report(
         model=options.model,
         tensors=len(trained),
@@ -74,9 +79,11 @@ def run(options: Options, tick: Tick = lambda done, of: None) -> Report:
         tracks=options.tracks,
         threads=torch.get_num_threads(),
         device=str(device),
+        moved=moved(facts.live, STORED[options.dtype], options.tracks),
+        moved_apart=moved_apart(facts.live, STORED[options.dtype], options.tracks),
         measured=measured,
         left_out=left_out,
-        advice=recommend(_facts(measured, trained, options, free, device)),
+        advice=recommend(facts),
     )
 
 

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.progress import TimeRemainingColumn as RemainingColumn
 from rich.table import Table
 
-from polyak.bench.cost import share
+from polyak.bench.cost import LIMIT, share
 from polyak.bench.options import Options
 from polyak.cli.extras import needs
 
@@ -91,6 +91,8 @@ def _show(report: Report, console: Console) -> None:
 def _words(report: Report) -> Generator[str]:
     measured, advice = report.measured, report.advice
     yield f"limit      one lerp_ over flat float32 buffers: {measured.bandwidth / 1e9:.1f} GB/s"
+    apart = f"; {report.moved_apart} if kept apart" if report.moved_apart != report.moved else ""
+    yield f"bytes      {report.moved} per parameter, {report.moved / LIMIT:.2f} of the limit's {LIMIT}{apart}"
     yield f"engine     {measured.figures['polyak'].engine}"
     yield from (f"wrong      {name}: {one.wrong}" for name, one in measured.figures.items() if one.wrong)
     yield from (f"left out   {name}: {why}" for name, why in report.left_out.items())
