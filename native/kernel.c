@@ -65,7 +65,13 @@ INLINE void draw(uint32_t *restrict words, int64_t block, int n, uint64_t key) {
     }
 }
 
-INLINE uint16_t round_bf16(float x, uint32_t random) { return (uint16_t)((bits_of(x) + random) >> 16); }
+/* The bits to add random ones to; a NaN of all ones (CUDA's own) would carry into -0. */
+INLINE uint32_t carried(float x) {
+    uint32_t bits = bits_of(x);
+    return (bits & 0x7fffffff) > 0x7f800000 ? 0x7fc00000 : bits;
+}
+
+INLINE uint16_t round_bf16(float x, uint32_t random) { return (uint16_t)((carried(x) + random) >> 16); }
 
 /* Below 2^-14 neighbours are 2^-24 apart, above they are 2^13 units of float32 apart. */
 INLINE uint16_t round_f16(float x, uint32_t random) {
@@ -78,7 +84,7 @@ INLINE uint16_t round_f16(float x, uint32_t random) {
 }
 
 /* The 24 bits kept of a float32. */
-INLINE uint32_t round_split(float x, uint32_t random) { return (bits_of(x) + (random & 0xff)) >> 8; }
+INLINE uint32_t round_split(float x, uint32_t random) { return (carried(x) + (random & 0xff)) >> 8; }
 
 INLINE uint32_t from_split(uint16_t high, int8_t low) {
     return ((uint32_t)high << 16) + ((uint32_t)(int32_t)low << 8);

@@ -60,7 +60,7 @@ def stochastic_round(value: Tensor, dtype: torch.dtype, random: Tensor) -> Tenso
 
     Source: Gupta et al. 2015, arXiv 1502.02551, §3.
     """
-    bits = value.view(torch.int32)
+    bits = _carried(value)
     if dtype == torch.bfloat16:
         return _as_bfloat16((bits + random) >> 16)
     normal = ((bits + (random & 0x1FFF)) & ~0x1FFF).view(torch.float32)
@@ -86,7 +86,7 @@ def split(value: Tensor, random: Tensor | None = None) -> tuple[Tensor, Tensor]:
         random: int32 of the same shape, of which 8 bits are used; by default the nearest.
     """
     down = 0x80 if random is None else random & 0xFF
-    bits = (value.view(torch.int32) + down) >> 8
+    bits = (_carried(value) + down) >> 8
     high = (bits + 0x80) >> 8
     return _as_bfloat16(high), (bits - (high << 8)).to(torch.int8)
 
@@ -102,6 +102,11 @@ def compensate(average: Tensor, low: Tensor, value: Tensor, weight: float) -> No
     taken = total - average
     torch.add(average - (total - taken), step - taken, out=low)
     average.copy_(total)
+
+
+def _carried(value: Tensor) -> Tensor:
+    """The bits of a float32 to add random ones to; a NaN of all ones (CUDA's own) would carry into -0."""
+    return torch.where(value.isnan(), 0x7FC00000, value.view(torch.int32))
 
 
 def _bits(tensor: Tensor) -> Tensor:

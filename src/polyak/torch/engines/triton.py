@@ -1,0 +1,179 @@
+"""The engine for GPUs: one Triton kernel over a table of all tensors, whatever their number.
+
+Tensors alike in θ's dtype and in storage share a launch. The tables of addresses are made once; they are
+good as long as the plan is: the plan notices before every update when θ has moved, and the averages'
+memory is kept alive here. Nothing waits for the device, and counts stay there.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Sequence
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from polyak.errors import ConfigError
+from polyak.torch.engines import triton_kernels as kernels
+from polyak.torch.engines.contract import Counts, Pair
+from polyak.torch.engines.foreach import bad_names
+
+_LIVE = {
+    torch.float32: "float32",
+    torch.float64: "float64",
+    torch.bfloat16: "bfloat16",
+    torch.float16: "float16",
+}
+_STORE: dict[tuple[torch.dtype, torch.dtype | None], str] = {
+    (torch.float32, None): "float32",
+    (torch.float64, None): "float64",
+    (torch.bfloat16, None): "bfloat16",
+    (torch.float16, None): "float16",
+    (torch.bfloat16, torch.int8): "split",
+    (torch.float32, torch.float32): "compensated",
+}
+_BLOCK = cast(int, kernels.BLOCK.value)
+_WIDE = 16  # bytes one access can move, if the address is a multiple of them
+_WARPS = 8  # 16 elements a thread
+
+
+class _Group(NamedTuple):
+    """Tensors of one launch; ``table`` and ``blocks`` as the kernel wants them."""
+
+    table: Tensor
+    blocks: Tensor
+    live: str
+    store: str
+    largest: float
+
+
+class Triton:
+    """Averages on a GPU prepared for updating; see ``Foreach``.
+
+    ``update`` is ``prepare`` and ``launch``. Only ``launch`` belongs into a CUDA graph: it reads from
+    device memory what ``prepare`` wrote there, so a replay after another ``prepare`` is another update.
+
+    Args:
+        pairs: θ and averages by name, none of them empty, on one GPU, such as the kernel ``takes``.
+        seed: makes, with the step, the random bits that round 16-bit averages.
+
+    Raises:
+        ConfigError: the pairs are on several devices.
+    """
+
+    name = "triton"
+
+    def __init__(self, pairs: Sequence[Pair], seed: int) -> None:
+        self.pairs, self._seed, self._number = pairs, _signed(seed), 0
+        device = _device(pairs)
+        groups: dict[tuple[str, str], list[int]] = {}
+        for place, pair in enumerate(pairs):
+            groups.setdefault((_LIVE[pair.live.dtype], _store(pair)), []).append(place)
+        # Aliases, so that the memory stays even if somebody points the averages elsewhere.
+        self._kept = [tensor.detach() for pair in pairs for tensor in (*pair.averages, *pair.lows)]
+        self._tracks = len(pairs[0].averages)
+        self._groups = [_group(pairs, places, *key) for key, places in groups.items()]
+        self.counts = Counts.of(pairs)
+        self._seen = torch.zeros(1 + len(pairs), dtype=torch.int64, device=device)
+        size = cast(int, kernels.SCALARS.value) + self._tracks
+        self._scalars = torch.zeros(size, dtype=torch.int64, device=device)
+
+    def bad(self) -> list[str]:
+        return bad_names(self.pairs)
+
+    def update(self, weights: Sequence[float], step: int, skip: bool) -> None:
+        self.prepare(weights, step)
+        self.launch(skip)
+
+    def prepare(self, weights: Sequence[float], step: int) -> None:
+        """Send what the next launch needs, in one small copy that the host does not wait for."""
+        self._number += 1
+        bits = struct.unpack(f"{len(weights)}q", struct.pack(f"{len(weights)}d", *weights))
+        words = [self._seed, _signed(step), self._number, *bits]
+        # Pinned memory of its own each time: torch gives it out again only when the copy is done.
+        host = torch.tensor(words, dtype=torch.int64, pin_memory=self._scalars.is_cuda)
+        self._scalars.copy_(host, non_blocking=True)
+
+    def launch(self, skip: bool) -> None:
+        """Average with what was prepared last."""
+        kernel = cast(Any, kernels.average)
+        with torch.cuda.device_of(self._scalars):
+            for group in self._groups:
+                kernel[(len(group.blocks),)](
+                    group.table,
+                    group.blocks,
+                    self._scalars,
+                    self._seen,
+                    self.counts.tensors,
+                    self.counts.updates,
+                    TRACKS=self._tracks,
+                    LIVE=group.live,
+                    STORE=group.store,
+                    LARGEST=group.largest,
+                    SKIP=skip,
+                    num_warps=_WARPS,
+                )
+
+
+def takes(pair: Pair) -> bool:
+    """Whether the kernel knows these dtypes and can see the tensors as plain memory of one GPU."""
+    device = pair.live.device
+    known = pair.live.dtype in _LIVE and _storage(pair) in _STORE
+    runs = device.type == "cuda" or (device.type == "cpu" and _interpreted())
+    return known and runs and all(t.device == device for t in (*pair.averages, *pair.lows)) and pair.dense
+
+
+def _interpreted() -> bool:
+    """Whether Triton runs kernels in Python on the host, where plain memory is the CPU's."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def _device(pairs: Sequence[Pair]) -> torch.device:
+    device = pairs[0].live.device
+    for pair in pairs:
+        if pair.live.device != device:
+            raise ConfigError(
+                f"{pair.name} is on {pair.live.device} and {pairs[0].name} on {device}: one Triton engine "
+                'averages on one device. engine="foreach" takes tensors wherever they are.'
+            )
+    return device
+
+
+def _storage(pair: Pair) -> tuple[torch.dtype, torch.dtype | None]:
+    return pair.storage, pair.lows[0].dtype if pair.lows else None
+
+
+def _store(pair: Pair) -> str:
+    return _STORE[_storage(pair)]
+
+
+def _group(pairs: Sequence[Pair], places: Sequence[int], live: str, store: str) -> _Group:
+    members = [pairs[place] for place in places]
+    rows = [_row(pair, place) for pair, place in zip(members, places, strict=True)]
+    device = members[0].live.device
+    table = torch.tensor(rows, dtype=torch.int64, device=device)
+    return _Group(table, _blocks(members).to(device), live, store, torch.finfo(members[0].storage).max)
+
+
+def _row(pair: Pair, place: int) -> list[int]:
+    """What the kernel's table says of a pair: see there."""
+    addresses = [tensor.data_ptr() for tensor in (pair.live, *pair.averages, *pair.lows)]
+    size = pair.live.numel()
+    aligned = size if all(address % _WIDE == 0 for address in addresses) else 0
+    live, *kept = addresses
+    return [live, size, aligned, pair.key, place, *kept, *([] if pair.lows else [0] * len(kept))]
+
+
+def _blocks(pairs: Sequence[Pair]) -> Tensor:
+    """int32 [programs, 2]: which of the pairs, and which of its blocks."""
+    each = torch.tensor([-(-pair.live.numel() // _BLOCK) for pair in pairs])
+    pair = torch.repeat_interleave(torch.arange(len(pairs)), each)
+    before = torch.repeat_interleave(each.cumsum(0) - each, each)
+    return torch.stack([pair, torch.arange(len(pair)) - before], dim=1).to(torch.int32)
+
+
+def _signed(word: int) -> int:
+    """The int64 with the low 64 bits of a number."""
+    return (word + (1 << 63)) % (1 << 64) - (1 << 63)
