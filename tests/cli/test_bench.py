@@ -97,6 +97,14 @@ def test_json_is_all_that_is_printed_and_holds_every_figure(tmp_path: Path) -> N
     assert (found["advice"]["dtype"], found["advice"]["every"] >= 1) == ("float32", True)
 
 
+def test_the_factory_of_the_documentation_runs(tmp_path: Path) -> None:
+    page = Path(__file__).parents[2] / "docs" / "speed.md"
+    [code] = re.findall(r'^```python title="mine.py"\n(.*?)^```', page.read_text(), re.MULTILINE | re.DOTALL)
+    (tmp_path / "documented.py").write_text(code)
+    found = figures("--model", "documented:factory", "--against", "none", cwd=tmp_path)
+    assert (found["measured"]["parameters"], found["measured"]["step"] > 0) == (512 * 513, True)
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "split", "compensated"])
 def test_other_storage_is_measured_too(dtype: str, tmp_path: Path) -> None:
     found = figures("--model", "mine:net", "--against", "none", "--dtype", dtype, cwd=tmp_path)
