@@ -20,6 +20,8 @@ ARROWS: dict[str, set[str]] = {
     "reference": {"rules"},
     "checkpoints": {"rules"},
     "torch": {"checkpoints", "rules"},  # checkpoints, because ema.save writes files
+    "dropin": {"torch", "checkpoints", "rules"},
+    "trainers": {"torch", "checkpoints", "rules"},
     "demo": {"polyak"},  # the front door only: the demo is what a user could write
     "bench": {"polyak"},  # likewise: what it measures is what a user gets
     "report": {"checkpoints", "rules"},
@@ -32,7 +34,7 @@ PACKAGES: dict[str, set[str]] = {
     "numpy": {"rules", "reference", "checkpoints", "torch", "report", "demo"},
     "ml_dtypes": {"checkpoints"},
     "fsspec": {"checkpoints"},
-    "torch": {"torch", "demo", "bench"},
+    "torch": {"torch", "dropin", "trainers", "demo", "bench"},
     "triton": {"torch"},
     "typer": {"cli"},
     "rich": {"cli", "demo"},

@@ -9,8 +9,8 @@ weights of a cuDNN RNN), whose addresses other code relies on.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from itertools import repeat
 from operator import attrgetter
 from typing import Any, TypeAlias
@@ -83,6 +83,27 @@ class Swap:
                     live.copy_(average)
                 else:
                     _point(live, average.to(live.device, live.dtype))
+
+
+@contextmanager
+def swapped(lives: Sequence[Tensor], averages: Sequence[Tensor]) -> Generator[None]:
+    """The live tensors hold the averages while the block runs, for those who have no plan.
+
+    Tensors point at the averages' memory where dtype and device agree; elsewhere at a cast of it.
+
+    Raises:
+        SwapError: another average is in one of them.
+    """
+    ids = set(map(id, lives))
+    if not _swapped.isdisjoint(ids):
+        raise SwapError("a parameter already holds an average: leave that block first.")
+    memories = [a.detach().to(t.device, t.dtype) for t, a in zip(lives, averages, strict=True)]
+    with ExitStack() as undo:
+        undo.callback(_swapped.difference_update, ids)
+        _swapped.update(ids)
+        undo.callback(_point_all, lives, list(map(_data, lives)))
+        _point_all(lives, memories)
+        yield
 
 
 def _can_exchange(live: Tensor, average: Tensor, shared: set[object]) -> bool:

@@ -1,0 +1,178 @@
+"""torch_ema's ``ExponentialMovingAverage``, as of torch_ema 0.3."""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from polyak.errors import ConfigError
+from polyak.rules import Capped
+from polyak.torch.mirror import Pairing
+from polyak.torch.swap import swapped
+
+Parameters = Iterable[nn.Parameter] | None
+
+
+class ExponentialMovingAverage:
+    """An average of a list of parameters.
+
+    ``avg ← avg + (1-β)·(θ - avg)``, ``βₜ = min(decay, (1+t)/(10+t))`` under ``use_num_updates``
+
+    Args:
+        parameters: θ, trained or not. Only weak references are kept.
+        decay: β, in [0, 1].
+        use_num_updates: let β grow with the number of updates.
+
+    Raises:
+        ConfigError: ``decay`` is outside [0, 1].
+
+    Examples:
+        >>> model = nn.Linear(2, 1)
+        >>> ema = ExponentialMovingAverage(model.parameters(), decay=0.995)
+        >>> ema.update()
+        >>> with ema.average_parameters():
+        ...     prediction = model(torch.ones(1, 2))
+
+    Source: torch_ema 0.3.
+    """
+
+    def __init__(
+        self, parameters: Iterable[nn.Parameter], decay: float, use_num_updates: bool = True
+    ) -> None:
+        _check(decay)
+        self.decay = decay
+        self.num_updates: int | None = 0 if use_num_updates else None
+        given = list(parameters)
+        self.shadow_params: list[Tensor] = [p.clone().detach() for p in given]
+        self.collected_params: list[Tensor] | None = None
+        self._params_refs = [weakref.ref(p) for p in given]
+        self._pairing: tuple[Sequence[Tensor], Sequence[Tensor], Pairing] | None = None
+        self._steps = 0
+
+    def update(self, parameters: Parameters = None) -> None:
+        """Take the parameters' present values in."""
+        lives = self._lives(parameters)
+        beta = self.decay
+        if self.num_updates is not None:
+            self.num_updates += 1
+            beta = Capped(self.decay)(self.num_updates)
+        self._steps += 1
+        self._paired(lives).update(beta, self._steps)
+
+    def copy_to(self, parameters: Parameters = None) -> None:
+        """Overwrite the parameters with their averages."""
+        with torch.no_grad():
+            for live, average in zip(self._lives(parameters), self.shadow_params, strict=True):
+                live.copy_(average)
+
+    def store(self, parameters: Parameters = None) -> None:
+        """Keep a copy of the parameters for ``restore``."""
+        self.collected_params = [live.detach().clone() for live in self._lives(parameters)]
+
+    def restore(self, parameters: Parameters = None) -> None:
+        """Overwrite the parameters with the copy.
+
+        Raises:
+            RuntimeError: there is none.
+        """
+        if self.collected_params is None:
+            raise RuntimeError("restore(): there are no stored weights; call store() first.")
+        with torch.no_grad():
+            for live, stored in zip(self._lives(parameters), self.collected_params, strict=True):
+                live.copy_(stored)
+
+    @contextmanager
+    def average_parameters(self, parameters: Parameters = None) -> Generator[None]:
+        """The parameters hold their averages while the block runs. Nothing is copied; it must not nest."""
+        with swapped(self._lives(parameters), self.shadow_params):
+            yield
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> None:
+        """Move what is kept; floating tensors change their dtype too."""
+
+        def moved(tensor: Tensor) -> Tensor:
+            return tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
+
+        self.shadow_params = list(map(moved, self.shadow_params))
+        if self.collected_params is not None:
+            self.collected_params = list(map(moved, self.collected_params))
+
+    def state_dict(self) -> dict[str, Any]:
+        """All of it, under torch_ema's keys; the tensors are not copies."""
+        names = ("decay", "num_updates", "shadow_params", "collected_params")
+        return {name: getattr(self, name) for name in names}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from a state of this class or of torch_ema's.
+
+        Raises:
+            ConfigError: a value is none that ``state_dict`` writes. Nothing is changed then.
+        """
+        state = copy.deepcopy(state_dict)
+        _check(state["decay"])
+        if type(state["num_updates"]) not in (int, type(None)):
+            raise ConfigError(f"num_updates={state['num_updates']!r}: must be a whole number or None.")
+        shadows = _tensors("shadow_params", state["shadow_params"])
+        if len(shadows) != len(self._params_refs):
+            raise ConfigError(
+                f"shadow_params holds {len(shadows)} tensors for {len(self._params_refs)} parameters."
+            )
+        collected = None
+        if state["collected_params"] is not None:
+            collected = _tensors("collected_params", state["collected_params"])
+            if len(collected) != len(shadows):
+                raise ConfigError(f"collected_params holds {len(collected)} tensors for {len(shadows)}.")
+        self.decay, self.num_updates = state["decay"], state["num_updates"]
+        self.shadow_params, self.collected_params = (
+            self._beside(shadows),
+            collected and self._beside(collected),
+        )
+
+    def _beside(self, tensors: list[Tensor]) -> list[Tensor]:
+        lives = [reference() for reference in self._params_refs]
+        if any(live is None for live in lives):
+            return tensors
+        return [t.to(p.device, p.dtype) for t, p in zip(tensors, lives, strict=True) if p is not None]
+
+    def _lives(self, parameters: Parameters) -> list[nn.Parameter]:
+        given = [r() for r in self._params_refs] if parameters is None else list(parameters)
+        lives = [p for p in given if p is not None]
+        if len(lives) != len(given):
+            raise ConfigError("a parameter this average was made for no longer exists: pass parameters.")
+        if len(lives) != len(self.shadow_params):
+            raise ConfigError(f"parameters: {len(lives)} of them for {len(self.shadow_params)} averages.")
+        return lives
+
+    def _paired(self, lives: Sequence[Tensor]) -> Pairing:
+        if self._pairing is not None:
+            averages, known, pairing = self._pairing
+            same = all(map(_is, averages, self.shadow_params)) and all(map(_is, known, lives))
+            if same and not pairing.stale():
+                return pairing
+        names = list(map(str, range(len(lives))))
+        pairing = Pairing(
+            dict(zip(names, self.shadow_params, strict=True)), dict(zip(names, lives, strict=True))
+        )
+        self._pairing = list(self.shadow_params), list(lives), pairing
+        return pairing
+
+
+def _is(a: object, b: object) -> bool:
+    return a is b
+
+
+def _check(decay: float) -> None:
+    if not 0 <= decay <= 1:
+        raise ConfigError(f"decay={decay}: must lie between 0 and 1.")
+
+
+def _tensors(name: str, value: Any) -> list[Tensor]:
+    if not isinstance(value, list) or not all(isinstance(v, Tensor) for v in value):  # pyright: ignore[reportUnknownVariableType]
+        raise ConfigError(f"{name} is a {type(value).__name__}: must be a list of tensors.")  # pyright: ignore[reportUnknownArgumentType]
+    return value  # pyright: ignore[reportUnknownVariableType]

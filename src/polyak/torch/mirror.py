@@ -1,0 +1,140 @@
+"""Averages that somebody else owns, with a decay that somebody else decides.
+
+``EMA`` keeps its own averages and schedules. The classes people already use hand the averages out as a
+module or a list of tensors and take the decay at each call; they are thin shells over this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from operator import attrgetter
+
+import torch
+from torch import Tensor, nn
+
+from polyak.errors import PlanError
+from polyak.torch.buffers import BufferPolicy
+from polyak.torch.engines.contract import Pair
+from polyak.torch.engines.ensemble import Ensemble
+from polyak.torch.engines.tally import Tally
+from polyak.torch.plan import Plan, Selection
+from polyak.torch.storage import Settings
+
+_nbytes = attrgetter("nbytes")
+
+
+class Pairing:
+    """Averages and the live tensors they follow, with an engine prepared for them.
+
+    ``avg ← avg + (1-β)·(θ - avg)``; elements of θ that are not finite leave their average alone.
+
+    Args:
+        averages: floating or complex tensors by name, moved in place.
+        lives: θ under the same names and of the same shapes.
+        copies: (target, source) pairs copied bit by bit at each update.
+        seed: of the random bits that round 16-bit averages.
+
+    Raises:
+        PlanError: a name is missing or a shape differs.
+    """
+
+    def __init__(
+        self,
+        averages: Mapping[str, Tensor],
+        lives: Mapping[str, Tensor],
+        copies: Sequence[tuple[Tensor, Tensor]] = (),
+        seed: int = 0,
+    ) -> None:
+        for name, average in averages.items():
+            if name not in lives or lives[name].shape != average.shape:
+                found = f"is {tuple(lives[name].shape)}" if name in lives else "is missing"
+                raise PlanError(f"{name} {found} in the model; its average is {tuple(average.shape)}.")
+        self._tensors = [t for name in averages for t in (averages[name], lives[name])]
+        self._tensors += [t for copy in copies for t in copy]
+        self._memory = self._remember()
+        self.tally = Tally()
+        pairs = [Pair(name, lives[name], (average,)) for name, average in averages.items()]
+        self._copies = list(copies)
+        self._pairs = pairs
+        settings = Settings(None, None, None, "skip", seed, "auto", overlap=False)
+        self._engines = Ensemble(pairs, copies, settings, self.tally)
+
+    def stale(self) -> bool:
+        """Whether one of the tensors moved to other memory."""
+        return self._remember() != self._memory
+
+    def update(self, beta: float, step: int) -> None:
+        """One update with decay β; ``step`` makes the random bits of 16-bit averages."""
+        self._engines.update((beta,), step)
+        self._engines.wait()
+
+    def copy(self) -> None:
+        """The live values themselves, rounded to the nearest."""
+        with torch.no_grad():
+            for pair in self._pairs:
+                pair.averages[0].copy_(pair.live)
+            for target, source in self._copies:
+                target.copy_(source)
+
+    def _remember(self) -> list[int]:
+        return [*map(Tensor.data_ptr, self._tensors), *map(_nbytes, self._tensors)]
+
+
+class Mirror:
+    """A module that holds the average of others of the same structure.
+
+    Args:
+        module: holds the averages; moved in place, so whoever has it sees every update.
+        buffers: which buffers are averaged, as in ``EMA``.
+        seed: of the random bits that round 16-bit averages.
+    """
+
+    def __init__(self, module: nn.Module, buffers: BufferPolicy = "average", seed: int = 0) -> None:
+        self.module, self._seed = module, seed
+        self._selection = Selection.of(None, None, buffers)
+        self.steps = 0
+        self._pairing: Pairing | None = None
+        self._live: nn.Module | None = None
+        self._plans: tuple[Plan, ...] = ()
+
+    def update(self, model: nn.Module, beta: float) -> None:
+        """Move the averages towards ``model``, whose names agree once wrapper prefixes are gone.
+
+        Raises:
+            PlanError: a tensor is missing in the model or has another shape. Nothing is changed then.
+        """
+        self.steps += 1
+        self._with(model).update(beta, self.steps)
+
+    def copy(self, model: nn.Module) -> None:
+        """Take the model's values over."""
+        self._with(model).copy()
+
+    def _with(self, model: nn.Module) -> Pairing:
+        known = self._live is model and not any(plan.stale() for plan in self._plans)
+        if self._pairing is None or not known:
+            self._pairing = self._paired(model)
+        return self._pairing
+
+    def _paired(self, model: nn.Module) -> Pairing:
+        selection = self._selection
+        mine, theirs = Plan(self.module, selection), Plan(model, selection)
+        places = {name: e.live for e in theirs.entries.values() for name in (e.name, *e.aliases)}
+        averages: dict[str, Tensor] = {}
+        copies: list[tuple[Tensor, Tensor]] = []
+        for name, entry in mine.entries.items():
+            inexact = entry.live.is_floating_point() or entry.live.is_complex()
+            if (entry.kind == "parameter" and inexact) or entry.role == "average":
+                averages[name] = entry.live  # frozen or not: requires_grad of a copy says nothing
+            elif entry.saved:
+                copies.append((entry.live, _place(places, name, entry.live)))
+        pairing = Pairing(averages, places, copies, self._seed)
+        self._plans, self._live = (mine, theirs), model
+        return pairing
+
+
+def _place(places: Mapping[str, Tensor], name: str, mine: Tensor) -> Tensor:
+    if name not in places or places[name].shape != mine.shape:
+        found = f"is {tuple(places[name].shape)}" if name in places else "is missing"
+        raise PlanError(f"{name} {found} in the model; here it is {tuple(mine.shape)}.")
+    return places[name]
