@@ -77,7 +77,8 @@ INLINE uint16_t round_bf16(float x, uint32_t random) { return (uint16_t)((carrie
 INLINE uint16_t round_f16(float x, uint32_t random) {
     uint32_t bits = bits_of(x), sign = (bits >> 16) & 0x8000, magnitude = bits & 0x7fffffff;
     uint32_t normal = (magnitude + (random & 0x1fff) - (112u << 23)) >> 13;
-    normal = magnitude > 0x7f800000u ? 0x7e00u : magnitude >= 0x47800000u || normal > 0x7c00u ? 0x7c00u : normal;
+    normal = magnitude >= 0x47800000u || normal > 0x7c00u ? 0x7c00u : normal;
+    normal = magnitude > 0x7f800000u ? 0x7e00u : normal;
     float scaled = float_of(magnitude < 0x38800000u ? magnitude : 0) * 0x1p24f;
     uint32_t small = (uint32_t)(int32_t)(scaled + (float)(int32_t)random * 0x1p-16f);
     return (uint16_t)(sign | (magnitude < 0x38800000u ? small : normal));
@@ -225,7 +226,8 @@ INLINE void recall(float *restrict out, const Tensor *t, int64_t first, int n, i
     else if (store == STORE_F16)
         for (int i = 0; i < n; i++) out[i] = from_f16(a[i]);
     else
-        for (int i = 0; i < n; i++) out[i] = float_of(from_split(a[i], ((const int8_t *)t->lows[k])[first + i]));
+        for (int i = 0; i < n; i++)
+            out[i] = float_of(from_split(a[i], ((const int8_t *)t->lows[k])[first + i]));
 }
 
 /* Where theta cannot be stored the average is blended with itself: rounding keeps what is on the grid.

@@ -95,13 +95,17 @@ static int fill(Table *table, PyObject *rows) {
         if (!PyArg_ParseTuple(PyList_GetItem(rows, (Py_ssize_t)i), "OiLIOO", &live, &dtype, &size, &key,
                               &averages, &lows))
             return -1;
+        if (dtype < LIVE_F32 || dtype > LIVE_F16 || size < 0) {
+            PyErr_Format(PyExc_ValueError, "table: row %d has dtype %d and size %d", (int)i, dtype, (int)size);
+            return -1;
+        }
         tensor->averages = calloc(2 * (size_t)table->tracks, sizeof *tensor->averages);
         if (!tensor->averages) return PyErr_NoMemory(), -1;
         tensor->lows = tensor->averages + table->tracks;
         tensor->live = PyLong_AsVoidPtr(live);
         tensor->dtype = (Live)dtype, tensor->size = size, tensor->key = key;
-        if (addresses(averages, tensor->averages, table->tracks) || addresses(lows, tensor->lows, table->tracks))
-            return -1;
+        if (addresses(averages, tensor->averages, table->tracks)) return -1;
+        if (addresses(lows, tensor->lows, table->tracks)) return -1;
     }
     return 0;
 }
@@ -111,6 +115,8 @@ static PyObject *py_table(PyObject *self, PyObject *args) {
     int store, tracks;
     PyObject *rows;
     if (!PyArg_ParseTuple(args, "iiO!", &store, &tracks, &PyList_Type, &rows)) return NULL;
+    if (store < STORE_F32 || store > STORE_PAIR || tracks < 1)
+        return PyErr_Format(PyExc_ValueError, "table: store %d, %d tracks", store, tracks);
     Table *table = calloc(1, sizeof *table);
     if (!table) return PyErr_NoMemory();
     table->store = (Store)store, table->tracks = tracks, table->tensors = PyList_Size(rows);
@@ -196,7 +202,8 @@ static PyObject *py_use(PyObject *self, PyObject *args) {
 static PyMethodDef methods[] = {
     {"table", py_table, METH_VARARGS, "table(store, tracks, [(live, dtype, size, key, averages, lows)])"},
     {"update", (PyCFunction)(void (*)(void))py_update, METH_FASTCALL,
-     "update(table, weights, seed, step, skip, threads): None, or a byte per tensor, 1 where theta cannot be stored"},
+     "update(table, weights, seed, step, skip, threads): None, or a byte per tensor: 1 where theta cannot be "
+     "stored"},
     {"look", py_look, METH_VARARGS, "look(table, threads): the same without writing"},
     {"variants", py_variants, METH_NOARGS, "Instruction sets this processor can run, best first."},
     {"use", py_use, METH_VARARGS, "use(variant): which of them to run; the best unless told."},
