@@ -79,9 +79,10 @@ INLINE uint16_t round_f16(float x, uint32_t random) {
     uint32_t normal = (magnitude + (random & 0x1fff) - (112u << 23)) >> 13;
     normal = magnitude >= 0x47800000u || normal > 0x7c00u ? 0x7c00u : normal;
     normal = magnitude > 0x7f800000u ? 0x7e00u : normal;
-    float scaled = float_of(magnitude < 0x38800000u ? magnitude : 0) * 0x1p24f;
-    uint32_t small = (uint32_t)(int32_t)(scaled + (float)(int32_t)random * 0x1p-16f);
-    return (uint16_t)(sign | (magnitude < 0x38800000u ? small : normal));
+    float scaled = float_of(magnitude < 0x38800000u ? magnitude : 0) * 0x1p40f;
+    uint32_t small = ((uint32_t)(int32_t)scaled + random) >> 16;
+    uint32_t below = magnitude < 0x38800000u ? ~0u : 0; /* a selection that compilers make no branch of */
+    return (uint16_t)(sign | (small & below) | (normal & ~below));
 }
 
 /* The 24 bits kept of a float32. */

@@ -92,9 +92,9 @@ static int fill(Table *table, PyObject *rows) {
         long long size;
         int dtype;
         unsigned int key;
-        if (!PyArg_ParseTuple(PyList_GetItem(rows, (Py_ssize_t)i), "OiLIOO", &live, &dtype, &size, &key,
-                              &averages, &lows))
-            return -1;
+        PyObject *row = PyList_GetItem(rows, (Py_ssize_t)i);
+        if (!PyTuple_Check(row)) return PyErr_Format(PyExc_TypeError, "table: row %d is no tuple", (int)i), -1;
+        if (!PyArg_ParseTuple(row, "OiLIOO", &live, &dtype, &size, &key, &averages, &lows)) return -1;
         if (dtype < LIVE_F32 || dtype > LIVE_F16 || size < 0) {
             PyErr_Format(PyExc_ValueError, "table: row %d has dtype %d and size %d", (int)i, dtype, (int)size);
             return -1;

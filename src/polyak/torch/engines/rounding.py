@@ -48,7 +48,7 @@ def stochastic_round(value: Tensor, dtype: torch.dtype, random: Tensor) -> Tenso
     """``value`` on the grid of ``dtype``: up with the probability that makes the mean exact.
 
     Adding r of n bits below the last digit kept and dropping them carries with probability m/2ⁿ, m being
-    what is dropped. Subnormal float16 are multiples of 2⁻²⁴, ``⌊x·2²⁴ + r/2¹⁶⌋`` of them.
+    what is dropped. Subnormal float16 are multiples of 2⁻²⁴, ``⌊(x·2⁴⁰ + r)/2¹⁶⌋`` of them.
 
     Args:
         value: float32, any shape, within the range of ``dtype``.
@@ -65,8 +65,8 @@ def stochastic_round(value: Tensor, dtype: torch.dtype, random: Tensor) -> Tenso
         return _as_bfloat16((bits + random) >> 16)
     normal = ((bits + (random & 0x1FFF)) & ~0x1FFF).view(torch.float32)
     magnitude = value.abs()
-    small = (torch.where(magnitude < 2**-14, magnitude, 0) * 2**24 + random * 2**-16).floor() * 2**-24
-    return torch.where(magnitude < 2**-14, small.copysign(value), normal).to(dtype)
+    multiple = (torch.where(magnitude < 2**-14, magnitude, 0) * 2**40).to(torch.int32) + random >> 16
+    return torch.where(magnitude < 2**-14, (multiple * 2**-24).copysign(value), normal).to(dtype)
 
 
 def join(average: Tensor, low: Tensor) -> Tensor:
