@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 import weakref
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from polyak.dropin._lists import Lists, tensors_in
 from polyak.errors import ConfigError
 from polyak.rules import Capped
-from polyak.torch.mirror import Pairing
 from polyak.torch.swap import swapped
 
 Parameters = Iterable[nn.Parameter] | None
@@ -52,8 +51,7 @@ class ExponentialMovingAverage:
         self.shadow_params: list[Tensor] = [p.clone().detach() for p in given]
         self.collected_params: list[Tensor] | None = None
         self._params_refs = [weakref.ref(p) for p in given]
-        self._pairing: tuple[Sequence[Tensor], Sequence[Tensor], Pairing] | None = None
-        self._steps = 0
+        self._lists = Lists()
 
     def update(self, parameters: Parameters = None) -> None:
         """Take the parameters' present values in."""
@@ -62,8 +60,7 @@ class ExponentialMovingAverage:
         if self.num_updates is not None:
             self.num_updates += 1
             beta = Capped(self.decay)(self.num_updates)
-        self._steps += 1
-        self._paired(lives).update(beta, self._steps)
+        self._lists.update(self.shadow_params, lives, [False] * len(lives), beta)
 
     def copy_to(self, parameters: Parameters = None) -> None:
         """Overwrite the parameters with their averages."""
@@ -114,31 +111,24 @@ class ExponentialMovingAverage:
         Raises:
             ConfigError: a value is none that ``state_dict`` writes. Nothing is changed then.
         """
-        state = copy.deepcopy(state_dict)
+        state = state_dict
         _check(state["decay"])
         if type(state["num_updates"]) not in (int, type(None)):
             raise ConfigError(f"num_updates={state['num_updates']!r}: must be a whole number or None.")
-        shadows = _tensors("shadow_params", state["shadow_params"])
-        if len(shadows) != len(self._params_refs):
-            raise ConfigError(
-                f"shadow_params holds {len(shadows)} tensors for {len(self._params_refs)} parameters."
-            )
-        collected = None
-        if state["collected_params"] is not None:
-            collected = _tensors("collected_params", state["collected_params"])
-            if len(collected) != len(shadows):
-                raise ConfigError(f"collected_params holds {len(collected)} tensors for {len(shadows)}.")
+        shadows = tensors_in("shadow_params", state["shadow_params"], self.shadow_params)
+        collected = state["collected_params"]
+        if collected is not None:
+            collected = self._beside(tensors_in("collected_params", collected, shadows))
         self.decay, self.num_updates = state["decay"], state["num_updates"]
-        self.shadow_params, self.collected_params = (
-            self._beside(shadows),
-            collected and self._beside(collected),
-        )
+        self.shadow_params, self.collected_params = self._beside(shadows), collected
 
     def _beside(self, tensors: list[Tensor]) -> list[Tensor]:
         lives = [reference() for reference in self._params_refs]
         if any(live is None for live in lives):
             return tensors
-        return [t.to(p.device, p.dtype) for t, p in zip(tensors, lives, strict=True) if p is not None]
+        pairs = [(t, p) for t, p in zip(tensors, lives, strict=True) if p is not None]
+        # Never narrower than it was: a float32 average of bfloat16 parameters must survive a resume.
+        return [t.to(p.device, torch.promote_types(t.dtype, p.dtype)) for t, p in pairs]
 
     def _lives(self, parameters: Parameters) -> list[nn.Parameter]:
         given = [r() for r in self._params_refs] if parameters is None else list(parameters)
@@ -149,30 +139,7 @@ class ExponentialMovingAverage:
             raise ConfigError(f"parameters: {len(lives)} of them for {len(self.shadow_params)} averages.")
         return lives
 
-    def _paired(self, lives: Sequence[Tensor]) -> Pairing:
-        if self._pairing is not None:
-            averages, known, pairing = self._pairing
-            same = all(map(_is, averages, self.shadow_params)) and all(map(_is, known, lives))
-            if same and not pairing.stale():
-                return pairing
-        names = list(map(str, range(len(lives))))
-        pairing = Pairing(
-            dict(zip(names, self.shadow_params, strict=True)), dict(zip(names, lives, strict=True))
-        )
-        self._pairing = list(self.shadow_params), list(lives), pairing
-        return pairing
-
-
-def _is(a: object, b: object) -> bool:
-    return a is b
-
 
 def _check(decay: float) -> None:
     if not 0 <= decay <= 1:
         raise ConfigError(f"decay={decay}: must lie between 0 and 1.")
-
-
-def _tensors(name: str, value: Any) -> list[Tensor]:
-    if not isinstance(value, list) or not all(isinstance(v, Tensor) for v in value):  # pyright: ignore[reportUnknownVariableType]
-        raise ConfigError(f"{name} is a {type(value).__name__}: must be a list of tensors.")  # pyright: ignore[reportUnknownArgumentType]
-    return value  # pyright: ignore[reportUnknownVariableType]

@@ -6,19 +6,23 @@ module or a list of tensors and take the decay at each call; they are thin shell
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from polyak.errors import PlanError
-from polyak.torch.buffers import BufferPolicy
+from polyak.torch.buffers import BufferPolicy, Role
 from polyak.torch.engines.contract import Pair
 from polyak.torch.engines.ensemble import Ensemble
 from polyak.torch.engines.tally import Tally
-from polyak.torch.plan import Plan, Selection
+from polyak.torch.plan import Entry, Plan, Selection
 from polyak.torch.storage import Settings
+
+# What becomes of a tensor of the module: averaged, copied at each update, or left alone.
+Roles: TypeAlias = Callable[[Entry], Role]
 
 _nbytes = attrgetter("nbytes")
 
@@ -73,8 +77,19 @@ class Pairing:
         with torch.no_grad():
             for pair in self._pairs:
                 pair.averages[0].copy_(pair.live)
+        self.follow()
+
+    def follow(self) -> None:
+        """What is only copied, without an update of the averages."""
+        with torch.no_grad():
             for target, source in self._copies:
                 target.copy_(source)
+
+    def tensors(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Averages and live tensors, without gradients and in one order, for somebody else's rule."""
+        averages = [pair.averages[0].detach() for pair in self._pairs]
+        lives = [pair.live.detach() for pair in self._pairs]
+        return averages, [live.to(average.device) for live, average in zip(lives, averages, strict=True)]
 
     def _remember(self) -> list[int]:
         return [*map(Tensor.data_ptr, self._tensors), *map(_nbytes, self._tensors)]
@@ -87,15 +102,27 @@ class Mirror:
         module: holds the averages; moved in place, so whoever has it sees every update.
         buffers: which buffers are averaged, as in ``EMA``.
         seed: of the random bits that round 16-bit averages.
+        roles: what becomes of each tensor; by default everything in a state_dict is averaged or copied.
     """
 
-    def __init__(self, module: nn.Module, buffers: BufferPolicy = "average", seed: int = 0) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        buffers: BufferPolicy = "average",
+        seed: int = 0,
+        roles: Roles | None = None,
+    ) -> None:
         self.module, self._seed = module, seed
         self._selection = Selection.of(None, None, buffers)
+        self._roles = roles or role_in_state_dict
         self.steps = 0
         self._pairing: Pairing | None = None
         self._live: nn.Module | None = None
         self._plans: tuple[Plan, ...] = ()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy prepares its own engine, and must not bring a copy of the live model along."""
+        return self.__dict__ | {"_pairing": None, "_live": None, "_plans": ()}
 
     def update(self, model: nn.Module, beta: float) -> None:
         """Move the averages towards ``model``, whose names agree once wrapper prefixes are gone.
@@ -110,6 +137,14 @@ class Mirror:
         """Take the model's values over."""
         self._with(model).copy()
 
+    def follow(self, model: nn.Module) -> None:
+        """Take over only what is never averaged."""
+        self._with(model).follow()
+
+    def tensors(self, model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+        """Averages and the tensors of ``model`` they follow, for a rule that is somebody else's."""
+        return self._with(model).tensors()
+
     def _with(self, model: nn.Module) -> Pairing:
         known = self._live is model and not any(plan.stale() for plan in self._plans)
         if self._pairing is None or not known:
@@ -123,14 +158,26 @@ class Mirror:
         averages: dict[str, Tensor] = {}
         copies: list[tuple[Tensor, Tensor]] = []
         for name, entry in mine.entries.items():
-            inexact = entry.live.is_floating_point() or entry.live.is_complex()
-            if (entry.kind == "parameter" and inexact) or entry.role == "average":
-                averages[name] = entry.live  # frozen or not: requires_grad of a copy says nothing
-            elif entry.saved:
+            role = self._roles(entry)
+            if role == "average":
+                averages[name] = entry.live
+            elif role == "copy":
                 copies.append((entry.live, _place(places, name, entry.live)))
         pairing = Pairing(averages, places, copies, self._seed)
         self._plans, self._live = (mine, theirs), model
         return pairing
+
+
+def inexact(tensor: Tensor) -> bool:
+    """Whether there is a mean of such numbers: a mean of counters or masks is none."""
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def role_in_state_dict(entry: Entry) -> Role:
+    """The role of what is saved; the rest is left alone."""
+    if entry.kind == "parameter" and inexact(entry.live):
+        return "average"  # frozen or not: requires_grad of a copy says nothing
+    return entry.role if entry.role == "average" else "copy" if entry.saved else "share"
 
 
 def _place(places: Mapping[str, Tensor], name: str, mine: Tensor) -> Tensor:
