@@ -22,10 +22,11 @@ ARROWS: dict[str, set[str]] = {
     "torch": {"checkpoints", "rules"},  # checkpoints, because ema.save writes files
     "dropin": {"torch", "checkpoints", "rules"},
     "trainers": {"torch", "checkpoints", "rules"},
+    "doctor": set(),
     "demo": {"polyak"},  # the front door only: the demo is what a user could write
     "bench": {"polyak"},  # likewise: what it measures is what a user gets
     "report": {"checkpoints", "rules"},
-    "cli": {"bench", "demo", "report", "torch", "checkpoints", "rules"},
+    "cli": {"doctor", "bench", "demo", "report", "torch", "checkpoints", "rules"},
     "polyak": {"torch", "checkpoints", "rules"},  # the front door itself
 }
 

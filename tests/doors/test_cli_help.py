@@ -25,7 +25,23 @@ def shown(*arguments: str) -> str:
 
 @pytest.mark.parametrize(
     "arguments",
-    [(), *[(c,) for c in ("average", "bench", "convert", "demo", "gate", "inspect", "sweep", "synthesize")]],
+    [
+        (),
+        *[
+            (c,)
+            for c in (
+                "average",
+                "bench",
+                "convert",
+                "demo",
+                "doctor",
+                "gate",
+                "inspect",
+                "sweep",
+                "synthesize",
+            )
+        ],
+    ],
 )
 def test_help_fits_a_screen(arguments: tuple[str, ...]) -> None:
     text = shown(*arguments)

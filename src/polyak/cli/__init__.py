@@ -12,6 +12,7 @@ from polyak.cli.average import average
 from polyak.cli.bench import bench
 from polyak.cli.convert import convert
 from polyak.cli.demo import demo
+from polyak.cli.doctor import doctor
 from polyak.cli.gate import gate
 from polyak.cli.inspect import inspect
 from polyak.cli.sweep import sweep
@@ -23,6 +24,7 @@ app.command()(average)
 app.command()(bench)
 app.command()(convert)
 app.command()(demo)
+app.command()(doctor)
 app.command()(gate)
 app.command()(inspect)
 app.command()(sweep)

@@ -1,0 +1,7 @@
+"""Reading a training script for the mistakes people make with averages. Nothing is imported or run.
+
+``script`` finds what concerns averages, ``checks`` holds one function per mistake, ``examine`` runs them all.
+"""
+
+from polyak.doctor.examine import examine as examine
+from polyak.doctor.script import Finding as Finding
