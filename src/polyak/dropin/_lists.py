@@ -56,9 +56,10 @@ def tensors_in(name: str, value: object, like: Sequence[Tensor]) -> list[Tensor]
     Raises:
         ConfigError: it is none.
     """
-    given = cast(list[object], value) if type(value) is list else []
-    if type(value) is not list or not all(isinstance(v, Tensor) for v in given):
-        raise ConfigError(f"{name} is a {type(value).__name__}: must be a list of tensors.")
+    kind = type(value)
+    given = cast(list[object], value) if kind is list else []
+    if kind is not list or not all(isinstance(v, Tensor) for v in given):
+        raise ConfigError(f"{name} is a {kind.__name__}: must be a list of tensors.")
     if len(given) != len(like):
         raise ConfigError(f"{name} holds {len(given)} tensors; here there are {len(like)}.")
     tensors = [v.detach().clone() for v in given if isinstance(v, Tensor)]

@@ -1,0 +1,233 @@
+"""``torch.optim.swa_utils``, as of torch 2.13."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias, cast
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import SWALR as SWALR
+
+from polyak.dropin._count import Known
+from polyak.errors import ConfigError
+from polyak.rules import Constant, Decay, Uniform
+from polyak.rules.decay import check_beta
+from polyak.torch.buffers import update_batchnorm
+from polyak.torch.mirror import Mirror, Pairing, inexact
+from polyak.torch.plan import Entry
+
+__all__ = [
+    "SWALR",
+    "AveragedModel",
+    "get_ema_avg_fn",
+    "get_ema_multi_avg_fn",
+    "get_swa_avg_fn",
+    "get_swa_multi_avg_fn",
+    "update_bn",
+]
+
+Count: TypeAlias = Tensor | int
+AvgFn: TypeAlias = Callable[[Tensor, Tensor, Count], Tensor]
+MultiAvgFn: TypeAlias = Callable[[Sequence[Tensor], Sequence[Tensor], Count], None]
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """A decay as one of torch's averaging functions; ``AveragedModel`` takes the decay alone."""
+
+    decay: Decay
+
+    def beta(self, averaged: int) -> float:
+        """β when so many models are in the average; the next is number ``averaged + 1``."""
+        return self.decay(averaged + 1)
+
+
+class _Several(_Rule):
+    def __call__(self, averages: Sequence[Tensor], lives: Sequence[Tensor], averaged: Count) -> None:
+        taken = [str(i) for i, average in enumerate(averages) if inexact(average)]
+        rest = [(a, b) for a, b in zip(averages, lives, strict=True) if not inexact(a)]
+        pairing = Pairing({i: averages[int(i)] for i in taken}, {i: lives[int(i)] for i in taken}, rest)
+        pairing.update(self.beta(int(averaged)), int(averaged))
+
+
+class _One(_Rule):
+    def __call__(self, average: Tensor, live: Tensor, averaged: Count) -> Tensor:
+        made = average.clone()
+        _Several(self.decay)([made], [live], averaged)
+        return made
+
+
+def get_ema_multi_avg_fn(decay: float = 0.999) -> MultiAvgFn:
+    """``avg ← β·avg + (1-β)·θ`` for lists of tensors.
+
+    Args:
+        decay: β, in [0, 1].
+
+    Returns:
+        A function of (averages, parameters, number averaged) that moves the averages in place.
+
+    Raises:
+        ConfigError: ``decay`` is outside [0, 1].
+
+    Source: torch 2.13, ``torch.optim.swa_utils``.
+    """
+    check_beta("decay", decay)
+    return _Several(Constant(decay))
+
+
+def get_swa_multi_avg_fn() -> MultiAvgFn:
+    """``avg ← avg + (θ - avg)/(n+1)`` for lists of tensors.
+
+    Returns:
+        A function of (averages, parameters, number averaged) that moves the averages in place.
+
+    Source: torch 2.13, ``torch.optim.swa_utils``.
+    """
+    return _Several(Uniform())
+
+
+def get_ema_avg_fn(decay: float = 0.999) -> AvgFn:
+    """``β·avg + (1-β)·θ`` for one tensor.
+
+    Args:
+        decay: β, in [0, 1].
+
+    Returns:
+        A function of (average, parameter, number averaged) that returns the new average.
+
+    Raises:
+        ConfigError: ``decay`` is outside [0, 1].
+
+    Source: torch 2.13, ``torch.optim.swa_utils``.
+    """
+    check_beta("decay", decay)
+    return _One(Constant(decay))
+
+
+def get_swa_avg_fn() -> AvgFn:
+    """``avg + (θ - avg)/(n+1)`` for one tensor.
+
+    Returns:
+        A function of (average, parameter, number averaged) that returns the new average.
+
+    Source: torch 2.13, ``torch.optim.swa_utils``.
+    """
+    return _One(Uniform())
+
+
+class AveragedModel(nn.Module):
+    """An average of a model's parameters: by default the plain mean.
+
+    ``avg ← avg + (θ - avg)/(n+1)``, or whatever ``avg_fn`` or ``multi_avg_fn`` make of it; n = 0 copies.
+
+    Args:
+        model: what to average; ``module`` is a copy of it.
+        device: where the copy lives; by default beside the model.
+        avg_fn: (average, parameter, n) to the new average, one tensor at a time.
+        multi_avg_fn: moves a list of averages in place, given the parameters and n. Both are called
+            only with floating tensors of one device and dtype; counters and masks are copied.
+        use_buffers: average buffers too instead of copying them.
+
+    Raises:
+        ConfigError: both functions are given.
+
+    Examples:
+        >>> model = nn.Linear(2, 1)
+        >>> averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.99))
+        >>> averaged.update_parameters(model)
+        >>> int(averaged.n_averaged)
+        1
+
+    Source: torch 2.13, ``torch.optim.swa_utils.AveragedModel``.
+    """
+
+    n_averaged: Tensor
+
+    def __init__(
+        self,
+        model: nn.Module,
+        device: int | str | torch.device | None = None,
+        avg_fn: AvgFn | None = None,
+        multi_avg_fn: MultiAvgFn | None = None,
+        use_buffers: bool = False,
+    ) -> None:
+        super().__init__()
+        if avg_fn is not None and multi_avg_fn is not None:
+            raise ConfigError("avg_fn and multi_avg_fn are both given: give at most one of them.")
+        self.module = copy.deepcopy(model)
+        if device is not None:
+            self.module = self.module.to(device)
+        self.register_buffer("n_averaged", torch.tensor(0, dtype=torch.long, device=device))
+        self.avg_fn, self.multi_avg_fn, self.use_buffers = avg_fn, multi_avg_fn, use_buffers
+        self._known = Known()
+        self._mirror = Mirror(self.module, "average" if use_buffers else "copy", roles=self._role)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.module(*args, **kwargs)
+
+    def update_parameters(self, model: nn.Module) -> None:
+        """Take the model's present weights in."""
+        averaged = self._known.of(self.n_averaged)
+        function = self.multi_avg_fn or self.avg_fn or _Several(Uniform())
+        if averaged == 0:
+            self._mirror.copy(model)
+        elif isinstance(function, _Rule):
+            self._mirror.update(model, function.beta(averaged))
+        else:
+            self._call_with(*self._mirror.tensors(model))
+            self._mirror.follow(model)
+        self._known.set(self.n_averaged, averaged + 1)
+
+    @torch.no_grad()
+    def _call_with(self, averages: list[Tensor], lives: list[Tensor]) -> None:
+        groups: dict[tuple[torch.device, torch.dtype], list[tuple[Tensor, Tensor]]] = {}
+        for average, live in zip(averages, lives, strict=True):
+            groups.setdefault((average.device, average.dtype), []).append((average, live))
+        for (device, _), pairs in groups.items():
+            averaged = self.n_averaged.to(device)
+            if self.multi_avg_fn is not None:
+                self.multi_avg_fn([a for a, _ in pairs], [live for _, live in pairs], averaged)
+                continue
+            for average, live in pairs:
+                average.copy_(cast(AvgFn, self.avg_fn)(average, live, averaged))
+
+    def _role(self, entry: Entry) -> Any:
+        """Buffers that no checkpoint holds follow the model as well."""
+        whole = not inexact(entry.live)
+        if entry.kind == "parameter":
+            return "copy" if whole else "average"
+        return entry.role if entry.saved else "average" if self.use_buffers and not whole else "copy"
+
+
+def update_bn(
+    loader: Iterable[Any], model: nn.Module, device: int | str | torch.device | None = None
+) -> None:
+    """Measure the BatchNorm statistics of ``model`` anew, in one pass over the data.
+
+    Everything but BatchNorm runs in evaluation mode, as it will when the statistics are used.
+
+    Args:
+        loader: batches; of a list or tuple the first element goes through the model.
+        model: e.g. an ``AveragedModel``.
+        device: where each batch is moved first.
+
+    Raises:
+        ConfigError: the loader is empty. The statistics are as before then.
+
+    Examples:
+        >>> model = nn.Sequential(nn.BatchNorm1d(2))
+        >>> update_bn([torch.ones(4, 2)], model)
+        >>> model[0].running_mean
+        tensor([1., 1.])
+
+    Source: torch 2.13, ``torch.optim.swa_utils.update_bn``.
+    """
+
+    def forward(model: nn.Module, batch: Any) -> object:
+        given = cast(Any, batch[0] if isinstance(batch, list | tuple) else batch)
+        return model(given if device is None else given.to(device))
+
+    update_batchnorm(model, loader, forward)
