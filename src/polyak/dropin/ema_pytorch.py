@@ -1,0 +1,239 @@
+"""ema-pytorch's ``EMA``, as of ema-pytorch 0.8.3."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Collection, Iterator
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from polyak.dropin._count import Known
+from polyak.dropin._names import Names, device_of, in_evaluation
+from polyak.errors import ConfigError
+from polyak.rules import Warmup
+from polyak.rules.decay import check_beta
+from polyak.torch.mirror import Mirror, inexact
+from polyak.torch.plan import Entry
+
+Maker = Callable[[], nn.Module]
+
+
+class EMA(nn.Module):
+    """An average of a model's parameters and floating buffers, with a warm-up; it holds the model too.
+
+    ``βₜ = clip(1-(1+s/γ)^(-p), min_value, beta)``, ``s = step - update_after_step - 1``; 0 where s ≤ 0
+
+    Args:
+        model: what to average.
+        ema_model: the module that holds the averages, or what makes it; by default a copy of the model.
+        beta: the largest β, in [0, 1]; 1 freezes the average.
+        update_after_step: copy the model up to this step.
+        update_every: act on each k-th call. β acts once for each, as in the original.
+        inv_gamma: γ.
+        power: p.
+        min_value: the least β of the warm-up.
+        param_or_buffer_names_no_ema: copied instead of averaged.
+        ignore_names: left as they are.
+        ignore_startswith_names: likewise, by how the names begin.
+        include_online_model: keep the model in this module, so that ``state_dict`` holds it.
+        allow_different_devices: accepted; they always may differ.
+        use_foreach: accepted; the fastest engine is taken.
+        update_model_with_ema_every: every so many calls move the model towards its average.
+        update_model_with_ema_beta: what the model keeps of itself then.
+        forward_method_names: methods of ``ema_model`` to offer here.
+        move_ema_to_online_device: follow the model when it moves.
+        coerce_dtype: accepted; dtypes always may differ.
+        lazy_init_ema: copy the model at the first update only.
+
+    Raises:
+        ConfigError: an argument is outside its rule.
+
+    Examples:
+        >>> model = nn.Linear(2, 1)
+        >>> ema = EMA(model, beta=0.99, update_after_step=0, update_every=1)
+        >>> ema.update()
+        >>> ema(torch.ones(1, 2)).shape
+        torch.Size([1, 1])
+
+    Source: ema-pytorch 0.8.3.
+    """
+
+    initted: Tensor
+    step: Tensor
+
+    def __init__(
+        self,
+        model: nn.Module,
+        ema_model: nn.Module | Maker | None = None,
+        beta: float = 0.9999,
+        update_after_step: int = 100,
+        update_every: int = 10,
+        inv_gamma: float = 1.0,
+        power: float = 2 / 3,
+        min_value: float = 0.0,
+        param_or_buffer_names_no_ema: Collection[str] = frozenset(),
+        ignore_names: Collection[str] = frozenset(),
+        ignore_startswith_names: Collection[str] = frozenset(),
+        include_online_model: bool = True,
+        allow_different_devices: bool = False,
+        use_foreach: bool = False,
+        update_model_with_ema_every: int | None = None,
+        update_model_with_ema_beta: float = 0.0,
+        forward_method_names: tuple[str, ...] = (),
+        move_ema_to_online_device: bool = False,
+        coerce_dtype: bool = False,
+        lazy_init_ema: bool = False,
+    ) -> None:
+        super().__init__()
+        if not isinstance(model, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ConfigError(f"model is a {type(model).__name__}: only modules are averaged here.")
+        if isinstance(param_or_buffer_names_no_ema, str):
+            raise ConfigError("param_or_buffer_names_no_ema is one string: pass a set or list of names.")
+        check_beta("beta", beta)
+        self.beta, self.is_frozen = beta, beta == 1.0
+        self.update_every, self.update_after_step = update_every, update_after_step
+        self.inv_gamma, self.power, self.min_value = inv_gamma, power, min_value
+        self.param_or_buffer_names_no_ema = param_or_buffer_names_no_ema
+        self.ignore_names, self.ignore_startswith_names = ignore_names, ignore_startswith_names
+        self.include_online_model = include_online_model
+        self.online_model = model if include_online_model else [model]
+        self.allow_different_devices, self.use_foreach = allow_different_devices, use_foreach
+        self.update_model_with_ema_every = update_model_with_ema_every
+        self.update_model_with_ema_beta = update_model_with_ema_beta
+        self.forward_method_names = forward_method_names
+        self.move_ema_to_online_device, self.coerce_dtype = move_ema_to_online_device, coerce_dtype
+        self._steps, self._started = Known(), Known()
+        self.ema_model: nn.Module | None = None
+        if lazy_init_ema and ema_model is not None:
+            raise ConfigError(
+                "ema_model is given and lazy_init_ema=True: a lazy one is copied from the model."
+            )
+        if not lazy_init_ema:
+            given = ema_model if isinstance(ema_model, nn.Module) or ema_model is None else ema_model()
+            self.init_ema(given)
+        self.register_buffer("initted", torch.tensor(False))
+        self.register_buffer("step", torch.tensor(0))
+
+    def init_ema(self, ema_model: nn.Module | None = None) -> None:
+        """Make the module that holds the averages."""
+        module = copy.deepcopy(self.model) if ema_model is None else ema_model
+        self.ema_model = module.requires_grad_(False)
+        for name in self.forward_method_names:
+            setattr(self, name, getattr(module, name))
+        self.parameter_names = {name for name, p in module.named_parameters() if inexact(p)}
+        self.buffer_names = {name for name, b in module.named_buffers() if inexact(b)}
+        names = Names(
+            self.param_or_buffer_names_no_ema, self.ignore_names, tuple(self.ignore_startswith_names)
+        )
+        self._whole = Mirror(module, roles=_everything)
+        self._mirror = Mirror(module, roles=names.role_in(module))
+        self._back = Mirror(self.model, roles=_everything)
+        self._towards = Mirror(self.model, roles=names.role_in(self.model))
+
+    def add_to_optimizer_post_step_hook(self, optimizer: Optimizer) -> RemovableHandle:
+        """Update after each step of the optimizer."""
+
+        def hook(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+            self.update()
+
+        return optimizer.register_step_post_hook(hook)
+
+    @property
+    def model(self) -> nn.Module:
+        """The model that is averaged."""
+        online = cast(Any, self.online_model)
+        return online if self.include_online_model else online[0]
+
+    def eval(self) -> Any:
+        """``ema_model`` in evaluation mode."""
+        return self._averages.eval()
+
+    @torch.no_grad()
+    def forward_eval(self, *args: Any, **kwargs: Any) -> Any:
+        """Forward through the averages in evaluation mode; every mode is as before afterwards."""
+        with in_evaluation(self._averages) as module:
+            return module(*args, **kwargs)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self._averages(*args, **kwargs)
+
+    def restore_ema_model_device(self) -> None:
+        """Move the averages to where this module's counters are."""
+        self._averages.to(self.initted.device)
+
+    def get_params_iter(self, model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+        """Floating parameters by name."""
+        return ((name, p) for name, p in model.named_parameters() if name in self.parameter_names)
+
+    def get_buffers_iter(self, model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+        """Floating buffers by name."""
+        return ((name, b) for name, b in model.named_buffers() if name in self.buffer_names)
+
+    def copy_params_from_model_to_ema(self) -> None:
+        """Start again from the model as it is now."""
+        self._whole.copy(self.model)
+
+    def copy_params_from_ema_to_model(self) -> None:
+        """Overwrite the model with its average."""
+        self._back.copy(self._averages)
+
+    def update_model_with_ema(self, decay: float | None = None) -> None:
+        """Move the model towards its average; it keeps the share ``decay`` of itself."""
+        kept = self.update_model_with_ema_beta if decay is None else decay
+        if kept == 0.0:
+            self.copy_params_from_ema_to_model()
+        elif not self.is_frozen:
+            self._towards.update(self._averages, kept)
+
+    def get_current_decay(self) -> float:
+        """β of this step."""
+        passed = max(0, self._steps.of(self.step) - self.update_after_step - 1)
+        if passed <= 0:
+            return 0.0
+        return Warmup(self.beta, self.inv_gamma, self.power, min(self.min_value, self.beta))(passed + 1)
+
+    def update(self) -> None:
+        """Take the model's present weights in, if it is time to. Call it after each training step."""
+        step = self._steps.of(self.step)
+        self._steps.set(self.step, step + 1)
+        if not self._started.of(self.initted):
+            if self.ema_model is None:
+                self.init_ema()
+            self.copy_params_from_model_to_ema()
+            self._started.set(self.initted, 1)
+            return
+        due = step % self.update_every == 0
+        if due and step <= self.update_after_step:
+            self.copy_params_from_model_to_ema()
+            return
+        if due:
+            self.update_moving_average(self._averages, self.model)
+        every = self.update_model_with_ema_every
+        if every is not None and step % every == 0:
+            self.update_model_with_ema()
+
+    def update_moving_average(
+        self, ma_model: nn.Module, current_model: nn.Module, current_decay: float | None = None
+    ) -> None:
+        """Move ``ma_model``, which is ``ema_model`` or the model, towards the other."""
+        if self.is_frozen:
+            return
+        if self.move_ema_to_online_device and device_of(ma_model) != device_of(current_model):
+            ma_model.to(device_of(current_model))
+        beta = self.get_current_decay() if current_decay is None else current_decay
+        mirror = self._mirror if ma_model is self.ema_model else self._towards
+        mirror.update(current_model, beta)
+
+    @property
+    def _averages(self) -> nn.Module:
+        if self.ema_model is None:
+            raise ConfigError("lazy_init_ema=True: there is no average before the first update().")
+        return self.ema_model
+
+
+def _everything(entry: Entry) -> Any:
+    return "average" if inexact(entry.live) else "copy"
