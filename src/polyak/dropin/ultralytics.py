@@ -1,0 +1,70 @@
+"""Ultralytics' ``ModelEMA``, as of ultralytics 8.4.190."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Collection
+
+from torch import nn
+
+from polyak.rules import Ramp
+from polyak.torch.mirror import Mirror
+from polyak.torch.plan import unwrap
+
+
+class ModelEMA:
+    """An average of everything in a model's ``state_dict``, with a ramp.
+
+    ``avg ← avg + (1-βₜ)·(θ - avg)``, ``βₜ = decay·(1 - e^(-t/tau))``, t = updates
+
+    Args:
+        model: what to average; ``ema`` is a copy of it in evaluation mode.
+        decay: the largest β, in [0, 1].
+        tau: of the ramp, in updates.
+        updates: those already made.
+
+    ``decay`` is a function of ``updates`` that may be replaced; ``enabled = False`` stops the average.
+
+    Raises:
+        ConfigError: ``decay`` or ``tau`` is outside its rule.
+
+    Examples:
+        >>> model = nn.Linear(2, 1)
+        >>> averaged = ModelEMA(model)
+        >>> averaged.update(model)
+        >>> averaged.updates, round(averaged.decay(2000), 4)
+        (1, 0.6321)
+
+    Source: the class of this name in ultralytics 8.4.190.
+    """
+
+    def __init__(self, model: nn.Module, decay: float = 0.9999, tau: float = 2000, updates: int = 0) -> None:
+        self.ema = copy.deepcopy(unwrap(model)).eval().requires_grad_(False)
+        if "teacher_model" in dict(self.ema.named_children()):
+            self.ema.register_module(
+                "teacher_model", None
+            )  # a distilled model holds its teacher, which is not trained
+        self.updates, self.enabled = updates, True
+        self._ramp = Ramp(decay, tau)
+        self.decay: Callable[[int], float] = self._decay
+        self._mirror = Mirror(self.ema)
+
+    def update(self, model: nn.Module) -> None:
+        """Take the model's present weights in."""
+        if self.enabled:
+            self._mirror.update(model, self.decay(self.updates + 1))
+            self.updates += 1
+
+    def update_attr(
+        self, model: nn.Module, include: Collection[str] = (), exclude: Collection[str] = ()
+    ) -> None:
+        """Take over the model's public attributes, or those of ``include``; ``training`` only if named."""
+        if not self.enabled:
+            return
+        for name, value in vars(unwrap(model)).items():
+            wanted = name in include if include else name != "training"
+            if wanted and not name.startswith("_") and name not in exclude:
+                setattr(self.ema, name, value)
+
+    def _decay(self, updates: int) -> float:
+        return self._ramp(updates) if updates else 0.0
