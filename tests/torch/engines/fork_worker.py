@@ -9,6 +9,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
@@ -31,6 +32,12 @@ def fresh() -> Native:
     return Native(copied(BEFORE), SEED)
 
 
+def alone() -> bool:
+    """Whether this process has but one thread: a child must hire anew what it lost."""
+    tasks = Path("/proc/self/task")
+    return tasks.exists() and len(list(tasks.iterdir())) == 1
+
+
 def in_child(check: Callable[[], bool]) -> bool:
     child = os.fork()
     if child == 0:
@@ -48,7 +55,7 @@ def main() -> int:
     with threads(2):
         averaged(fresh())
         spare = fresh()
-        if not in_child(lambda: averaged(spare) == expected):
+        if not in_child(lambda: averaged(spare) == expected and not alone()):
             return 1
         if not in_child(lambda: in_child(lambda: averaged(spare) == expected)):
             return 2

@@ -29,7 +29,7 @@ def test_two_threads_updating_at_once_do_what_they_do_one_after_the_other() -> N
 
     def averaged(which: int) -> list[torch.Tensor]:
         kernel = Native(copied(before[which]), SEED)
-        for step in range(40):
+        for step in range(400):
             kernel.update((0.1, 0.7), step, True)
         return parts(kernel.pairs)
 
