@@ -1,0 +1,231 @@
+"""diffusers' ``EMAModel``, as of diffusers 0.42.1."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from numbers import Real
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from polyak.dropin._lists import Lists, tensors_in
+from polyak.errors import ConfigError
+from polyak.rules import Capped, Warmup
+from polyak.rules.decay import check, check_beta
+
+Parameters = Iterable[nn.Parameter] | nn.Module
+_KINDS: dict[str, type] = {
+    "decay": Real,
+    "min_decay": Real,
+    "optimization_step": int,
+    "update_after_step": int,
+    "use_ema_warmup": bool,
+    "inv_gamma": Real,
+    "power": Real,
+}
+
+
+class EMAModel:
+    """An average of a list of parameters; those that need no gradient are copied.
+
+    ``βₜ = max(min_decay, min(decay, (1+s)/(10+s)))``, ``s = t - update_after_step - 1``; 0 where s ≤ 0;
+    with ``use_ema_warmup``, ``1-(1+s/inv_gamma)^(-power)`` instead of ``(1+s)/(10+s)``
+
+    Args:
+        parameters: θ; a module means its parameters with ``use_ema_warmup``.
+        decay: the largest β, in [0, 1].
+        min_decay: the least β once s > 0.
+        update_after_step: copy up to this step.
+        use_ema_warmup: which warm-up.
+        inv_gamma: γ, of the second warm-up.
+        power: p, likewise.
+        foreach: accepted; the fastest engine is taken.
+        model_cls: the model's class, for ``save_pretrained``.
+        model_config: its configuration, likewise.
+        kwargs: the old names ``max_value``, ``min_value`` and ``device``.
+
+    Raises:
+        ConfigError: ``decay`` or ``min_decay`` is outside [0, 1], or an argument is unknown.
+
+    Examples:
+        >>> model = nn.Linear(2, 1)
+        >>> ema = EMAModel(model.parameters(), decay=0.999)
+        >>> ema.step(model.parameters())
+        >>> round(ema.get_decay(100), 4)
+        0.9174
+
+    Source: the class of this name in diffusers 0.42.1.
+    """
+
+    def __init__(
+        self,
+        parameters: Parameters,
+        decay: float = 0.9999,
+        min_decay: float = 0.0,
+        update_after_step: int = 0,
+        use_ema_warmup: bool = False,
+        inv_gamma: float = 1.0,
+        power: float = 2 / 3,
+        foreach: bool = False,
+        model_cls: Any | None = None,
+        model_config: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if unknown := sorted(kwargs.keys() - {"max_value", "min_value", "device"}):
+            raise ConfigError(f"{', '.join(unknown)}: no such argument.")
+        self.decay: float = _first(kwargs.get("max_value"), decay)
+        self.min_decay: float = _first(kwargs.get("min_value"), min_decay)
+        check_beta("decay", self.decay)
+        check_beta("min_decay", self.min_decay)
+        self.update_after_step = update_after_step
+        self.use_ema_warmup = use_ema_warmup or isinstance(parameters, nn.Module)
+        self.inv_gamma, self.power, self.foreach = inv_gamma, power, foreach
+        self.model_cls, self.model_config = model_cls, model_config
+        self.optimization_step = 0
+        self.cur_decay_value: float | None = None
+        self.temp_stored_params: list[Tensor] | None = None
+        self.shadow_params: list[Tensor] = [p.clone().detach() for p in _listed(parameters)]
+        self._lists = Lists()
+        if kwargs.get("device") is not None:
+            self.to(device=kwargs["device"])
+
+    @classmethod
+    def from_pretrained(cls, path: str | os.PathLike[str], model_cls: Any, foreach: bool = False) -> EMAModel:
+        """Continue from a folder that ``save_pretrained`` wrote.
+
+        Args:
+            path: the folder.
+            model_cls: the model's class.
+            foreach: as above.
+
+        Returns:
+            The average, with its counter.
+        """
+        _, schedule = model_cls.from_config(path, return_unused_kwargs=True)
+        model = model_cls.from_pretrained(path)
+        average = cls(model.parameters(), model_cls=model_cls, model_config=model.config, foreach=foreach)
+        average.load_state_dict(schedule)
+        return average
+
+    def save_pretrained(self, path: str | os.PathLike[str]) -> None:
+        """Write a model that holds the averages, the schedule in its configuration.
+
+        Raises:
+            ConfigError: the average was made without ``model_cls`` and ``model_config``.
+        """
+        if self.model_cls is None or self.model_config is None:
+            missing = "model_cls" if self.model_cls is None else "model_config"
+            raise ConfigError(f"save_pretrained: {missing} is None; give it to the constructor.")
+        model = self.model_cls.from_config(self.model_config)
+        model.register_to_config(**{k: v for k, v in self.state_dict().items() if k != "shadow_params"})
+        self.copy_to(model.parameters())
+        model.save_pretrained(path)
+
+    def get_decay(self, optimization_step: int) -> float:
+        """β of a step."""
+        passed = max(0, optimization_step - self.update_after_step - 1)
+        if passed <= 0:
+            return 0.0
+        if self.use_ema_warmup:
+            beta = Warmup(self.decay, self.inv_gamma, self.power)(passed + 1)
+        else:
+            beta = Capped(self.decay)(passed)
+        return max(beta, self.min_decay)
+
+    def step(self, parameters: Parameters) -> None:
+        """Take the parameters' present values in. Call it after each optimizer step."""
+        lives = self._lives(parameters)
+        beta = self.get_decay(self.optimization_step + 1)
+        self._lists.update(self.shadow_params, lives, [not p.requires_grad for p in lives], beta)
+        self.optimization_step += 1
+        self.cur_decay_value = beta
+
+    @torch.no_grad()
+    def copy_to(self, parameters: Parameters) -> None:
+        """Overwrite the parameters with their averages."""
+        for live, average in zip(self._lives(parameters), self.shadow_params, strict=True):
+            live.copy_(average)
+
+    def pin_memory(self) -> None:
+        """Move the averages to pinned memory."""
+        self.shadow_params = [p.pin_memory() for p in self.shadow_params]
+
+    def to(
+        self,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        non_blocking: bool = False,
+    ) -> None:
+        """Move the averages; floating ones change their dtype too."""
+        self.shadow_params = [
+            p.to(device, dtype if p.is_floating_point() else None, non_blocking) for p in self.shadow_params
+        ]
+
+    def state_dict(self) -> dict[str, Any]:
+        """All of it, under diffusers' keys; the tensors are not copies."""
+        return {
+            "decay": self.decay,
+            "min_decay": self.min_decay,
+            "optimization_step": self.optimization_step,
+            "update_after_step": self.update_after_step,
+            "use_ema_warmup": self.use_ema_warmup,
+            "inv_gamma": self.inv_gamma,
+            "power": self.power,
+            "shadow_params": self.shadow_params,
+        }
+
+    def store(self, parameters: Parameters) -> None:
+        """Keep a copy of the parameters for ``restore``, on the CPU."""
+        self.temp_stored_params = [p.detach().to("cpu", copy=True) for p in self._lives(parameters)]
+
+    @torch.no_grad()
+    def restore(self, parameters: Parameters) -> None:
+        """Overwrite the parameters with the copy, and let go of it.
+
+        Raises:
+            RuntimeError: there is none.
+        """
+        if self.temp_stored_params is None:
+            raise RuntimeError("restore(): there are no stored weights; call store() first.")
+        for live, stored in zip(self._lives(parameters), self.temp_stored_params, strict=True):
+            live.copy_(stored)
+        self.temp_stored_params = None
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Continue from a state of this class or of diffusers'; what is missing stays as it is.
+
+        Raises:
+            ConfigError: a value is none that ``state_dict`` writes. Nothing is changed then.
+        """
+        given = {name: state_dict[name] for name in _KINDS if name in state_dict}
+        for name, value in given.items():
+            kind = _KINDS[name]
+            wrong = (
+                type(value) is not kind
+                if kind is bool
+                else isinstance(value, bool) or not isinstance(value, kind)
+            )
+            check(name, value, f"must be a {kind.__name__.lower()}", not wrong)
+        check_beta("decay", given.get("decay", self.decay))
+        check_beta("min_decay", given.get("min_decay", self.min_decay))
+        shadows = state_dict.get("shadow_params")
+        if shadows is not None:
+            self.shadow_params = tensors_in("shadow_params", shadows, self.shadow_params)
+        for name, value in given.items():
+            setattr(self, name, value)
+
+    def _lives(self, parameters: Parameters) -> list[nn.Parameter]:
+        lives = _listed(parameters)
+        if len(lives) != len(self.shadow_params):
+            raise ConfigError(f"parameters: {len(lives)} of them for {len(self.shadow_params)} averages.")
+        return lives
+
+
+def _listed(parameters: Parameters) -> list[nn.Parameter]:
+    return list(parameters.parameters() if isinstance(parameters, nn.Module) else parameters)
+
+
+def _first(value: object, default: float) -> float:
+    return default if value is None else cast(float, value)
