@@ -1,0 +1,61 @@
+"""The ``ModelEMA`` with ``shadow`` and ``backup`` that many YOLO and Kaggle repositories carry along."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from polyak.dropin._shadow import Shadow
+
+
+class ModelEMA(Shadow):
+    """An average of the parameters that need gradients, by name in ``shadow``.
+
+    ``avg ← β·avg + (1-β)·θ``
+
+    Args:
+        model: what to average.
+        decay: β, in [0, 1].
+
+    ``backup`` holds the raw weights between ``apply_shadow`` and ``restore``, and is empty otherwise.
+
+    Raises:
+        ConfigError: ``decay`` is outside [0, 1], or no parameter needs a gradient.
+
+    Examples:
+        >>> model = nn.Linear(2, 1)
+        >>> ema = ModelEMA(model, decay=0.99)
+        >>> ema.update(model)
+        >>> ema.apply_shadow(model)
+        >>> ema.restore(model)
+
+    Source: the class as it is passed on from repository to repository.
+    """
+
+    def __init__(self, model: nn.Module, decay: float = 0.9999) -> None:
+        super().__init__(model, "decay", decay)
+        self.decay = decay
+
+    def update(self, model: nn.Module) -> None:
+        """Take the model's present weights in.
+
+        Raises:
+            SwapError: the model holds the averages.
+            PlanError: a parameter is missing in the model or has another shape.
+        """
+        self._follow(model, self.decay)
+
+    def apply_shadow(self, model: nn.Module) -> None:
+        """Put the averages into the model. Nothing is copied.
+
+        Raises:
+            SwapError: they are there already.
+        """
+        self._put_in(model)
+
+    def restore(self, model: nn.Module) -> None:
+        """Put the raw weights back.
+
+        Raises:
+            SwapError: they are there already.
+        """
+        self._take_out(model)
