@@ -1,0 +1,176 @@
+"""Lightning: ``Trainer(callbacks=[WeightAverage(0.9999)])``."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from contextlib import ExitStack
+from copy import deepcopy
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from polyak.errors import CheckpointError, ConfigError, MissingExtraError, PlanError
+from polyak.rules import Decay
+from polyak.torch import EMA
+from polyak.torch.attach import Attachment
+from polyak.torch.track import named_decays
+from polyak.trainers.checkpoint import KEY
+from polyak.trainers.checkpoint import load as load
+from polyak.trainers.common import check_evaluate, numbers
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Callback, LightningModule, Trainer
+else:
+    try:
+        from lightning.pytorch import Callback, LightningModule, Trainer
+    except ModuleNotFoundError as missing:
+        if missing.name != "lightning":
+            raise
+        try:  # the same classes under their older name
+            from pytorch_lightning import Callback, LightningModule, Trainer
+        except ModuleNotFoundError as error:
+            if error.name != "pytorch_lightning":
+                raise
+            raise MissingExtraError("Lightning", "lightning") from error
+
+
+class WeightAverage(Callback):
+    """Average the module's weights after each optimizer step; validate, test and predict on the average.
+
+    Training, ``state_dict`` in checkpoints and the module after ``fit`` are the raw weights. The average is
+    in ``ema`` and, complete, under ``"polyak"`` in each checkpoint: ``ckpt_path`` continues bit for bit.
+
+    Args:
+        decay: β, a schedule, or several by name.
+        evaluate: the track to validate, test and predict on; the first if None. "raw" for the raw weights.
+        optimizer: which optimizer's steps count, where the module has several.
+        options: every other argument of ``polyak.EMA``.
+
+    Raises:
+        ConfigError: an argument is outside its rule.
+    """
+
+    def __init__(
+        self,
+        decay: float | Decay | Mapping[str, float | Decay] = 0.9999,
+        *,
+        evaluate: str | None = None,
+        optimizer: int | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        check_evaluate(evaluate, named_decays(decay))
+        self._decay, self._evaluate, self._optimizer, self._options = decay, evaluate, optimizer, options
+        self._ema: EMA | None = None
+        self._attachment: Attachment | None = None
+        self._live = ExitStack()  # open while the average is in the module
+        self._found: dict[str, Any] | None = None  # in the checkpoint of this run
+        self._stage = ""
+        self._logged = 0
+
+    @property
+    def ema(self) -> EMA:
+        """The average.
+
+        Raises:
+            PlanError: training has not begun, so there is nothing to average yet.
+        """
+        if self._ema is None:
+            raise PlanError(
+                "there is no average before fit() begins or a checkpoint that holds one is tested."
+            )
+        return self._ema
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._stage, self._found = stage, None
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.strategy.restore_checkpoint_after_setup:
+            raise ConfigError(
+                f"strategy={type(trainer.strategy).__name__} shards the model: WeightAverage needs it whole "
+                'in each process. Use strategy="ddp" or a single device.'
+            )
+        self._begin(trainer, pl_module)
+        which = self._optimizer
+        if which is None and len(trainer.optimizers) != 1:
+            raise ConfigError(
+                f"optimizer=None: the module has {len(trainer.optimizers)} optimizers; say which one's steps "
+                "count, as in WeightAverage(optimizer=0)."
+            )
+        if which is not None and not 0 <= which < len(trainer.optimizers):
+            raise ConfigError(f"optimizer={which}: the module has {len(trainer.optimizers)}, counted from 0.")
+        self._let_go()
+        self._attachment = self.ema.attach(trainer.optimizers[which or 0])
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = self.ema.step
+        every: int = trainer.log_every_n_steps  # pyright: ignore
+        if step != self._logged and every and step % every == 0:
+            self._logged, told = step, numbers(self.ema)
+            for logger in trainer.loggers:
+                logger.log_metrics(told, step=trainer.global_step - 1)  # Lightning's own count begins at 0
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._stage != "fit":
+            with torch.inference_mode(False):  # what is made inside could never be updated
+                self._begin(trainer, pl_module)
+        if self._ema is not None and self._ema.model is pl_module and self._evaluate != "raw":
+            self._live.enter_context(self._ema.average_parameters(self._evaluate))
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._live.close()
+
+    on_test_start = on_predict_start = on_validation_start
+    on_test_end = on_predict_end = on_validation_end
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._let_go()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._let_go()
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        if self._ema is None:
+            return
+        if was_live := self._ema.live != "raw":  # another callback saves in the middle of a validation
+            self._live.close()
+            # A copy, because going back to the average may write to the same memory.
+            checkpoint["state_dict"] = deepcopy(trainer.strategy.lightning_module_state_dict())
+        checkpoint[KEY] = {"state_dict": "raw", "ema": self._ema.state_dict()}
+        if was_live:
+            self._live.enter_context(self._ema.average_parameters(self._evaluate))
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self._found = checkpoint.get(KEY)
+
+    def _begin(self, trainer: Trainer, module: LightningModule) -> None:
+        """Have the average that belongs to the weights this run begins with."""
+        path, found = trainer.ckpt_path, self._found
+        self._found = None
+        if self._stage == "fit" or found is not None:
+            if self._ema is None or self._ema.model is not module:
+                self._ema = EMA(module, self._decay, **self._options)
+            elif path and found is None:
+                self._ema.reset()
+        if found is not None:
+            self.ema.load_state_dict(found["ema"])
+        elif path and self._stage == "fit":
+            warnings.warn(f"{path} holds no average: averaging begins at its weights.", stacklevel=2)
+        elif path and self._evaluate != "raw":
+            raise CheckpointError(
+                f"{path} holds no average to evaluate. Save with save_weights_only=False while WeightAverage "
+                'is among the callbacks, or evaluate what there is: WeightAverage(evaluate="raw").'
+            )
+
+    def _let_go(self) -> None:
+        self._live.close()
+        if self._attachment is not None:
+            self._attachment.remove()
+            self._attachment = None

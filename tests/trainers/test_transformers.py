@@ -1,0 +1,249 @@
+"""Hugging Face's Trainer really trains a tiny BERT, from scratch, on scikit-learn's digits as words."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from sklearn.datasets import load_digits
+
+import polyak
+from tests.shims import torchvision_without_ops
+
+torchvision_without_ops()
+os.environ["HF_HUB_OFFLINE"] = "1"
+transformers = pytest.importorskip("transformers")
+from transformers import BertConfig, BertForSequenceClassification, TrainerCallback  # noqa: E402
+
+from polyak.trainers.transformers import WeightAverage  # noqa: E402
+
+ROOT = Path(__file__).parents[2]
+# What PEFT still asks of transformers.
+pytestmark = [pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")]
+
+digits = load_digits()
+ROWS = [
+    {"input_ids": torch.tensor(image).long(), "labels": int(label)}
+    for image, label in zip(digits.data[:64], digits.target[:64], strict=True)
+]
+
+
+def bert() -> Any:
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=17, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+        max_position_embeddings=64, num_labels=10,
+    )  # fmt: skip
+    return BertForSequenceClassification(config)
+
+
+class Watch(TrainerCallback):
+    """Kills the process before a step; fails in an evaluation; remembers the weights evaluated."""
+
+    def __init__(self, kill_at: int = -1, fail: bool = False) -> None:
+        self.kill_at, self.fail, self.seen = kill_at, fail, torch.tensor(0.0)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.seen = weight(kwargs["model"])
+        if self.fail:
+            raise RuntimeError("the evaluation failed")
+
+
+def weight(model: Any) -> torch.Tensor:
+    """The one tensor to recognise an average by."""
+    return next(p for name, p in model.named_parameters() if "query" in name).detach().clone()
+
+
+def trainer(folder: Path, *callbacks: Any, model: Any = None, **options: Any) -> Any:
+    arguments: dict[str, Any] = {
+        "max_steps": 12, "per_device_train_batch_size": 8, "use_cpu": True, "report_to": "none", "seed": 1,
+        "learning_rate": 1e-2, "save_strategy": "no", "logging_strategy": "no", "disable_tqdm": True,
+        "dataloader_pin_memory": False,
+    }  # fmt: skip
+    return transformers.Trainer(
+        model=model or bert(),
+        args=transformers.TrainingArguments(str(folder), **{**arguments, **options}),
+        train_dataset=ROWS,
+        eval_dataset=ROWS[:16],
+        callbacks=list(callbacks),
+    )
+
+
+def fit(folder: Path, kill_at: int = -1, resume: Any = None, model: Any = None) -> WeightAverage:
+    run = trainer(folder, Watch(kill_at), model=model, save_strategy="steps", save_steps=4)
+    average = WeightAverage(run, polyak.Warmup(0.99), every=3)
+    run.train(resume_from_checkpoint=resume)
+    return average
+
+
+def averages(ema: polyak.EMA) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in ema.tracks["average"].tensors.items()}
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_killed_run_goes_on_to_the_same_average(tmp_path: Path) -> None:
+    code = "from pathlib import Path; from tests.trainers.test_transformers import fit; fit(Path({!r}), 7)"
+    command = [sys.executable, "-c", code.format(str(tmp_path / "killed"))]
+    assert subprocess.run(command, cwd=ROOT, check=False, capture_output=True).returncode == -signal.SIGKILL
+    whole = fit(tmp_path / "whole")
+    resumed = fit(tmp_path / "killed", resume=True)
+    assert whole.ema.step == resumed.ema.step == 12
+    assert same(averages(whole.ema), averages(resumed.ema))
+    assert whole.ema.tracks["average"].profile == resumed.ema.tracks["average"].profile
+
+
+def test_evaluation_is_on_the_average_and_training_on_the_raw_weights(tmp_path: Path) -> None:
+    watch = Watch()
+    run = trainer(tmp_path, watch, eval_strategy="steps", eval_steps=6)
+    average = WeightAverage(run, 0.9)
+    run.train()
+    raw, mean = weight(run.model), weight(average.ema.module)
+    assert not torch.equal(raw, mean)
+    assert torch.equal(watch.seen, mean)
+    for look in (run.evaluate, lambda: run.predict(ROWS[:16])):
+        watch.seen = raw
+        look()
+        assert torch.equal(watch.seen, mean)
+    assert torch.equal(weight(run.model), raw)
+    assert average.ema.live == "raw"
+
+
+@pytest.mark.parametrize("evaluate", ["long", "raw"])
+def test_another_track_or_the_raw_weights_are_evaluated_on_request(evaluate: str, tmp_path: Path) -> None:
+    watch = Watch()
+    run = trainer(tmp_path, watch)
+    average = WeightAverage(run, {"short": 0.5, "long": 0.9}, evaluate=evaluate)
+    run.train()
+    run.evaluate()
+    expected = run.model if evaluate == "raw" else average.ema.module_of(evaluate)
+    assert torch.equal(watch.seen, weight(expected))
+
+
+def test_an_exception_in_an_evaluation_leaves_the_raw_weights(tmp_path: Path) -> None:
+    watch = Watch(fail=True)
+    run = trainer(tmp_path, watch, eval_strategy="steps", eval_steps=6)
+    average = WeightAverage(run, 0.9)
+    with pytest.raises(RuntimeError, match="the evaluation failed"):
+        run.train()
+    assert average.ema.live == "raw"
+    assert torch.equal(watch.seen, weight(average.ema.module))
+    assert not torch.equal(weight(run.model), watch.seen)
+    run.optimizer.optimizer.step()  # nothing follows a run that is over
+    assert average.ema.step == 6
+
+
+def test_micro_batches_are_no_steps(tmp_path: Path) -> None:
+    run = trainer(tmp_path, gradient_accumulation_steps=4, max_steps=3, per_device_train_batch_size=2)
+    average = WeightAverage(run, 0.9)
+    run.train()
+    assert average.ema.step == run.state.global_step == 3
+
+
+def test_each_checkpoint_holds_both(tmp_path: Path) -> None:
+    average = fit(tmp_path)
+    folder = tmp_path / "checkpoint-12"
+    raw = BertForSequenceClassification.from_pretrained(folder)
+    mean = BertForSequenceClassification.from_pretrained(folder / "average")
+    assert same(raw.state_dict(), average.ema.model.state_dict())
+    assert same(mean.state_dict(), average.ema.module.state_dict())
+    average.save_pretrained(tmp_path / "out")
+    assert same(
+        BertForSequenceClassification.from_pretrained(tmp_path / "out").state_dict(), mean.state_dict()
+    )
+
+
+def test_the_best_model_is_the_best_average(tmp_path: Path) -> None:
+    run = trainer(
+        tmp_path, eval_strategy="steps", save_strategy="steps", eval_steps=4, save_steps=4,
+        load_best_model_at_end=True, metric_for_best_model="loss", greater_is_better=True,
+    )  # fmt: skip
+    average = WeightAverage(run, 0.9)
+    run.train()
+    best = Path(run.state.best_model_checkpoint)
+    assert best.name == "checkpoint-4", "of losses that fall the first is the greatest"
+    assert average.ema.step == 4
+    mean = BertForSequenceClassification.from_pretrained(best / "average")
+    assert same(mean.state_dict(), average.ema.module.state_dict())
+    assert run.evaluate()["eval_loss"] == run.state.best_metric
+
+
+def test_a_checkpoint_without_an_average_is_refused(tmp_path: Path) -> None:
+    run = trainer(tmp_path, save_strategy="steps", save_steps=12)
+    run.train()
+    run = trainer(tmp_path, max_steps=16)
+    WeightAverage(run, 0.9)
+    with pytest.raises(polyak.CheckpointError, match=r"checkpoint-12 holds no polyak\.safetensors"):
+        run.train(resume_from_checkpoint=True)
+
+
+def test_the_numbers_are_in_the_log(tmp_path: Path) -> None:
+    run = trainer(tmp_path, logging_strategy="steps", logging_steps=6)
+    average = WeightAverage(run, {"a": 0.9, "b": 0.5})
+    with pytest.raises(polyak.PlanError, match="no average before"):
+        average.ema  # noqa: B018
+    run.train()
+    logs = [entry for entry in run.state.log_history if "loss" in entry]
+    assert len(logs) == 2
+    assert logs[-1]["ema/a/decay"] == 0.9
+    assert logs[-1]["ema/a/mean_age"] > logs[-1]["ema/b/mean_age"] > 0
+    assert logs[-1]["ema/b/distance"] > 0
+    assert logs[-1]["ema/skipped"] == 0
+
+
+def adapted() -> Any:
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(task_type="SEQ_CLS", target_modules=["query", "value"], r=2)
+    return peft.get_peft_model(bert(), config)
+
+
+def test_adapters_are_averaged_alone_and_exported_as_adapters(tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    average = fit(tmp_path, model=adapted())
+    names = averages(average.ema)
+    assert names
+    assert all("lora" in name or "classifier" in name for name in names)
+    folder = tmp_path / "checkpoint-12" / "average"
+    assert sorted(os.listdir(folder)) == ["README.md", "adapter_config.json", "adapter_model.safetensors"]
+    assert json.loads((folder / "adapter_config.json").read_text())["peft_type"] == "LORA"
+    opened = peft.PeftModel.from_pretrained(bert(), folder)
+    ids = torch.stack([row["input_ids"] for row in ROWS[:4]])
+    with torch.no_grad():
+        assert torch.equal(opened.eval()(ids).logits, average.ema.module(ids).logits)
+    resumed = fit(tmp_path, resume=str(tmp_path / "checkpoint-8"), model=adapted())
+    assert same(averages(resumed.ema), names)
+
+
+def test_a_model_of_ones_own_is_saved_too(tmp_path: Path) -> None:
+    class Own(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = bert()
+
+        def forward(self, input_ids: Any, labels: Any = None) -> Any:
+            return self.inner(input_ids, labels=labels)
+
+    run = trainer(tmp_path, model=Own())
+    average = WeightAverage(run, 0.9)
+    run.train()
+    average.save_pretrained(tmp_path / "out")
+    saved = polyak.load(tmp_path / "out" / "model.safetensors")
+    assert (saved.header.track, saved.header.step) == ("average", 12)
+
+
+def test_wrong_arguments_are_told_at_once(tmp_path: Path) -> None:
+    with pytest.raises(polyak.ConfigError, match="evaluate='wide': must be 'average', 'raw' or None"):
+        WeightAverage(trainer(tmp_path), 0.9, evaluate="wide")
