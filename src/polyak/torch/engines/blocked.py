@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from polyak.torch.engines.chunks import CHUNK, blend_pair
+from polyak.torch.engines.chunks import CHUNK, blend_pair, shaped
 from polyak.torch.engines.contract import Counts, Pair
 from polyak.torch.engines.foreach import bad_names, is_direct
 
@@ -60,9 +60,7 @@ class _Block:
         # Where θ must be converted, all of the block is, into memory that every block uses in turn.
         self._converted: list[Tensor] | None = None
         if scratch is not None:
-            sizes = _sizes(members)
-            pieces: Sequence[Tensor] = torch.split(scratch[: sum(sizes)], sizes)
-            self._converted = [p.view(t.shape) for p, t in zip(pieces, self._live, strict=True)]
+            self._converted = shaped(scratch, self._live)
         self._direct = is_direct(pairs[0]) or scratch is not None
         self._largest = torch.finfo(pairs[0].storage).max
         self._can_look = self._live[0].dtype.itemsize > 1

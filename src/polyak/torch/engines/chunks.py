@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -37,6 +38,12 @@ def chunks(pair: Pair) -> Iterator[Chunk]:
         live, *kept = [t.narrow(longest, i, min(rows, shape[longest] - i)) for t in tensors]
         yield Chunk(first, live.to(kept[0].device, pair.arithmetic), kept[:tracks], kept[tracks:])
         first += live.numel()
+
+
+def shaped(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """Views of one memory in the shapes of these tensors, one after the other."""
+    ends = list(accumulate(tensor.numel() for tensor in like))
+    return [flat[end - t.numel() : end].view(t.shape) for t, end in zip(like, ends, strict=True)]
 
 
 def storable(value: Tensor, storage: torch.dtype) -> Tensor:
