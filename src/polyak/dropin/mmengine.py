@@ -1,0 +1,224 @@
+"""mmengine's averaged models, as of mmengine 0.10.7."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from polyak.dropin._count import Known
+from polyak.errors import ConfigError
+from polyak.rules import Uniform
+from polyak.rules.decay import check, check_whole
+from polyak.torch.buffers import BufferPolicy
+from polyak.torch.mirror import Mirror, Pairing, inexact
+from polyak.torch.plan import Entry
+
+
+class BaseAveragedModel(nn.Module, ABC):
+    """A copy of a model that follows it; how, ``avg_func`` says.
+
+    Args:
+        model: what to average; ``module`` is a copy of it without gradients.
+        interval: average at each k-th update only.
+        device: where the copy lives; by default beside the model.
+        update_buffers: average floating buffers too instead of copying them at each update.
+
+    Raises:
+        ConfigError: ``interval`` is below 1.
+
+    Examples:
+        >>> class Latest(BaseAveragedModel):
+        ...     def avg_func(self, averaged_param, source_param, steps):
+        ...         averaged_param.copy_(source_param)
+        >>> model = nn.Linear(2, 1)
+        >>> latest = Latest(model)
+        >>> latest.update_parameters(model)
+        >>> int(latest.steps)
+        1
+
+    Source: mmengine 0.10.7, ``mmengine.model.averaged_model``.
+    """
+
+    steps: Tensor
+
+    def __init__(
+        self,
+        model: nn.Module,
+        interval: int = 1,
+        device: torch.device | str | None = None,
+        update_buffers: bool = False,
+    ) -> None:
+        super().__init__()
+        check_whole("interval", interval, 1)
+        self.module = copy.deepcopy(model).requires_grad_(False)
+        if device is not None:
+            self.module = self.module.to(device)
+        self.interval, self.update_buffers = interval, update_buffers
+        self.register_buffer("steps", torch.tensor(0, dtype=torch.long, device=device))
+        self._known = Known()
+        policy: BufferPolicy = "average" if update_buffers else "copy"
+        self._mirror = Mirror(self.module, policy, roles=self._role)
+
+    @property
+    def avg_parameters(self) -> dict[str, Tensor]:
+        """What is averaged, by name."""
+        return dict(self.module.state_dict() if self.update_buffers else self.module.named_parameters())
+
+    @abstractmethod
+    def avg_func(self, averaged_param: Tensor, source_param: Tensor, steps: Any) -> None:
+        """Move one average in place; ``steps`` counts the updates before this one."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.module(*args, **kwargs)
+
+    def update_parameters(self, model: nn.Module) -> None:
+        """Take the model's present weights in, if it is time to."""
+        steps = self._known.of(self.steps)
+        if steps == 0:
+            self._mirror.copy(model)
+        elif steps % self.interval:
+            if not self.update_buffers:
+                self._mirror.follow(model)
+        elif isinstance(self, _Known) and type(self).avg_func is _Known.avg_func:
+            self._mirror.update(model, self.beta(steps))
+        else:
+            with torch.no_grad():
+                for average, live in zip(*self._mirror.tensors(model), strict=True):
+                    self.avg_func(average, live, self.steps)
+            self._mirror.follow(model)
+        self._known.set(self.steps, steps + 1)
+
+    def _role(self, entry: Entry) -> Any:
+        """Buffers that no checkpoint holds follow the model, unless buffers are averaged."""
+        if entry.kind == "parameter":
+            return "average" if inexact(entry.live) else "copy"
+        return entry.role if entry.saved else "share" if self.update_buffers else "copy"
+
+
+class _Known(BaseAveragedModel):
+    """Those whose rule is a decay."""
+
+    @abstractmethod
+    def beta(self, steps: int) -> float:
+        """β after so many updates."""
+
+    def avg_func(self, averaged_param: Tensor, source_param: Tensor, steps: Any) -> None:
+        """Move one average in place, as ``update_parameters`` moves all of them."""
+        pairing = Pairing({"": averaged_param}, {"": source_param})
+        pairing.update(self.beta(int(steps)), int(steps))
+
+
+class StochasticWeightAverage(_Known):
+    """The plain mean.
+
+    ``avg ← avg + (θ - avg)/(n+1)``, n the averages taken before
+
+    Args:
+        model: what to average; ``module`` is a copy of it without gradients.
+        interval: average at each k-th update only.
+        device: where the copy lives; by default beside the model.
+        update_buffers: average floating buffers too instead of copying them at each update.
+
+    Raises:
+        ConfigError: ``interval`` is below 1.
+
+    Examples:
+        >>> model = nn.Linear(2, 1)
+        >>> averaged = StochasticWeightAverage(model)
+        >>> averaged.update_parameters(model)
+
+    Source: mmengine 0.10.7.
+    """
+
+    def beta(self, steps: int) -> float:
+        """β after so many updates."""
+        return Uniform()(steps // self.interval + 1)
+
+
+class ExponentialMovingAverage(_Known):
+    """``avg ← (1-momentum)·avg + momentum·θ``
+
+    Args:
+        model: what to average; ``module`` is a copy of it without gradients.
+        momentum: 1-β, in (0, 1); it acts once for each ``interval``, as in the original.
+        interval: average at each k-th update only.
+        device: where the copy lives; by default beside the model.
+        update_buffers: average floating buffers too instead of copying them at each update.
+
+    Raises:
+        ConfigError: an argument is outside its rule.
+
+    Examples:
+        >>> model = nn.Linear(2, 1)
+        >>> averaged = ExponentialMovingAverage(model, momentum=0.01)
+        >>> averaged.update_parameters(model)
+
+    Source: mmengine 0.10.7.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        momentum: float = 0.0002,
+        interval: int = 1,
+        device: torch.device | str | None = None,
+        update_buffers: bool = False,
+    ) -> None:
+        super().__init__(model, interval, device, update_buffers)
+        check("momentum", momentum, "must lie between 0 and 1; it is 1-β", 0 < momentum < 1)
+        if momentum > 0.5:
+            warnings.warn(
+                f"momentum={momentum} is the weight of the newest parameters, usually far below 0.5.",
+                stacklevel=2,
+            )
+        self.momentum = momentum
+
+    def beta(self, steps: int) -> float:
+        """β after so many updates."""
+        return 1 - self.momentum
+
+
+class MomentumAnnealingEMA(ExponentialMovingAverage):
+    """``avg ← (1-mₜ)·avg + mₜ·θ``, ``mₜ = max(momentum, gamma/(gamma+t))``
+
+    Args:
+        model: what to average; ``module`` is a copy of it without gradients.
+        momentum: 1-β at last, in (0, 1).
+        gamma: how slowly it gets there, above 0.
+        interval: average at each k-th update only.
+        device: where the copy lives; by default beside the model.
+        update_buffers: average floating buffers too instead of copying them at each update.
+
+    Raises:
+        ConfigError: an argument is outside its rule.
+
+    Examples:
+        >>> averaged = MomentumAnnealingEMA(nn.Linear(2, 1), gamma=100)
+        >>> averaged.beta(100)
+        0.5
+
+    Source: mmengine 0.10.7.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        momentum: float = 0.0002,
+        gamma: int = 100,
+        interval: int = 1,
+        device: torch.device | str | None = None,
+        update_buffers: bool = False,
+    ) -> None:
+        super().__init__(model, momentum, interval, device, update_buffers)
+        if not gamma > 0:
+            raise ConfigError(f"gamma={gamma}: must be above 0.")
+        self.gamma = gamma
+
+    def beta(self, steps: int) -> float:
+        """β after so many updates."""
+        return 1 - max(self.momentum, self.gamma / (self.gamma + steps))
