@@ -10,6 +10,7 @@ from torch import nn
 
 from polyak.dropin import timm as ours
 from polyak.errors import CheckpointError, PlanError
+from tests.dropin.side import Tied
 from tests.shims import torchvision_without_ops
 
 torchvision_without_ops()
@@ -118,11 +119,7 @@ def test_v1_resumes_a_training_checkpoint(tmp_path: Path, prefix: str) -> None:
         ours.ModelEma(model, resume=str(tmp_path / "other.pth.tar"))
 
 
-class Tied(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.embed, self.head = nn.Embedding(4, 3), nn.Linear(3, 4, bias=False)
-        self.head.weight = self.embed.weight
+# What is different.
 
 
 def test_tied_weights_are_averaged_once() -> None:
