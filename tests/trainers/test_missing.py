@@ -26,6 +26,8 @@ def without(packages: set[str], code: str) -> str:
         ("lightning", {"lightning", "pytorch_lightning"}, "Lightning"),
         ("transformers", {"transformers"}, "transformers"),
         ("transformers", {"accelerate"}, "accelerate"),
+        ("accelerate", {"accelerate"}, "accelerate"),
+        ("ignite", {"ignite"}, "Ignite"),
     ],
 )
 def test_a_missing_trainer_answers_with_its_pip_line(trainer: str, packages: set[str], name: str) -> None:

@@ -1,0 +1,116 @@
+"""Accelerate really trains a small network on scikit-learn's digits."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import polyak
+from tests.trainers.digits import X, loss, network, same
+
+accelerate = pytest.importorskip("accelerate")
+from polyak.trainers.accelerate import average  # noqa: E402
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _each_test_its_own_accelerator() -> Iterator[None]:
+    yield
+    accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def begin(order: str, **options: Any) -> tuple[Any, nn.Module, Any, polyak.EMA]:
+    accelerator = accelerate.Accelerator(cpu=True, **options)
+    model = network()
+    optimizer: Any = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    if order == "before":
+        ema = average(accelerator, model, optimizer, polyak.Warmup(0.99), every=3)
+    prepared, optimizer = accelerator.prepare(model, optimizer)
+    if order == "after":
+        ema = average(accelerator, prepared, optimizer, polyak.Warmup(0.99), every=3)
+    return accelerator, prepared, optimizer, ema
+
+
+def train(begun: Any, steps: range, folder: Path | None = None, kill_at: int = -1) -> None:
+    accelerator, model, optimizer, _ = begun
+    for step in steps:
+        if step == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        with accelerator.accumulate(model):
+            accelerator.backward(loss(model, step))
+            optimizer.step()
+            optimizer.zero_grad()
+        if folder and (step + 1) % 4 == 0:
+            accelerator.save_state(str(folder / f"{step + 1}"))
+
+
+def killed(folder: Path) -> None:
+    train(begin("before"), range(20), folder, kill_at=10)
+
+
+@pytest.mark.parametrize("order", ["before", "after"])
+def test_a_killed_run_goes_on_to_the_same_average(order: str, tmp_path: Path) -> None:
+    code = "from pathlib import Path; from tests.trainers.test_accelerate import killed; killed(Path({!r}))"
+    command = [sys.executable, "-c", code.format(str(tmp_path))]
+    assert subprocess.run(command, cwd=ROOT, check=False, capture_output=True).returncode == -signal.SIGKILL
+    whole, resumed = begin(order), begin(order)
+    train(whole, range(20))
+    resumed[0].load_state(str(tmp_path / "8"))
+    assert resumed[3].step == 8
+    train(resumed, range(8, 20))
+    assert whole[3].step == resumed[3].step == 20
+    assert same(whole[3].module.state_dict(), resumed[3].module.state_dict())
+    assert whole[3].tracks["average"].profile == resumed[3].tracks["average"].profile
+
+
+@pytest.mark.parametrize("order", ["before", "after"])
+def test_micro_batches_are_no_steps(order: str) -> None:
+    begun = begin(order, gradient_accumulation_steps=4)
+    train(begun, range(16))
+    assert begun[3].step == 4
+
+
+@pytest.mark.parametrize("order", ["before", "after"])
+def test_mixed_precision_is_evaluated_on_the_average_too(order: str) -> None:
+    begun = begin(order, mixed_precision="bf16")
+    _, model, _, ema = begun
+    train(begun, range(6))
+    model.eval()
+    with torch.no_grad():
+        with ema.average_parameters():
+            expected = model(X[:16])
+        assert not torch.equal(model(X[:16]), expected)
+        if order == "after":  # what was averaged is the prepared model
+            assert torch.equal(ema(X[:16]), expected)
+    assert ema.tracks["average"].tensors["0.weight"].dtype == torch.float32
+
+
+def test_an_exception_in_an_evaluation_leaves_the_raw_weights(tmp_path: Path) -> None:
+    begun = begin("after")
+    accelerator, model, _, ema = begun
+    train(begun, range(6))
+    raw = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(ZeroDivisionError), ema.average_parameters():
+        _ = 1 / int(same(model.state_dict(), raw))
+    assert same(model.state_dict(), raw)
+    with pytest.raises(polyak.SwapError), ema.average_parameters():
+        accelerator.save_state(str(tmp_path))  # no checkpoint holds the average for the raw weights
+
+
+def test_a_sharded_model_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    accelerator, model, optimizer, _ = begin("after")
+    monkeypatch.setattr(
+        type(accelerator), "distributed_type", property(lambda _: accelerate.DistributedType.FSDP)
+    )
+    with pytest.raises(polyak.ConfigError, match="distributed_type=FSDP shards the model"):
+        average(accelerator, model, optimizer)
