@@ -84,4 +84,4 @@ def _blend(old: Array, new: Array, beta: float) -> Array:
     if not np.issubdtype(old.dtype, np.inexact):
         return np.array(new)
     finite = np.isfinite(new)
-    return np.where(finite, beta * old + (1 - beta) * np.where(finite, new, 0), old)
+    return np.where(finite, beta * old + (1 - beta) * np.where(finite, _wide(new), 0), old)

@@ -133,7 +133,7 @@ def test_a_float32_state_goes_into_split_and_back_losing_8_bits() -> None:
 def test_a_float32_state_goes_into_compensated_and_back_exactly() -> None:
     old = trained({})
     wide = polyak.EMA(network(1), {"a": 0.9, "b": 0.99}, compensated=True)
-    assert not wide.load_state_dict(old.state_dict())
+    assert "from one part to two" in wide.load_state_dict(old.state_dict(), strict=False).converted[0]
     assert all(not bool(low.any()) for low in wide.tracks["a"].lows.values())
     back = polyak.EMA(network(2), {"a": 0.9, "b": 0.99})
     back.load_state_dict(wide.state_dict(), strict=False)
@@ -174,10 +174,7 @@ def lose_values(lows: dict[str, Any]) -> None:
     lows["0.weight"] = lows["0.weight"].to("meta")
 
 
-NO_VALUES = pytest.param(lose_values, marks=pytest.mark.xfail(reason="only dtype and shape are checked"))
-
-
-@pytest.mark.parametrize("spoil", [rename, shorten, widen, take_for_a_number, empty, NO_VALUES])
+@pytest.mark.parametrize("spoil", [rename, shorten, widen, take_for_a_number, empty, lose_values])
 @pytest.mark.parametrize("strict", [True, False])
 def test_a_malformed_second_part_is_refused_and_nothing_changed(
     kind: str, spoil: Callable[[dict[str, Any]], None], strict: bool
@@ -202,7 +199,6 @@ def test_lows_that_are_no_table_are_refused(kind: str) -> None:
     assert equal(parts(ema), before)
 
 
-@pytest.mark.xfail(reason="where both sides have two parts the shapes are not looked at")
 @pytest.mark.parametrize("size", [1, 2])
 def test_a_tensor_of_another_shape_is_left_as_it_is(kind: str, size: int) -> None:
     theirs = polyak.EMA(nn.Linear(2, size), 0.5, **KINDS[kind])
@@ -212,7 +208,6 @@ def test_a_tensor_of_another_shape_is_left_as_it_is(kind: str, size: int) -> Non
     assert equal(parts(mine), before)
 
 
-@pytest.mark.xfail(reason="dropping or lacking the low part is not reported")
 @pytest.mark.parametrize("options", [("split", torch.bfloat16), (torch.bfloat16, "split")])
 def test_a_state_with_other_parts_is_no_exact_match(options: tuple[Any, Any]) -> None:
     theirs, mine = (polyak.EMA(nn.Linear(2, 3), 0.5, dtype=dtype) for dtype in options)
@@ -254,7 +249,6 @@ def test_the_model_computes_with_all_digits_it_has_room_for(kind: str, theta: to
     assert equal(parts(ema), before)
 
 
-@pytest.mark.xfail(reason="room is measured in bytes")
 def test_a_float16_model_has_room_for_more_digits_than_bfloat16() -> None:
     model = nn.Linear(30, 30, bias=False).half()
     ema = polyak.EMA(model, 0.9, dtype="split")

@@ -67,10 +67,10 @@ class Averages:
         return track.tensors | self.copies
 
     def shown(self, track: Track) -> dict[str, Tensor]:
-        """The same for a model to compute with: all digits where the model has room for them."""
+        """The same for a model to compute with: all digits where it has to be cast anyway."""
         held = self.held(track)
         for name in track.lows:
-            if self.plan.entries[name].live.dtype.itemsize > held[name].dtype.itemsize:
+            if self.plan.entries[name].live.dtype != held[name].dtype:
                 held[name] = track.value(name)
         return held
 

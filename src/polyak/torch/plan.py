@@ -109,6 +109,8 @@ class Plan:
             tensor for entry in self.entries.values() for tensor in entry.tensors if _has_address(tensor)
         ]
         self._memory = self._remember()
+        self._dtypes, self._strides = _forms(self._tensors)
+        self._turn = 0
         shared = [e for e in self.entries.values() if e.kind == "parameter" and e.role == "share"]
         self._frozen = [t for entry in shared for t in entry.tensors if not t.requires_grad]
 
@@ -116,7 +118,9 @@ class Plan:
         """Whether the model holds other tensors than planned, or one of them moved to other memory.
 
         Runs at C speed over the modules' own dictionaries, without walking the module. The size is looked
-        at beside the address, because an allocator may hand the same address out again.
+        at beside the address, because an allocator may hand the same address out again. Another dtype or
+        other strides on the same memory are no accident and cost as much to see as all the rest: they are
+        looked for in a part of a large model at a time.
         """
         if (
             list(map(len, self._stores)) != self._sizes
@@ -127,7 +131,12 @@ class Plan:
             return True
         if any(map(_requires_grad, self._frozen)):
             return True
-        return self._remember() != self._memory
+        return self._remember() != self._memory or self._reinterpreted()
+
+    def _reinterpreted(self) -> bool:
+        first, last = self._turn, self._turn + _AT_ONCE
+        self._turn = last if last < len(self._tensors) else 0
+        return _forms(self._tensors[first:last]) != (self._dtypes[first:last], self._strides[first:last])
 
     def _remember(self) -> list[int]:
         return [*map(Tensor.data_ptr, self._tensors), *map(_nbytes, self._tensors)]
@@ -140,8 +149,16 @@ class Plan:
         return [name for entry in self.entries.values() for name in (entry.name, *entry.aliases)]
 
 
+_AT_ONCE = 64  # tensors whose dtype and strides one look takes in
+
+
+def _forms(tensors: Sequence[Tensor]) -> tuple[list[torch.dtype], list[tuple[int, ...]]]:
+    return list(map(_dtype, tensors)), list(map(Tensor.stride, tensors))
+
+
 _requires_grad = attrgetter("requires_grad")
 _nbytes = attrgetter("nbytes")
+_dtype = attrgetter("dtype")
 
 
 def unwrap(module: nn.Module) -> nn.Module:

@@ -124,6 +124,11 @@ def _read(
             where = f"{name}/" if len(tracks) > 1 else ""
             left = _compare(track.tensors, dict(theirs[name]["tensors"]), where, report)
             _check_lows(theirs[name])
+            unequal = track.lows.keys() ^ dict(theirs[name].get("lows", {})).keys()
+            parts = ("one part to two", "two parts to one")
+            report.converted += [
+                f"{where}{key} from {parts[key not in track.lows]}" for key in track.tensors if key in unequal
+            ]
             # The state's history is not that of a tensor it does not hold: such a tensor joins now.
             restored[name] = _restored(track, theirs[name], dict.fromkeys(left, step), report)
     _compare(copies, dict(state["copies"]), "", report)
@@ -145,10 +150,12 @@ def fill(mine: Mapping[str, Tensor], lows: Mapping[str, Tensor], state: State) -
     with torch.no_grad():
         for name in mine.keys() & theirs.keys():
             low, other = lows.get(name), their_lows.get(name)
+            if not _fits(mine[name], theirs[name]):
+                continue
             if low is not None and other is not None and low.dtype == other.dtype:
                 mine[name].copy_(theirs[name])
                 low.copy_(other)
-            elif _fits(mine[name], theirs[name]):
+            else:
                 put(mine[name], low, value_of(theirs[name], other).to(mine[name].device))
 
 
@@ -195,10 +202,11 @@ def _check_lows(state: State) -> None:
     """Each low part must belong to an average, in one of the two forms there are."""
     for name, low in dict(state.get("lows", {})).items():
         average = state["tensors"][name]
-        if low.shape != average.shape or (average.dtype, low.dtype) not in TWO_PARTS:
+        alike = low.shape == average.shape and (average.dtype, low.dtype) in TWO_PARTS
+        if not alike or low.is_meta or low.layout != average.layout:
             raise CheckpointError(
                 f"{name} is {average.dtype} {tuple(average.shape)} with {low.dtype} {tuple(low.shape)} below "
-                "it: must be bfloat16 with int8 or float32 with float32, of one shape."
+                "it: must be bfloat16 with int8 or float32 with float32, of one shape, and hold values."
             )
 
 

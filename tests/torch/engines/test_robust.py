@@ -196,10 +196,6 @@ def test_a_parameter_that_moved_is_read_where_it_is_now(move: Callable[[nn.Linea
     assert ema.metrics()["skipped"] == 0
 
 
-SEEN = "the plan looks at addresses and sizes only"
-
-
-@pytest.mark.xfail(reason=SEEN)
 def test_a_parameter_turned_on_its_own_memory_is_read_as_it_is_now() -> None:
     model = nn.Linear(40, 40, bias=False)
     ema = polyak.EMA(model, 0.0, engine="native")
@@ -208,7 +204,6 @@ def test_a_parameter_turned_on_its_own_memory_is_read_as_it_is_now() -> None:
     assert torch.equal(ema.tracks["average"].tensors["weight"], model.weight)
 
 
-@pytest.mark.xfail(reason=SEEN)
 def test_a_parameter_of_another_dtype_on_its_own_memory_is_read_as_it_is_now() -> None:
     model = nn.Linear(40, 40, bias=False).half()
     ema = polyak.EMA(model, 0.0, engine="native")

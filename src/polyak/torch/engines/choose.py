@@ -65,9 +65,11 @@ def made(name: EngineName, pairs: Sequence[Pair], seed: int) -> Engine:
     return Blocked(pairs, seed) if name == "blocked" else Foreach(pairs, seed)
 
 
-def described(engine: Engine) -> str:
+def described(engine: Engine, asked: EngineName) -> str:
     """The engine's name, and why it is not a faster one."""
     pair = engine.pairs[0]
+    if engine.name == asked:
+        return f"{asked} (asked for)"
     if engine.name not in ("blocked", "foreach"):
         return engine.name
     if engine.name == "blocked":

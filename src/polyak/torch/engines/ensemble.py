@@ -53,7 +53,7 @@ class Ensemble:
     @property
     def name(self) -> str:
         """The engines in use and why no faster one is."""
-        return "; ".join(map(described, self._engines))
+        return "; ".join(described(engine, self._settings.engine) for engine in self._engines)
 
     def update(self, betas: Sequence[float], step: int) -> None:
         """One update of every track; ``betas[k]`` is the composed decay of track k.

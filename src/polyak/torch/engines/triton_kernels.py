@@ -189,9 +189,7 @@ def _round_float16(x, random):
     sign = bits & -0x80000000
     magnitude = tl.abs(x)
     normal = (bits + (random & 0x1FFF)) & -0x2000
-    multiple = (tl.where(magnitude < 2**-14, magnitude, 0.0) * 2**24 + random.to(tl.float32) * 2**-16).to(
-        tl.int32
-    )
+    multiple = ((tl.where(magnitude < 2**-14, magnitude, 0.0) * 2**40).to(tl.int32) + random) >> 16
     small = (multiple.to(tl.float32) * 2**-24).to(tl.int32, bitcast=True) | sign
     return tl.where(magnitude < 2**-14, small, normal).to(tl.float32, bitcast=True).to(tl.float16)
 
