@@ -15,7 +15,7 @@ INPUTS := pyproject.toml constraints.txt $(wildcard native/*)
 STAMP = $(VENV)/made-from-$(shell cat $(INPUTS) | cksum | tr ' ' '-')
 PIP = $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help env demo test test-bare fuzz lint format docs lock clean
+.PHONY: help env demo test test-bare newest fuzz lint format docs lock clean
 
 help:            ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -41,6 +41,12 @@ test-bare:       ## polyak with no extra installed: imports and runs what needs 
 	$(PYTHON) -m venv build/bare
 	build/bare/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt . pytest hypothesis pytest-timeout
 	cd build && bare/bin/python -m pytest -c ../pyproject.toml --rootdir .. ../tests/bare ../tests/rules
+
+newest:          ## trainers and drop-ins against the newest release of everything but torch: once a week
+	rm -rf build/newest
+	$(PYTHON) -m venv build/newest
+	build/newest/bin/python -m pip --disable-pip-version-check install --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch==$(TORCH) --editable ".[$(EXTRAS)]"
+	build/newest/bin/python -m pytest tests/trainers tests/dropin tests/docs $(ARGS)
 
 fuzz: env        ## fuzz the file readers, guided by coverage (ARGS="600" seconds each, "600 average" for one)
 	$(BIN)/python -c "import atheris" 2>/dev/null || $(PIP) install atheris
