@@ -47,6 +47,11 @@ class _Roles:
         return role if role != "average" or inexact(entry.live) else "copy"
 
 
+def everything(entry: Entry) -> Role:
+    """The role of each tensor where no name is special."""
+    return "average" if inexact(entry.live) else "copy"
+
+
 def device_of(module: nn.Module) -> torch.device:
     """Where a module is."""
     return next(module.parameters()).device

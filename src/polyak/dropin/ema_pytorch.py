@@ -1,4 +1,4 @@
-"""ema-pytorch's ``EMA``, as of ema-pytorch 0.8.3."""
+"""ema-pytorch's ``EMA``, ``KarrasEMA`` and ``PostHocEMA``, as of ema-pytorch 0.8.3."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from polyak.dropin._count import Known
-from polyak.dropin._names import Names, device_of, in_evaluation
+from polyak.dropin._names import Names, device_of, everything, in_evaluation
+from polyak.dropin._post_hoc import KarrasEMA as KarrasEMA
+from polyak.dropin._post_hoc import PostHocEMA as PostHocEMA
 from polyak.errors import ConfigError
 from polyak.rules import Warmup
 from polyak.rules.decay import check_beta
 from polyak.torch.mirror import Mirror, inexact
-from polyak.torch.plan import Entry
 
 Maker = Callable[[], nn.Module]
 
@@ -129,9 +130,9 @@ class EMA(nn.Module):
         names = Names(
             self.param_or_buffer_names_no_ema, self.ignore_names, tuple(self.ignore_startswith_names)
         )
-        self._whole = Mirror(module, roles=_everything)
+        self._whole = Mirror(module, roles=everything)
         self._mirror = Mirror(module, roles=names.role_in(module))
-        self._back = Mirror(self.model, roles=_everything)
+        self._back = Mirror(self.model, roles=everything)
         self._towards = Mirror(self.model, roles=names.role_in(self.model))
 
     def add_to_optimizer_post_step_hook(self, optimizer: Optimizer) -> RemovableHandle:
@@ -233,7 +234,3 @@ class EMA(nn.Module):
         if self.ema_model is None:
             raise ConfigError("lazy_init_ema=True: there is no average before the first update().")
         return self.ema_model
-
-
-def _everything(entry: Entry) -> Any:
-    return "average" if inexact(entry.live) else "copy"

@@ -1,0 +1,345 @@
+"""ema-pytorch's ``KarrasEMA`` and ``PostHocEMA``, as of ema-pytorch 0.8.3."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from polyak.checkpoints.formats import open_weights
+from polyak.checkpoints.mixture import Mixture
+from polyak.checkpoints.weights import Slot
+from polyak.dropin._count import Known
+from polyak.dropin._names import Names, device_of, everything
+from polyak.errors import CheckpointError, ConfigError
+from polyak.rules import COPY, Power, Profile, compose, solve
+from polyak.rules.decay import check_whole
+from polyak.rules.posthoc import gram_of
+from polyak.rules.profile import Run
+from polyak.torch.mirror import Mirror, inexact
+
+
+class KarrasEMA(nn.Module):
+    """An average whose width grows with the run.
+
+    ``βₙ = ((n+1-k)/(n+1))^(γ+1)``, n = step, k = update_every
+
+    Args:
+        model: what to average.
+        sigma_rel: the width as a share of the run, or
+        gamma: γ; exactly one of the two.
+        ema_model: the module that holds the averages, or what makes it; by default a copy of the model.
+        update_every: act on each k-th call, with the decay of k calls.
+        frozen: leave the averages as they are.
+        param_or_buffer_names_no_ema: copied instead of averaged.
+        ignore_names: left as they are.
+        ignore_startswith_names: likewise, by how the names begin.
+        allow_different_devices: accepted; they always may differ.
+        move_ema_to_online_device: follow the model when it moves.
+
+    Raises:
+        ConfigError: an argument is outside its rule.
+
+    Examples:
+        >>> ema = KarrasEMA(nn.Linear(2, 1), sigma_rel=0.1, update_every=1)
+        >>> ema.update()
+        >>> round(ema.gamma, 3)
+        6.937
+
+    Source: Karras et al. 2024, arXiv 2312.02696, §3.1; ema-pytorch 0.8.3.
+    """
+
+    initted: Tensor
+    step: Tensor
+
+    def __init__(
+        self,
+        model: nn.Module,
+        sigma_rel: float | None = None,
+        gamma: float | None = None,
+        ema_model: nn.Module | Callable[[], nn.Module] | None = None,
+        update_every: int = 100,
+        frozen: bool = False,
+        param_or_buffer_names_no_ema: Collection[str] = frozenset(),
+        ignore_names: Collection[str] = frozenset(),
+        ignore_startswith_names: Collection[str] = frozenset(),
+        allow_different_devices: bool = False,
+        move_ema_to_online_device: bool = False,
+    ) -> None:
+        super().__init__()
+        self.gamma = Power(sigma_rel=sigma_rel, gamma=gamma).exponent
+        check_whole("update_every", update_every, 1)
+        self.frozen, self.update_every = frozen, update_every
+        self.online_model = [model]
+        given = ema_model if isinstance(ema_model, nn.Module) or ema_model is None else ema_model()
+        self.ema_model = (copy.deepcopy(model) if given is None else given).requires_grad_(False)
+        self.parameter_names = {name for name, p in self.ema_model.named_parameters() if inexact(p)}
+        self.buffer_names = {name for name, b in self.ema_model.named_buffers() if inexact(b)}
+        self.param_or_buffer_names_no_ema = param_or_buffer_names_no_ema
+        self.ignore_names, self.ignore_startswith_names = ignore_names, ignore_startswith_names
+        self.allow_different_devices = allow_different_devices
+        self.move_ema_to_online_device = move_ema_to_online_device
+        self.names = Names(param_or_buffer_names_no_ema, ignore_names, tuple(ignore_startswith_names))
+        self._whole = Mirror(self.ema_model, roles=everything)
+        self._mirror = Mirror(self.ema_model, roles=self.names.role_in(self.ema_model))
+        self._steps, self._started = Known(), Known()
+        self.register_buffer("initted", torch.tensor(False))
+        self.register_buffer("step", torch.tensor(0))
+
+    @property
+    def model(self) -> nn.Module:
+        """The model that is averaged."""
+        return self.online_model[0]
+
+    @property
+    def count(self) -> int:
+        """``step`` as a number, which seldom asks the device."""
+        return self._steps.of(self.step)
+
+    @property
+    def beta(self) -> float:
+        """β of this step."""
+        return compose(Power(gamma=self.gamma), max(0, self.count + 1 - self.update_every), self.update_every)
+
+    def eval(self) -> Any:
+        """``ema_model`` in evaluation mode."""
+        return self.ema_model.eval()
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.ema_model(*args, **kwargs)
+
+    def restore_ema_model_device(self) -> None:
+        """Move the averages to where this module's counters are."""
+        self.ema_model.to(self.initted.device)
+
+    def copy_params_from_model_to_ema(self) -> None:
+        """Start again from the model as it is now."""
+        self._whole.copy(self.model)
+
+    def copy_params_from_ema_to_model(self) -> None:
+        """Overwrite the model with its average."""
+        Mirror(self.model, roles=everything).copy(self.ema_model)
+
+    def update(self) -> None:
+        """Take the model's present weights in, if it is time to. Call it after each training step."""
+        step = self.count
+        self._steps.set(self.step, step + 1)
+        if step % self.update_every:
+            return
+        if not self._started.of(self.initted):
+            self.copy_params_from_model_to_ema()
+            self._started.set(self.initted, 1)
+        if self.frozen:
+            return
+        if self.move_ema_to_online_device and device_of(self.ema_model) != device_of(self.model):
+            self.ema_model.to(device_of(self.model))
+        self._mirror.update(self.model, self.beta)
+
+    def iter_all_ema_params_and_buffers(self) -> Iterator[Tensor]:
+        """What is averaged."""
+        return iter(self.averaged().values())
+
+    def averaged(self) -> dict[str, Tensor]:
+        """What is averaged, by name."""
+        named = (*self.ema_model.named_parameters(), *self.ema_model.named_buffers())
+        return {name: t for name, t in named if inexact(t) and self.names.role([name]) == "average"}
+
+    def profile(self, gamma: float, step: int) -> Profile:
+        """What an average with that γ and this pace is made of at a step: θ₁ first, then every k-th."""
+        count = (step - 1) // self.update_every
+        body = Run(Power(gamma=gamma), 2, count, self.update_every, self.update_every)
+        return Profile(((1.0, (Run(COPY, 0, 1, 1, 1), *([body] if count else []))),))
+
+
+class _File(NamedTuple):
+    path: Path
+    gamma: float
+    step: int
+
+
+class PostHocEMA(nn.Module):
+    """Several averages of growing width, from whose checkpoints any other width is made afterwards.
+
+    Args:
+        model: what to average.
+        ema_model: makes a module that holds averages; by default copies of the model.
+        sigma_rels: widths as shares of the run, at least two, or
+        gammas: the γ themselves.
+        checkpoint_every_num_steps: steps between checkpoints, or "manual".
+        checkpoint_folder: of ``{average}.{step}.pt``; made if missing.
+        checkpoint_dtype: of floating tensors in it; one that would overflow keeps its own.
+        kwargs: for each ``KarrasEMA``.
+
+    Raises:
+        ConfigError: an argument is outside its rule.
+
+    Examples:
+        >>> import tempfile
+        >>> emas = PostHocEMA(nn.Linear(2, 1), sigma_rels=(0.05, 0.28), update_every=1,
+        ...     checkpoint_every_num_steps=5, checkpoint_folder=tempfile.mkdtemp())
+        >>> for _ in range(20):
+        ...     emas.update()
+        >>> emas.synthesize_ema_model(sigma_rel=0.15)(torch.ones(1, 2)).shape
+        torch.Size([1, 1])
+
+    Source: Karras et al. 2024, arXiv 2312.02696, §3.2; ema-pytorch 0.8.3.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        ema_model: Callable[[], nn.Module] | None = None,
+        sigma_rels: Sequence[float] | None = None,
+        gammas: Sequence[float] | None = None,
+        checkpoint_every_num_steps: int | Literal["manual"] = 1000,
+        checkpoint_folder: str | os.PathLike[str] = "./post-hoc-ema-checkpoints",
+        checkpoint_dtype: torch.dtype = torch.float16,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__()
+        if (sigma_rels is None) == (gammas is None):
+            raise ConfigError("sigma_rels and gammas: give exactly one of the two.")
+        wanted = gammas if sigma_rels is None else [Power(sigma_rel=s).exponent for s in sigma_rels]
+        self.gammas = tuple(wanted or ())
+        if len(set(self.gammas)) != len(self.gammas) or len(self.gammas) < 2:
+            raise ConfigError(f"gammas={self.gammas}: give at least two different widths.")
+        if checkpoint_every_num_steps != "manual":
+            check_whole("checkpoint_every_num_steps", checkpoint_every_num_steps, 1)
+        self.maybe_ema_model, self.ema_kwargs = ema_model, kwargs
+        self.num_ema_models = len(self.gammas)
+        self._model = [model]
+        self.ema_models = nn.ModuleList([self._karras(gamma) for gamma in self.gammas])
+        self.checkpoint_folder = Path(checkpoint_folder)
+        self.checkpoint_folder.mkdir(exist_ok=True, parents=True)
+        self.checkpoint_every_num_steps = checkpoint_every_num_steps
+        self.checkpoint_dtype = checkpoint_dtype
+
+    @property
+    def model(self) -> nn.Module:
+        """The model that is averaged."""
+        return self._model[0]
+
+    @property
+    def step(self) -> Tensor:
+        """Calls of ``update`` so far."""
+        return self._all[0].step
+
+    @property
+    def device(self) -> torch.device:
+        """Where the counters are."""
+        return self.step.device
+
+    def copy_params_from_model_to_ema(self) -> None:
+        """Start every average again from the model as it is now."""
+        for average in self._all:
+            average.copy_params_from_model_to_ema()
+
+    def copy_params_from_ema_to_model(self) -> None:
+        """Overwrite the model with the last average."""
+        for average in self._all:
+            average.copy_params_from_ema_to_model()
+
+    def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        return tuple(average(*args, **kwargs) for average in self._all)
+
+    def update(self) -> None:
+        """Take the model's present weights in, and write checkpoints if it is time to."""
+        for average in self._all:
+            average.update()
+        every = self.checkpoint_every_num_steps
+        if isinstance(every, int) and self._all[0].count % every == 0:
+            self.checkpoint()
+
+    def checkpoint(self) -> None:
+        """Write one file for each average; each is complete or not there."""
+        for place, average in enumerate(self._all):
+            path = self.checkpoint_folder / f"{place}.{int(self.step)}.pt"
+            part = path.with_suffix(".part")
+            torch.save({name: self._stored(t) for name, t in average.state_dict().items()}, part)
+            part.replace(path)
+
+    def synthesize_ema_model(
+        self, gamma: float | None = None, sigma_rel: float | None = None, step: int | None = None
+    ) -> KarrasEMA:
+        """The average that another width would have given.
+
+        Args:
+            gamma: its γ, or
+            sigma_rel: its width as a share of the run.
+            step: where to stand; by default at the newest checkpoint. Later ones are not looked at.
+
+        Returns:
+            It, with what is not averaged from the model as it is now.
+
+        Raises:
+            ConfigError: none or both widths are given, or ``step`` lies outside the checkpoints.
+            CheckpointError: there are none.
+        """
+        wanted = Power(sigma_rel=sigma_rel, gamma=gamma).exponent
+        files = self._files()
+        stand = max(f.step for f in files) if step is None else step
+        if not min(f.step for f in files) <= stand <= max(f.step for f in files):
+            raise ConfigError(
+                f"step={stand}: the checkpoints are of steps {files[0].step} to {files[-1].step}."
+            )
+        files = [f for f in files if f.step <= stand]
+        made = self._karras(wanted)
+        profiles = [made.profile(f.gamma, f.step) for f in files]
+        names = made.averaged()
+        with ExitStack() as stack, torch.no_grad():
+            slots = [stack.enter_context(open_weights(f.path)).slots for f in files]
+            newest = [{n: s[f"ema_model.{n}"] for n in names} for s in slots[-2:]]
+            rounding = self._rounding(profiles[-2:], newest)
+            solution = solve(profiles, made.profile(wanted, stand), rounding=[rounding] * len(files))
+            shares = solution.coefficients.tolist()
+            recipes = {
+                n: [(c, s[f"ema_model.{n}"]) for c, s in zip(shares, slots, strict=True)] for n in names
+            }
+            mixture = Mixture(recipes, solution, solution.error)
+            for name, tensor in names.items():
+                tensor.copy_(torch.from_numpy(mixture.tensor(name)))
+        return made
+
+    def _rounding(self, profiles: Sequence[Profile], newest: Sequence[dict[str, Slot]]) -> float:
+        """The square of a checkpoint's rounding error, in units of what a step moves the parameters.
+
+        Two averages lie as far apart as the steps between their centres took the parameters.
+        """
+        if len(newest) < 2:
+            return 0.0
+        gram, _ = gram_of(profiles)
+        span = float(gram[0, 0] + gram[1, 1] - 2 * gram[0, 1])
+        apart = size = 0.0
+        for name, slot in newest[0].items():
+            one, other = (torch.from_numpy(s.read().astype("float64")) for s in (slot, newest[1][name]))
+            apart += float((one - other).square().sum())
+            size += float(one.square().sum())
+        error = size * (torch.finfo(self.checkpoint_dtype).eps / 2) ** 2 / 3
+        return error * span / apart if apart and span > 0 else 0.0
+
+    def _files(self) -> list[_File]:
+        found = [(path, *map(int, path.stem.split("."))) for path in self.checkpoint_folder.glob("*.pt")]
+        files = [_File(path, self.gammas[place], step) for path, place, step in found]
+        if not files:
+            raise CheckpointError(f"{self.checkpoint_folder} holds no checkpoints: call checkpoint() first.")
+        return sorted(files, key=lambda f: (f.step, f.gamma))
+
+    def _stored(self, tensor: Tensor) -> Tensor:
+        kept = tensor.detach().to("cpu", copy=True)
+        if not kept.is_floating_point():
+            return kept
+        small = kept.to(self.checkpoint_dtype)
+        return small if bool(small.isfinite().all()) else kept
+
+    def _karras(self, gamma: float) -> KarrasEMA:
+        return KarrasEMA(self.model, gamma=gamma, ema_model=self.maybe_ema_model, **self.ema_kwargs)
+
+    @property
+    def _all(self) -> list[KarrasEMA]:
+        return [average for average in self.ema_models if isinstance(average, KarrasEMA)]
