@@ -33,7 +33,7 @@ optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
 ema = polyak.EMA(model, {"narrow": polyak.Power(sigma_rel=0.05), "wide": polyak.Power(sigma_rel=0.10)})
 ema.attach(optimizer)
 with polyak.Archive("snapshots", ema, every=10) as archive:
-    for step in range(300):
+    for _ in range(300):
         loss = loss_of(model, images[torch.randint(1500, (64,))])
         optimizer.zero_grad()
         loss.backward()

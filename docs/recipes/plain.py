@@ -13,7 +13,7 @@ scaler = torch.amp.GradScaler("cpu")
 ema = polyak.EMA(model, polyak.Warmup(0.99))
 ema.attach(optimizer)  # steps really taken: not micro-batches, not those the scaler skips
 
-for epoch in range(4):
+for _ in range(4):
     model.train()
     for i, rows in enumerate(torch.randperm(1500).split(50), 1):
         with torch.autocast("cpu", dtype=torch.float16):
