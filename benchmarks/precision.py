@@ -24,7 +24,7 @@ CASES = (
 def main() -> None:
     """Measure, print the table, write it with date and machine."""
     options = arguments(__doc__, rounds=31)
-    makers = {"polyak": polyak(), "polyak, foreach": polyak("foreach")}
+    makers = {"polyak": polyak(), **{f"polyak, {e}": polyak(e) for e in ("blocked", "foreach")}}
     makers |= {name: peer(name) for name in ("timm", "ultralytics")}
     found = {case: run("vit_b", makers, options, params=case[0], store=case[1]) for case in CASES}
     rows = {"*bytes / 12*": [number(moved(LIVE[params], STORED[store]) / LIMIT) for params, store in CASES]}
