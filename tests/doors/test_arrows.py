@@ -41,6 +41,7 @@ PACKAGES: dict[str, set[str]] = {
     "pytorch_lightning": {"trainers"},
     "transformers": {"trainers"},
     "accelerate": {"trainers"},
+    "ultralytics": {"trainers"},
     "ignite": {"trainers"},
     "typer": {"cli"},
     "rich": {"cli", "demo"},

@@ -20,9 +20,10 @@ pytestmark = [
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
 def test_an_example_runs(example: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torchvision_without_ops()
-    pytest.importorskip(example.stem)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for name, value in (("HF_HUB_OFFLINE", "1"), ("YOLO_OFFLINE", "True"), ("YOLO_AUTOINSTALL", "False")):
+        monkeypatch.setenv(name, value)
+    pytest.importorskip(example.stem)
     torch.manual_seed(0)
     done = runpy.run_path(str(example))
     ema = done["ema"] if "ema" in done else done["average"].ema

@@ -27,6 +27,7 @@ def without(packages: set[str], code: str) -> str:
         ("transformers", {"transformers"}, "transformers"),
         ("transformers", {"accelerate"}, "accelerate"),
         ("accelerate", {"accelerate"}, "accelerate"),
+        ("ultralytics", {"ultralytics"}, "Ultralytics"),
         ("ignite", {"ignite"}, "Ignite"),
     ],
 )

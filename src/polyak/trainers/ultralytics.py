@@ -1,0 +1,159 @@
+"""Ultralytics: ``average = use(model, 0.9999)``, before ``model.train(…)``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from polyak.checkpoints.write import atomic
+from polyak.errors import CheckpointError, ConfigError, MissingExtraError, PlanError
+from polyak.rules import Decay
+from polyak.torch import EMA
+from polyak.torch.attach import Attachment
+from polyak.torch.track import named_decays
+from polyak.trainers.common import check_evaluate
+
+try:
+    from ultralytics.utils.torch_utils import unwrap_model
+except ModuleNotFoundError as error:
+    if error.name != "ultralytics":
+        raise
+    raise MissingExtraError("Ultralytics", "ultralytics") from error
+
+
+class WeightAverage:
+    """The average in a training that ``use`` was called for.
+
+    Args:
+        decay: β, a schedule, or several by name.
+        evaluate: the track that stands where Ultralytics' own average would; the first if None.
+        options: every other argument of ``polyak.EMA``.
+    """
+
+    def __init__(
+        self,
+        decay: float | Decay | Mapping[str, float | Decay],
+        evaluate: str | None,
+        options: Mapping[str, Any],
+    ) -> None:
+        check_evaluate(evaluate, named_decays(decay))
+        if evaluate == "raw":
+            raise ConfigError("evaluate='raw': best.pt and last.pt hold an average; name a track.")
+        self._decay, self._evaluate, self._options = decay, evaluate, options
+        self._ema: EMA | None = None
+        self._attachment: Attachment | None = None
+        self._followed: Optimizer | None = None
+
+    @property
+    def ema(self) -> EMA:
+        """The average.
+
+        Raises:
+            PlanError: training has not begun, so there is nothing to average yet.
+        """
+        if self._ema is None:
+            raise PlanError("there is no average before model.train() begins.")
+        return self._ema
+
+    def _before(self, trainer: Any) -> None:
+        if trainer.world_size > 1:  # its processes are started anew, without callbacks
+            raise ConfigError(
+                f"device={trainer.args.device!r}: use() averages in one process; name one device."
+            )
+
+    def _begin(self, trainer: Any) -> None:
+        net: nn.Module = unwrap_model(trainer.model)
+        self._ema = EMA(net, self._decay, **self._options)
+        if trainer.resume:
+            self._resume(trainer, net)
+        self._follow(trainer)
+
+    def _follow(self, trainer: Any) -> None:
+        trainer.ema.enabled = (
+            False  # its copy of the model stays, and is given the average when it is looked at
+        )
+        if self._followed is not trainer.optimizer:  # made anew when memory ran out in the first epoch
+            self._let_go(trainer)
+            self._followed, self._attachment = trainer.optimizer, self.ema.attach(trainer.optimizer)
+
+    def _show(self, trainer: Any) -> None:
+        self.ema.copy_to(trainer.ema.ema, self._evaluate)
+
+    def _save(self, trainer: Any) -> None:
+        kept = {
+            "epoch": trainer.epoch,
+            "raw": self.ema.model.state_dict(),
+            "ema": self.ema.state_dict(),
+            "optimizer": trainer.optimizer.state_dict(),
+        }
+        best = [trainer.best] if trainer.best_fitness == trainer.fitness else []
+        for path in [trainer.last, *best]:
+            with atomic(_beside(path)) as temporary:
+                torch.save(kept, temporary)
+
+    def _resume(self, trainer: Any, net: nn.Module) -> None:
+        path = _beside(Path(trainer.args.resume))
+        if not path.exists():
+            raise CheckpointError(f"{path} is missing: {trainer.args.resume} was written without use().")
+        kept = torch.load(path, map_location="cpu", weights_only=True)
+        if kept["epoch"] != trainer.start_epoch - 1:
+            raise CheckpointError(
+                f"{path} is of epoch {kept['epoch']}, {trainer.args.resume} of epoch "
+                f"{trainer.start_epoch - 1}: the run was killed between the two. Begin again."
+            )
+        net.load_state_dict(kept["raw"])
+        trainer.optimizer.load_state_dict(kept["optimizer"])
+        self.ema.load_state_dict(kept["ema"])
+
+    def _let_go(self, trainer: Any) -> None:
+        if self._attachment is not None:
+            self._attachment.remove()
+        self._followed = self._attachment = None
+
+
+def use(
+    model: Any,
+    decay: float | Decay | Mapping[str, float | Decay] = 0.9999,
+    *,
+    evaluate: str | None = None,
+    **options: Any,
+) -> WeightAverage:
+    """Average the weights after each optimizer step; validate and save it in place of Ultralytics' average.
+
+    ``best.pt`` and ``last.pt`` hold this average, in half precision. Beside each, ``best.polyak.pt`` and
+    ``last.polyak.pt`` keep the raw weights, the optimizer's state in full precision and the average with all
+    that resuming takes; ``model.train(resume=True)`` continues from them. The order of the images and their
+    augmentation begin anew then, as they always do in Ultralytics.
+
+    Args:
+        model: ``YOLO(…)``.
+        decay: β, a schedule, or several by name.
+        evaluate: the track that is validated and saved; the first if None.
+        options: every other argument of ``polyak.EMA``.
+
+    Returns:
+        The average; its ``ema`` is there once training begins.
+
+    Raises:
+        ConfigError: an argument is outside its rule.
+    """
+    average = WeightAverage(decay, evaluate, options)
+    for event, act in {
+        "on_pretrain_routine_start": average._before,  # pyright: ignore[reportPrivateUsage]
+        "on_pretrain_routine_end": average._begin,  # pyright: ignore[reportPrivateUsage]
+        "on_train_epoch_start": average._follow,  # pyright: ignore[reportPrivateUsage]
+        "on_train_epoch_end": average._show,  # pyright: ignore[reportPrivateUsage]
+        "on_model_save": average._save,  # pyright: ignore[reportPrivateUsage]
+        "teardown": average._let_go,  # pyright: ignore[reportPrivateUsage]
+    }.items():
+        model.add_callback(event, act)
+    return average
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f"{path.stem}.polyak.pt")
