@@ -51,6 +51,7 @@ def pictures(folder: Path) -> Path:
     return folder
 
 
+# SGD, whose momentum Ultralytics' own files hold in half precision.
 def train(
     folder: Path,
     kill_at: int = -1,
@@ -74,7 +75,7 @@ def train(
     defaults: dict[str, Any] = {
         "data": str(folder / "data"), "epochs": 4, "imgsz": 32, "batch": 4, "nbs": 4, "workers": 0,
         "device": "cpu", "amp": False, "plots": False, "verbose": False, "project": str(folder),
-        "name": "runs", "exist_ok": True, "optimizer": "AdamW", "lr0": 1e-3, "trainer": Ordered,
+        "name": "runs", "exist_ok": True, "optimizer": "SGD", "lr0": 1e-2, "trainer": Ordered,
     }  # fmt: skip
     arguments = {**defaults, **options} | ({"resume": True} if resume else {})
     model.train(**arguments)
