@@ -214,6 +214,7 @@ static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_native", NULL, 
                                         NULL,                  NULL,      NULL, NULL};
 
 PyMODINIT_FUNC PyInit__native(void) {
+    polyak_begin();
     variant_count = polyak_variants(variants, VARIANTS);
     chosen = variants[0].piece;
     return PyModule_Create(&definition);

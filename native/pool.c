@@ -1,10 +1,16 @@
-/* Each thread has its own contiguous share of the units, so that neighbouring memory is read by one core,
- * and takes from the others' shares when its own is done, so that a core somebody else uses holds nobody up.
- * The caller never waits for a thread that has not begun: on a busy machine it does all the work itself.
+/* Who does the work. Each thread has its own contiguous share of the units, so that neighbouring memory is
+ * read by one core, and takes from the others' shares when its own is done, so that a core somebody else
+ * uses holds nobody up.
  *
- * Why not OpenMP: torch brings its own runtime, and two of them spin against each other. */
+ * On the main thread the threads are those of the OpenMP runtime that torch brought: after each of torch's
+ * own operations they spin for milliseconds in wait of the next, and threads of ours would have to share
+ * their cores (an update took 1.4 times as long). Elsewhere, in a child of fork, and where torch has
+ * no such runtime, they are threads that sleep between jobs; there one job runs at a time, a second caller
+ * works alone, and nobody waits for a thread that has not begun. */
+#define _GNU_SOURCE
 #include "pool.h"
 
+#include <dlfcn.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -18,60 +24,60 @@ typedef struct {
     char padding[48]; /* shares on cache lines of their own */
 } Share;
 
+typedef struct {
+    void (*work)(void *, int64_t);
+    void *context;
+    int threads;
+    _Atomic int joined;
+    Share shares[MOST];
+} Job;
+
+static void take_part(void *argument) {
+    Job *job = argument;
+    int self = atomic_fetch_add_explicit(&job->joined, 1, memory_order_relaxed);
+    for (int i = 0; i < job->threads; i++) {
+        Share *share = &job->shares[(self + i) % job->threads];
+        for (;;) {
+            int64_t unit = atomic_fetch_add_explicit(&share->next, 1, memory_order_relaxed);
+            if (unit >= share->end) break;
+            job->work(job->context, unit);
+        }
+    }
+}
+
+/* -- Threads of our own ------------------------------------------------------------------------------------- */
+
 static struct {
     pthread_mutex_t busy; /* held by the caller whose job runs */
     pthread_mutex_t lock; /* guards what follows */
     pthread_cond_t wake, idle;
-    uint64_t job; /* number of the job that may be joined; 0 while there is none */
+    Job *job;        /* what may be joined now */
+    uint64_t number; /* of that job, so that nobody joins one twice */
     int workers, active;
-    void (*work)(void *, int64_t);
-    void *context;
-    int threads;
-    Share shares[MOST];
 } pool = {.busy = PTHREAD_MUTEX_INITIALIZER,
           .lock = PTHREAD_MUTEX_INITIALIZER,
           .wake = PTHREAD_COND_INITIALIZER,
           .idle = PTHREAD_COND_INITIALIZER};
 
-static void take_part(int self) {
-    for (int i = 0; i < pool.threads; i++) {
-        Share *share = &pool.shares[(self + i) % pool.threads];
-        for (;;) {
-            int64_t unit = atomic_fetch_add_explicit(&share->next, 1, memory_order_relaxed);
-            if (unit >= share->end) break;
-            pool.work(pool.context, unit);
-        }
-    }
-}
+static bool forked; /* this process is the child of one that may have had threads */
 
 static void *worker(void *argument) {
-    int self = (int)(intptr_t)argument;
+    int place = (int)(intptr_t)argument;
     uint64_t done = 0;
     pthread_mutex_lock(&pool.lock);
     for (;;) {
-        while (pool.job == 0 || pool.job == done || self >= pool.threads)
+        while (!pool.job || pool.number == done || place >= pool.job->threads)
             pthread_cond_wait(&pool.wake, &pool.lock);
-        done = pool.job;
+        Job *job = pool.job;
+        done = pool.number;
         pool.active++;
         pthread_mutex_unlock(&pool.lock);
-        take_part(self);
+        take_part(job);
         pthread_mutex_lock(&pool.lock);
         if (--pool.active == 0) pthread_cond_signal(&pool.idle);
     }
     return NULL;
 }
-
-/* A child of fork has the memory of the pool and none of its threads. */
-static void forget(void) {
-    pthread_mutex_init(&pool.busy, NULL);
-    pthread_mutex_init(&pool.lock, NULL);
-    pthread_cond_init(&pool.wake, NULL);
-    pthread_cond_init(&pool.idle, NULL);
-    pool.job = 0;
-    pool.workers = pool.active = 0;
-}
-
-static void watch_forks(void) { pthread_atfork(NULL, NULL, forget); }
 
 /* As many workers as can be had: a system that refuses a thread only makes the job slower. */
 static void hire(int wanted) {
@@ -86,30 +92,65 @@ static void hire(int wanted) {
     pthread_attr_destroy(&detached);
 }
 
-void polyak_run(void (*work)(void *, int64_t), void *context, int64_t units, int threads) {
+static void run_here(Job *job) {
+    pthread_mutex_lock(&pool.lock);
+    hire(job->threads - 1);
+    pool.job = job, pool.number++;
+    pthread_cond_broadcast(&pool.wake);
+    pthread_mutex_unlock(&pool.lock);
+    take_part(job);
+    pthread_mutex_lock(&pool.lock);
+    pool.job = NULL;
+    while (pool.active) pthread_cond_wait(&pool.idle, &pool.lock);
+    pthread_mutex_unlock(&pool.lock);
+}
+
+/* A child of fork has the memory of the pool and none of its threads; nor has OpenMP's, which would hang. */
+static void forget(void) {
+    pthread_mutex_init(&pool.busy, NULL);
+    pthread_mutex_init(&pool.lock, NULL);
+    pthread_cond_init(&pool.wake, NULL);
+    pthread_cond_init(&pool.idle, NULL);
+    pool.job = NULL;
+    pool.workers = pool.active = 0;
+    forked = true;
+}
+
+/* -- torch's threads ---------------------------------------------------------------------------------------- */
+
+/* The entry that GCC's compiled code calls; LLVM's and Intel's runtimes have it too. */
+typedef void Parallel(void (*part)(void *), void *data, unsigned threads, unsigned flags);
+static Parallel *parallel;
+static pthread_t home; /* the thread that looked for it: the one that imported us */
+
+static void begin(void) {
+    pthread_atfork(NULL, NULL, forget);
+    *(void **)&parallel = dlsym(RTLD_DEFAULT, "GOMP_parallel");
+    home = pthread_self();
+}
+
+void polyak_begin(void) {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
-    static uint64_t jobs;
-    pthread_once(&once, watch_forks);
+    pthread_once(&once, begin);
+}
+
+void polyak_run(void (*work)(void *, int64_t), void *context, int64_t units, int threads) {
     if (threads > MOST) threads = MOST;
     if (threads > units) threads = (int)units;
-    if (threads < 2 || pthread_mutex_trylock(&pool.busy)) {
+    bool theirs = parallel && !forked && pthread_equal(pthread_self(), home);
+    if (threads < 2 || (!theirs && pthread_mutex_trylock(&pool.busy))) {
         for (int64_t unit = 0; unit < units; unit++) work(context, unit);
         return;
     }
-    pthread_mutex_lock(&pool.lock);
-    hire(threads - 1);
-    pool.work = work, pool.context = context, pool.threads = threads;
+    Job job = {.work = work, .context = context, .threads = threads};
     for (int i = 0; i < threads; i++) {
-        atomic_store_explicit(&pool.shares[i].next, units * i / threads, memory_order_relaxed);
-        pool.shares[i].end = units * (i + 1) / threads;
+        atomic_init(&job.shares[i].next, units * i / threads);
+        job.shares[i].end = units * (i + 1) / threads;
     }
-    pool.job = ++jobs;
-    pthread_cond_broadcast(&pool.wake);
-    pthread_mutex_unlock(&pool.lock);
-    take_part(0);
-    pthread_mutex_lock(&pool.lock);
-    pool.job = 0;
-    while (pool.active) pthread_cond_wait(&pool.idle, &pool.lock);
-    pthread_mutex_unlock(&pool.lock);
-    pthread_mutex_unlock(&pool.busy);
+    if (theirs) {
+        parallel(take_part, &job, (unsigned)threads, 0);
+    } else {
+        run_here(&job);
+        pthread_mutex_unlock(&pool.busy);
+    }
 }

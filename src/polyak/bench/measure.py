@@ -26,6 +26,7 @@ from polyak.bench.peers import Contender
 from polyak.bench.shapes import said
 from polyak.errors import ConfigError
 
+SAMPLE = 1e-3  # seconds that one timing should last at least
 WARM = 2  # first rounds: they allocate, plan and compile
 NARROW = ("bfloat16", "float16")
 Tick: TypeAlias = Callable[[int, int], object]
@@ -103,10 +104,15 @@ def measure(
     updates: dict[str, list[float]] = {name: [] for name in contenders}
     swaps: dict[str, list[tuple[float, float]]] = {name: [] for name in contenders}
     order = list(contenders)
+
+    def limiting() -> Tensor:
+        return flat.lerp_(theta, 1e-3)
+
+    burst = _burst(stops, limiting)
     for done in range(WARM + rounds):
         random.Random(done).shuffle(order)
-        limit = stops.timed(lambda: flat.lerp_(theta, 1e-3))
-        seconds = {name: stops.timed(contenders[name].update) for name in order}
+        limit = stops.timed(limiting, burst)
+        seconds = {name: stops.timed(contenders[name].update, burst) for name in order}
         changed = {name: stops.both_ways(swap) for name in order if (swap := contenders[name].swap)}
         if done >= WARM:
             limits.append(limit)
@@ -119,7 +125,7 @@ def measure(
     memory = {name: peak(one.update, device) for name, one in contenders.items()}
     swapping = {name: _peak_of_swap(one, device) for name, one in contenders.items()}
     wrong = {
-        name: _wrong(model, one.averages(), betas, WARM + rounds + 1, store)
+        name: _wrong(model, one.averages(), betas, burst * (WARM + rounds) + 1, store)
         for name, one in contenders.items()
     }
     _scale(trained, 0.5)
@@ -141,17 +147,24 @@ def measure(
     return Measured(size, median(limits), spent, figures)
 
 
+def _burst(stops: Stops, run: Callable[[], object]) -> int:
+    """Calls that last about a millisecond: one of some microseconds measures who emptied the caches."""
+    run()
+    return max(1, min(50, round(SAMPLE / stops.timed(run))))
+
+
 class Stops:
     """A stopwatch that waits for the device."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
 
-    def timed(self, run: Callable[[], object]) -> float:
-        """Seconds of one call."""
+    def timed(self, run: Callable[[], object], times: int = 1) -> float:
+        """Seconds of one call, the mean of several in a row."""
         begun = self._now()
-        run()
-        return self._now() - begun
+        for _ in range(times):
+            run()
+        return (self._now() - begun) / times
 
     def both_ways(self, swap: Callable[[], AbstractContextManager[object]]) -> tuple[float, float]:
         """Seconds to enter a block and to leave it."""

@@ -116,6 +116,7 @@ static void *caller(void *wrong) {
 int main(int count, char **arguments) {
     int wrong[2] = {0, 0};
     pthread_t other;
+    polyak_begin();
     if (everything()) return puts("results differ"), 1;
     pthread_create(&other, NULL, caller, &wrong[0]);
     caller(&wrong[1]);
