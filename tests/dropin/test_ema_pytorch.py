@@ -41,7 +41,7 @@ TOWARDS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("options", OPTIONS, ids=", ".join)
 def test_it_is_ema_pytorchs_step_by_step(options: dict[str, Any]) -> None:
     model = network()
     a, b = theirs.EMA(model, **options), ours.EMA(model, **options)
@@ -66,7 +66,7 @@ def test_it_is_ema_pytorchs_step_by_step(options: dict[str, Any]) -> None:
     agree(a, b, but=COUNTER)
 
 
-@pytest.mark.parametrize("options", TOWARDS, ids=str)
+@pytest.mark.parametrize("options", TOWARDS, ids=", ".join)
 def test_the_model_is_moved_towards_its_average_as_by_ema_pytorch(options: dict[str, Any]) -> None:
     def run(library: Any) -> nn.Module:
         model = network()

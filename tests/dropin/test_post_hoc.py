@@ -26,7 +26,7 @@ OPTIONS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("options", OPTIONS, ids=", ".join)
 def test_one_average_is_ema_pytorchs_step_by_step(options: dict[str, Any]) -> None:
     model = network()
     a, b = (library.KarrasEMA(model, update_every=1, **options) for library in (theirs, ours))
