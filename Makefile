@@ -34,7 +34,7 @@ demo: env        ## train a real model on real images, raw weights against their
 	$(BIN)/polyak demo $(ARGS)
 
 test: env        ## the whole test suite, doctests included (ARGS="-k profile" for a part)
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
 
 test-bare:       ## polyak with no extra installed: imports and runs what needs no framework
 	rm -rf build/bare
