@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from polyak.dropin._lists import Lists, tensors_in
 from polyak.errors import ConfigError
 from polyak.rules import Capped
+from polyak.rules.decay import check_beta
 from polyak.torch.swap import swapped
 
 Parameters = Iterable[nn.Parameter] | None
@@ -44,7 +45,7 @@ class ExponentialMovingAverage:
     def __init__(
         self, parameters: Iterable[nn.Parameter], decay: float, use_num_updates: bool = True
     ) -> None:
-        _check(decay)
+        check_beta("decay", decay)
         self.decay = decay
         self.num_updates: int | None = 0 if use_num_updates else None
         given = list(parameters)
@@ -112,7 +113,7 @@ class ExponentialMovingAverage:
             ConfigError: a value is none that ``state_dict`` writes. Nothing is changed then.
         """
         state = state_dict
-        _check(state["decay"])
+        check_beta("decay", state["decay"])
         if type(state["num_updates"]) not in (int, type(None)):
             raise ConfigError(f"num_updates={state['num_updates']!r}: must be a whole number or None.")
         shadows = tensors_in("shadow_params", state["shadow_params"], self.shadow_params)
@@ -138,8 +139,3 @@ class ExponentialMovingAverage:
         if len(lives) != len(self.shadow_params):
             raise ConfigError(f"parameters: {len(lives)} of them for {len(self.shadow_params)} averages.")
         return lives
-
-
-def _check(decay: float) -> None:
-    if not 0 <= decay <= 1:
-        raise ConfigError(f"decay={decay}: must lie between 0 and 1.")

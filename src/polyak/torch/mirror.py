@@ -7,7 +7,6 @@ module or a list of tensors and take the decay at each call; they are thin shell
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from operator import attrgetter
 from typing import Any, TypeAlias
 
 import torch
@@ -18,13 +17,11 @@ from polyak.torch.buffers import BufferPolicy, Role
 from polyak.torch.engines.contract import Pair
 from polyak.torch.engines.ensemble import Ensemble
 from polyak.torch.engines.tally import Tally
-from polyak.torch.plan import Entry, Plan, Selection
+from polyak.torch.plan import Entry, Plan, Selection, memory_of
 from polyak.torch.storage import Settings
 
 # What becomes of a tensor of the module: averaged, copied at each update, or left alone.
 Roles: TypeAlias = Callable[[Entry], Role]
-
-_nbytes = attrgetter("nbytes")
 
 
 class Pairing:
@@ -49,15 +46,11 @@ class Pairing:
         copies: Sequence[tuple[Tensor, Tensor]] = (),
         seed: int = 0,
     ) -> None:
-        for name, average in averages.items():
-            if name not in lives or lives[name].shape != average.shape:
-                found = f"is {tuple(lives[name].shape)}" if name in lives else "is missing"
-                raise PlanError(f"{name} {found} in the model; its average is {tuple(average.shape)}.")
-        self._tensors = [t for name in averages for t in (averages[name], lives[name])]
+        pairs = [Pair(name, _place(lives, name, mine), (mine,)) for name, mine in averages.items()]
+        self._tensors = [t for pair in pairs for t in (pair.averages[0], pair.live)]
         self._tensors += [t for copy in copies for t in copy]
-        self._memory = self._remember()
+        self._memory = memory_of(self._tensors)
         self.tally = Tally()
-        pairs = [Pair(name, lives[name], (average,)) for name, average in averages.items()]
         self._copies = list(copies)
         self._pairs = pairs
         settings = Settings(None, None, None, "skip", seed, "auto", overlap=False)
@@ -65,7 +58,7 @@ class Pairing:
 
     def stale(self) -> bool:
         """Whether one of the tensors moved to other memory."""
-        return self._remember() != self._memory
+        return memory_of(self._tensors) != self._memory
 
     def update(self, beta: float, step: int) -> None:
         """One update with decay β; ``step`` makes the random bits of 16-bit averages."""
@@ -90,9 +83,6 @@ class Pairing:
         averages = [pair.averages[0].detach() for pair in self._pairs]
         lives = [pair.live.detach() for pair in self._pairs]
         return averages, [live.to(average.device) for live, average in zip(lives, averages, strict=True)]
-
-    def _remember(self) -> list[int]:
-        return [*map(Tensor.data_ptr, self._tensors), *map(_nbytes, self._tensors)]
 
 
 class Mirror:

@@ -108,7 +108,7 @@ class Plan:
         self._tensors = [
             tensor for entry in self.entries.values() for tensor in entry.tensors if _has_address(tensor)
         ]
-        self._memory = self._remember()
+        self._memory = memory_of(self._tensors)
         self._dtypes, self._strides = _forms(self._tensors)
         self._turn = 0
         shared = [e for e in self.entries.values() if e.kind == "parameter" and e.role == "share"]
@@ -131,15 +131,12 @@ class Plan:
             return True
         if any(map(_requires_grad, self._frozen)):
             return True
-        return self._remember() != self._memory or self._reinterpreted()
+        return memory_of(self._tensors) != self._memory or self._reinterpreted()
 
     def _reinterpreted(self) -> bool:
         first, last = self._turn, self._turn + _AT_ONCE
         self._turn = last if last < len(self._tensors) else 0
         return _forms(self._tensors[first:last]) != (self._dtypes[first:last], self._strides[first:last])
-
-    def _remember(self) -> list[int]:
-        return [*map(Tensor.data_ptr, self._tensors), *map(_nbytes, self._tensors)]
 
     def having(self, role: Role) -> list[Entry]:
         return [entry for entry in self.entries.values() if entry.role == role]
@@ -159,6 +156,11 @@ def _forms(tensors: Sequence[Tensor]) -> tuple[list[torch.dtype], list[tuple[int
 _requires_grad = attrgetter("requires_grad")
 _nbytes = attrgetter("nbytes")
 _dtype = attrgetter("dtype")
+
+
+def memory_of(tensors: Sequence[Tensor]) -> list[int]:
+    """Where tensors lie and how large they are: what tells that one of them moved."""
+    return [*map(Tensor.data_ptr, tensors), *map(_nbytes, tensors)]
 
 
 def unwrap(module: nn.Module) -> nn.Module:
