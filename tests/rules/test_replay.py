@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from polyak import Anneal, ConfigError, Decay, HalfLife, Profile, Uniform
-from polyak.rules import History, replay
+from polyak.rules import COPY, History, replay
 
 from .strategies import decays
 
@@ -29,6 +29,7 @@ def tracked(decay: Decay, updates: list[tuple[int, int]], start: int = 0) -> Pro
 
 @given(decays, decays, paces, st.integers(0, 20))
 def test_it_is_the_track_beside(one: Decay, other: Decay, updates: list[tuple[int, int]], start: int) -> None:
+    assume(one != COPY)
     kept, beside = tracked(one, updates, start), tracked(other, updates, start)
     if other.unit == "steps":
         np.testing.assert_array_equal(replay(kept, other, kept.steps).weights(), beside.weights())
@@ -58,6 +59,11 @@ def test_the_last_k_are_their_mean() -> None:
     np.testing.assert_allclose(weights, np.repeat([0, 1 / 7], [54, 7]), atol=1e-15)
     same = replay(Profile.from_decay(0.9, 60), Anneal(7, "linear"), 60, last=7)
     np.testing.assert_allclose(same.weights(), weights, atol=1e-15)
+
+
+def test_a_track_of_copies_stays_one() -> None:
+    kept = Profile.from_decay(0.0, 60)
+    np.testing.assert_array_equal(replay(kept, 0.5, 30).weights(), Profile.raw(30).weights())
 
 
 def test_before_the_start_it_is_the_model() -> None:

@@ -11,7 +11,8 @@ def replay(kept: Profile, decay: float | Decay, at: int, last: int | None = None
     """The profile ``decay`` would have at step ``at``, had it been a track beside the one kept.
 
     It looks at the same points: an average updated on every tenth step is compared with one that would
-    have been, not with one updated on every step.
+    have been, not with one updated on every step. A track with β = 0 only ever copied the model, and
+    stays a copy whatever the decay: its history cannot tell an update from a restart.
 
     Args:
         kept: the profile of a track at ``at`` or later.
@@ -61,7 +62,7 @@ def _until(runs: tuple[Run, ...], at: int) -> list[Run]:
         if end <= at:
             kept.append(run)
         elif run.decay == COPY:  # a copy of the model up to its end is one up to any earlier step
-            kept.append(run._replace(stride=at - begun))
+            kept.append(run._replace(count=1, stride=at - begun))
         elif begun < at and (at - begun) // run.stride:
             kept.append(run._replace(count=(at - begun) // run.stride))
         begun = min(end, at)
