@@ -1,110 +1,139 @@
-"""Ultralytics really trains its smallest classifier on a few of scikit-learn's digits, as pictures."""
+"""Ultralytics really trains its smallest models on a few drawn shapes and a few of scikit-learn's digits."""
 
 from __future__ import annotations
 
+import csv
+import functools
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
-from sklearn.datasets import load_digits
 
 import polyak
-from tests.shims import torchvision_without_ops
+from tests.shims import torchvision_with_nms
 from tests.trainers.digits import same
+from tests.trainers.drawn import pictures, shapes
 
-torchvision_without_ops()
+torchvision_with_nms()
 os.environ |= {"YOLO_OFFLINE": "True", "YOLO_AUTOINSTALL": "False", "MPLBACKEND": "agg"}
 pytest.importorskip("ultralytics")
 from ultralytics import YOLO  # noqa: E402
 from ultralytics.data import build_dataloader  # noqa: E402
 from ultralytics.models.yolo.classify import ClassificationTrainer  # noqa: E402
+from ultralytics.models.yolo.detect import DetectionTrainer  # noqa: E402
 
 from polyak.trainers.ultralytics import use  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
+DETECTOR, CLASSIFIER = "yolov8n.yaml", "yolov8n-cls.yaml"
+PER_TRACK = {"decay", "mean_age", "distance"}
+LOGGED = {"ema/skipped", *(f"ema/{key}" for key in PER_TRACK)}
 
 
-class Ordered(ClassificationTrainer):
-    """Pictures in one order: Ultralytics does not resume its own shuffling."""
+class Ordered:
+    """Pictures as they are, in one order: Ultralytics resumes neither its shuffling nor its augmentation."""
 
-    def get_dataloader(self, dataset_path: str, batch_size: int = 4, rank: int = 0, mode: str = "") -> Any:
-        dataset = self.build_dataset(dataset_path, "val")
+    def get_dataloader(self: Any, path: str, batch_size: int = 4, rank: int = 0, mode: str = "") -> Any:
+        dataset = self.build_dataset(path, "val", batch_size)
         return build_dataloader(dataset, batch_size, 0, shuffle=False, rank=rank)
 
 
-def pictures(folder: Path) -> Path:
-    digits = load_digits()
-    for split in ("train", "val"):
-        for index in range(16):
-            path = folder / split / str(digits.target[index] % 2) / f"{index}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray((digits.images[index] * 15).astype(np.uint8)).convert("RGB").resize(
-                (32, 32)
-            ).save(path)
-    return folder
+class OrderedDetection(Ordered, DetectionTrainer):
+    """Boxes."""
+
+
+class OrderedClassification(Ordered, ClassificationTrainer):
+    """Whole pictures."""
 
 
 # SGD, whose momentum Ultralytics' own files hold in half precision.
-def train(
-    folder: Path,
-    kill_at: int = -1,
-    resume: bool = False,
-    stop_at: int = -1,
-    model: Any = None,
-    **options: Any,
+def train(folder: Path, model: Any, **options: Any) -> None:
+    """Sixteen pictures, four batches, three epochs; ``data`` is drawn when it is not there."""
+    if not (folder / "data").exists():
+        if model.task == "classify":
+            pictures(folder / "data")
+        else:
+            shapes(folder / "data", keypoints=model.task == "pose")
+    data = folder / "data" if model.task == "classify" else folder / "data" / "data.yaml"
+    defaults: dict[str, Any] = {
+        "data": str(data), "epochs": 3, "imgsz": 32, "batch": 4, "nbs": 4, "workers": 0, "device": "cpu",
+        "plots": False, "verbose": False, "project": str(folder), "name": "runs", "exist_ok": True,
+        "optimizer": "SGD", "lr0": 1e-2, "warmup_epochs": 1,
+    }  # fmt: skip
+    model.train(**{**defaults, **options})
+
+
+def ordered(
+    folder: Path, weights: str | Path, kill_at: int = -1, stop_at: int = -1, nan_at: int = -1, **options: Any
 ) -> Any:
-    average = None
-    if model is None:
-        model = YOLO(folder / "runs" / "weights" / "last.pt" if resume else "yolov8n-cls.yaml")
-        average = use(model, polyak.Warmup(0.99), every=2)
+    """A run that can be repeated, begun anew by the name of a model or continued from a file."""
+    model = YOLO(weights)
+    average = use(model, polyak.Warmup(0.99), every=2)
 
     def batch_end(trainer: Any) -> None:
         if trainer.epoch == kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
         if trainer.epoch == stop_at:
             raise KeyboardInterrupt
+        if trainer.epoch == nan_at and not trainer.nan_recovery_attempts:
+            trainer.loss = torch.tensor(float("nan"))
 
     model.add_callback("on_train_batch_end", batch_end)
-    defaults: dict[str, Any] = {
-        "data": str(folder / "data"), "epochs": 4, "imgsz": 32, "batch": 4, "nbs": 4, "workers": 0,
-        "device": "cpu", "amp": False, "plots": False, "verbose": False, "project": str(folder),
-        "name": "runs", "exist_ok": True, "optimizer": "SGD", "lr0": 1e-2, "trainer": Ordered,
-    }  # fmt: skip
-    arguments = {**defaults, **options} | ({"resume": True} if resume else {})
-    model.train(**arguments)
-    return average, model
+    trainer = OrderedClassification if model.task == "classify" else OrderedDetection
+    train(folder, model, trainer=trainer, resume=isinstance(weights, Path), **options)
+    return average
 
 
-def prepare(folder: Path) -> Path:
-    pictures(folder / "data")
-    return folder
+@functools.cache
+def whole(kind: str) -> Any:
+    """What a run comes to that nothing disturbs."""
+    with tempfile.TemporaryDirectory() as folder:
+        return ordered(Path(folder), kind)
+
+
+def check_is_as_if_undisturbed(average: Any, kind: str) -> None:
+    expected = whole(kind)
+    assert average.ema.step == expected.ema.step == 12
+    assert same(average.ema.module.state_dict(), expected.ema.module.state_dict())
+    assert same(average.ema.model.state_dict(), expected.ema.model.state_dict())
 
 
 def test_a_killed_run_goes_on_to_the_same_average(tmp_path: Path) -> None:
-    whole, killed = prepare(tmp_path / "whole"), prepare(tmp_path / "killed")
-    code = "from pathlib import Path; from tests.trainers.test_ultralytics import train; train(Path({!r}), 2)"
-    done = subprocess.run(
-        [sys.executable, "-c", code.format(str(killed))], cwd=ROOT, check=False, capture_output=True
+    code = (
+        "from pathlib import Path; from tests.trainers.test_ultralytics import ordered; "
+        f"ordered(Path({str(tmp_path)!r}), {DETECTOR!r}, kill_at=1)"
     )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False, capture_output=True)
     assert done.returncode == -signal.SIGKILL
-    (a, _), (b, _) = train(whole), train(killed, resume=True)
-    assert a.ema.step == b.ema.step == 16
-    assert same(a.ema.module.state_dict(), b.ema.module.state_dict())
-    assert same(a.ema.model.state_dict(), b.ema.model.state_dict())
+    check_is_as_if_undisturbed(ordered(tmp_path, tmp_path / "runs" / "weights" / "last.pt"), DETECTOR)
 
 
-def test_files_hold_the_average_and_the_raw_weights(tmp_path: Path) -> None:
-    average, model = train(prepare(tmp_path))
-    assert average.ema.step == 16
-    weights = tmp_path / "runs" / "weights"
-    mean = average.ema.module.state_dict()
+def test_an_earlier_file_goes_on_to_the_same_average(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        ordered(tmp_path, CLASSIFIER, stop_at=2, save_period=1)
+    check_is_as_if_undisturbed(ordered(tmp_path, tmp_path / "runs" / "weights" / "epoch0.pt"), CLASSIFIER)
+
+
+def test_a_loss_that_is_no_number_goes_back_to_the_raw_weights_and_their_average(tmp_path: Path) -> None:
+    check_is_as_if_undisturbed(ordered(tmp_path, DETECTOR, nan_at=1), DETECTOR)
+
+
+@pytest.mark.parametrize(
+    "kind", [DETECTOR, "yolo26n.yaml", "yolov8n-seg.yaml", "yolov8n-pose.yaml", CLASSIFIER]
+)
+def test_files_hold_the_average_and_the_raw_weights(kind: str, tmp_path: Path) -> None:
+    model = YOLO(kind)
+    average = use(model, polyak.Warmup(0.99))
+    train(tmp_path, model, epochs=1)
+    assert average.ema.step == 4
+    weights, mean = tmp_path / "runs" / "weights", average.ema.module.state_dict()
     last = YOLO(weights / "last.pt").model.state_dict()
     assert all(torch.equal(last[name].half(), mean[name].half()) for name in mean)
     kept = torch.load(weights / "last.polyak.pt", weights_only=True)
@@ -112,10 +141,19 @@ def test_files_hold_the_average_and_the_raw_weights(tmp_path: Path) -> None:
     assert not same(kept["raw"], mean)
     assert (weights / "best.polyak.pt").exists()
     assert same(model.trainer.ema.ema.state_dict(), mean), "what was validated"
+    with open(tmp_path / "runs" / "results.csv", newline="") as file:
+        [row] = csv.DictReader(file)
+    logged = average.ema.metrics()
+    assert {key: float(row[key]) for key in LOGGED} == {
+        key: pytest.approx(logged[key.removeprefix("ema/")], rel=1e-5) for key in LOGGED
+    }
 
 
-def test_an_exception_in_validation_and_micro_batches_leave_the_raw_weights(tmp_path: Path) -> None:
-    model = YOLO("yolov8n-cls.yaml")
+@pytest.mark.parametrize("kind", [DETECTOR, CLASSIFIER])
+def test_an_exception_in_validation_and_micro_batches_leave_the_raw_weights(
+    kind: str, tmp_path: Path
+) -> None:
+    model = YOLO(kind)
     average = use(model, {"short": 0.5, "long": 0.9}, evaluate="long")
     with pytest.raises(polyak.PlanError, match="no average before"):
         average.ema  # noqa: B018
@@ -127,7 +165,7 @@ def test_an_exception_in_validation_and_micro_batches_leave_the_raw_weights(tmp_
 
     model.add_callback("on_val_start", fail)
     with pytest.raises(RuntimeError, match="the evaluation failed"):
-        train(prepare(tmp_path), model=model, nbs=8, warmup_epochs=0)
+        train(tmp_path, model, nbs=8, warmup_epochs=0)
     assert average.ema.step == 2, "sixteen pictures by four, two micro-batches to a step"
     assert average.ema.live == "raw"
     assert torch.equal(next(average.ema.model.parameters()), raw[0])
@@ -137,18 +175,60 @@ def test_an_exception_in_validation_and_micro_batches_leave_the_raw_weights(tmp_
     assert average.ema.step == 2
 
 
+def test_tensorboard_has_the_numbers(tmp_path: Path) -> None:
+    """In a process of its own: Ultralytics logs nowhere under pytest."""
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    (tmp_path / "run.py").write_text(
+        "from pathlib import Path\n"
+        "from tests.shims import torchvision_with_nms\n"
+        "torchvision_with_nms()\n"
+        "from ultralytics import YOLO, settings\n"
+        "from polyak.trainers.ultralytics import use\n"
+        "from tests.trainers.drawn import shapes\n"
+        "settings.update({'tensorboard': True})\n"
+        f"folder = Path({str(tmp_path)!r})\n"
+        "model = YOLO('yolov8n.yaml')\n"
+        "use(model, {'short': 0.5, 'long': 0.9})\n"
+        "model.train(data=str(shapes(folder / 'data')), epochs=2, imgsz=32, batch=8, device='cpu',\n"
+        "            plots=False, project=str(folder), name='runs')\n"
+    )
+    env = {**os.environ, "YOLO_CONFIG_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    env.pop("PYTEST_CURRENT_TEST")
+    done = subprocess.run([sys.executable, tmp_path / "run.py"], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    events = EventAccumulator(str(tmp_path / "runs"))
+    events.Reload()
+    logged = {"ema/skipped", *(f"ema/{track}/{key}" for track in ("short", "long") for key in PER_TRACK)}
+    assert {tag for tag in events.Tags()["scalars"] if tag.startswith("ema/")} == logged
+    assert [(one.step, one.value) for one in events.Scalars("ema/short/decay")] == [(1, 0.5), (2, 0.5)]
+
+
+def test_several_devices_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two GPUs are pretended; everything up to where Ultralytics would start its processes is real."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    properties = SimpleNamespace(name="a GPU", total_memory=1 << 30, multi_processor_count=1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
+    model = YOLO(DETECTOR)
+    use(model)
+    with pytest.raises(polyak.ConfigError, match=r"device='0,1': .* name one device"):
+        train(tmp_path, model, device="0,1")
+
+
 def test_what_cannot_be_done_is_told(tmp_path: Path) -> None:
     with pytest.raises(polyak.ConfigError, match=r"best\.pt and last\.pt hold an average"):
-        use(YOLO("yolov8n-cls.yaml"), 0.9, evaluate="raw")
+        use(YOLO(CLASSIFIER), 0.9, evaluate="raw")
     with pytest.raises(polyak.ConfigError, match="evaluate='wide'"):
-        use(YOLO("yolov8n-cls.yaml"), 0.9, evaluate="wide")
-    weights = prepare(tmp_path) / "runs" / "weights"
+        use(YOLO(CLASSIFIER), 0.9, evaluate="wide")
+    last = tmp_path / "runs" / "weights" / "last.pt"
     with pytest.raises(KeyboardInterrupt):
-        train(tmp_path, stop_at=2)
-    kept = torch.load(weights / "last.polyak.pt", weights_only=True)
-    torch.save(kept | {"epoch": 0}, weights / "last.polyak.pt")
+        ordered(tmp_path, CLASSIFIER, stop_at=2)
+    kept = torch.load(last.with_name("last.polyak.pt"), weights_only=True)
+    torch.save(kept | {"epoch": 0}, last.with_name("last.polyak.pt"))
     with pytest.raises(polyak.CheckpointError, match=r"is of epoch 0, .* of epoch 1"):
-        train(tmp_path, resume=True)
-    (weights / "last.polyak.pt").unlink()
+        ordered(tmp_path, last)
+    last.with_name("last.polyak.pt").unlink()
     with pytest.raises(polyak.CheckpointError, match=r"last\.polyak\.pt is missing"):
-        train(tmp_path, resume=True)
+        ordered(tmp_path, last)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from polyak.rules import Decay
 from polyak.torch import EMA
 from polyak.torch.attach import Attachment
 from polyak.torch.track import named_decays
-from polyak.trainers.common import check_evaluate
+from polyak.trainers.common import check_evaluate, numbers
 
 try:
     from ultralytics.utils.torch_utils import unwrap_model
@@ -60,29 +60,29 @@ class WeightAverage:
             raise PlanError("there is no average before model.train() begins.")
         return self._ema
 
-    def _before(self, trainer: Any) -> None:
-        if trainer.world_size > 1:  # its processes are started anew, without callbacks
-            raise ConfigError(
-                f"device={trainer.args.device!r}: use() averages in one process; name one device."
-            )
-
     def _begin(self, trainer: Any) -> None:
         net: nn.Module = unwrap_model(trainer.model)
         self._ema = EMA(net, self._decay, **self._options)
         if trainer.resume:
-            self._resume(trainer, net)
+            self._restore(trainer, Path(trainer.args.resume), trainer.start_epoch - 1)
+        self._follow(trainer)
+
+    def _epoch(self, trainer: Any) -> None:
+        if trainer.nan_recovery_attempts:  # it went back to last.pt, an average in half precision
+            self._restore(trainer, trainer.last, trainer.epoch - 1)
         self._follow(trainer)
 
     def _follow(self, trainer: Any) -> None:
-        trainer.ema.enabled = (
-            False  # its copy of the model stays, and is given the average when it is looked at
-        )
+        # Its copy of the model stays, and is given the average when it is looked at.
+        trainer.ema.enabled = False
         if self._followed is not trainer.optimizer:  # made anew when memory ran out in the first epoch
             self._let_go(trainer)
             self._followed, self._attachment = trainer.optimizer, self.ema.attach(trainer.optimizer)
 
     def _show(self, trainer: Any) -> None:
         self.ema.copy_to(trainer.ema.ema, self._evaluate)
+        trainer.ema.updates = self.ema.step
+        trainer.lr |= numbers(self.ema)  # results.csv and all loggers take down what is in there
 
     def _save(self, trainer: Any) -> None:
         kept = {
@@ -91,22 +91,26 @@ class WeightAverage:
             "ema": self.ema.state_dict(),
             "optimizer": trainer.optimizer.state_dict(),
         }
-        best = [trainer.best] if trainer.best_fitness == trainer.fitness else []
-        for path in [trainer.last, *best]:
+        written = [trainer.last]
+        if trainer.best_fitness == trainer.fitness:
+            written.append(trainer.best)
+        if trainer.save_period > 0 and trainer.epoch % trainer.save_period == 0:
+            written.append(trainer.wdir / f"epoch{trainer.epoch}.pt")
+        for path in written:
             with atomic(_beside(path)) as temporary:
                 torch.save(kept, temporary)
 
-    def _resume(self, trainer: Any, net: nn.Module) -> None:
-        path = _beside(Path(trainer.args.resume))
+    def _restore(self, trainer: Any, weights: Path, epoch: int) -> None:
+        path = _beside(weights)
         if not path.exists():
-            raise CheckpointError(f"{path} is missing: {trainer.args.resume} was written without use().")
+            raise CheckpointError(f"{path} is missing: {weights} was written without use().")
         kept = torch.load(path, map_location="cpu", weights_only=True)
-        if kept["epoch"] != trainer.start_epoch - 1:
+        if kept["epoch"] != epoch:
             raise CheckpointError(
-                f"{path} is of epoch {kept['epoch']}, {trainer.args.resume} of epoch "
-                f"{trainer.start_epoch - 1}: the run was killed between the two. Begin again."
+                f"{path} is of epoch {kept['epoch']}, {weights} of epoch {epoch}: the run was killed between "
+                "the two. Begin again."
             )
-        net.load_state_dict(kept["raw"])
+        self.ema.model.load_state_dict(kept["raw"])
         trainer.optimizer.load_state_dict(kept["optimizer"])
         self.ema.load_state_dict(kept["ema"])
 
@@ -130,6 +134,9 @@ def use(
     that resuming takes; ``model.train(resume=True)`` continues from them. The order of the images and their
     augmentation begin anew then, as they always do in Ultralytics.
 
+    ``ema/decay``, ``ema/mean_age``, ``ema/distance`` and ``ema/skipped`` stand in ``results.csv`` and
+    wherever Ultralytics logs its learning rates.
+
     Args:
         model: ``YOLO(…)``.
         decay: β, a schedule, or several by name.
@@ -140,19 +147,38 @@ def use(
         The average; its ``ema`` is there once training begins.
 
     Raises:
-        ConfigError: an argument is outside its rule.
+        ConfigError: an argument is outside its rule; when training begins, on several devices.
     """
     average = WeightAverage(decay, evaluate, options)
     for event, act in {
-        "on_pretrain_routine_start": average._before,  # pyright: ignore[reportPrivateUsage]
         "on_pretrain_routine_end": average._begin,  # pyright: ignore[reportPrivateUsage]
-        "on_train_epoch_start": average._follow,  # pyright: ignore[reportPrivateUsage]
+        "on_train_epoch_start": average._epoch,  # pyright: ignore[reportPrivateUsage]
         "on_train_epoch_end": average._show,  # pyright: ignore[reportPrivateUsage]
         "on_model_save": average._save,  # pyright: ignore[reportPrivateUsage]
         "teardown": average._let_go,  # pyright: ignore[reportPrivateUsage]
     }.items():
         model.add_callback(event, act)
+    model.train = _in_one_process(model, model.train)
     return average
+
+
+def _in_one_process(model: Any, train: Callable[..., Any]) -> Callable[..., Any]:
+    """``model.train`` that refuses several devices: their processes are started without these callbacks."""
+
+    def trained(trainer: Callable[..., Any] | None = None, **kwargs: Any) -> Any:
+        make = trainer or model.task_map[model.task]["trainer"]
+
+        def made(**given: Any) -> Any:
+            one = make(**given)
+            if one.world_size > 1:
+                raise ConfigError(
+                    f"device={one.args.device!r}: use() averages in one process; name one device."
+                )
+            return one
+
+        return train(trainer=made, **kwargs)
+
+    return trained
 
 
 def _beside(path: Path) -> Path:
