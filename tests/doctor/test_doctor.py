@@ -138,6 +138,25 @@ RIGHT = {
     "handed on": "ema = ModelEmaV3(model)\ntrain(model, ema)\n",
     "no average": "optimizer.step()\n",
     "another thing's update": looped("progress.update(1)", "optimizer.step()", UPDATE),
+    "a schedule once an epoch": """
+rate = torch.optim.lr_scheduler.LinearLR(optimizer)
+ema = ModelEmaV3(model)
+for epoch in range(3):
+    for batch in loader:
+        optimizer.step()
+    ema.update(model)
+    rate.step()
+""",
+    "torch's last schedule": """
+from torch.optim.swa_utils import SWALR
+late = SWALR(optimizer, 0.1)
+ema = ModelEmaV3(model)
+for epoch in range(3):
+    for batch in loader:
+        optimizer.step()
+    ema.update(model)
+    late.step()
+""",
     "once an epoch": """
 ema = ModelEmaV3(model)
 for epoch in range(3):

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 # Classes of the known libraries, and what people call their own.
 _AVERAGE = re.compile(r"(?<![A-Z])EMA(Model|V\d)?$|Ema(V\d)?$|ExponentialMovingAverage|AveragedModel")
 _OPTIMIZER = re.compile(r"(^|[._])(optim|optimizer|opt)(_?\w*)?$", re.IGNORECASE)
+_OPTIMIZERS = re.compile(r"(^|\.)optim\.(?!lr_scheduler|swa_utils)")  # a module that makes optimizers alone
 _MOVES = ("to", "cuda", "half", "bfloat16", "float", "double")
 
 
@@ -143,7 +144,7 @@ def _note(script: Script, call: Call, full: str) -> None:
         script.averages.append(Average(call.target, full, model, call))
     elif name == "GradScaler":
         script.scalers.add(call.target)
-    elif ".optim." in full or full.startswith("optim."):
+    elif _OPTIMIZERS.search(full):
         script.optimizers.add(call.target)
 
 
