@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 # Engines that need what may be missing: importing them for their examples would stop the tests.
-_ENGINES = Path(__file__).parent / "src/polyak/torch/engines"
+_SRC = Path(__file__).parent / "src/polyak"
+_ENGINES = _SRC / "torch/engines"
 collect_ignore = [
-    *([] if any(_ENGINES.glob("_native.*so")) else [_ENGINES / "native.py"]),
+    *([] if any(_SRC.glob("core/_native.*so")) else [_SRC / "core/native.py", _ENGINES / "native.py"]),
     *([] if find_spec("triton") else _ENGINES.glob("triton*.py")),
 ]
 

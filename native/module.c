@@ -1,7 +1,7 @@
 /* The Python face of the kernel: a table of tensors made once, and updates of it.
  *
  * Only the stable ABI of CPython 3.10 is used, and nothing of torch: tensors come as addresses. Whoever
- * makes a table keeps the memory alive and notices when it moves; see engines/native.py. */
+ * makes a table keeps the memory alive and notices when it moves; see core/native.py. */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 

@@ -21,7 +21,7 @@ from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata
 
 from polyak import CheckpointError
 from polyak.checkpoints.formats import open_weights
-from polyak.torch.files import as_array
+from polyak.torch.tensors import as_array
 
 from .dcp_worker import TENSORS
 

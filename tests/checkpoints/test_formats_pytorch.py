@@ -20,7 +20,7 @@ from torch import nn
 from polyak import CheckpointError
 from polyak.checkpoints.formats import open_weights
 from polyak.checkpoints.formats.records import Record
-from polyak.torch.files import as_array
+from polyak.torch.tensors import as_array
 
 BASE = torch.arange(60.0).reshape(10, 6) / 7
 TENSORS = {

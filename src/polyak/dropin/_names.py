@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from itertools import chain
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from polyak.core.plan import Entry, Role
 from polyak.torch.mirror import Roles, inexact
-from polyak.torch.plan import Entry, Role
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class _Roles:
     names: Names
     module: nn.Module
 
-    def __call__(self, entry: Entry) -> Role:
+    def __call__(self, entry: Entry[Tensor]) -> Role:
         named = chain(
             self.module.named_parameters(remove_duplicate=False),
             self.module.named_buffers(remove_duplicate=False),
@@ -47,7 +47,7 @@ class _Roles:
         return role if role != "average" or inexact(entry.live) else "copy"
 
 
-def everything(entry: Entry) -> Role:
+def everything(entry: Entry[Tensor]) -> Role:
     """The role of each tensor where no name is special."""
     return "average" if inexact(entry.live) else "copy"
 

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from polyak.core.plan import Entry
 from polyak.dropin._count import Known
 from polyak.errors import ConfigError
 from polyak.rules import Uniform
 from polyak.rules.decay import check, check_whole
 from polyak.torch.buffers import BufferPolicy
 from polyak.torch.mirror import Mirror, Pairing, inexact
-from polyak.torch.plan import Entry
 
 
 class BaseAveragedModel(nn.Module, ABC):
@@ -93,7 +93,7 @@ class BaseAveragedModel(nn.Module, ABC):
             self._mirror.follow(model)
         self._known.set(self.steps, steps + 1)
 
-    def _role(self, entry: Entry) -> Any:
+    def _role(self, entry: Entry[Tensor]) -> Any:
         """Buffers that no checkpoint holds follow the model, unless buffers are averaged."""
         if entry.kind == "parameter":
             return "average" if inexact(entry.live) else "copy"

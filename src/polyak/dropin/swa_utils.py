@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import SWALR as SWALR
 
+from polyak.core.plan import Entry
 from polyak.dropin._count import Known
 from polyak.errors import ConfigError
 from polyak.rules import Constant, Decay, Uniform
 from polyak.rules.decay import check_beta
 from polyak.torch.buffers import update_batchnorm
 from polyak.torch.mirror import Mirror, Pairing, inexact
-from polyak.torch.plan import Entry
 
 __all__ = [
     "SWALR",
@@ -194,7 +194,7 @@ class AveragedModel(nn.Module):
             for average, live in pairs:
                 average.copy_(cast(AvgFn, self.avg_fn)(average, live, averaged))
 
-    def _role(self, entry: Entry) -> Any:
+    def _role(self, entry: Entry[Tensor]) -> Any:
         """Buffers that no checkpoint holds follow the model as well."""
         whole = not inexact(entry.live)
         if entry.kind == "parameter":

@@ -7,7 +7,7 @@ try:
 except ModuleNotFoundError as error:
     raise MissingExtraError("PyTorch", "torch") from error
 
+from polyak.core.state import LoadReport as LoadReport
+from polyak.core.track import Track as Track
 from polyak.torch.buffers import update_batchnorm as update_batchnorm
 from polyak.torch.ema import EMA as EMA
-from polyak.torch.state import LoadReport as LoadReport
-from polyak.torch.track import Track as Track

@@ -7,8 +7,8 @@ from typing import Any, Protocol
 
 from torch.optim import Optimizer
 
+from polyak.core.track import Track
 from polyak.errors import ConfigError
-from polyak.torch.track import Track
 
 
 class Steps(Protocol):
@@ -47,7 +47,7 @@ class Attachment:
         self._hooks = []
 
 
-def check_counts_steps(track: Track) -> None:
+def check_counts_steps(track: Track[Any]) -> None:
     """Refuse a decay in samples or tokens, which an optimizer does not know.
 
     Raises:

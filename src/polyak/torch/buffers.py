@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
+from polyak.core.plan import BufferPolicy, Role
 from polyak.errors import ConfigError
 
-Role: TypeAlias = Literal["average", "copy", "share"]
-BufferPolicy: TypeAlias = Literal["auto", "copy", "average", "ignore"]
 Forward: TypeAlias = Callable[[nn.Module, Any], object]
 
 _RUNNING_STATISTICS = ("running_mean", "running_var")

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from polyak.checkpoints.write import atomic
-from polyak.torch.files import as_tensor
+from polyak.torch.tensors import as_tensor
 
 
 def write_torch(out: str | os.PathLike[str], tree: Mapping[str, Any]) -> None:

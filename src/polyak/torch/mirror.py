@@ -12,16 +12,16 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from polyak.core.plan import BufferPolicy, Entry, Role, Selection
 from polyak.errors import PlanError
-from polyak.torch.buffers import BufferPolicy, Role
 from polyak.torch.engines.contract import Pair
 from polyak.torch.engines.ensemble import Ensemble
 from polyak.torch.engines.tally import Tally
-from polyak.torch.plan import Entry, Plan, Selection, memory_of
+from polyak.torch.plan import Plan, memory_of
 from polyak.torch.storage import Settings
 
 # What becomes of a tensor of the module: averaged, copied at each update, or left alone.
-Roles: TypeAlias = Callable[[Entry], Role]
+Roles: TypeAlias = Callable[[Entry[Tensor]], Role]
 
 
 class Pairing:
@@ -163,7 +163,7 @@ def inexact(tensor: Tensor) -> bool:
     return tensor.is_floating_point() or tensor.is_complex()
 
 
-def role_in_state_dict(entry: Entry) -> Role:
+def role_in_state_dict(entry: Entry[Tensor]) -> Role:
     """The role of what is saved; the rest is left alone."""
     if entry.kind == "parameter" and inexact(entry.live):
         return "average"  # frozen or not: requires_grad of a copy says nothing

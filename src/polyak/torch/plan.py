@@ -8,78 +8,25 @@ holds, never as detached aliases, so no update can go to memory the model has le
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from itertools import chain
 from operator import attrgetter, is_
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
-from polyak.errors import ConfigError, PlanError
-from polyak.torch.buffers import BufferPolicy, Role, buffer_role
-
-Patterns: TypeAlias = str | Sequence[str] | None
-Kind: TypeAlias = Literal["parameter", "buffer"]
+from polyak.core import plan as core
+from polyak.core.plan import Entry, Kind, Selection
+from polyak.errors import PlanError
+from polyak.torch.buffers import buffer_role
 
 # Child names under which a wrapper keeps the model it wraps; torch reserves them.
 _WRAPPED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 
 
-@dataclass
-class Entry:
-    """One tensor of the model.
-
-    name: the first name it is reached by.  aliases: the others.
-    tensors: the live objects; more than one when several parameters share one memory.
-    role: average, copy (bit-equal to the model's at each update) or share (the model's own).
-    saved: belongs into a file of this average: persistent and not excluded.
-    """
-
-    name: str
-    kind: Kind
-    tensors: list[Tensor]
-    role: Role
-    saved: bool
-    aliases: list[str] = field(default_factory=list[str])
-
-    @property
-    def live(self) -> Tensor:
-        return self.tensors[0]
-
-
-@dataclass(frozen=True)
-class Selection:
-    """What the user asked to have averaged."""
-
-    include: tuple[str, ...] | None
-    exclude: tuple[str, ...]
-    buffers: BufferPolicy
-
-    @classmethod
-    def of(cls, include: Patterns, exclude: Patterns, buffers: BufferPolicy) -> Selection:
-        if buffers not in ("auto", "copy", "average", "ignore"):
-            raise ConfigError(f'buffers={buffers!r}: must be "auto", "copy", "average" or "ignore".')
-        return cls(None if include is None else _patterns(include), _patterns(exclude or ()), buffers)
-
-    def takes(self, names: Sequence[str]) -> bool:
-        return (self.include is None or _matches(self.include, names)) and not _matches(self.exclude, names)
-
-    def check_against(self, names: Sequence[str]) -> None:
-        """Every pattern must match something, or a typing mistake would average the wrong set in silence."""
-        for argument, patterns in (("include", self.include or ()), ("exclude", self.exclude)):
-            for pattern in patterns:
-                if not any(fnmatchcase(name, pattern) for name in names):
-                    few = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
-                    raise ConfigError(
-                        f"{argument}={pattern!r} matches no tensor; the model's names are {few}"
-                    )
-
-
-class Plan:
+class Plan(core.Plan[Tensor]):
     """The tensors of one model, by name, and a fingerprint that tells when they are no longer these.
 
     Args:
@@ -91,7 +38,9 @@ class Plan:
         PlanError: a tensor is not initialised yet.
     """
 
-    def __init__(self, model: nn.Module, selection: Selection, averaged: Sequence[Entry] = ()) -> None:
+    def __init__(
+        self, model: nn.Module, selection: Selection, averaged: Sequence[Entry[Tensor]] = ()
+    ) -> None:
         modules = dict(_walk(model, ""))
         kept = {entry.name for entry in averaged} | {id(t) for entry in averaged for t in entry.tensors}
         self.entries = _entries(modules, selection, kept)
@@ -138,13 +87,6 @@ class Plan:
         self._turn = last if last < len(self._tensors) else 0
         return _forms(self._tensors[first:last]) != (self._dtypes[first:last], self._strides[first:last])
 
-    def having(self, role: Role) -> list[Entry]:
-        return [entry for entry in self.entries.values() if entry.role == role]
-
-    def names(self) -> list[str]:
-        """Every name and alias, in the model's order."""
-        return [name for entry in self.entries.values() for name in (entry.name, *entry.aliases)]
-
 
 _AT_ONCE = 64  # tensors whose dtype and strides one look takes in
 
@@ -187,8 +129,10 @@ def _walk(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
             yield from _walk(child, f"{prefix}{key}.")
 
 
-def _entries(modules: dict[str, nn.Module], selection: Selection, kept: set[str | int]) -> dict[str, Entry]:
-    found: dict[object, Entry] = {}
+def _entries(
+    modules: dict[str, nn.Module], selection: Selection, kept: set[str | int]
+) -> dict[str, Entry[Tensor]]:
+    found: dict[object, Entry[Tensor]] = {}
     places: dict[object, tuple[nn.Module, str]] = {}
     for prefix, module in modules.items():
         kinds: tuple[tuple[Kind, dict[str, Tensor | None]], ...] = (
@@ -213,7 +157,9 @@ def _entries(modules: dict[str, nn.Module], selection: Selection, kept: set[str 
     return {entry.name: entry for entry in found.values()}
 
 
-def _assign(entry: Entry, module: nn.Module, key: str, selection: Selection, kept: set[str | int]) -> None:
+def _assign(
+    entry: Entry[Tensor], module: nn.Module, key: str, selection: Selection, kept: set[str | int]
+) -> None:
     tensor = entry.live
     taken = selection.takes([entry.name, *entry.aliases])
     entry.saved = taken and key not in module._non_persistent_buffers_set  # pyright: ignore[reportPrivateUsage]
@@ -241,11 +187,3 @@ def _identity(tensor: Tensor, name: str) -> object:
 
 def _has_address(tensor: Tensor) -> bool:
     return tensor.layout == torch.strided  # sparse tensors have several memories and none to point at
-
-
-def _patterns(given: str | Sequence[str]) -> tuple[str, ...]:
-    return (given,) if isinstance(given, str) else tuple(given)
-
-
-def _matches(patterns: Sequence[str], names: Sequence[str]) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in patterns for name in names)

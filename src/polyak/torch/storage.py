@@ -13,11 +13,9 @@ from torch import Tensor
 from polyak.errors import ConfigError
 from polyak.torch.engines.choose import EngineName, check_engine
 from polyak.torch.engines.contract import NonFinitePolicy
-from polyak.torch.engines.rounding import join, split
+from polyak.torch.tensors import put
 
 DType: TypeAlias = torch.dtype | Literal["split"] | None
-# Averages kept in two parts: "split" and compensated.
-TWO_PARTS = ((torch.bfloat16, torch.int8), (torch.float32, torch.float32))
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -93,7 +91,7 @@ class Settings:
         if dtype := self.low_of(live):
             with outside_inference_mode():
                 low = torch.zeros_like(average, dtype=dtype, memory_format=torch.preserve_format)
-                put(average, low, live.detach().to(average.device))
+                put(average, low, live)
         return average, low
 
 
@@ -108,21 +106,3 @@ def stored(live: Tensor, dtype: torch.dtype, device: torch.device | None) -> Ten
     """A copy of a tensor: same strides, own memory."""
     with outside_inference_mode():
         return live.detach().to(device or live.device, dtype, copy=True, memory_format=torch.preserve_format)
-
-
-def value_of(average: Tensor, low: Tensor | None) -> Tensor:
-    """All digits of an average: itself where it is kept in one part."""
-    return average if low is None else join(average, low)
-
-
-def put(average: Tensor, low: Tensor | None, value: Tensor) -> None:
-    """Write a value into an average, rounded to the nearest it can hold."""
-    if low is None:
-        average.copy_(value)
-    elif low.dtype == torch.int8:
-        high, rest = split(value.to(torch.float32))
-        average.copy_(high)
-        low.copy_(rest)
-    else:
-        average.copy_(value)
-        low.copy_(value.to(torch.float64) - average)

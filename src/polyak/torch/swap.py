@@ -18,14 +18,13 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from polyak.errors import SwapError
-from polyak.torch.plan import Entry, Plan
+from polyak.core.live import claim, held
+from polyak.core.plan import Entry
+from polyak.torch.plan import Plan
 
 # A live tensor, the memory it had, and a copy of the values where the memory itself was written to.
 Touched: TypeAlias = tuple[Tensor, Tensor, Tensor | None]
 
-# Live tensors that hold an average now, by id; they are kept alive by the swap that put them here.
-_swapped: set[int] = set()
 _data = attrgetter("data")
 
 
@@ -47,7 +46,7 @@ class Swap:
         chosen = list(zip(pairs, exchanged, strict=True))
         self._exchanged = [live for (live, _), can in chosen if can]
         self._memories = [averages[entry.name] for (_, entry), can in chosen if can]
-        self._others: list[tuple[Tensor, Entry, bool]] = [
+        self._others: list[tuple[Tensor, Entry[Tensor], bool]] = [
             (live, entry, _memory(live) in shared) for (live, entry), can in chosen if not can
         ]
 
@@ -63,13 +62,8 @@ class Swap:
         Raises:
             SwapError: another average is in some of these tensors.
         """
-        if not _swapped.isdisjoint(self._ids):
-            taken = next(e.name for e in self._entries if any(id(t) in _swapped for t in e.tensors))
-            raise SwapError(
-                f"{taken} already holds another average. Leave that average_parameters() block first."
-            )
-        undo.callback(_swapped.difference_update, self._ids)
-        _swapped.update(self._ids)
+        taken = next((e.name for e in self._entries if held(map(id, e.tensors))), "")
+        claim(self._ids, undo, taken)
         undo.callback(_put_back, self._places)
         undo.callback(_point_all, self._exchanged, list(map(_data, self._exchanged)))
         _point_all(self._exchanged, self._memories)
@@ -94,13 +88,9 @@ def swapped(lives: Sequence[Tensor], averages: Sequence[Tensor]) -> Generator[No
     Raises:
         SwapError: another average is in one of them.
     """
-    ids = set(map(id, lives))
-    if not _swapped.isdisjoint(ids):
-        raise SwapError("a parameter already holds an average: leave that block first.")
     memories = [a.detach().to(t.device, t.dtype) for t, a in zip(lives, averages, strict=True)]
     with ExitStack() as undo:
-        undo.callback(_swapped.difference_update, ids)
-        _swapped.update(ids)
+        claim(set(map(id, lives)), undo, "a parameter")
         undo.callback(_point_all, lives, list(map(_data, lives)))
         _point_all(lives, memories)
         yield
@@ -154,8 +144,3 @@ def _memory(tensor: Tensor) -> object:
     if tensor.numel() == 0 or tensor.layout != torch.strided:
         return id(tensor)  # no memory that another tensor could lie in
     return tensor.device, tensor.untyped_storage().data_ptr()
-
-
-def holds_average(plan: Plan) -> bool:
-    """Whether any of the plan's live tensors holds an average now, whosever it is."""
-    return bool(_swapped) and any(id(t) in _swapped for entry in plan.entries.values() for t in entry.tensors)

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from polyak.core.track import named_decays
 from polyak.errors import CheckpointError, ConfigError, MissingExtraError, PlanError
 from polyak.rules import Decay
 from polyak.torch import EMA
 from polyak.torch.attach import Attachment
-from polyak.torch.track import named_decays
 from polyak.trainers.checkpoint import KEY
 from polyak.trainers.checkpoint import load as load
 from polyak.trainers.common import check_evaluate, numbers

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, cast
 from torch import nn
 from torch.optim import Optimizer
 
+from polyak.core.track import named_decays
 from polyak.errors import CheckpointError, MissingExtraError, PlanError
 from polyak.rules import Decay
 from polyak.torch import EMA
 from polyak.torch.attach import Attachment
-from polyak.torch.track import named_decays
 from polyak.trainers.common import check_evaluate, numbers
 
 if TYPE_CHECKING:

@@ -11,11 +11,11 @@ from torch import nn
 from torch.optim import Optimizer
 
 from polyak.checkpoints.write import atomic
+from polyak.core.track import named_decays
 from polyak.errors import CheckpointError, ConfigError, MissingExtraError, PlanError
 from polyak.rules import Decay
 from polyak.torch import EMA
 from polyak.torch.attach import Attachment
-from polyak.torch.track import named_decays
 from polyak.trainers.common import check_evaluate, numbers
 
 try:

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 import polyak
-from polyak.torch.engines import _native, choose
+from polyak.core import _native
+from polyak.torch.engines import choose
 
 ROOT = Path(__file__).parents[3]
 
@@ -85,7 +86,7 @@ def test_triton_asked_for_where_it_is_not_installed_is_refused(monkeypatch: pyte
 
 WITHOUT = """
 import sys
-sys.modules["polyak.torch.engines._native"] = None
+sys.modules["polyak.core._native"] = None
 import torch
 from torch import nn
 import polyak

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import polyak
 from polyak import reference
-from polyak.torch.engines import _native
+from polyak.core import _native
 from polyak.torch.engines.blocked import Blocked
 from polyak.torch.engines.contract import Pair
 from polyak.torch.engines.foreach import Foreach

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 import polyak
-from polyak.torch.engines import _native
+from polyak.core import _native
 from polyak.torch.engines.native import Native
 from tests.torch.engines.cases import NAN, SEED, copied, pairs, parts, same, threads
 

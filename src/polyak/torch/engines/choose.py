@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
+from polyak.core import NO_KERNEL
 from polyak.errors import ConfigError
 from polyak.torch.engines.blocked import Blocked
 from polyak.torch.engines.contract import Engine, Pair
@@ -19,7 +20,6 @@ try:
 except ImportError:
     triton = None
 
-_NO_KERNEL = "the C kernel was not built: with a C compiler, pip install --force-reinstall --no-deps polyak"
 _NO_TRITON = "triton is not installed: pip install triton"
 _UNKNOWN = "the C kernel does not take {}, {}, or not in this layout"
 
@@ -36,7 +36,7 @@ def check_engine(asked: EngineName) -> None:
     if asked not in NAMES:
         raise ConfigError(f"engine={asked!r}: must be one of {', '.join(NAMES)}.")
     if asked == "native" and native is None:
-        raise ConfigError(f'engine="native": {_NO_KERNEL}.')
+        raise ConfigError(f'engine="native": {NO_KERNEL}.')
     if asked == "triton" and triton is None:
         raise ConfigError(f'engine="triton": {_NO_TRITON}.')
 
@@ -73,6 +73,6 @@ def described(engine: Engine, asked: EngineName) -> str:
     if engine.name not in ("blocked", "foreach"):
         return engine.name
     if engine.name == "blocked":
-        return f"blocked ({_NO_KERNEL if native is None else _UNKNOWN.format(pair.name, pair.live.dtype)})"
+        return f"blocked ({NO_KERNEL if native is None else _UNKNOWN.format(pair.name, pair.live.dtype)})"
     missing = _NO_TRITON if pair.live.is_cuda and triton is None else f"{pair.name} is on {pair.live.device}"
     return f"foreach ({missing})"

@@ -2,42 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any, Generic
 
-from torch import Tensor, nn
-
+from polyak.core.tensors import T
 from polyak.errors import ConfigError, PlanError
 from polyak.rules import Decay, History, Profile, as_decay, compose
-from polyak.torch.plan import Entry
-from polyak.torch.storage import value_of
 
 
 @dataclass
-class Track:
+class Track(Generic[T]):
     """One of the averages an ``EMA`` keeps.
 
     name: ``"average"`` unless several were named.
     decay: the schedule.  clock: its time so far, in its own unit.
     beta: the composed decay last applied, 1 before the first.
+    whole: an average and what is kept below it, as one tensor.
     tensors: averages by name, in the storage dtype.  lows: what is kept below it, if anything.
     joined: the step at which a tensor joined, for those that came after the first step.
     """
 
     name: str
     decay: Decay
-    tensors: dict[str, Tensor]
-    lows: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+    whole: Callable[[T, T | None], T] = field(repr=False)
+    tensors: dict[str, T] = field(default_factory=dict[str, Any])
+    lows: dict[str, T] = field(default_factory=dict[str, Any])
     clock: int = 0
     beta: float = 1.0
     joined: dict[str, int] = field(default_factory=dict[str, int])
     history: History = field(default_factory=History)
-    module: nn.Module | None = None
+    module: Any = None
     _known: tuple[int, float] = (0, 1.0)  # a constant decay's advance and what it composes to
 
-    def adopt(
-        self, tensors: dict[str, Tensor], lows: dict[str, Tensor], heirs: Mapping[str, str], step: int
-    ) -> None:
+    def adopt(self, tensors: dict[str, T], lows: dict[str, T], heirs: Mapping[str, str], step: int) -> None:
         """Take over the tensors of a new plan; those that are nobody's heir join at ``step``."""
         joined = {name: self.joined[old] for name, old in heirs.items() if old in self.joined}
         if step:
@@ -51,9 +49,9 @@ class Track:
         if step:
             self.history.restart(step)
 
-    def value(self, name: str) -> Tensor:
+    def value(self, name: str) -> T:
         """One average with all its digits."""
-        return value_of(self.tensors[name], self.lows.get(name))
+        return self.whole(self.tensors[name], self.lows.get(name))
 
     def coming(self, advance: int) -> float:
         """The composed decay of an update now, ``advance`` of the schedule's unit after the last.
@@ -96,32 +94,3 @@ def named_decays(decay: float | Decay | Mapping[str, float | Decay]) -> dict[str
     if "raw" in decay:
         raise ConfigError(f'decay={decay}: "raw" means the model\'s own weights; name the track otherwise.')
     return {name: as_decay(value) for name, value in decay.items()}
-
-
-def follow(
-    old: Mapping[str, Entry], new: Mapping[str, Entry], averages: Mapping[str, Tensor]
-) -> dict[str, str]:
-    """For each averaged name of the new plan, the old name whose average it goes on with.
-
-    A name keeps its average, even if another tensor now bears it. A tensor that appears under a new name
-    (a layer wrapped by an adapter) brings its average along, and of tied tensors that came apart each goes
-    on with the average they shared. What is left is a newcomer and is absent.
-
-    Raises:
-        PlanError: a tensor to go on with has another shape or another kind of number.
-    """
-    moved = {id(t): entry.name for entry in old.values() if entry.name not in new for t in entry.tensors}
-    tied = {alias: entry.name for entry in old.values() for alias in entry.aliases}
-    heirs: dict[str, str] = {}
-    for name, entry in new.items():
-        source = name if name in averages else moved.get(id(entry.live), tied.get(name, name))
-        if source not in averages or entry.role != "average":
-            continue
-        average, live = averages[source], entry.live
-        if average.shape != live.shape or average.is_complex() != live.is_complex():
-            raise PlanError(
-                f"{name} is now {tuple(live.shape)} {live.dtype}, but its average is {tuple(average.shape)} "
-                f'{average.dtype}. ema.reset("{name}") starts its average anew from the model.'
-            )
-        heirs[name] = source
-    return heirs

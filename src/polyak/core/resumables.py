@@ -9,20 +9,18 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from torch import Tensor
-
 from polyak.checkpoints.formats import open_weights
 from polyak.checkpoints.read import header_of
 from polyak.checkpoints.schema import Header
+from polyak.core.state import State
+from polyak.core.tensors import T, Tensors
 from polyak.errors import CheckpointError
-from polyak.torch.files import as_tensor
-from polyak.torch.state import State
 
 _COPIES = "copies"
 _LOW = ".low"
 
 
-def packed(state: State) -> tuple[dict[str, Tensor], Header]:
+def packed(state: State) -> tuple[dict[str, Any], Header]:
     """A state dict as tensors and a header."""
     tensors = {f"{_COPIES}/{name}": tensor for name, tensor in state["copies"].items()}
     tracks: dict[str, Any] = {}
@@ -43,7 +41,7 @@ def packed(state: State) -> tuple[dict[str, Tensor], Header]:
     return tensors, header
 
 
-def read(path: str | os.PathLike[str]) -> State:
+def read(path: str | os.PathLike[str], tensors: Tensors[T]) -> State:
     """The state dict in a file.
 
     Raises:
@@ -56,10 +54,10 @@ def read(path: str | os.PathLike[str]) -> State:
                 f"{path} holds {header.role} weights, not a state to continue from: "
                 "that is written by ema.save(path, resumable=True)."
             )
-        groups: dict[str, dict[str, Tensor]] = {}
+        groups: dict[str, dict[str, T]] = {}
         for key, slot in weights.slots.items():
             place, _, name = key.partition("/")
-            groups.setdefault(place, {})[name] = as_tensor(slot.read())
+            groups.setdefault(place, {})[name] = tensors.as_tensor(slot.read())
     try:
         tracks = {
             name: {**held, "tensors": groups.get(f"{place}", {}), "lows": groups.get(f"{place}{_LOW}", {})}

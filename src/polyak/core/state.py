@@ -8,17 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Generic, TypeAlias
 
-import torch
-from torch import Tensor
-
+from polyak.core.tensors import T, Tensors, alike
+from polyak.core.track import Track
 from polyak.errors import CheckpointError
 from polyak.rules import Decay, History, Profile
 from polyak.rules.decay import Unit
-from polyak.torch.engines.tally import Tally
-from polyak.torch.storage import TWO_PARTS, put, value_of
-from polyak.torch.track import Track
 
 State: TypeAlias = dict[str, Any]
 FORMAT = 1
@@ -48,31 +44,38 @@ class LoadReport:
         return "; ".join(f"{', '.join(vars(self)[k])}: {what}" for k, what in lines.items() if vars(self)[k])
 
 
-class Loaded(NamedTuple):
-    """A state read and checked, nothing of it applied yet."""
+@dataclass(frozen=True)
+class Loaded(Generic[T]):
+    """A state read and checked, nothing of it applied yet.
 
-    tracks: dict[str, Track]
+    skipped: updates in which some θ was not finite, and in how many of them each tensor was.
+    """
+
+    tracks: dict[str, Track[T]]
     step: int
     waiting: int
     elapsed: dict[Unit, int]
     run: str
-    tally: Tally
+    skipped: tuple[int, dict[str, int]]
 
 
 def whole(
-    tracks: Mapping[str, Track], copies: Mapping[str, Tensor], tally: Tally, settings: Mapping[str, int]
+    tracks: Mapping[str, Track[T]],
+    copies: Mapping[str, T],
+    skipped: tuple[int, dict[str, int]],
+    settings: Mapping[str, int],
 ) -> State:
     """All of an EMA but where it stands in time; the tensors are its own, not copies."""
     return {
         "format": FORMAT,
         **settings,
-        "skipped": list(tally.read()),
+        "skipped": list(skipped),
         "tracks": {name: track_state(track) for name, track in tracks.items()},
         "copies": dict(copies),
     }
 
 
-def track_state(track: Track) -> State:
+def track_state(track: Track[Any]) -> State:
     """One track: schedule, time, history and tensors."""
     return {
         "decay": track.decay.to_config(),
@@ -86,8 +89,12 @@ def track_state(track: Track) -> State:
 
 
 def read(
-    state: State, tracks: Mapping[str, Track], copies: Mapping[str, Tensor], settings: Mapping[str, int]
-) -> tuple[Loaded, LoadReport]:
+    state: State,
+    tracks: Mapping[str, Track[T]],
+    copies: Mapping[str, T],
+    settings: Mapping[str, int],
+    tensors: Tensors[T],
+) -> tuple[Loaded[T], LoadReport]:
     """Check a state against an EMA's tracks, copied buffers and settings, and say what differs.
 
     What passes here cannot fail later, so that loading is all or nothing.
@@ -97,7 +104,7 @@ def read(
     """
     report = LoadReport()
     try:
-        return _read(state, tracks, copies, settings, report), report
+        return _read(state, tracks, copies, settings, tensors, report), report
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise CheckpointError(
             f"the state is not one of polyak.EMA: {error!r}. Nothing was loaded."
@@ -106,11 +113,12 @@ def read(
 
 def _read(
     state: State,
-    tracks: Mapping[str, Track],
-    copies: Mapping[str, Tensor],
+    tracks: Mapping[str, Track[T]],
+    copies: Mapping[str, T],
     settings: Mapping[str, int],
+    tensors: Tensors[T],
     report: LoadReport,
-) -> Loaded:
+) -> Loaded[T]:
     if state["format"] != FORMAT:
         raise CheckpointError(f"the state has format {state['format']}; this polyak reads {FORMAT}.")
     theirs = dict(state["tracks"])
@@ -118,12 +126,12 @@ def _read(
     report.missing += [f"track {name}" for name in tracks if name not in theirs]
     report.unexpected += [f"track {name}" for name in theirs if name not in tracks]
     step = _count("step", state["step"])
-    restored: dict[str, Track] = {}
+    restored: dict[str, Track[T]] = {}
     for name, track in tracks.items():
         if name in theirs:
             where = f"{name}/" if len(tracks) > 1 else ""
-            left = _compare(track.tensors, dict(theirs[name]["tensors"]), where, report)
-            _check_lows(theirs[name])
+            left = _compare(track.tensors, dict(theirs[name]["tensors"]), where, report, tensors)
+            _check_lows(theirs[name], tensors)
             unequal = track.lows.keys() ^ dict(theirs[name].get("lows", {})).keys()
             parts = ("one part to two", "two parts to one")
             report.converted += [
@@ -131,8 +139,8 @@ def _read(
             ]
             # The state's history is not that of a tensor it does not hold: such a tensor joins now.
             restored[name] = _restored(track, theirs[name], dict.fromkeys(left, step), report)
-    _compare(copies, dict(state["copies"]), "", report)
-    updates, tensors = state["skipped"]
+    _compare(copies, dict(state["copies"]), "", report, tensors)
+    updates, named = state["skipped"]
     elapsed = _counts(state["elapsed"])
     return Loaded(
         tracks=restored,
@@ -140,27 +148,22 @@ def _read(
         waiting=_count("waiting", state["waiting"]),
         elapsed={track.decay.unit: elapsed.get(track.decay.unit, 0) for track in tracks.values()},
         run=str(state["run"]),
-        tally=Tally(_count("skipped", updates), _counts(tensors)),
+        skipped=(_count("skipped", updates), _counts(named)),
     )
 
 
-def fill(mine: Mapping[str, Tensor], lows: Mapping[str, Tensor], state: State) -> None:
+def fill(mine: Mapping[str, T], lows: Mapping[str, T], state: State, tensors: Tensors[T]) -> None:
     """Copy what matches in name, shape and kind; bit by bit where it is kept in the same form."""
     theirs, their_lows = state["tensors"], state.get("lows", {})
-    with torch.no_grad():
-        for name in mine.keys() & theirs.keys():
-            low, other = lows.get(name), their_lows.get(name)
-            if not _fits(mine[name], theirs[name]):
-                continue
-            if low is not None and other is not None and low.dtype == other.dtype:
-                mine[name].copy_(theirs[name])
-                low.copy_(other)
-            else:
-                put(mine[name], low, value_of(theirs[name], other).to(mine[name].device))
-
-
-def _fits(mine: Tensor, theirs: Tensor) -> bool:
-    return mine.shape == theirs.shape and mine.is_complex() == theirs.is_complex()
+    for name in mine.keys() & theirs.keys():
+        low, other = lows.get(name), their_lows.get(name)
+        if not alike(mine[name], theirs[name]):
+            continue
+        if low is not None and other is not None and low.dtype == other.dtype:
+            tensors.overwrite(mine[name], theirs[name])
+            tensors.overwrite(low, other)
+        else:
+            tensors.put(mine[name], low, tensors.value_of(theirs[name], other))
 
 
 def _count(name: str, value: Any) -> int:
@@ -173,7 +176,7 @@ def _counts(named: Mapping[str, Any]) -> dict[str, int]:
     return {str(name): _count(str(name), value) for name, value in named.items()}
 
 
-def _restored(track: Track, state: State, joining: dict[str, int], report: LoadReport) -> Track:
+def _restored(track: Track[T], state: State, joining: dict[str, int], report: LoadReport) -> Track[T]:
     decay = Decay.from_config(state["decay"])
     if decay != track.decay:
         report.schedules.append(f"{track.name}: {track.decay} (state: {decay})")
@@ -198,12 +201,11 @@ def _restored(track: Track, state: State, joining: dict[str, int], report: LoadR
     )
 
 
-def _check_lows(state: State) -> None:
+def _check_lows(state: State, tensors: Tensors[Any]) -> None:
     """Each low part must belong to an average, in one of the two forms there are."""
     for name, low in dict(state.get("lows", {})).items():
         average = state["tensors"][name]
-        alike = low.shape == average.shape and (average.dtype, low.dtype) in TWO_PARTS
-        if not alike or low.is_meta or low.layout != average.layout:
+        if not alike(low, average) or not tensors.two_parts(average, low):
             raise CheckpointError(
                 f"{name} is {average.dtype} {tuple(average.shape)} with {low.dtype} {tuple(low.shape)} below "
                 "it: must be bfloat16 with int8 or float32 with float32, of one shape, and hold values."
@@ -211,7 +213,7 @@ def _check_lows(state: State) -> None:
 
 
 def _compare(
-    mine: Mapping[str, Tensor], theirs: Mapping[str, Any], where: str, report: LoadReport
+    mine: Mapping[str, T], theirs: Mapping[str, Any], where: str, report: LoadReport, tensors: Tensors[T]
 ) -> list[str]:
     """Report what differs; the names returned are those that keep their own tensor."""
     left = [name for name in mine if name not in theirs]
@@ -219,14 +221,10 @@ def _compare(
     report.unexpected += [f"{where}{name}" for name in theirs if name not in mine]
     for name in [name for name in mine if name in theirs]:
         a, b = mine[name], theirs[name]
-        if not isinstance(b, Tensor):
-            raise CheckpointError(f"{where}{name} is a {type(b).__name__}, not a tensor.")
-        if b.is_meta or b.layout != a.layout:
-            raise CheckpointError(
-                f"{where}{name} is {b.layout} on {b.device}: must be {a.layout} and hold values."
-            )
-        if not _fits(a, b):
-            given, wanted = (b.dtype, a.dtype) if a.shape == b.shape else (tuple(b.shape), tuple(a.shape))
+        tensors.refuse_unlike(f"{where}{name}", b, a)
+        if not alike(a, b):
+            shapes = tuple(b.shape), tuple(a.shape)
+            given, wanted = (b.dtype, a.dtype) if shapes[0] == shapes[1] else shapes
             report.resized.append(f"{where}{name} {given} for {wanted}")
             left.append(name)
         elif a.dtype != b.dtype:

@@ -1,0 +1,212 @@
+"""The tensors behind an EMA: every track's averages, kept in step with a model that may change.
+
+``Averages`` says what happens; a framework's subclass says how it is done with its tensors: find
+them, store them, average them, put them into the model and take them out again.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any, Generic, TypeVar
+
+from polyak.core.plan import Entry, Patterns, Plan, Selection, follow
+from polyak.core.state import Loaded, State, fill
+from polyak.core.tensors import T, Tensors
+from polyak.core.track import Track
+from polyak.errors import PlanError
+from polyak.rules import Decay
+
+ModelT = TypeVar("ModelT")
+
+
+class Averages(ABC, Generic[ModelT, T]):
+    """One model's plan, the averages of each track, and the copied buffers.
+
+    Args:
+        model: the model to follow.
+        decays: the tracks, by name.
+        selection: which of its tensors.
+        kit: the framework's tensors.
+
+    Raises:
+        ConfigError: a glob matches nothing.
+        PlanError: nothing to average.
+    """
+
+    def __init__(
+        self, model: ModelT, decays: Mapping[str, Decay], selection: Selection, kit: Tensors[T]
+    ) -> None:
+        self.model, self.kit = model, kit
+        self.tracks = {name: Track(name, decay, kit.value_of) for name, decay in decays.items()}
+        self._selection = selection
+        self.copies: dict[str, T] = {}
+        self.plan = self.planned(selection)
+        selection.check_against(self.plan.names())
+        self._adopt(self.plan, {}, 0)
+
+    @property
+    @abstractmethod
+    def engine(self) -> str:
+        """The engines in use, and why no faster ones are."""
+
+    @abstractmethod
+    def planned(self, selection: Selection, averaged: Sequence[Entry[T]] = ()) -> Plan[T]:
+        """The model's tensors now; those ``averaged`` so far stay averaged."""
+
+    @abstractmethod
+    def stored(self, live: T) -> tuple[T, T | None]:
+        """θ as an average to begin with, and its low part."""
+
+    @abstractmethod
+    def moved(self, tensor: T, entry: Entry[T], copy: bool) -> T:
+        """An average kept so far where this entry's belongs; in memory of its own if ``copy``."""
+
+    @abstractmethod
+    def copied(self, entry: Entry[T], kept: T | None) -> T:
+        """A copied buffer's present values, in the memory of the copy ``kept`` so far where it still fits."""
+
+    @abstractmethod
+    def prepare(self) -> None:
+        """Make the engines ready for the present plan and tracks."""
+
+    @abstractmethod
+    def update(self, betas: Sequence[float], step: int) -> None:
+        """θ into every average with the composed decay of each track, and buffers copied."""
+
+    @abstractmethod
+    def settle(self) -> None:
+        """Finish updates that run beside the training: the averages are about to be read."""
+
+    @abstractmethod
+    def skipped(self) -> tuple[int, dict[str, int]]:
+        """Updates in which some θ was not finite, and in how many of them each tensor was."""
+
+    @abstractmethod
+    def swap_in(self, track: Track[T], undo: ExitStack) -> None:
+        """Put a track's averages into the live model; unwinding ``undo`` takes them out again."""
+
+    @abstractmethod
+    def cloned(self, track: Track[T]) -> ModelT:
+        """A model of its own on a track's tensors, in evaluation mode."""
+
+    @abstractmethod
+    def resume_counts(self, skipped: tuple[int, dict[str, int]]) -> None:
+        """Go on counting from there."""
+
+    @abstractmethod
+    def plan_of(self, model: ModelT) -> Plan[T]:
+        """The tensors of another model."""
+
+    @property
+    def first(self) -> Track[T]:
+        """The track meant when none is named."""
+        return next(iter(self.tracks.values()))
+
+    def held(self, track: Track[T]) -> dict[str, T]:
+        """What a track holds in place of the model's tensors: its averages and the copied buffers."""
+        return track.tensors | self.copies
+
+    def shown(self, track: Track[T]) -> dict[str, T]:
+        """The same for a model to compute with: all digits where it has to be cast anyway."""
+        held = self.held(track)
+        for name in track.lows:
+            if self.plan.entries[name].live.dtype != held[name].dtype:
+                held[name] = track.value(name)
+        return held
+
+    def follow(self, step: int) -> None:
+        """Notice what changed in the model since the plan was made; newcomers join at ``step``.
+
+        Raises:
+            PlanError: an averaged tensor has another shape now. Nothing is changed then.
+        """
+        if self.plan.stale():
+            plan = self.planned(self._selection, self.plan.having("average"))
+            self._adopt(plan, follow(self.plan.entries, plan.entries, self.first.tensors), step)
+
+    def restart(self, names: Patterns, step: int) -> None:
+        """Start the tensors that match again from the model, or with None all of them and the schedules."""
+        if names is None:
+            plan = self.planned(self._selection)
+            for track in self.tracks.values():
+                track.restart(step)
+            self._adopt(plan, {}, 0)
+            return
+        plan = self.planned(self._selection, self.plan.having("average"))
+        chosen = Selection.of(names, None, "auto")
+        chosen.check_against(plan.names())
+        kept = {name: average for name, average in self.first.tensors.items() if not chosen.takes([name])}
+        self._adopt(plan, follow(self.plan.entries, plan.entries, kept), step)
+
+    def restore(self, loaded: Loaded[T], state: State) -> None:
+        """Take over a state that was read and checked."""
+        self.settle()
+        for name, track in loaded.tracks.items():
+            fill(track.tensors, track.lows, state["tracks"][name], self.kit)
+        fill(self.copies, {}, {"tensors": state["copies"]}, self.kit)
+        self.tracks.update(loaded.tracks)
+        self.resume_counts(loaded.skipped)
+        self.prepare()
+
+    def module_of(self, track: Track[T]) -> ModelT:
+        """The model on a track's tensors, made when first asked for."""
+        if track.module is None:
+            track.module = self.cloned(track)
+        return track.module
+
+    def copy_to(self, model: ModelT | None, track: Track[T]) -> None:
+        """Write a track's tensors over a model's, all or none.
+
+        Raises:
+            PlanError: one of them is missing there or has another shape.
+        """
+        plan = self.plan if model is None else self.plan_of(model)
+        places = {name: e.tensors for e in plan.entries.values() for name in (e.name, *e.aliases)}
+        held = self.shown(track)
+        for name, tensor in held.items():
+            if name not in places or tuple(places[name][0].shape) != tuple(tensor.shape):
+                found = f"is {tuple(places[name][0].shape)} there" if name in places else "is not there"
+                raise PlanError(
+                    f"{name} {tuple(tensor.shape)} {found}: copy_to needs a model of the same structure."
+                )
+        for name, tensor in held.items():
+            for place in places[name]:
+                self.kit.overwrite(place, tensor)
+
+    def _adopt(self, plan: Plan[T], heirs: Mapping[str, str], step: int) -> None:
+        """Take a plan over: heirs keep their averages, newcomers start at the model's present values."""
+        averaged = plan.having("average")
+        if not averaged:
+            raise PlanError(
+                f"{self._kind_of_model()} has nothing to average: every parameter is frozen or left out. "
+                "Unfreeze some or widen include=."
+            )
+        self.settle()
+        for track in self.tracks.values():
+            track.adopt(*self._tensors(averaged, track, heirs), heirs, step)
+        self.plan = plan
+        self.copies = {e.name: self.copied(e, self.copies.get(e.name)) for e in plan.having("copy")}
+        self.prepare()
+
+    def _kind_of_model(self) -> str:
+        return type(self.model).__name__
+
+    def _tensors(
+        self, entries: Sequence[Entry[T]], track: Track[T], heirs: Mapping[str, str]
+    ) -> tuple[dict[str, T], dict[str, T]]:
+        tensors: dict[str, T] = {}
+        lows: dict[str, Any] = {}
+        taken: set[str] = set()
+        for entry in entries:
+            source = heirs.get(entry.name)
+            if source is None:
+                tensors[entry.name], lows[entry.name] = self.stored(entry.live)
+                continue
+            again = source in taken  # of tensors that came apart, the first keeps the memory they shared
+            taken.add(source)
+            tensors[entry.name] = self.moved(track.tensors[source], entry, copy=again)
+            low = track.lows.get(source)
+            lows[entry.name] = None if low is None else self.moved(low, entry, copy=again)
+        return tensors, {name: low for name, low in lows.items() if low is not None}

@@ -1,0 +1,322 @@
+"""What every EMA does, whatever the framework: the verbs, and the rules that guard them."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from abc import ABC
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, contextmanager
+from typing import Any, Generic
+
+from polyak.checkpoints.snapshots import Captured
+from polyak.core import files, metrics, resumables, snapshots
+from polyak.core.averages import Averages, ModelT
+from polyak.core.clock import Clock
+from polyak.core.plan import Patterns
+from polyak.core.state import LoadReport, State, read, whole
+from polyak.core.tensors import T
+from polyak.core.track import Track
+from polyak.errors import CheckpointError, ConfigError, SwapError
+from polyak.rules.decay import check_whole
+
+
+class Watch:
+    """Somebody who is called after each update, until ``remove()``."""
+
+    def __init__(self, watchers: list[Watch], call: Callable[[], None]) -> None:
+        self._watchers, self.call = watchers, call
+        watchers.append(self)
+
+    def remove(self) -> None:
+        """No longer call. A second time does nothing."""
+        if self in self._watchers:
+            self._watchers.remove(self)
+
+
+class Verbs(ABC, Generic[ModelT, T]):
+    """An EMA but for how it is made; see ``polyak.EMA``.
+
+    Args:
+        averages: the model's, in their framework.
+        every: act on each k-th step only.
+        start: copy the model up to this step.
+        seed: of the random bits that round 16-bit averages.
+    """
+
+    def __init__(self, averages: Averages[ModelT, T], every: int, start: int, seed: int) -> None:
+        self._averages = averages
+        self.every, self.start, self._seed = every, start, seed
+        self.run = secrets.token_hex(8)
+        self._clock = Clock.at(0, {track.decay.unit for track in self.tracks.values()})
+        self._watches: list[Watch] = []
+        self._live: str | None = None
+        self._blocks = 0  # average_parameters() blocks open now
+        self._undo = ExitStack()  # takes the average out of the model again
+
+    @property
+    def model(self) -> ModelT:
+        """The live model."""
+        return self._averages.model
+
+    @property
+    def step(self) -> int:
+        """Training steps so far."""
+        return self._clock.step
+
+    @property
+    def tracks(self) -> dict[str, Track[T]]:
+        """The averages by name, each with its tensors, schedule and profile."""
+        self._averages.settle()
+        return self._averages.tracks
+
+    @property
+    def live(self) -> str:
+        """Whose weights the model holds now: "raw", or the name of a track."""
+        return self._live or "raw"
+
+    @property
+    def module(self) -> ModelT:
+        """The first track's average as a module of its own, on the averaged tensors themselves."""
+        return self.module_of()
+
+    def module_of(self, track: str | None = None) -> ModelT:
+        """A module on the averaged tensors of ``track``, in evaluation mode; it follows every update.
+
+        It is rebuilt when the model's structure changes. It computes in the storage dtype: the float32
+        average of a bfloat16 model takes float32 inputs; ``average_parameters`` keeps the model's dtype.
+        """
+        if not self._live:  # what is not averaged is the model's own, and must not be another EMA's average
+            self._refuse_while_swapped("module")
+        self._follow_model()
+        return self._averages.module_of(self._track(track))
+
+    def update(self, steps: int = 1, *, samples: int | None = None, tokens: int | None = None) -> None:
+        """Take the model's present parameters into every average. Call it after ``optimizer.step()``.
+
+        Args:
+            steps: training steps since the last call.
+            samples: samples since then, for decays counted in samples.
+            tokens: tokens since then, for decays counted in tokens.
+
+        Raises:
+            ConfigError: a count is missing or not positive.
+            PlanError: a tensor was resized since averaging began.
+            NonFiniteError: θ is not finite and ``on_nonfinite="raise"``.
+            SwapError: the model holds an average now.
+        """
+        self._refuse_while_swapped("update")
+        copying = self.step < self.start
+        clock = self._clock.later(steps, samples, tokens, copying)
+        if clock.waiting < self.every and not (copying and clock.step >= self.start):
+            self._clock = clock
+            return
+        self._averages.follow(clock.step)
+        tracks = self._averages.tracks.values()
+        betas = [0.0 if copying else track.coming(clock.elapsed[track.decay.unit]) for track in tracks]
+        self._averages.update(betas, clock.step)
+        for track, beta in zip(tracks, betas, strict=True):
+            track.acted(beta, clock.waiting, clock.elapsed[track.decay.unit], clock.step if copying else None)
+        self._clock = Clock.at(clock.step, clock.elapsed)
+        for watch in tuple(self._watches):
+            watch.call()
+
+    @contextmanager
+    def average_parameters(self, track: str | None = None) -> Generator[ModelT]:
+        """The live model holds the average while the block runs, the raw weights after, whatever happens.
+
+        Where dtype and device agree the model points at the average's own memory: nothing is copied. So
+        what the block does to the model in place it does to the average. The mode is left alone: call
+        ``model.eval()``, or BatchNorm writes into the average. Blocks of one track nest.
+
+        Args:
+            track: which average; the first if there is only one or none is named.
+
+        Yields:
+            The live model.
+
+        Raises:
+            SwapError: another average is live.
+        """
+        chosen = self._track(track)
+        if self._live not in (None, chosen.name):
+            raise SwapError(f"track {self._live!r} is live; leave its block before entering {chosen.name!r}.")
+        if self._live is None:
+            self._follow_model()
+            with ExitStack() as undo:
+                self._averages.swap_in(chosen, undo)
+                self._undo = undo.pop_all()
+            self._live = chosen.name
+        self._blocks += 1
+        try:
+            yield self.model
+        finally:
+            # Generators and tasks may leave blocks in another order than they entered: the last restores.
+            self._blocks -= 1
+            if self._blocks == 0:
+                self._live = None
+                self._undo.close()
+
+    def copy_to(self, model: ModelT | None = None, track: str | None = None) -> None:
+        """Overwrite a model's weights with the average, for good.
+
+        Args:
+            model: a model with the same names; by default the live one, whose raw weights are lost.
+            track: which average.
+
+        Raises:
+            PlanError: a tensor is missing in ``model`` or has another shape; nothing is copied then.
+            SwapError: an average is live.
+        """
+        self._refuse_while_swapped("copy_to")
+        self._follow_model()
+        self._averages.copy_to(model, self._track(track))
+
+    def reset(self, names: Patterns = None) -> None:
+        """Start again from the model as it is now.
+
+        Args:
+            names: globs of the tensors to start again; by default everything, schedules included.
+                ``ema.step`` goes on either way.
+
+        Raises:
+            ConfigError: a pattern matches no averaged tensor.
+        """
+        self._refuse_while_swapped("reset")
+        self._averages.restart(names, self.step)
+        if names is None:
+            self._clock = Clock.at(self.step, self._clock.elapsed)
+
+    def state_dict(self) -> State:
+        """Everything resuming takes: schedules, counters, histories, random state, averages.
+
+        Tensors are the averages themselves, under the model's names without wrapper prefixes; write the
+        state before the next update or copy it. ``torch.load(weights_only=True)`` reads it back.
+        """
+        self._refuse_while_swapped("state_dict")
+        return whole(self.tracks, self._averages.copies, self._averages.skipped(), self._settings) | {
+            "run": self.run,
+            **self._clock._asdict(),
+        }
+
+    def load_state_dict(self, state: State, strict: bool = True) -> LoadReport:
+        """Continue where ``state_dict`` left off, bit for bit.
+
+        Args:
+            state: from ``state_dict``, of an EMA over the same model with the same schedules.
+            strict: refuse any mismatch. False takes what fits and reports the rest.
+
+        Returns:
+            What did not match and what was done about it; empty (false) when all did.
+
+        Raises:
+            CheckpointError: the state is malformed or, under strict, differs. Nothing is changed then.
+            SwapError: an average is live.
+        """
+        self._refuse_while_swapped("load_state_dict")
+        self._follow_model()
+        loaded, report = read(state, self.tracks, self._averages.copies, self._settings, self._averages.kit)
+        if strict and report:
+            raise CheckpointError(f"{report}. Nothing was loaded; strict=False takes what fits.")
+        self._averages.restore(loaded, state)
+        self._clock = self._clock._replace(step=loaded.step, waiting=loaded.waiting, elapsed=loaded.elapsed)
+        self.run = loaded.run
+        return report
+
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        track: str | None = None,
+        *,
+        resumable: bool = False,
+        max_shard_size: int | str | None = None,
+    ) -> None:
+        """Write one average as a plain ``.safetensors`` file that any tool loads.
+
+        It holds the keys of ``model.state_dict()`` without wrapper prefixes (only the included ones when
+        globs were given), averages in their storage dtype, and says in its header what it is.
+
+        Args:
+            path: the file; an old one is replaced only when the new one is complete.
+            track: which average; "raw" for the model's own weights.
+            resumable: write all that ``load`` takes to continue bit for bit instead: every track,
+                counters, random state. Such a file is no model.
+            max_shard_size: bytes, or "5GB"; above it, write shards and ``path + ".index.json"``.
+
+        Raises:
+            CheckpointError: the file cannot be written. An old file is intact.
+            SwapError: an average is live, so what is raw and what is average could be mixed up.
+        """
+        self._refuse_while_swapped("save")
+        self._follow_model()
+        if resumable:
+            tensors, header = resumables.packed(self.state_dict())
+        else:
+            chosen = None if track == "raw" else self._track(track)
+            tensors, header = files.weights_of(self._averages, chosen, self.step, self.run)
+        files.save(path, tensors, header, self._averages.kit, max_shard_size)
+
+    def load(self, path: str | os.PathLike[str], strict: bool = True) -> LoadReport:
+        """Continue from a file that ``save(path, resumable=True)`` wrote; see ``load_state_dict``.
+
+        Raises:
+            CheckpointError: the file is damaged, holds something else, or under strict does not match.
+        """
+        return self.load_state_dict(resumables.read(path, self._averages.kit), strict)
+
+    def capture(self, track: str, dtype: str) -> Captured:
+        """A copy of a track, without what never changes and rounded to ``dtype``, or of the "raw" model."""
+        self._refuse_while_swapped("capture")
+        self._follow_model()
+        if track == "raw":
+            return snapshots.of_model(self._averages, self.step, self.run)
+        return snapshots.of_track(self._averages, self._track(track), self.step, self.run, dtype)
+
+    def watch(self, watcher: Callable[[], None]) -> Watch:
+        """Call ``watcher()`` after each update, all counters agreeing; the handle's ``remove()`` ends it."""
+        return Watch(self._watches, watcher)
+
+    def metrics(self) -> dict[str, Any]:
+        """Numbers to log. Synchronises with the device; call it when you log, not every step.
+
+        Returns:
+            step, engine, skipped (updates in which some θ was not finite) and skipped_tensors (by name);
+            and for each track decay (last applied), mean_age and half_life in steps, initial_weight, and
+            distance ``‖avg-θ‖/‖θ‖``. With several tracks the latter are named ``"short/decay"`` and so on.
+        """
+        self._averages.settle()
+        return metrics.of(self._averages, self.step)
+
+    def _track(self, name: str | None) -> Track[T]:
+        self._averages.settle()
+        if name is None:
+            return self._averages.first
+        if name not in self.tracks:
+            raise ConfigError(f"track={name!r} is not one of {', '.join(map(repr, self.tracks))}.")
+        return self.tracks[name]
+
+    @property
+    def _settings(self) -> dict[str, int]:
+        return {"every": self.every, "start": self.start, "seed": self._seed}
+
+    def _refuse_while_swapped(self, verb: str) -> None:
+        if self._live or self._averages.plan.holds_average():
+            whose = f"the average {self._live!r}" if self._live else "the average of another EMA"
+            raise SwapError(
+                f"{verb}: the model holds {whose} now, not the raw weights. "
+                "Leave the average_parameters() block first."
+            )
+
+    def _follow_model(self) -> None:
+        if not self._live and not self._averages.plan.holds_average():
+            self._averages.follow(self.step)
+
+
+def check_pace(every: int, start: int) -> None:
+    """Refuse what is no number of steps.
+
+    Raises:
+        ConfigError: ``every`` below 1, or ``start`` below 0.
+    """
+    check_whole("every", every, 1)
+    check_whole("start", start, 0)

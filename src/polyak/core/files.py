@@ -1,0 +1,83 @@
+"""An average on disk: one plain safetensors file, or several with an index."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from numpy.typing import NDArray
+
+from polyak.checkpoints.layout import Spec
+from polyak.checkpoints.schema import Header
+from polyak.checkpoints.shards import write_sharded
+from polyak.core.averages import Averages
+from polyak.core.plan import Plan
+from polyak.core.tensors import T, Tensors
+from polyak.core.track import Track
+from polyak.errors import CheckpointError
+from polyak.rules import Profile
+from polyak.rules.profile import COPY
+
+
+def header(track: Track[Any], step: int, run: str) -> Header:
+    """What the file of a track says of itself."""
+    return Header(track.name, step, track.decay, track.profile, "average", run, dict(track.joined))
+
+
+def raw_header(step: int, run: str) -> Header:
+    """What a file of the model's own weights says of itself."""
+    return Header("raw", step, COPY, Profile.raw(step), "raw", run)
+
+
+def weights_of(
+    averages: Averages[Any, T], track: Track[T] | None, step: int, run: str
+) -> tuple[dict[str, T], Header]:
+    """A track's weights, or with None the model's own, and what they are."""
+    held: Mapping[str, T] = {} if track is None else averages.held(track)
+    tensors = exported(averages.plan, held, averages.kit)
+    return tensors, raw_header(step, run) if track is None else header(track, step, run)
+
+
+def exported(plan: Plan[T], held: Mapping[str, T], kit: Tensors[T]) -> dict[str, T]:
+    """A model's ``state_dict`` with what is held in place of its own tensors, without wrapper prefixes.
+
+    Tied tensors are there once per name, so that a strict ``load_state_dict`` finds all it expects.
+
+    Raises:
+        CheckpointError: the file format has no name for a tensor.
+    """
+    tensors: dict[str, T] = {}
+    for entry in plan.entries.values():
+        if entry.saved:
+            tensor = held.get(entry.name, entry.live)
+            tensors |= dict.fromkeys((entry.name, *entry.aliases), tensor)
+    for name, tensor in tensors.items():
+        try:
+            kit.dtype_of(tensor)
+        except TypeError as error:
+            raise CheckpointError(
+                f"{name} is {error}, for which the safetensors format has no name. Nothing was written; "
+                "state_dict(), saved with the framework's own function, keeps it exactly."
+            ) from error
+    return tensors
+
+
+def save(
+    path: str | os.PathLike[str],
+    tensors: Mapping[str, T],
+    header: Header,
+    kit: Tensors[T],
+    max_shard_size: int | str | None = None,
+) -> None:
+    """Write tensors and what they are; from a GPU one at a time.
+
+    Raises:
+        CheckpointError: the operating system refuses. Nothing is changed then.
+    """
+    specs = {name: Spec(kit.dtype_of(tensor), tuple(tensor.shape)) for name, tensor in tensors.items()}
+
+    def pieces(name: str) -> Iterator[NDArray[Any]]:
+        yield kit.as_array(tensors[name])
+
+    write_sharded(path, specs, header.to_metadata(), pieces, max_shard_size)

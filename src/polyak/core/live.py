@@ -1,0 +1,27 @@
+"""Which live tensors hold an average now, whosever it is."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from contextlib import ExitStack
+
+from polyak.errors import SwapError
+
+_held: set[int] = set()  # ids; the tensors are kept alive by the swap that put averages into them
+
+
+def claim(ids: Collection[int], undo: ExitStack, name: str) -> None:
+    """These tensors are about to hold an average, until ``undo`` unwinds.
+
+    Raises:
+        SwapError: one of them already does; ``name`` says whose they are.
+    """
+    if not _held.isdisjoint(ids):
+        raise SwapError(f"{name} already holds another average. Leave that average_parameters() block first.")
+    undo.callback(_held.difference_update, ids)
+    _held.update(ids)
+
+
+def held(ids: Iterable[int]) -> bool:
+    """Whether any of them does."""
+    return bool(_held) and not _held.isdisjoint(ids)

@@ -1,0 +1,88 @@
+"""What this room asks of a framework's tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol, TypeVar
+
+from numpy.typing import NDArray
+
+
+class TensorLike(Protocol):
+    """What every framework's tensor tells in the same words."""
+
+    @property
+    def shape(self) -> Sequence[int]: ...
+
+    @property
+    def dtype(self) -> Any: ...
+
+    def is_complex(self) -> bool: ...
+
+
+T = TypeVar("T", bound=TensorLike)
+
+
+class Tensors(Protocol[T]):
+    """What every framework's tensor does, in words of this room; a framework's module ``tensors`` is one."""
+
+    def value_of(self, average: T, low: T | None, /) -> T:
+        """All digits of an average: itself where it is kept in one part."""
+        ...
+
+    def put(self, average: T, low: T | None, value: T, /) -> None:
+        """Write a value into an average, rounded to the nearest it can hold."""
+        ...
+
+    def overwrite(self, target: T, source: T, /) -> None:
+        """Copy the values of a tensor of the same shape, from wherever it is and whatever its dtype."""
+        ...
+
+    def squared_distance(self, average: T, other: T | None, /) -> float:
+        """``‖average-other‖²``, or ``‖average‖²``, taken in the wider of the average's dtype and float32."""
+        ...
+
+    def rounded(self, average: T, dtype: str, /) -> T:
+        """A copy on the host in ``dtype``; in float32 or wider where float16 has no number large enough."""
+        ...
+
+    def on_host(self, tensor: T, /) -> T:
+        """A copy in host memory."""
+        ...
+
+    def as_array(self, tensor: T, /) -> NDArray[Any]:
+        """The values for NumPy, on the tensor's memory where that is on the host and contiguous.
+
+        Raises:
+            TypeError: NumPy and the file format have no name for its dtype or layout.
+        """
+        ...
+
+    def as_tensor(self, array: NDArray[Any], /) -> T:
+        """A NumPy array as a tensor, on the same memory where the framework can."""
+        ...
+
+    def dtype_of(self, tensor: T, /) -> Any:
+        """NumPy's dtype of it.
+
+        Raises:
+            TypeError: there is none.
+        """
+        ...
+
+    def refuse_unlike(self, where: str, given: object, mine: T, /) -> None:
+        """Refuse what is no tensor with values, laid out as ``mine``.
+
+        Raises:
+            CheckpointError: it says what of it.
+        """
+        ...
+
+    def two_parts(self, average: T, low: T, /) -> bool:
+        """Whether these are an average in two parts as polyak keeps them."""
+        ...
+
+
+def alike(mine: TensorLike, theirs: TensorLike) -> bool:
+    """Whether one can go on with the other's values: same shape, both real or both complex."""
+    return tuple(mine.shape) == tuple(theirs.shape) and mine.is_complex() == theirs.is_complex()

@@ -1,0 +1,138 @@
+"""torch's tensors, in the words of ``polyak.core.tensors``."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from polyak.checkpoints.dtypes import BY_NAME
+from polyak.errors import CheckpointError
+from polyak.torch.engines.rounding import join, split
+
+_DTYPES: dict[torch.dtype, np.dtype[Any]] = {
+    torch.bool: BY_NAME["BOOL"],
+    torch.uint8: BY_NAME["U8"],
+    torch.int8: BY_NAME["I8"],
+    torch.uint16: BY_NAME["U16"],
+    torch.int16: BY_NAME["I16"],
+    torch.uint32: BY_NAME["U32"],
+    torch.int32: BY_NAME["I32"],
+    torch.uint64: BY_NAME["U64"],
+    torch.int64: BY_NAME["I64"],
+    torch.float16: BY_NAME["F16"],
+    torch.bfloat16: BY_NAME["BF16"],
+    torch.float32: BY_NAME["F32"],
+    torch.float64: BY_NAME["F64"],
+    torch.complex64: BY_NAME["C64"],
+    torch.float8_e4m3fn: BY_NAME["F8_E4M3"],
+    torch.float8_e5m2: BY_NAME["F8_E5M2"],
+    torch.float8_e4m3fnuz: BY_NAME["F8_E4M3FNUZ"],
+    torch.float8_e5m2fnuz: BY_NAME["F8_E5M2FNUZ"],
+}
+_E8M0: torch.dtype | None = getattr(torch, "float8_e8m0fnu", None)  # since torch 2.7
+if _E8M0 is not None:
+    _DTYPES[_E8M0] = BY_NAME["F8_E8M0"]
+
+# Averages kept in two parts: "split" and compensated.
+_TWO_PARTS = ((torch.bfloat16, torch.int8), (torch.float32, torch.float32))
+
+
+def value_of(average: Tensor, low: Tensor | None) -> Tensor:
+    """All digits of an average: itself where it is kept in one part."""
+    return average if low is None else join(average, low)
+
+
+def put(average: Tensor, low: Tensor | None, value: Tensor) -> None:
+    """Write a value into an average, rounded to the nearest it can hold."""
+    value = value.detach().to(average.device)
+    with torch.no_grad():
+        if low is None:
+            average.copy_(value)
+        elif low.dtype == torch.int8:
+            high, rest = split(value.to(torch.float32))
+            average.copy_(high)
+            low.copy_(rest)
+        else:
+            average.copy_(value)
+            low.copy_(value.to(torch.float64) - average)
+
+
+def overwrite(target: Tensor, source: Tensor) -> None:
+    """Copy the values of a tensor of the same shape, from wherever it is and whatever its dtype."""
+    with torch.no_grad():
+        target.copy_(source)
+
+
+def squared_distance(average: Tensor, other: Tensor | None) -> float:
+    """``‖average-other‖²``, or ``‖average‖²``, taken in the wider of the average's dtype and float32."""
+    wide = torch.promote_types(average.dtype, torch.float32)
+    with torch.no_grad():
+        apart = average.to(wide)
+        if other is not None:
+            apart = apart - other.to(average.device, wide)
+        return float(cast(Tensor, apart.norm()).item()) ** 2
+
+
+def rounded(average: Tensor, dtype: str) -> Tensor:
+    """A copy on the host in ``dtype``; in float32 or wider where float16 has no number large enough."""
+    average = average.detach()
+    if average.is_complex():
+        return on_host(average)
+    asked: torch.dtype = getattr(torch, dtype)
+    small = average.to("cpu", asked, copy=True)
+    if asked == torch.float16 and not bool(small.isfinite().all()):
+        return average.to("cpu", torch.float32, copy=True)
+    return small
+
+
+def on_host(tensor: Tensor) -> Tensor:
+    """A copy in host memory."""
+    return tensor.detach().to("cpu", copy=True)
+
+
+def as_array(tensor: Tensor) -> NDArray[Any]:
+    """A tensor's values for NumPy, on the tensor's memory where that is on the CPU and contiguous."""
+    dtype = dtype_of(tensor)
+    flat = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().view(-1)
+    return flat.view(torch.uint8).numpy().view(dtype).reshape(tensor.shape)
+
+
+def as_tensor(array: NDArray[Any]) -> Tensor:
+    """A NumPy array as a tensor on the same memory, bfloat16 and 8-bit floats too."""
+    dtype = next(torch_dtype for torch_dtype, dtype in _DTYPES.items() if dtype == array.dtype)
+    return torch.from_numpy(array.reshape(-1).view(np.uint8)).view(dtype).view(array.shape)
+
+
+def dtype_of(tensor: Tensor) -> np.dtype[Any]:
+    """NumPy's dtype of a tensor.
+
+    Raises:
+        TypeError: there is none, or the tensor is sparse.
+    """
+    if tensor.dtype not in _DTYPES or tensor.layout != torch.strided:
+        raise TypeError(f"{tensor.dtype}, {tensor.layout}")
+    return _DTYPES[tensor.dtype]
+
+
+def refuse_unlike(where: str, given: object, mine: Tensor) -> None:
+    """Refuse what is no tensor with values, laid out as ``mine``.
+
+    Raises:
+        CheckpointError: it says what of it.
+    """
+    if not isinstance(given, Tensor):
+        raise CheckpointError(f"{where} is a {type(given).__name__}, not a tensor.")
+    if given.is_meta or given.layout != mine.layout:
+        raise CheckpointError(
+            f"{where} is {given.layout} on {given.device}: must be {mine.layout} and hold values."
+        )
+
+
+def two_parts(average: Tensor, low: Tensor) -> bool:
+    """Whether these are an average in two parts as polyak keeps them."""
+    known = (average.dtype, low.dtype) in _TWO_PARTS
+    return known and not low.is_meta and low.layout == average.layout
