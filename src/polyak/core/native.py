@@ -72,7 +72,7 @@ class Tables:
     def _marks(self, found: Sequence[bytes | None]) -> list[int]:
         marks = [0] * self._size
         for bad, (_, group) in zip(found, self._tables, strict=True):
-            for i, mark in zip(group, bad or b"", strict=False):  # none where nothing was found
+            for i, mark in zip(group, bad or bytes(len(group)), strict=True):
                 marks[i] = mark
         return marks
 
