@@ -132,11 +132,18 @@ def test_a_state_is_continued() -> None:
     agree(a, twin)
 
 
+@pytest.mark.parametrize("wrong", [{"momentum": 3}, {"gamma": -1}], ids=str)
+def test_what_the_original_asserts_can_be_caught_as_an_assertion(wrong: dict[str, Any]) -> None:
+    for library in (original(), ours):
+        with pytest.raises(AssertionError, match=next(iter(wrong))):
+            library.MomentumAnnealingEMA(network(), **wrong)
+
+
 def test_wrong_arguments_are_refused() -> None:
     for momentum in (0.0, 1.0, 1.5):
-        with pytest.raises(ConfigError, match="momentum"):
+        with pytest.raises(ConfigError, match="momentum must be in range"):
             ours.ExponentialMovingAverage(network(), momentum)
-    with pytest.raises(ConfigError, match="gamma=0"):
+    with pytest.raises(ConfigError, match="gamma must be greater than 0: 0 is not"):
         ours.MomentumAnnealingEMA(network(), gamma=0)
     with pytest.raises(ConfigError, match="interval"):
         ours.StochasticWeightAverage(network(), interval=0)

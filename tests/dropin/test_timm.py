@@ -1,5 +1,6 @@
 """timm's classes and polyak's, side by side on one training run."""
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 
 from polyak.dropin import timm as ours
-from polyak.errors import CheckpointError, PlanError
+from polyak.errors import PlanError
 from tests.dropin.side import Tied
 from tests.shims import torchvision_without_ops
 
@@ -114,9 +115,74 @@ def test_v1_resumes_a_training_checkpoint(tmp_path: Path, prefix: str) -> None:
     averaged = ours.ModelEma(model, resume=str(tmp_path / "last.pth.tar"))
     for name, tensor in averaged.ema.state_dict().items():
         assert torch.equal(tensor, kept[name])
-    torch.save({"state_dict": kept}, tmp_path / "other.pth.tar")
-    with pytest.raises(CheckpointError, match="no state_dict_ema"):
-        ours.ModelEma(model, resume=str(tmp_path / "other.pth.tar"))
+    assert averaged.ema_has_module == bool(prefix)
+
+
+def test_v1_begins_at_the_model_where_a_checkpoint_holds_no_average(tmp_path: Path) -> None:
+    model = nn.Linear(2, 1)
+    torch.save({"state_dict": {}}, tmp_path / "last.pth.tar")
+    a = theirs.ModelEma(model, resume=str(tmp_path / "last.pth.tar"))
+    with pytest.warns(UserWarning, match="holds state_dict and no state_dict_ema"):
+        b = ours.ModelEma(model, resume=str(tmp_path / "last.pth.tar"))
+    agree(a.ema, b.ema)
+
+
+@pytest.mark.parametrize("name", ["ModelEma", "ModelEmaV2", "ModelEmaV3"])
+def test_timms_own_tools_take_it(name: str, tmp_path: Path) -> None:
+    model = network()
+    averaged = getattr(ours, name)(model)
+    assert isinstance(theirs.unwrap_model(averaged), nn.Sequential)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    saver = theirs.CheckpointSaver(model, optimizer, model_ema=averaged, checkpoint_dir=tmp_path)
+    saver.save_checkpoint(1)
+    kept = torch.load(tmp_path / "last.pth.tar")["state_dict_ema"]
+    assert list(kept) == list(model.state_dict())
+    file = io.BytesIO()
+    torch.save({"state_dict_ema": kept}, file)
+    file.seek(0)
+    ours.ModelEma(model)._load_checkpoint(file)  # as many scripts resume
+
+
+@pytest.mark.parametrize("excluded", [False, True])
+def test_v3_takes_a_decay_of_ones_own(excluded: bool) -> None:
+    model = network()
+    model.register_buffer("table", torch.zeros(3), persistent=False)
+    a, b = theirs.ModelEmaV3(model), ours.ModelEmaV3(model)
+
+    def after(step: int) -> None:
+        model.table.add_(1.0)
+        for averaged in (a, b):
+            averaged.exclude_buffers = excluded  # may be said later
+            averaged.update(model)
+            apply = averaged.apply_update_no_buffers_ if excluded else averaged.apply_update_
+            with torch.no_grad():
+                apply(model, 0.5)
+
+    train(model, 5, after)
+    agree(a, b)
+    assert torch.equal(a.module.table, b.module.table)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("name", ["ModelEmaV2", "ModelEmaV3"])
+@pytest.mark.parametrize("when", ["before", "after", "inside"])
+def test_torchscript_is_averaged(name: str, when: str) -> None:
+    def run(library: Any) -> nn.Module:
+        model = network()
+        if when == "inside":
+            model[0] = torch.jit.script(model[0])
+        live = torch.jit.script(model) if when == "before" else model
+        averaged = getattr(library, name)(live, decay=0.5)
+        averaged.update(live)
+        live = torch.jit.script(model) if when == "after" else live
+        train(live, 4, lambda step: averaged.update(live))
+        live.double()
+        averaged.update(live)
+        assert averaged(torch.ones(2, 3, 8, 8)).shape == (2, 4)
+        averaged.get_buffer("module.1.num_batches_tracked").zero_()
+        return averaged
+
+    agree(run(theirs), run(ours))
 
 
 # What is different.

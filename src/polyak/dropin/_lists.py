@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from operator import is_
 from typing import Any, cast
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from polyak.errors import ConfigError
 from polyak.torch.mirror import Pairing, inexact
@@ -48,6 +49,44 @@ class Lists:
         )
         self._known = tensors, list(copied), pairing
         return pairing
+
+
+def matching(lives: Sequence[nn.Parameter], averages: Sequence[Tensor]) -> Sequence[nn.Parameter]:
+    """The parameters, one for each average.
+
+    Raises:
+        ConfigError: there are more or fewer.
+    """
+    if len(lives) != len(averages):
+        raise ConfigError(f"parameters: {len(lives)} of them for {len(averages)} averages.")
+    return lives
+
+
+def overwrite(lives: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    """Write values into parameters unseen by autograd, so a loss computed before still goes backward."""
+    for live, value in zip(lives, values, strict=True):
+        live.data.copy_(value)
+
+
+def restored(stored: list[Tensor] | None) -> list[Tensor]:
+    """What ``store`` kept.
+
+    Raises:
+        RuntimeError: nothing.
+    """
+    if stored is None:
+        raise RuntimeError("restore(): there are no stored weights; call store() first.")
+    return stored
+
+
+def moved(
+    averages: Iterable[Tensor],
+    device: torch.device | str | None,
+    dtype: torch.dtype | None,
+    non_blocking: bool = False,
+) -> list[Tensor]:
+    """Elsewhere; those that float in another dtype too."""
+    return [a.to(device, dtype if a.is_floating_point() else None, non_blocking) for a in averages]
 
 
 def tensors_in(name: str, value: object, like: Sequence[Tensor]) -> list[Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator
+from collections.abc import Collection, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -11,20 +11,27 @@ import torch
 from torch import Tensor, nn
 
 from polyak.core.plan import Entry, Role
-from polyak.torch.mirror import Roles, inexact
+from polyak.torch.mirror import inexact
 
 
 @dataclass(frozen=True)
 class Names:
-    """copied: not averaged.  ignored, beginnings: left as they are."""
+    """The role of each tensor of a module, under any name it has there, wrapper prefixes or not.
+
+    copied: not averaged.  ignored, beginnings: left as they are.
+    """
 
     copied: Collection[str]
     ignored: Collection[str]
     beginnings: tuple[str, ...]
 
-    def role_in(self, module: nn.Module) -> Roles:
-        """The role of each tensor of a module, under any name it has there, wrapper prefixes or not."""
-        return _Roles(self, module)
+    def __call__(self, module: nn.Module, entry: Entry[Tensor]) -> Role:
+        named = chain(
+            module.named_parameters(remove_duplicate=False), module.named_buffers(remove_duplicate=False)
+        )
+        mine = set(map(id, entry.tensors))
+        role = self.role([entry.name, *entry.aliases, *(n for n, t in named if id(t) in mine)])
+        return role if role != "average" or inexact(entry.live) else "copy"
 
     def role(self, names: Collection[str]) -> Role:
         if any(name in self.ignored or name.startswith(self.beginnings) for name in names):
@@ -32,22 +39,26 @@ class Names:
         return "copy" if any(name in self.copied for name in names) else "average"
 
 
-@dataclass(frozen=True)
-class _Roles:
-    names: Names
-    module: nn.Module
+class ByName:
+    """What EMA and KarrasEMA find by name."""
 
-    def __call__(self, entry: Entry[Tensor]) -> Role:
-        named = chain(
-            self.module.named_parameters(remove_duplicate=False),
-            self.module.named_buffers(remove_duplicate=False),
-        )
-        mine = set(map(id, entry.tensors))
-        role = self.names.role([entry.name, *entry.aliases, *(n for n, t in named if id(t) in mine)])
-        return role if role != "average" or inexact(entry.live) else "copy"
+    parameter_names: set[str]
+    buffer_names: set[str]
+
+    def _find_names(self, module: nn.Module) -> None:
+        self.parameter_names = {name for name, p in module.named_parameters() if inexact(p)}
+        self.buffer_names = {name for name, b in module.named_buffers() if inexact(b)}
+
+    def get_params_iter(self, model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+        """Floating parameters by name."""
+        return ((name, p) for name, p in model.named_parameters() if name in self.parameter_names)
+
+    def get_buffers_iter(self, model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+        """Floating buffers by name."""
+        return ((name, b) for name, b in model.named_buffers() if name in self.buffer_names)
 
 
-def everything(entry: Entry[Tensor]) -> Role:
+def everything(module: nn.Module, entry: Entry[Tensor]) -> Role:
     """The role of each tensor where no name is special."""
     return "average" if inexact(entry.live) else "copy"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack
@@ -15,8 +14,9 @@ from torch import Tensor, nn
 from polyak.checkpoints.formats import open_weights
 from polyak.checkpoints.mixture import Mixture
 from polyak.checkpoints.weights import Slot
+from polyak.dropin._copy import copied, without_gradients
 from polyak.dropin._count import Known
-from polyak.dropin._names import Names, device_of, everything
+from polyak.dropin._names import ByName, Names, device_of, everything
 from polyak.errors import CheckpointError, ConfigError
 from polyak.rules import COPY, Power, Profile, compose, solve
 from polyak.rules.decay import check_whole
@@ -25,7 +25,7 @@ from polyak.rules.profile import Run
 from polyak.torch.mirror import Mirror, inexact
 
 
-class KarrasEMA(nn.Module):
+class KarrasEMA(ByName, nn.Module):
     """An average whose width grows with the run.
 
     ``βₙ = ((n+1-k)/(n+1))^(γ+1)``, n = step, k = update_every
@@ -78,16 +78,14 @@ class KarrasEMA(nn.Module):
         self.frozen, self.update_every = frozen, update_every
         self.online_model = [model]
         given = ema_model if isinstance(ema_model, nn.Module) or ema_model is None else ema_model()
-        self.ema_model = (copy.deepcopy(model) if given is None else given).requires_grad_(False)
-        self.parameter_names = {name for name, p in self.ema_model.named_parameters() if inexact(p)}
-        self.buffer_names = {name for name, b in self.ema_model.named_buffers() if inexact(b)}
+        self.ema_model = without_gradients(copied(model) if given is None else given)
+        self._find_names(self.ema_model)
         self.param_or_buffer_names_no_ema = param_or_buffer_names_no_ema
         self.ignore_names, self.ignore_startswith_names = ignore_names, ignore_startswith_names
         self.allow_different_devices = allow_different_devices
         self.move_ema_to_online_device = move_ema_to_online_device
         self.names = Names(param_or_buffer_names_no_ema, ignore_names, tuple(ignore_startswith_names))
-        self._whole = Mirror(self.ema_model, roles=everything)
-        self._mirror = Mirror(self.ema_model, roles=self.names.role_in(self.ema_model))
+        self._whole, self._mirror = Mirror(roles=everything), Mirror(roles=self.names)
         self._steps, self._started = Known(), Known()
         self.register_buffer("initted", torch.tensor(False))
         self.register_buffer("step", torch.tensor(0))
@@ -120,11 +118,11 @@ class KarrasEMA(nn.Module):
 
     def copy_params_from_model_to_ema(self) -> None:
         """Start again from the model as it is now."""
-        self._whole.copy(self.model)
+        self._whole.copy(self.ema_model, self.model)
 
     def copy_params_from_ema_to_model(self) -> None:
         """Overwrite the model with its average."""
-        Mirror(self.model, roles=everything).copy(self.ema_model)
+        Mirror(roles=everything).copy(self.model, self.ema_model)
 
     def update(self) -> None:
         """Take the model's present weights in, if it is time to. Call it after each training step."""
@@ -135,11 +133,15 @@ class KarrasEMA(nn.Module):
         if not self._started.of(self.initted):
             self.copy_params_from_model_to_ema()
             self._started.set(self.initted, 1)
+        self.update_moving_average(self.ema_model, self.model)
+
+    def update_moving_average(self, ma_model: nn.Module, current_model: nn.Module) -> None:
+        """Move ``ma_model`` towards the other."""
         if self.frozen:
             return
-        if self.move_ema_to_online_device and device_of(self.ema_model) != device_of(self.model):
-            self.ema_model.to(device_of(self.model))
-        self._mirror.update(self.model, self.beta)
+        if self.move_ema_to_online_device and device_of(ma_model) != device_of(current_model):
+            ma_model.to(device_of(current_model))
+        self._mirror.update(ma_model, current_model, self.beta)
 
     def iter_all_ema_params_and_buffers(self) -> Iterator[Tensor]:
         """What is averaged."""

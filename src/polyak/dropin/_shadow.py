@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import weakref
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from typing import Any
 
 from torch import Tensor, nn
 
+from polyak.core.live import claim, held
 from polyak.dropin._lists import Lists
 from polyak.errors import ConfigError, PlanError, SwapError
 from polyak.rules.decay import check_beta
@@ -22,7 +26,13 @@ class Shadow:
                 "model: none of its parameters needs a gradient, so there is nothing to average."
             )
         self.backup: dict[str, Tensor] = {}
+        self._applied: list[nn.Parameter] = []  # alive, so that nobody else gets their ids
+        self._release: Callable[[], object] | None = None
         self._lists = Lists()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy's parameters are not those whose ids are claimed."""
+        return self.__dict__ | {"_applied": [], "_release": None}
 
     def _follow(self, model: nn.Module, beta: float) -> None:
         self._refuse_while_applied("update")
@@ -32,10 +42,14 @@ class Shadow:
     def _put_in(self, model: nn.Module) -> None:
         """The model points at the averages' memory where dtype and device agree: nothing is copied."""
         self._refuse_while_applied("apply")
-        lives = self._lives(model)
+        lives, undo = self._lives(model), ExitStack()
+        memories = {name: self.shadow[name].to(live.device, live.dtype) for name, live in lives.items()}
+        taken = next((name for name, live in lives.items() if held([id(live)])), "")
+        claim(set(map(id, lives.values())), undo, taken)
+        self._applied, self._release = list(lives.values()), weakref.finalize(self, undo.close)
         self.backup = {name: live.data for name, live in lives.items()}
         for name, live in lives.items():
-            live.data = self.shadow[name].to(live.device, live.dtype)
+            live.data = memories[name]
 
     def _take_out(self, model: nn.Module) -> None:
         if not self.backup:
@@ -43,7 +57,9 @@ class Shadow:
         lives = self._lives(model)
         for name, raw in self.backup.items():
             lives[name].data = raw
-        self.backup = {}
+        if self._release is not None:
+            self._release()
+        self.backup, self._applied, self._release = {}, [], None
 
     def _refuse_while_applied(self, verb: str) -> None:
         if self.backup:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from polyak.dropin._lists import Lists, tensors_in
+from polyak.dropin._lists import Lists, matching, moved, overwrite, restored, tensors_in
 from polyak.errors import ConfigError
 from polyak.rules import Capped, Warmup
 from polyak.rules.decay import check, check_beta
@@ -142,11 +142,9 @@ class EMAModel:
         self.optimization_step += 1
         self.cur_decay_value = beta
 
-    @torch.no_grad()
     def copy_to(self, parameters: Parameters) -> None:
         """Overwrite the parameters with their averages."""
-        for live, average in zip(self._lives(parameters), self.shadow_params, strict=True):
-            live.copy_(average)
+        overwrite(self._lives(parameters), self.shadow_params)
 
     def pin_memory(self) -> None:
         """Move the averages to pinned memory."""
@@ -159,9 +157,7 @@ class EMAModel:
         non_blocking: bool = False,
     ) -> None:
         """Move the averages; floating ones change their dtype too."""
-        self.shadow_params = [
-            p.to(device, dtype if p.is_floating_point() else None, non_blocking) for p in self.shadow_params
-        ]
+        self.shadow_params = moved(self.shadow_params, device, dtype, non_blocking)
 
     def state_dict(self) -> dict[str, Any]:
         """All of it, under diffusers' keys; the tensors are not copies."""
@@ -180,17 +176,13 @@ class EMAModel:
         """Keep a copy of the parameters for ``restore``, on the CPU."""
         self.temp_stored_params = [p.detach().to("cpu", copy=True) for p in self._lives(parameters)]
 
-    @torch.no_grad()
     def restore(self, parameters: Parameters) -> None:
         """Overwrite the parameters with the copy, and let go of it.
 
         Raises:
             RuntimeError: there is none.
         """
-        if self.temp_stored_params is None:
-            raise RuntimeError("restore(): there are no stored weights; call store() first.")
-        for live, stored in zip(self._lives(parameters), self.temp_stored_params, strict=True):
-            live.copy_(stored)
+        overwrite(self._lives(parameters), restored(self.temp_stored_params))
         self.temp_stored_params = None
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -216,11 +208,8 @@ class EMAModel:
         for name, value in given.items():
             setattr(self, name, value)
 
-    def _lives(self, parameters: Parameters) -> list[nn.Parameter]:
-        lives = _listed(parameters)
-        if len(lives) != len(self.shadow_params):
-            raise ConfigError(f"parameters: {len(lives)} of them for {len(self.shadow_params)} averages.")
-        return lives
+    def _lives(self, parameters: Parameters) -> Sequence[nn.Parameter]:
+        return matching(_listed(parameters), self.shadow_params)
 
 
 def _listed(parameters: Parameters) -> list[nn.Parameter]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from typing import Any, cast
 
 import torch
@@ -11,19 +10,20 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from polyak.dropin._copy import copied, without_gradients
 from polyak.dropin._count import Known
-from polyak.dropin._names import Names, device_of, everything, in_evaluation
+from polyak.dropin._names import ByName, Names, device_of, everything, in_evaluation
 from polyak.dropin._post_hoc import KarrasEMA as KarrasEMA
 from polyak.dropin._post_hoc import PostHocEMA as PostHocEMA
 from polyak.errors import ConfigError
 from polyak.rules import Warmup
 from polyak.rules.decay import check_beta
-from polyak.torch.mirror import Mirror, inexact
+from polyak.torch.mirror import Mirror
 
 Maker = Callable[[], nn.Module]
 
 
-class EMA(nn.Module):
+class EMA(ByName, nn.Module):
     """An average of a model's parameters and floating buffers, with a warm-up; it holds the model too.
 
     ``βₜ = clip(1-(1+s/γ)^(-p), min_value, beta)``, ``s = step - update_after_step - 1``; 0 where s ≤ 0
@@ -121,19 +121,16 @@ class EMA(nn.Module):
 
     def init_ema(self, ema_model: nn.Module | None = None) -> None:
         """Make the module that holds the averages."""
-        module = copy.deepcopy(self.model) if ema_model is None else ema_model
-        self.ema_model = module.requires_grad_(False)
+        module = copied(self.model) if ema_model is None else ema_model
+        self.ema_model = without_gradients(module)
         for name in self.forward_method_names:
             setattr(self, name, getattr(module, name))
-        self.parameter_names = {name for name, p in module.named_parameters() if inexact(p)}
-        self.buffer_names = {name for name, b in module.named_buffers() if inexact(b)}
+        self._find_names(module)
         names = Names(
             self.param_or_buffer_names_no_ema, self.ignore_names, tuple(self.ignore_startswith_names)
         )
-        self._whole = Mirror(module, roles=everything)
-        self._mirror = Mirror(module, roles=names.role_in(module))
-        self._back = Mirror(self.model, roles=everything)
-        self._towards = Mirror(self.model, roles=names.role_in(self.model))
+        self._whole, self._mirror = Mirror(roles=everything), Mirror(roles=names)
+        self._back, self._towards = Mirror(roles=everything), Mirror(roles=names)
 
     def add_to_optimizer_post_step_hook(self, optimizer: Optimizer) -> RemovableHandle:
         """Update after each step of the optimizer."""
@@ -166,21 +163,13 @@ class EMA(nn.Module):
         """Move the averages to where this module's counters are."""
         self._averages.to(self.initted.device)
 
-    def get_params_iter(self, model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-        """Floating parameters by name."""
-        return ((name, p) for name, p in model.named_parameters() if name in self.parameter_names)
-
-    def get_buffers_iter(self, model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-        """Floating buffers by name."""
-        return ((name, b) for name, b in model.named_buffers() if name in self.buffer_names)
-
     def copy_params_from_model_to_ema(self) -> None:
         """Start again from the model as it is now."""
-        self._whole.copy(self.model)
+        self._whole.copy(self._averages, self.model)
 
     def copy_params_from_ema_to_model(self) -> None:
         """Overwrite the model with its average."""
-        self._back.copy(self._averages)
+        self._back.copy(self.model, self._averages)
 
     def update_model_with_ema(self, decay: float | None = None) -> None:
         """Move the model towards its average; it keeps the share ``decay`` of itself."""
@@ -188,7 +177,7 @@ class EMA(nn.Module):
         if kept == 0.0:
             self.copy_params_from_ema_to_model()
         elif not self.is_frozen:
-            self._towards.update(self._averages, kept)
+            self._towards.update(self.model, self._averages, kept)
 
     def get_current_decay(self) -> float:
         """β of this step."""
@@ -227,7 +216,7 @@ class EMA(nn.Module):
             ma_model.to(device_of(current_model))
         beta = self.get_current_decay() if current_decay is None else current_decay
         mirror = self._mirror if ma_model is self.ema_model else self._towards
-        mirror.update(current_model, beta)
+        mirror.update(ma_model, current_model, beta)
 
     @property
     def _averages(self) -> nn.Module:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from abc import ABC, abstractmethod
 from typing import Any
@@ -10,13 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from polyak.core.plan import Entry
+from polyak.dropin._copy import copied
 from polyak.dropin._count import Known
 from polyak.errors import ConfigError
 from polyak.rules import Uniform
-from polyak.rules.decay import check, check_whole
-from polyak.torch.buffers import BufferPolicy
-from polyak.torch.mirror import Mirror, Pairing, inexact
+from polyak.rules.decay import check_whole
+from polyak.torch.mirror import Mirror, Pairing, parameters_only
+
+
+class _Refused(ConfigError, AssertionError):
+    """mmengine asserts, and code that catches an assertion goes on doing so."""
 
 
 class BaseAveragedModel(nn.Module, ABC):
@@ -55,14 +57,13 @@ class BaseAveragedModel(nn.Module, ABC):
     ) -> None:
         super().__init__()
         check_whole("interval", interval, 1)
-        self.module = copy.deepcopy(model).requires_grad_(False)
+        self.module = copied(model).requires_grad_(False)
         if device is not None:
             self.module = self.module.to(device)
         self.interval, self.update_buffers = interval, update_buffers
         self.register_buffer("steps", torch.tensor(0, dtype=torch.long, device=device))
         self._known = Known()
-        policy: BufferPolicy = "average" if update_buffers else "copy"
-        self._mirror = Mirror(self.module, policy, roles=self._role)
+        self._mirror = Mirror() if update_buffers else Mirror(roles=parameters_only)
 
     @property
     def avg_parameters(self) -> dict[str, Tensor]:
@@ -80,24 +81,18 @@ class BaseAveragedModel(nn.Module, ABC):
         """Take the model's present weights in, if it is time to."""
         steps = self._known.of(self.steps)
         if steps == 0:
-            self._mirror.copy(model)
+            self._mirror.copy(self.module, model)
         elif steps % self.interval:
             if not self.update_buffers:
-                self._mirror.follow(model)
+                self._mirror.follow(self.module, model)
         elif isinstance(self, _Known) and type(self).avg_func is _Known.avg_func:
-            self._mirror.update(model, self.beta(steps))
+            self._mirror.update(self.module, model, self.beta(steps))
         else:
             with torch.no_grad():
-                for average, live in zip(*self._mirror.tensors(model), strict=True):
+                for average, live in zip(*self._mirror.tensors(self.module, model), strict=True):
                     self.avg_func(average, live, self.steps)
-            self._mirror.follow(model)
+            self._mirror.follow(self.module, model)
         self._known.set(self.steps, steps + 1)
-
-    def _role(self, entry: Entry[Tensor]) -> Any:
-        """Buffers that no checkpoint holds follow the model, unless buffers are averaged."""
-        if entry.kind == "parameter":
-            return "average" if inexact(entry.live) else "copy"
-        return entry.role if entry.saved else "share" if self.update_buffers else "copy"
 
 
 class _Known(BaseAveragedModel):
@@ -170,7 +165,8 @@ class ExponentialMovingAverage(_Known):
         update_buffers: bool = False,
     ) -> None:
         super().__init__(model, interval, device, update_buffers)
-        check("momentum", momentum, "must lie between 0 and 1; it is 1-β", 0 < momentum < 1)
+        if not 0 < momentum < 1:
+            raise _Refused(f"momentum must be in range (0, 1), for it is 1-β: {momentum} is not.")
         if momentum > 0.5:
             warnings.warn(
                 f"momentum={momentum} is the weight of the newest parameters, usually far below 0.5.",
@@ -216,7 +212,7 @@ class MomentumAnnealingEMA(ExponentialMovingAverage):
     ) -> None:
         super().__init__(model, momentum, interval, device, update_buffers)
         if not gamma > 0:
-            raise ConfigError(f"gamma={gamma}: must be above 0.")
+            raise _Refused(f"gamma must be greater than 0: {gamma} is not.")
         self.gamma = gamma
 
     def beta(self, steps: int) -> float:

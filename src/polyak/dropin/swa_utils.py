@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
@@ -11,13 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import SWALR as SWALR
 
-from polyak.core.plan import Entry
+from polyak.core.plan import Entry, Role
+from polyak.dropin._copy import copied
 from polyak.dropin._count import Known
+from polyak.dropin._names import everything
 from polyak.errors import ConfigError
 from polyak.rules import Constant, Decay, Uniform
 from polyak.rules.decay import check_beta
 from polyak.torch.buffers import update_batchnorm
-from polyak.torch.mirror import Mirror, Pairing, inexact
+from polyak.torch.mirror import Mirror, Pairing, inexact, parameters_only, role_in_state_dict
 
 __all__ = [
     "SWALR",
@@ -157,13 +158,13 @@ class AveragedModel(nn.Module):
         super().__init__()
         if avg_fn is not None and multi_avg_fn is not None:
             raise ConfigError("avg_fn and multi_avg_fn are both given: give at most one of them.")
-        self.module = copy.deepcopy(model)
+        self.module = copied(model)
         if device is not None:
             self.module = self.module.to(device)
         self.register_buffer("n_averaged", torch.tensor(0, dtype=torch.long, device=device))
         self.avg_fn, self.multi_avg_fn, self.use_buffers = avg_fn, multi_avg_fn, use_buffers
         self._known = Known()
-        self._mirror = Mirror(self.module, "average" if use_buffers else "copy", roles=self._role)
+        self._mirror = Mirror(roles=_buffers_too if use_buffers else parameters_only)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.module(*args, **kwargs)
@@ -173,12 +174,12 @@ class AveragedModel(nn.Module):
         averaged = self._known.of(self.n_averaged)
         function = self.multi_avg_fn or self.avg_fn or _Several(Uniform())
         if averaged == 0:
-            self._mirror.copy(model)
+            self._mirror.copy(self.module, model)
         elif isinstance(function, _Rule):
-            self._mirror.update(model, function.beta(averaged))
+            self._mirror.update(self.module, model, function.beta(averaged))
         else:
-            self._call_with(*self._mirror.tensors(model))
-            self._mirror.follow(model)
+            self._call_with(*self._mirror.tensors(self.module, model))
+            self._mirror.follow(self.module, model)
         self._known.set(self.n_averaged, averaged + 1)
 
     @torch.no_grad()
@@ -194,12 +195,10 @@ class AveragedModel(nn.Module):
             for average, live in pairs:
                 average.copy_(cast(AvgFn, self.avg_fn)(average, live, averaged))
 
-    def _role(self, entry: Entry[Tensor]) -> Any:
-        """Buffers that no checkpoint holds follow the model as well."""
-        whole = not inexact(entry.live)
-        if entry.kind == "parameter":
-            return "copy" if whole else "average"
-        return entry.role if entry.saved else "average" if self.use_buffers and not whole else "copy"
+
+def _buffers_too(module: nn.Module, entry: Entry[Tensor]) -> Role:
+    """Buffers that no state_dict holds are averaged as well."""
+    return role_in_state_dict(module, entry) if entry.saved else everything(module, entry)
 
 
 def update_bn(

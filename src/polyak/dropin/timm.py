@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 import os
+import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor, nn
 
-from polyak.errors import CheckpointError
+from polyak.dropin._copy import copied
 from polyak.rules import Warmup
-from polyak.torch.mirror import Mirror
+from polyak.torch.mirror import Mirror, parameters_only
 
 
 class ModelEmaV3(nn.Module):
@@ -61,7 +61,7 @@ class ModelEmaV3(nn.Module):
         exclude_buffers: bool = False,
     ) -> None:
         super().__init__()
-        self.module = copy.deepcopy(model).eval()
+        self.module = copied(model).eval()
         if device is not None or dtype is not None:
             self.module.to(device=device, dtype=dtype)
         self.decay, self.min_decay = decay, min_decay
@@ -71,7 +71,8 @@ class ModelEmaV3(nn.Module):
         self.stochastic_rounding = stochastic_rounding
         self.stochastic_rounding_seed = stochastic_rounding_seed
         self.exclude_buffers = exclude_buffers
-        self._mirror = Mirror(self.module, "copy" if exclude_buffers else "average", stochastic_rounding_seed)
+        self._all = Mirror("average", stochastic_rounding_seed)
+        self._without_buffers = Mirror("copy", stochastic_rounding_seed, parameters_only)
 
     def get_decay(self, step: int | None = None) -> float:
         """β of a step; without one, the constant."""
@@ -87,11 +88,20 @@ class ModelEmaV3(nn.Module):
 
     def update(self, model: nn.Module, step: int | None = None) -> None:
         """Take the model's present weights in."""
-        self._mirror.update(model, self.get_decay(step))
+        apply = self.apply_update_no_buffers_ if self.exclude_buffers else self.apply_update_
+        apply(model, self.get_decay(step))
+
+    def apply_update_(self, model: nn.Module, decay: float) -> None:
+        """``update`` with a β of one's own, buffers averaged."""
+        self._all.update(self.module, model, decay)
+
+    def apply_update_no_buffers_(self, model: nn.Module, decay: float) -> None:
+        """``update`` with a β of one's own, buffers copied, those that no state_dict holds as well."""
+        self._without_buffers.update(self.module, model, decay)
 
     def set(self, model: nn.Module) -> None:
         """Become the model's present weights."""
-        self._mirror.copy(model)
+        self._all.copy(self.module, model)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.module(*args, **kwargs)
@@ -117,19 +127,19 @@ class ModelEmaV2(nn.Module):
         self, model: nn.Module, decay: float = 0.9999, device: torch.device | str | None = None
     ) -> None:
         super().__init__()
-        self.module = copy.deepcopy(model).eval()
+        self.module = copied(model).eval()
         self.decay, self.device = decay, device
         if device is not None:
             self.module.to(device=device)
-        self._mirror = Mirror(self.module)
+        self._mirror = Mirror()
 
     def update(self, model: nn.Module) -> None:
         """Take the model's present weights in."""
-        self._mirror.update(model, self.decay)
+        self._mirror.update(self.module, model, self.decay)
 
     def set(self, model: nn.Module) -> None:
         """Become the model's present weights."""
-        self._mirror.copy(model)
+        self._mirror.copy(self.module, model)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.module(*args, **kwargs)
@@ -142,10 +152,8 @@ class ModelEma:
         model: what to average.
         decay: β, in [0, 1].
         device: where the copy lives; by default beside the model.
-        resume: a timm training checkpoint whose ``state_dict_ema`` to go on with.
-
-    Raises:
-        CheckpointError: the checkpoint holds no ``state_dict_ema``.
+        resume: a timm training checkpoint whose ``state_dict_ema`` to go on with. Where it holds none,
+            a warning says so and the average begins at the model.
 
     Examples:
         >>> model = nn.Linear(2, 1)
@@ -156,25 +164,34 @@ class ModelEma:
     """
 
     def __init__(self, model: nn.Module, decay: float = 0.9999, device: str = "", resume: str = "") -> None:
-        self.ema = copy.deepcopy(model).eval().requires_grad_(False)
+        self.ema = copied(model).eval().requires_grad_(False)
+        self.ema_has_module = "module" in dict(self.ema.named_children())
         self.decay, self.device = decay, device
         if device:
             self.ema.to(device=device)
-        self._mirror = Mirror(self.ema)
+        self._mirror = Mirror()
         if resume:
             self._load_checkpoint(resume)
 
+    @property
+    def module(self) -> nn.Module:
+        """``ema``, where ``timm.utils.unwrap_model`` looks for it."""
+        return self.ema
+
     def update(self, model: nn.Module) -> None:
         """Take the model's present weights in."""
-        self._mirror.update(model, self.decay)
+        self._mirror.update(self.ema, model, self.decay)
 
-    def _load_checkpoint(self, path: str | os.PathLike[str]) -> None:
-        checkpoint: Mapping[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    def _load_checkpoint(self, checkpoint_path: str | os.PathLike[str] | IO[bytes]) -> None:
+        """Scripts call it too, with a file in memory."""
+        checkpoint: Mapping[str, Any] = torch.load(checkpoint_path, map_location="cpu", weights_only=True)
         if "state_dict_ema" not in checkpoint:
-            raise CheckpointError(f"{path} holds {', '.join(checkpoint)}: no state_dict_ema to go on with.")
+            warnings.warn(
+                f"resume={checkpoint_path} holds {', '.join(checkpoint)} and no state_dict_ema: "
+                "the average begins at the model.",
+                stacklevel=3,
+            )
+            return
         theirs: Mapping[str, Tensor] = checkpoint["state_dict_ema"]
-        wrapped = all(name.startswith("module.") for name in self.ema.state_dict())
-        bare = (
-            {name.removeprefix("module."): tensor for name, tensor in theirs.items()} if wrapped else theirs
-        )
-        self.ema.load_state_dict({f"module.{name}" if wrapped else name: t for name, t in bare.items()})
+        prefix = "module." if self.ema_has_module else ""
+        self.ema.load_state_dict({prefix + name.removeprefix(prefix): t for name, t in theirs.items()})

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from polyak.dropin._lists import Lists, tensors_in
+from polyak.dropin._lists import Lists, matching, moved, overwrite, restored, tensors_in
 from polyak.errors import ConfigError
 from polyak.rules import Capped
 from polyak.rules.decay import check_beta
@@ -65,9 +65,7 @@ class ExponentialMovingAverage:
 
     def copy_to(self, parameters: Parameters = None) -> None:
         """Overwrite the parameters with their averages."""
-        with torch.no_grad():
-            for live, average in zip(self._lives(parameters), self.shadow_params, strict=True):
-                live.copy_(average)
+        overwrite(self._lives(parameters), self.shadow_params)
 
     def store(self, parameters: Parameters = None) -> None:
         """Keep a copy of the parameters for ``restore``."""
@@ -79,11 +77,7 @@ class ExponentialMovingAverage:
         Raises:
             RuntimeError: there is none.
         """
-        if self.collected_params is None:
-            raise RuntimeError("restore(): there are no stored weights; call store() first.")
-        with torch.no_grad():
-            for live, stored in zip(self._lives(parameters), self.collected_params, strict=True):
-                live.copy_(stored)
+        overwrite(self._lives(parameters), restored(self.collected_params))
 
     @contextmanager
     def average_parameters(self, parameters: Parameters = None) -> Generator[None]:
@@ -93,13 +87,9 @@ class ExponentialMovingAverage:
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> None:
         """Move what is kept; floating tensors change their dtype too."""
-
-        def moved(tensor: Tensor) -> Tensor:
-            return tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
-
-        self.shadow_params = list(map(moved, self.shadow_params))
+        self.shadow_params = moved(self.shadow_params, device, dtype)
         if self.collected_params is not None:
-            self.collected_params = list(map(moved, self.collected_params))
+            self.collected_params = moved(self.collected_params, device, dtype)
 
     def state_dict(self) -> dict[str, Any]:
         """All of it, under torch_ema's keys; the tensors are not copies."""
@@ -131,11 +121,9 @@ class ExponentialMovingAverage:
         # Never narrower than it was: a float32 average of bfloat16 parameters must survive a resume.
         return [t.to(p.device, torch.promote_types(t.dtype, p.dtype)) for t, p in pairs]
 
-    def _lives(self, parameters: Parameters) -> list[nn.Parameter]:
+    def _lives(self, parameters: Parameters) -> Sequence[nn.Parameter]:
         given = [r() for r in self._params_refs] if parameters is None else list(parameters)
         lives = [p for p in given if p is not None]
         if len(lives) != len(given):
             raise ConfigError("a parameter this average was made for no longer exists: pass parameters.")
-        if len(lives) != len(self.shadow_params):
-            raise ConfigError(f"parameters: {len(lives)} of them for {len(self.shadow_params)} averages.")
-        return lives
+        return matching(lives, self.shadow_params)

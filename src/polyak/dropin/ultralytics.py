@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Collection
 
 from torch import nn
 
+from polyak.dropin._copy import copied
 from polyak.rules import Ramp
 from polyak.torch.mirror import Mirror
 from polyak.torch.plan import unwrap
@@ -39,7 +39,7 @@ class ModelEMA:
     """
 
     def __init__(self, model: nn.Module, decay: float = 0.9999, tau: float = 2000, updates: int = 0) -> None:
-        self.ema = copy.deepcopy(unwrap(model)).eval().requires_grad_(False)
+        self.ema = copied(unwrap(model)).eval().requires_grad_(False)
         if "teacher_model" in dict(self.ema.named_children()):
             self.ema.register_module(
                 "teacher_model", None
@@ -47,12 +47,12 @@ class ModelEMA:
         self.updates, self.enabled = updates, True
         self._ramp = Ramp(decay, tau)
         self.decay: Callable[[int], float] = self._decay
-        self._mirror = Mirror(self.ema)
+        self._mirror = Mirror()
 
     def update(self, model: nn.Module) -> None:
         """Take the model's present weights in."""
         if self.enabled:
-            self._mirror.update(model, self.decay(self.updates + 1))
+            self._mirror.update(self.ema, model, self.decay(self.updates + 1))
             self.updates += 1
 
     def update_attr(

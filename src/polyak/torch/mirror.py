@@ -7,6 +7,7 @@ module or a list of tensors and take the decay at each call; they are thin shell
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from operator import is_
 from typing import Any, TypeAlias
 
 import torch
@@ -17,11 +18,11 @@ from polyak.errors import PlanError
 from polyak.torch.engines.contract import Pair
 from polyak.torch.engines.ensemble import Ensemble
 from polyak.torch.engines.tally import Tally
-from polyak.torch.plan import Plan, memory_of
+from polyak.torch.plan import Plan, entries, memory_of, walk
 from polyak.torch.storage import Settings
 
-# What becomes of a tensor of the module: averaged, copied at each update, or left alone.
-Roles: TypeAlias = Callable[[Entry[Tensor]], Role]
+# What becomes of a tensor of the module that holds averages: averaged, copied at each update, or left alone.
+Roles: TypeAlias = Callable[[nn.Module, Entry[Tensor]], Role]
 
 
 class Pairing:
@@ -86,76 +87,94 @@ class Pairing:
 
 
 class Mirror:
-    """A module that holds the average of others of the same structure.
+    """Moves modules that hold averages towards models of the same structure.
 
     Args:
-        module: holds the averages; moved in place, so whoever has it sees every update.
         buffers: which buffers are averaged, as in ``EMA``.
         seed: of the random bits that round 16-bit averages.
         roles: what becomes of each tensor; by default everything in a state_dict is averaged or copied.
     """
 
-    def __init__(
-        self,
-        module: nn.Module,
-        buffers: BufferPolicy = "average",
-        seed: int = 0,
-        roles: Roles | None = None,
-    ) -> None:
-        self.module, self._seed = module, seed
+    def __init__(self, buffers: BufferPolicy = "average", seed: int = 0, roles: Roles | None = None) -> None:
+        self._seed = seed
         self._selection = Selection.of(None, None, buffers)
         self._roles = roles or role_in_state_dict
         self.steps = 0
-        self._pairing: Pairing | None = None
-        self._live: nn.Module | None = None
-        self._plans: tuple[Plan, ...] = ()
+        self._known: tuple[nn.Module, nn.Module, Found, Found, Pairing] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy prepares its own engine, and must not bring a copy of the live model along."""
-        return self.__dict__ | {"_pairing": None, "_live": None, "_plans": ()}
+        """A copy prepares its own engine, and must not bring copies of the modules along."""
+        return self.__dict__ | {"_known": None}
 
-    def update(self, model: nn.Module, beta: float) -> None:
-        """Move the averages towards ``model``, whose names agree once wrapper prefixes are gone.
+    def update(self, module: nn.Module, model: nn.Module, beta: float) -> None:
+        """Move ``module`` towards ``model``, whose names agree once wrapper prefixes are gone.
 
         Raises:
             PlanError: a tensor is missing in the model or has another shape. Nothing is changed then.
         """
         self.steps += 1
-        self._with(model).update(beta, self.steps)
+        self._between(module, model).update(beta, self.steps)
 
-    def copy(self, model: nn.Module) -> None:
+    def copy(self, module: nn.Module, model: nn.Module) -> None:
         """Take the model's values over."""
-        self._with(model).copy()
+        self._between(module, model).copy()
 
-    def follow(self, model: nn.Module) -> None:
+    def follow(self, module: nn.Module, model: nn.Module) -> None:
         """Take over only what is never averaged."""
-        self._with(model).follow()
+        self._between(module, model).follow()
 
-    def tensors(self, model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+    def tensors(self, module: nn.Module, model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
         """Averages and the tensors of ``model`` they follow, for a rule that is somebody else's."""
-        return self._with(model).tensors()
+        return self._between(module, model).tensors()
 
-    def _with(self, model: nn.Module) -> Pairing:
-        known = self._live is model and not any(plan.stale() for plan in self._plans)
-        if self._pairing is None or not known:
-            self._pairing = self._paired(model)
-        return self._pairing
+    def _between(self, module: nn.Module, model: nn.Module) -> Pairing:
+        if self._known is not None:
+            mine, live, averaged, followed, pairing = self._known
+            if mine is module and live is model and not averaged.stale() and not followed.stale():
+                return pairing
+        averaged, followed = _found(module, self._selection), _found(model, self._selection)
+        pairing = self._paired(module, averaged, followed)
+        self._known = module, model, averaged, followed, pairing
+        return pairing
 
-    def _paired(self, model: nn.Module) -> Pairing:
-        selection = self._selection
-        mine, theirs = Plan(self.module, selection), Plan(model, selection)
-        places = {name: e.live for e in theirs.entries.values() for name in (e.name, *e.aliases)}
+    def _paired(self, module: nn.Module, averaged: Found, followed: Found) -> Pairing:
+        places = {name: e.live for e in followed.entries.values() for name in (e.name, *e.aliases)}
         averages: dict[str, Tensor] = {}
         copies: list[tuple[Tensor, Tensor]] = []
-        for name, entry in mine.entries.items():
-            role = self._roles(entry)
+        for name, entry in averaged.entries.items():
+            role = self._roles(module, entry)
             if role == "average":
                 averages[name] = entry.live
             elif role == "copy":
                 copies.append((entry.live, _place(places, name, entry.live)))
-        pairing = Pairing(averages, places, copies, self._seed)
-        self._plans, self._live = (mine, theirs), model
-        return pairing
+        return Pairing(averages, places, copies, self._seed)
+
+
+class _Scripted:
+    """The tensors of a model that is or holds TorchScript, walked each time: nothing tells of a change."""
+
+    def __init__(self, model: nn.Module, selection: Selection) -> None:
+        self._model, self._selection = model, selection
+        self.entries = entries(dict(walk(model)), selection)
+        self._tensors = self._all(self.entries)
+        self._memory = memory_of(self._tensors)
+
+    def stale(self) -> bool:
+        """Whether the model holds other tensors than found, or one of them moved to other memory."""
+        now = self._all(entries(dict(walk(self._model)), self._selection))
+        same = len(now) == len(self._tensors) and all(map(is_, now, self._tensors))
+        return not same or memory_of(now) != self._memory
+
+    def _all(self, found: dict[str, Entry[Tensor]]) -> list[Tensor]:
+        return [tensor for entry in found.values() for tensor in entry.tensors]
+
+
+Found: TypeAlias = Plan | _Scripted
+
+
+def _found(model: nn.Module, selection: Selection) -> Found:
+    scripted = any(isinstance(module, torch.jit.ScriptModule) for module in model.modules())
+    return _Scripted(model, selection) if scripted else Plan(model, selection)
 
 
 def inexact(tensor: Tensor) -> bool:
@@ -163,11 +182,16 @@ def inexact(tensor: Tensor) -> bool:
     return tensor.is_floating_point() or tensor.is_complex()
 
 
-def role_in_state_dict(entry: Entry[Tensor]) -> Role:
+def role_in_state_dict(module: nn.Module, entry: Entry[Tensor]) -> Role:
     """The role of what is saved; the rest is left alone."""
     if entry.kind == "parameter" and inexact(entry.live):
         return "average"  # frozen or not: requires_grad of a copy says nothing
     return entry.role if entry.role == "average" else "copy" if entry.saved else "share"
+
+
+def parameters_only(module: nn.Module, entry: Entry[Tensor]) -> Role:
+    """Parameters are averaged; buffers follow the model, those that no state_dict holds as well."""
+    return "average" if entry.kind == "parameter" and inexact(entry.live) else "copy"
 
 
 def _place(places: Mapping[str, Tensor], name: str, mine: Tensor) -> Tensor:

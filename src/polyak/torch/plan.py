@@ -7,7 +7,7 @@ holds, never as detached aliases, so no update can go to memory the model has le
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import chain
 from operator import attrgetter, is_
 from typing import Any, cast
@@ -41,9 +41,10 @@ class Plan(core.Plan[Tensor]):
     def __init__(
         self, model: nn.Module, selection: Selection, averaged: Sequence[Entry[Tensor]] = ()
     ) -> None:
-        modules = dict(_walk(model, ""))
+        modules = dict(walk(model))
+        _refuse_torchscript(modules)
         kept = {entry.name for entry in averaged} | {id(t) for entry in averaged for t in entry.tensors}
-        self.entries = _entries(modules, selection, kept)
+        self.entries = entries(modules, selection, kept)
         unique = {id(module): module for module in modules.values()}.values()
         self._stores: list[dict[str, Any]] = [
             store
@@ -116,22 +117,28 @@ def unwrap(module: nn.Module) -> nn.Module:
             return module
 
 
-def _walk(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
+def walk(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """Each module below, wrappers taken off, by the prefix of its tensors' names."""
     module = unwrap(module)
-    if isinstance(module, torch.jit.ScriptModule):
-        raise PlanError(
-            f"{prefix[:-1] or 'the model'} is TorchScript, whose tensors live outside Python. "
-            "Average the module it was made from, and script that."
-        )
     yield prefix, module
     for key, child in module._modules.items():  # pyright: ignore[reportPrivateUsage]
         if child is not None:
-            yield from _walk(child, f"{prefix}{key}.")
+            yield from walk(child, f"{prefix}{key}.")
 
 
-def _entries(
-    modules: dict[str, nn.Module], selection: Selection, kept: set[str | int]
+def _refuse_torchscript(modules: dict[str, nn.Module]) -> None:
+    for prefix, module in modules.items():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise PlanError(
+                f"{prefix[:-1] or 'the model'} is TorchScript, whose tensors live outside Python. "
+                "Average the module it was made from, and script that."
+            )
+
+
+def entries(
+    modules: dict[str, nn.Module], selection: Selection, kept: Collection[str | int] = ()
 ) -> dict[str, Entry[Tensor]]:
+    """The tensors of modules by name. ``kept``: names and ids of those averaged whether trained or not."""
     found: dict[object, Entry[Tensor]] = {}
     places: dict[object, tuple[nn.Module, str]] = {}
     for prefix, module in modules.items():
@@ -158,7 +165,7 @@ def _entries(
 
 
 def _assign(
-    entry: Entry[Tensor], module: nn.Module, key: str, selection: Selection, kept: set[str | int]
+    entry: Entry[Tensor], module: nn.Module, key: str, selection: Selection, kept: Collection[str | int]
 ) -> None:
     tensor = entry.live
     taken = selection.takes([entry.name, *entry.aliases])
