@@ -1,5 +1,6 @@
 """What holds for every test, those in docstrings too."""
 
+import os
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,6 +15,8 @@ collect_ignore = [
     *([] if any(_SRC.glob("core/_native.*so")) else [_SRC / "core/native.py", _ENGINES / "native.py"]),
     *([] if find_spec("triton") else _ENGINES.glob("triton*.py")),
 ]
+
+os.environ.setdefault("KERAS_BACKEND", "torch")  # Keras looks once, when it is imported
 
 _OPTIONS = np.get_printoptions()
 

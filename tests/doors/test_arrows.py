@@ -44,6 +44,7 @@ PACKAGES: dict[str, set[str]] = {
     "accelerate": {"trainers"},
     "ultralytics": {"trainers"},
     "ignite": {"trainers"},
+    "keras": {"trainers"},
     "typer": {"cli"},
     "rich": {"cli", "demo"},
     "matplotlib": {"report"},

@@ -29,6 +29,7 @@ def without(packages: set[str], code: str) -> str:
         ("accelerate", {"accelerate"}, "accelerate"),
         ("ultralytics", {"ultralytics"}, "Ultralytics"),
         ("ignite", {"ignite"}, "Ignite"),
+        ("keras", {"keras"}, "Keras"),
     ],
 )
 def test_a_missing_trainer_answers_with_its_pip_line(trainer: str, packages: set[str], name: str) -> None:

@@ -15,7 +15,7 @@ from polyak.errors import ConfigError
 
 Forward: TypeAlias = Callable[[nn.Module, Any], object]
 
-_RUNNING_STATISTICS = ("running_mean", "running_var")
+_RUNNING_STATISTICS = ("running_mean", "running_var", "moving_mean", "moving_variance")  # torch, Keras
 
 
 def buffer_role(module: nn.Module, key: str, tensor: Tensor, policy: BufferPolicy) -> Role:

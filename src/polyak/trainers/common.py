@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from contextlib import ExitStack
 from typing import Any
 
 from torch import nn
@@ -33,17 +34,36 @@ def check_evaluate(evaluate: str | None, tracks: Collection[str]) -> None:
         raise ConfigError(f"evaluate={evaluate!r}: must be {', '.join(map(repr, tracks))}, 'raw' or None.")
 
 
+def closing(live: ExitStack, run: Callable[..., Any]) -> Callable[..., Any]:
+    """``run``, with ``live`` closed when it returns or raises."""
+
+    def closed(*args: Any, **kwargs: Any) -> Any:
+        with live:
+            return run(*args, **kwargs)
+
+    return closed
+
+
+def asked_of(state: Mapping[str, Any]) -> tuple[dict[str, Decay], dict[str, Any]]:
+    """The schedules of a state, by track, and the other arguments of ``polyak.EMA`` that it holds.
+
+    Raises:
+        CheckpointError: the state is malformed.
+    """
+    try:
+        decays = {name: Decay.from_config(track["decay"]) for name, track in state["tracks"].items()}
+        return decays, {name: state[name] for name in ("every", "start", "seed")}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"the state is not one of polyak.EMA: {error!r}.") from error
+
+
 def begun_from(state: Mapping[str, Any], model: nn.Module, options: Mapping[str, Any]) -> EMA:
     """An EMA over ``model`` with the schedules and settings of a state, and the state in it.
 
     Raises:
         CheckpointError: the state is malformed or does not match the model.
     """
-    try:
-        decays = {name: Decay.from_config(track["decay"]) for name, track in state["tracks"].items()}
-        settings = {name: state[name] for name in ("every", "start", "seed")}
-    except (KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"the state is not one of polyak.EMA: {error!r}.") from error
+    decays, settings = asked_of(state)
     ema = EMA(model, decays, **{**settings, **options})
     ema.load_state_dict(dict(state))
     return ema

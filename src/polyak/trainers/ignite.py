@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, cast
 
@@ -13,7 +13,7 @@ from polyak.errors import MissingExtraError
 from polyak.rules import Decay
 from polyak.rules.decay import check_whole
 from polyak.torch import EMA
-from polyak.trainers.common import check_evaluate, numbers
+from polyak.trainers.common import check_evaluate, closing, numbers
 
 if TYPE_CHECKING:
     from ignite.engine import Engine, Events
@@ -73,7 +73,7 @@ class WeightAverage:
             evaluator.add_event_handler(Events.EPOCH_STARTED, self._enter, live)
             evaluator.add_event_handler(Events.EPOCH_COMPLETED, live.close)
             # No event is sure to come after an exception or an interrupt.
-            evaluator.run = _closing(live, cast(Any, evaluator.run))
+            evaluator.run = closing(live, cast(Any, evaluator.run))
 
     def _log(self, trainer: Engine) -> None:
         trainer.state.metrics.update(numbers(self.ema))
@@ -81,11 +81,3 @@ class WeightAverage:
     def _enter(self, evaluator: Engine, live: ExitStack) -> None:
         if self._evaluate != "raw":
             live.enter_context(self.ema.average_parameters(self._evaluate))
-
-
-def _closing(live: ExitStack, run: Callable[..., Any]) -> Callable[..., Any]:
-    def closing(*args: Any, **kwargs: Any) -> Any:
-        with live:
-            return run(*args, **kwargs)
-
-    return closing

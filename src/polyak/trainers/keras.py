@@ -1,0 +1,292 @@
+"""Keras 3 on its torch backend: ``model.fit(…, callbacks=[WeightAverage(0.9999)])``."""
+
+from __future__ import annotations
+
+import io
+import os
+import threading
+import warnings
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import nn
+
+from polyak.core.track import named_decays
+from polyak.errors import CheckpointError, ConfigError, MissingExtraError, PlanError
+from polyak.rules import Decay
+from polyak.torch import EMA
+from polyak.torch.attach import check_counts_steps
+from polyak.trainers.common import asked_of, check_evaluate, closing, numbers
+
+if TYPE_CHECKING:
+    from keras import Operation
+    from keras.callbacks import Callback
+    from keras.config import backend
+else:
+    try:
+        from keras import Operation
+        from keras.callbacks import Callback
+        from keras.config import backend
+    except ModuleNotFoundError as error:
+        if error.name != "keras":
+            raise
+        raise MissingExtraError("Keras", "keras") from error
+
+PLACE = "polyak_average"  # attribute of the model, and so the group in the files that Keras writes of it
+STATISTICS = ("moving_mean", "moving_variance")
+
+
+class WeightAverage(Callback):
+    """Average the model's weights after each optimizer step; validate, evaluate and predict on the average.
+
+    Training, the model after ``fit`` and the weights in Keras's files are the raw ones. Beside them each file
+    that Keras writes of the model (``save``, ``save_weights``, ``ModelCheckpoint``, ``BackupAndRestore``)
+    holds the complete average: ``BackupAndRestore`` continues it bit for bit, ``load`` takes it out.
+
+    Args:
+        decay: β, a schedule, or several by name.
+        evaluate: the track to validate, evaluate and predict on; the first if None. "raw" for the raw ones.
+        options: every other argument of ``polyak.EMA``.
+
+    Raises:
+        ConfigError: an argument is outside its rule, or Keras runs on another backend.
+    """
+
+    def __init__(
+        self,
+        decay: float | Decay | Mapping[str, float | Decay] = 0.9999,
+        *,
+        evaluate: str | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        if cast(str, backend()) != "torch":
+            raise ConfigError(
+                f"Keras runs on {backend()}: set KERAS_BACKEND=torch in the environment before its import."
+            )
+        check_evaluate(evaluate, named_decays(decay))
+        self._decay, self._evaluate, self._options = decay, evaluate, options
+        self._ema: EMA | None = None
+        self._given: Any = None  # the model that is trained or evaluated now
+        self._averaged: Any = None  # the model that there is an average of
+        self._names: list[str] = []
+        self.kept = _Kept(self)
+        self._steps = 0  # that the optimizer had taken at the last look
+        self._thread = 0
+        self._live = ExitStack()  # open while the average is in the model
+
+    @property
+    def ema(self) -> EMA:
+        """The average.
+
+        Raises:
+            PlanError: training has not begun, so there is nothing to average yet.
+        """
+        if self._ema is None:
+            raise PlanError("there is no average before the first epoch of model.fit() begins.")
+        return self._ema
+
+    def save(self, path: str | os.PathLike[str], track: str | None = None) -> None:
+        """Write the average as ``model.save`` writes a model; it opens without polyak.
+
+        Args:
+            path: ends in ``.keras``.
+            track: which average; the evaluated one if None.
+        """
+        track = track or (None if self._evaluate == "raw" else self._evaluate)
+        with self.ema.average_parameters(track), self.kept.left_out():
+            self._averaged.save(path)
+
+    def set_model(self, model: Any) -> None:
+        super().set_model(model)
+        self._given = model
+        setattr(model, PLACE, self.kept)
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self.begin()  # no sooner: while training begins, other callbacks load weights
+        self._steps = int(self._averaged.optimizer.iterations)
+        self._thread = threading.get_ident()
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        if threading.get_ident() != self._thread:
+            raise ConfigError(
+                "callbacks=WeightAverage(…): outside a list Keras calls it while the next step is running. "
+                "Write callbacks=[WeightAverage(…)]."
+            )
+        self.follow()
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        logs.update(numbers(self.ema))
+
+    def on_train_end(self, logs: Any = None) -> None:
+        self.begin()  # a run restored at its end has begun no epoch
+
+    def on_test_begin(self, logs: Any = None) -> None:
+        if self._evaluate == "raw":
+            return
+        if self._averaged is not self._given:
+            raise PlanError(
+                f"there is no average of {self._given.name} to evaluate: train it with this callback first, "
+                "or take the callback out of a file with polyak.trainers.keras.load."
+            )
+        self._live.enter_context(self.ema.average_parameters(self._evaluate))
+
+    def on_test_end(self, logs: Any = None) -> None:
+        self._live.close()
+
+    on_predict_begin, on_predict_end = on_test_begin, on_test_end
+
+    def begin(self) -> None:
+        """Have the average that belongs to the weights the model has now."""
+        model, kept = self._given, self.kept
+        if self._averaged is model and not kept.was_read:
+            return
+        found = kept.found
+        self._names = found["names"] if found else _paths(model)
+        self._ema = EMA(weights(model, self._names), self._decay, **self._options)
+        for track in self._ema.tracks.values():
+            check_counts_steps(track)
+        if found:
+            self._ema.load_state_dict(found["ema"])
+        elif kept.was_read:
+            warnings.warn("the weights that were loaded came without an average: it begins.", stacklevel=2)
+        kept.found, kept.was_read = None, False
+        if self._averaged is not model:
+            self._averaged = model
+            # No event is sure to come after an exception or an interrupt.
+            model.evaluate = closing(self._live, model.evaluate)
+            model.predict = closing(self._live, model.predict)
+
+    def follow(self) -> None:
+        """Take the steps of the optimizer since the last look into the average."""
+        steps = int(self._averaged.optimizer.iterations)
+        if steps > self._steps:  # a micro-batch is no step
+            self.ema.update(steps - self._steps)
+        self._steps = steps
+
+    def told(self) -> dict[str, Any] | None:
+        """What a file of the model is to hold of its average."""
+        if self._ema is None:
+            return None
+        if self._ema.live == "raw":
+            self.follow()  # another callback may save before this one has heard of the step
+        return {"names": self._names, "ema": self._ema.state_dict()}
+
+
+def load(
+    path: str | os.PathLike[str], model: Any, *, evaluate: str | None = None, **options: Any
+) -> WeightAverage:
+    """Read a file of Keras: the raw weights into ``model``, the average into the callback that is returned.
+
+    From there ``average.save("average.keras")``, ``model.fit(…, callbacks=[average])`` or ``average.ema``.
+
+    Args:
+        path: a ``.keras`` or ``.weights.h5``, written while ``WeightAverage`` was among the callbacks.
+        model: built, or what ``keras.saving.load_model`` made of the file.
+        evaluate: as of ``WeightAverage``.
+        options: ``include``, ``exclude``, ``buffers``, ``dtype`` … that ``WeightAverage`` was given.
+
+    Returns:
+        The callback, ready to evaluate and to go on.
+
+    Raises:
+        CheckpointError: the file holds no average, or does not match the model or the options.
+    """
+    kept = _Kept(None)
+    setattr(model, PLACE, kept)
+    if model.optimizer is not None and not model.optimizer.built:
+        model.optimizer.build(model.trainable_variables)  # Keras passes over the state of one that is not
+    model.load_weights(path)
+    if kept.found is None:
+        raise CheckpointError(f"{path} holds no average: WeightAverage was not among the callbacks.")
+    decays, settings = asked_of(kept.found["ema"])
+    average = WeightAverage(decays, evaluate=evaluate, **{**settings, **options})
+    average.kept.found = kept.found
+    average.set_model(model)
+    average.begin()
+    return average
+
+
+def weights(model: Any, names: Sequence[str] | None = None) -> nn.Module:
+    """The weights of a Keras model as ``polyak.EMA`` takes them, for a training loop of one's own.
+
+    A Keras model is an ``nn.Module`` whose layers torch does not see: of the model itself ``ema.module``
+    would compute with other weights than the average, and the moving statistics of BatchNormalization would
+    not be averaged. Evaluate the model inside ``ema.average_parameters()``.
+
+    Args:
+        model: built.
+        names: of the weights, in the order of ``model.weights``; by default their paths in the model.
+
+    Returns:
+        A module on the same tensors, without a forward pass.
+
+    Raises:
+        PlanError: two weights have one name.
+        CheckpointError: there are more names or fewer than weights.
+
+    Examples:
+        >>> import keras
+        >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, name="head")])
+        >>> ema = EMA(weights(model), decay=0.999)
+        >>> list(ema.tracks["average"].tensors)
+        ['head.kernel', 'head.bias']
+    """
+    names = _paths(model) if names is None else names
+    if len(names) != len(model.weights):
+        raise CheckpointError(
+            f"the average is of {len(names)} weights, {model.name} has {len(model.weights)}."
+        )
+    root = nn.Module()
+    for name, weight in zip(names, model.weights, strict=True):
+        *path, key = name.split(".")
+        holder = root
+        for part in path:
+            holder = _child(holder, part)
+        # Put there by hand, because nn.Module refuses names of its own methods, as a layer may have.
+        store: dict[str, Any] = holder._buffers if key in STATISTICS else holder._parameters  # pyright: ignore[reportPrivateUsage]
+        store[key] = weight.value
+    return root
+
+
+def _child(module: nn.Module, name: str) -> nn.Module:
+    return cast(nn.Module, module._modules.setdefault(name, nn.Module()))  # pyright: ignore[reportPrivateUsage]
+
+
+def _paths(model: Any) -> list[str]:
+    paths = [weight.path.removeprefix(f"{model.name}/").replace("/", ".") for weight in model.weights]
+    if twice := {path for path in paths if paths.count(path) > 1}:
+        raise PlanError(f"{model.name} has several weights named {', '.join(twice)}: give its layers names.")
+    return paths
+
+
+class _Kept(Operation):
+    """What Keras finds as a part of the model when it writes or reads a file."""
+
+    def __init__(self, average: WeightAverage | None) -> None:
+        super().__init__(name=PLACE)
+        self._average = average
+        self.found: dict[str, Any] | None = None  # in the file read last
+        self.was_read = False
+
+    @contextmanager
+    def left_out(self) -> Generator[None]:
+        average, self._average = self._average, None
+        try:
+            yield
+        finally:
+            self._average = average
+
+    def save_own_variables(self, store: Any) -> None:
+        if self._average is not None and (told := self._average.told()) is not None:
+            file = io.BytesIO()
+            torch.save(told, file)
+            store["state"] = torch.frombuffer(file.getbuffer(), dtype=torch.uint8)
+
+    def load_own_variables(self, store: Any) -> None:
+        self.found, self.was_read = None, True
+        if "state" in store:
+            file = io.BytesIO(store["state"].tobytes())
+            self.found = torch.load(file, map_location="cpu", weights_only=True)
