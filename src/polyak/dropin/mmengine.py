@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from polyak.dropin._copy import copied
+from polyak.dropin._copy import copied, without_gradients
 from polyak.dropin._count import Known
 from polyak.errors import ConfigError
 from polyak.rules import Uniform
@@ -57,7 +57,7 @@ class BaseAveragedModel(nn.Module, ABC):
     ) -> None:
         super().__init__()
         check_whole("interval", interval, 1)
-        self.module = copied(model).requires_grad_(False)
+        self.module = without_gradients(copied(model))
         if device is not None:
             self.module = self.module.to(device)
         self.interval, self.update_buffers = interval, update_buffers

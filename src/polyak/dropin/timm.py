@@ -10,7 +10,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor, nn
 
-from polyak.dropin._copy import copied
+from polyak.dropin._copy import copied, without_gradients
 from polyak.rules import Warmup
 from polyak.torch.mirror import Mirror, parameters_only
 
@@ -164,7 +164,7 @@ class ModelEma:
     """
 
     def __init__(self, model: nn.Module, decay: float = 0.9999, device: str = "", resume: str = "") -> None:
-        self.ema = copied(model).eval().requires_grad_(False)
+        self.ema = without_gradients(copied(model).eval())
         self.ema_has_module = "module" in dict(self.ema.named_children())
         self.decay, self.device = decay, device
         if device:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection
 
 from torch import nn
 
-from polyak.dropin._copy import copied
+from polyak.dropin._copy import copied, without_gradients
 from polyak.rules import Ramp
 from polyak.torch.mirror import Mirror
 from polyak.torch.plan import unwrap
@@ -39,7 +39,7 @@ class ModelEMA:
     """
 
     def __init__(self, model: nn.Module, decay: float = 0.9999, tau: float = 2000, updates: int = 0) -> None:
-        self.ema = copied(unwrap(model)).eval().requires_grad_(False)
+        self.ema = without_gradients(copied(unwrap(model)).eval())
         if "teacher_model" in dict(self.ema.named_children()):
             self.ema.register_module(
                 "teacher_model", None
