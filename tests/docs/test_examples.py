@@ -13,11 +13,17 @@ import pytest
 import polyak
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted([*ROOT.glob("README*.md"), *ROOT.glob("docs/*.md")])
+PAGES = sorted([*ROOT.glob("README*.md"), *ROOT.glob("docs/**/*.md")])
 ENGLISH = [page for page in PAGES if ".zh" not in page.name]
 CONSOLE = re.compile(r"^```console\n(.*?)^```", re.MULTILINE | re.DOTALL)
 FILE = re.compile(r'^```python title="(\S+)"\n(.*?)^```', re.MULTILINE | re.DOTALL)
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+DIFF = re.compile(r"^```diff\n(.*?)^```", re.MULTILINE | re.DOTALL)
+INCLUDED = re.compile(r'--8<-- "(.*)"')
+
+
+def place(page: Path) -> str:
+    return str(page.relative_to(ROOT))
 
 
 def blocks(page: Path) -> list[str]:
@@ -25,16 +31,16 @@ def blocks(page: Path) -> list[str]:
 
 
 def test_there_are_examples_to_run() -> None:
-    assert {page.name for page in PAGES if blocks(page)} >= {"README.md", "how-to.md"}
+    assert {place(page) for page in PAGES if blocks(page)} >= {"README.md", "docs/how-to/index.md"}
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=place)
 def test_the_examples_of_a_page_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     exec(compile("\n".join(blocks(page)), page.name, "exec"), {})
 
 
-@pytest.mark.parametrize("page", [p for p in ENGLISH if CONSOLE.search(p.read_text())], ids=lambda p: p.name)
+@pytest.mark.parametrize("page", [p for p in ENGLISH if CONSOLE.search(p.read_text())], ids=place)
 def test_the_commands_of_a_page_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After its Python, and with the files it shows."""
     monkeypatch.chdir(tmp_path)
@@ -74,12 +80,12 @@ def test_every_public_name_is_in_the_reference() -> None:
     assert "::: polyak.errors\n" in text
 
 
-@pytest.mark.parametrize("page", ENGLISH, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", ENGLISH, ids=place)
 def test_every_page_is_there_in_chinese_with_the_same_code(page: Path) -> None:
     chinese = page.with_name(page.name.replace(".md", ".zh.md"))
     assert chinese.exists()
     strip = re.compile(r"#.*$", re.MULTILINE)  # comments are translated
     code = lambda p: [re.sub(r"\s+", "", strip.sub("", block)) for block in BLOCK.findall(p.read_text())]  # noqa: E731
     assert code(chinese) == code(page)
-    for fence in (CONSOLE, FILE):
+    for fence in (CONSOLE, FILE, DIFF, INCLUDED):
         assert fence.findall(chinese.read_text()) == fence.findall(page.read_text())

@@ -1,15 +1,20 @@
-"""The examples of docs/trainers.md run where their trainer is installed."""
+"""The scripts of docs/how-to with a trainer: training goes as before, its evaluation is of the average."""
 
-import runpy
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 import polyak
+from tests.docs.pages import FOLDERS, Run, run, same_path
+from tests.dropin.side import close
 from tests.shims import torchvision_without_ops
 
-EXAMPLES = sorted((Path(__file__).parents[2] / "docs" / "trainers").glob("*.py"))
+torchvision_without_ops()
+
 # What Lightning calls in torch, and its advice about workers; what a run on CPU is told of pinned memory.
 pytestmark = [
     pytest.mark.filterwarnings(f"ignore:.*{words}")
@@ -17,22 +22,78 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
-def test_an_example_runs(example: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    torchvision_without_ops()
-    monkeypatch.chdir(tmp_path)
-    for name, value in (("HF_HUB_OFFLINE", "1"), ("YOLO_OFFLINE", "True"), ("YOLO_AUTOINSTALL", "False")):
-        monkeypatch.setenv(name, value)
-    pytest.importorskip(example.stem)
-    torch.manual_seed(0)
-    done = runpy.run_path(str(example))
-    ema = done["ema"] if "ema" in done else done["average"].ema
+def hits(model: Callable[..., Any], of: Run) -> float:
+    images, labels = of.variables["images"].float()[1500:], of.variables["labels"][1500:]
+    return float((model(images).argmax(1) == labels).float().mean())
+
+
+def lightning(of: Run, average: bool) -> tuple[float, float]:
+    model, held_out = of.variables["model"], of.variables["held_out"]
+    ((images, labels),) = held_out
+    layers = of.variables["average"].ema.module.layers if average else model.layers.eval()
+    with torch.no_grad():
+        loss = float(nn.functional.cross_entropy(layers(images), labels))
+    return loss, float(of.variables["trainer"].callback_metrics["val_loss"])
+
+
+def transformers(of: Run, average: bool) -> tuple[float, float]:
+    rows = of.variables["rows"][1500:]
+    inputs, labels = (torch.stack([row[key] for row in rows]) for key in ("input_ids", "labels"))
+    model = of.variables["averaged" if average else "model"].eval()
+    with torch.no_grad():
+        loss = float(model(input_ids=inputs, labels=labels).loss)
+    log = of.variables["trainer"].state.log_history
+    return loss, [entry["eval_loss"] for entry in log if "eval_loss" in entry][-1]
+
+
+def accelerate(of: Run, average: bool) -> tuple[float, float]:
+    return hits(of.variables["ema" if average else "model"], of), float(of.variables["accuracy"])
+
+
+def ignite(of: Run, average: bool) -> tuple[float, float]:
+    model = of.variables["average"].ema if average else of.variables["model"].eval()
+    right = [
+        float((model(images).argmax(1) == labels).sum()) for images, labels in of.variables["batches"][30:]
+    ]
+    return sum(right) / 297, of.variables["evaluator"].state.metrics["accuracy"]
+
+
+TOLD = {"lightning": lightning, "transformers": transformers, "accelerate": accelerate, "ignite": ignite}
+
+
+@pytest.mark.parametrize("page", TOLD)
+def test_training_goes_as_before_and_evaluation_is_of_the_average(page: str, tmp_path: Path) -> None:
+    pytest.importorskip(page)
+    before, after = (run(page, script, tmp_path) for script in ("before", "after"))
+    assert same_path(before, after)
+    raw, told_before = TOLD[page](before, average=False)
+    assert told_before == pytest.approx(raw, rel=2e-6)
+    average, told_after = TOLD[page](after, average=True)
+    assert told_after == pytest.approx(average, rel=2e-6)
+    assert told_after != pytest.approx(told_before, rel=2e-5)
+    kept = after.variables
+    ema = kept["ema"] if page == "accelerate" else kept["average"].ema
     assert isinstance(ema, polyak.EMA)
     assert ema.live == "raw"
-    assert ema.step > 0
-    assert (tmp_path / "runs").exists()
+    assert ema.step == len(after.path)
 
 
-def test_every_trainer_has_an_example() -> None:
+def test_the_average_of_ultralytics_is_its_own(tmp_path: Path) -> None:
+    """``Ramp(0.9999, tau=2000)`` is its schedule."""
+    pytest.importorskip("ultralytics")
+    before, after = (run("ultralytics", script, tmp_path) for script in ("before", "after"))
+    assert same_path(before, after)
+    theirs = before.variables["model"].trainer.ema.ema.state_dict()
+    ours = after.variables["average"].ema.module.state_dict()
+    assert list(theirs) == list(ours)
+    for name, tensor in theirs.items():
+        if "num_batches_tracked" not in name:  # which Ultralytics leaves where it was
+            close(tensor, ours[name], name)
+    raw = after.variables["model"].trainer.model.state_dict()
+    assert any((raw[name] - tensor).abs().max() > 1e-4 for name, tensor in ours.items())
+    assert (after.folder / "runs" / "weights" / "last.polyak.pt").exists()
+
+
+def test_every_trainer_has_a_page() -> None:
     files = {path.stem for path in Path(polyak.__file__).parent.glob("trainers/*.py")}
-    assert {path.stem for path in EXAMPLES} == files - {"__init__", "common", "checkpoint"}
+    assert files - {"__init__", "common", "checkpoint"} <= set(FOLDERS)

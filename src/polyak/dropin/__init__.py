@@ -2,5 +2,5 @@
 
 Constructor, attributes, methods and state_dict keys are the originals'; the arithmetic is polyak's. Where an
 original is wrong (tied weights averaged twice, integer buffers rounded, a NaN for ever, …) these are right;
-docs/migrating.md lists every difference.
+the pages docs/how-to/from-*.md list every difference.
 """

@@ -1,0 +1,24 @@
+import torch
+from sklearn.datasets import load_digits
+from torch import nn
+
+import polyak
+
+images, labels = map(torch.tensor, load_digits(return_X_y=True))
+images = images.float() / 16
+model = nn.Sequential(nn.Linear(64, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 10))
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+ema = polyak.EMA(model, polyak.Warmup(0.95), buffers="ignore")
+
+for _ in range(200):
+    rows = torch.randint(1500, (64,))
+    loss = nn.functional.cross_entropy(model(images[rows]), labels[rows])
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    ema.update()
+
+model.eval()
+with torch.no_grad(), ema.average_parameters():
+    accuracy = (model(images[1500:]).argmax(1) == labels[1500:]).float().mean()
+ema.save("average.safetensors")

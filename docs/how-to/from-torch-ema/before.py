@@ -1,0 +1,23 @@
+import torch
+from sklearn.datasets import load_digits
+from torch import nn
+from torch_ema import ExponentialMovingAverage
+
+images, labels = map(torch.tensor, load_digits(return_X_y=True))
+images = images.float() / 16
+model = nn.Sequential(nn.Linear(64, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 10))
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+ema = ExponentialMovingAverage(model.parameters(), decay=0.95)
+
+for _ in range(200):
+    rows = torch.randint(1500, (64,))
+    loss = nn.functional.cross_entropy(model(images[rows]), labels[rows])
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    ema.update()
+
+model.eval()
+with torch.no_grad(), ema.average_parameters():
+    accuracy = (model(images[1500:]).argmax(1) == labels[1500:]).float().mean()
+    torch.save(model.state_dict(), "average.pt")

@@ -1,0 +1,18 @@
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from sklearn.datasets import load_digits
+from ultralytics import YOLO
+
+digits = load_digits()
+for i in range(32):  # a folder of pictures, even and odd digits
+    path = Path("digits", ("train", "val")[i >= 16], ("even", "odd")[digits.target[i] % 2], f"{i}.png")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray((digits.images[i] * 15).astype(np.uint8)).convert("RGB").resize((32, 32)).save(path)
+
+model = YOLO("yolov8n-cls.yaml")
+model.train(
+    data="digits", epochs=2, imgsz=32, batch=4, nbs=4, workers=0, device="cpu",
+    amp=False, plots=False, project=str(Path.cwd()), name="runs",
+)  # fmt: skip
