@@ -204,6 +204,13 @@ def test_a_bad_state_is_refused_by_both_and_changes_nothing(key: str) -> None:
 # What is different.
 
 
+def test_an_unknown_argument_is_refused() -> None:
+    model = network()
+    theirs.EMAModel(model.parameters(), decai=0.9)
+    with pytest.raises(ConfigError, match="decai: no such argument"):
+        ours.EMAModel(model.parameters(), decai=0.9)
+
+
 def test_a_list_of_another_length_is_refused() -> None:
     model = network()
     a, b = both(model.parameters())

@@ -201,6 +201,30 @@ def test_a_float32_average_of_a_bfloat16_model() -> None:
     close(averaged.module.weight, (before + model.weight.detach().float()) / 2)
 
 
+def test_spectral_vectors_keep_their_length() -> None:
+    model = nn.utils.parametrizations.spectral_norm(nn.Linear(8, 8))
+    a, b = (of.ExponentialMovingAverage(model, 0.5, update_buffers=True) for of in (original(), ours))
+    for average in (a, b):
+        for seed in range(4):
+            torch.manual_seed(seed)
+            model.parametrizations.weight[0]._u.copy_(nn.functional.normalize(torch.randn(8), dim=0))
+            average.update_parameters(model)
+    lengths = [float(of.parametrizations.weight[0]._u.norm()) for of in (a.module, b.module)]
+    assert lengths[0] < 0.95
+    assert lengths[1] == pytest.approx(1.0, abs=1e-6)
+
+
+def test_complex_numbers_are_averaged() -> None:
+    model = nn.Linear(2, 1)
+    model.phase = nn.Parameter(torch.zeros(3, dtype=torch.complex64))
+    a, b = (of.ExponentialMovingAverage(model, 0.5, update_buffers=True) for of in (original(), ours))
+    for value in (0.0, 1.0):
+        nn.init.constant_(model.phase, value)
+        a.update_parameters(model)
+        b.update_parameters(model)
+    assert [float(of.phase[0].detach().real) for of in (a.module, b.module)] == pytest.approx([0.0, 0.5])
+
+
 def test_a_nan_is_not_for_ever_and_a_stranger_is_refused() -> None:
     model = nn.Linear(2, 1)
     averaged = ours.ExponentialMovingAverage(model, 0.1)

@@ -1,12 +1,14 @@
 """The classes with a shadow, beside what repositories and tutorials write."""
 
 import copy
+import gc
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+import polyak
 from polyak.dropin import simple, yolo
 from polyak.errors import ConfigError, PlanError, SwapError
 from tests.dropin.side import close, network, train
@@ -137,6 +139,42 @@ def test_wrong_arguments_are_refused() -> None:
         simple.EMA(nn.ReLU(), 0.9)
 
 
+def test_it_and_an_ema_are_never_in_a_model_at_once() -> None:
+    model = start()
+    own, shadow = polyak.EMA(model, 0.9), simple.EMA(model, 0.9)
+    train(model, 2, lambda step: (own.update(), shadow.update()))
+    shadow.apply()
+    with pytest.raises(SwapError, match="the average of another EMA"):
+        own.update()
+    with pytest.raises(SwapError, match="already holds"), own.average_parameters():
+        pass
+    shadow.restore()
+    with own.average_parameters(), pytest.raises(SwapError, match="already holds"):
+        shadow.apply()
+    own.update()
+
+
+def test_a_copy_goes_in_and_out_on_its_own() -> None:
+    model = start()
+    shadow = simple.EMA(model, 0.9)
+    train(model, 2, lambda step: shadow.update())
+    shadow.apply()
+    twin = copy.deepcopy(shadow)
+    twin.restore()
+    twin.apply()
+    twin.restore()
+    shadow.restore()
+    assert torch.equal(twin.model[0].weight, model[0].weight)
+
+
+def test_one_that_is_gone_claims_nothing() -> None:
+    model = start()
+    own = polyak.EMA(model, 0.9)
+    yolo.ModelEMA(model, 0.9).apply_shadow(model)
+    gc.collect()
+    own.update()
+
+
 # What is different.
 
 
@@ -154,6 +192,26 @@ def test_applied_twice_is_refused_and_the_raw_weights_come_back() -> None:
             ema.apply_shadow(model)
         ema.restore(model)
         assert torch.equal(model[0].weight, raw) == refused, "the original loses them"
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_two_averages_are_never_in_a_model_at_once(refused: bool) -> None:
+    model = start()
+    make = yolo.ModelEMA if refused else Original
+    first, second = make(model, 0.9), make(model, 0.5)
+    train(model, 3, lambda step: (first.update(model), second.update(model)))
+    raw = model[0].weight.detach().clone()
+    first.apply_shadow(model)
+    if refused:
+        with pytest.raises(SwapError, match=r"0\.weight already holds another average"):
+            second.apply_shadow(model)
+        assert second.backup == {}
+    else:
+        second.apply_shadow(model)
+    first.restore(model)
+    if not refused:
+        second.restore(model)
+    assert torch.equal(model[0].weight, raw) == refused, "the original loses them"
 
 
 def test_an_update_of_the_averages_with_themselves_is_refused() -> None:

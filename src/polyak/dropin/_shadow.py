@@ -5,7 +5,6 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -26,13 +25,8 @@ class Shadow:
                 "model: none of its parameters needs a gradient, so there is nothing to average."
             )
         self.backup: dict[str, Tensor] = {}
-        self._applied: list[nn.Parameter] = []  # alive, so that nobody else gets their ids
         self._release: Callable[[], object] | None = None
         self._lists = Lists()
-
-    def __getstate__(self) -> dict[str, Any]:
-        """A copy's parameters are not those whose ids are claimed."""
-        return self.__dict__ | {"_applied": [], "_release": None}
 
     def _follow(self, model: nn.Module, beta: float) -> None:
         self._refuse_while_applied("update")
@@ -46,7 +40,7 @@ class Shadow:
         memories = {name: self.shadow[name].to(live.device, live.dtype) for name, live in lives.items()}
         taken = next((name for name, live in lives.items() if held([id(live)])), "")
         claim(set(map(id, lives.values())), undo, taken)
-        self._applied, self._release = list(lives.values()), weakref.finalize(self, undo.close)
+        self._release = weakref.finalize(self, _release, undo, lives)
         self.backup = {name: live.data for name, live in lives.items()}
         for name, live in lives.items():
             live.data = memories[name]
@@ -59,7 +53,7 @@ class Shadow:
             lives[name].data = raw
         if self._release is not None:
             self._release()
-        self.backup, self._applied, self._release = {}, [], None
+        self.backup, self._release = {}, None
 
     def _refuse_while_applied(self, verb: str) -> None:
         if self.backup:
@@ -89,3 +83,8 @@ class Shadow:
                 raise ConfigError(f"state_dict: {name} is {found}; here it is {tuple(mine.shape)}.")
         for name, mine in self.shadow.items():
             mine.copy_(averages[name])
+
+
+def _release(undo: ExitStack, lives: object) -> None:
+    """``lives`` are kept alive until then, so that nobody else gets the ids that are claimed."""
+    undo.close()
