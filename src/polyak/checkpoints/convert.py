@@ -131,11 +131,6 @@ def chosen_parts(found: Recognised, part: str | None, where: str) -> Sequence[Pa
     models = [one for one in found.parts if one.role != "optimizer" and one.tensors]
     if not models:
         raise CheckpointError(f"{where} holds no weights of a model, so there is nothing to convert.")
-    if any(one.name == "resumable" for one in models):
-        raise CheckpointError(
-            f"{where} holds a whole training state, not one set of weights: load it with ema.load and save "
-            "the average alone, without resumable=True."
-        )
     asked = [one for one in models if part is None or part in (one.name, one.role)]
     if not asked:
         raise ConfigError(
@@ -146,6 +141,8 @@ def chosen_parts(found: Recognised, part: str | None, where: str) -> Sequence[Pa
 
 def header_of_part(found: Recognised, part: Part) -> Header | None:
     """As much as the file says of a set of weights; None when nothing says whether it is averaged."""
+    if part.header is not None:
+        return part.header
     if part.role == "raw":
         profile = None if found.step is None else Profile.raw(found.step)
         return Header("raw", found.step, None, profile, "raw", "")
@@ -156,16 +153,21 @@ def header_of_part(found: Recognised, part: Part) -> Header | None:
 
 
 def _metadata(weights: Weights, found: Recognised, plan: Plan) -> dict[str, str]:
+    header = header_of_part(found, plan.part)
+    told = {} if header is None else _renamed(header, plan).to_metadata()
     if is_own(weights):
-        header = Header.from_metadata(weights.metadata, weights.where)
-        places = plan.renamed.places.items()
-        joined = {new: header.joined[old] for new, (old, _) in places if old in header.joined}
-        return replace(header, joined=joined).to_metadata()
+        return told
     kept = {key: value for key, value in weights.metadata.items() if key not in (KEY, SUMS)}
     if weights.format in ("pytorch", "dcp"):
         kept["format"] = "pt"  # Hugging Face libraries ask for it
-    header = header_of_part(found, plan.part)
-    return kept | ({} if header is None else header.to_metadata())
+    return kept | told
+
+
+def _renamed(header: Header, plan: Plan) -> Header:
+    places = plan.renamed.places.items()
+    return replace(
+        header, joined={new: header.joined[old] for new, (old, _) in places if old in header.joined}
+    )
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ class Weighting:
 
     Args:
         name: the track, or what the part is called.
-        role: "average", "raw", "optimizer", "copies" or "unknown".
+        role: "average", "raw", "optimizer" or "unknown".
         path: where in the file; "" for all of it.
         tensors: how much it is.
         decay: the schedule, if known.
@@ -170,7 +170,7 @@ def describe(where: Where, verify: bool = True) -> Checkpoint | Snapshots:
             format=weights.format,
             library=found.library,
             role=None,
-            run="",
+            run=next((one.header.run for one in found.parts if one.header is not None), ""),
             step=found.step,
             updates=found.updates,
             counters={},
@@ -242,7 +242,9 @@ def _own(weights: Weights, where: str, integrity: Integrity) -> Checkpoint:
         step=header.step,
         updates=header.state.get("updates") if header.role == "average" else None,
         counters=_counters(header.state) if resumable else {},
-        parts=tuple(_tracks(weights, header)) if resumable else (_average(weights, header),),
+        parts=tuple(_foreign(one, None) for one in recognise(weights).parts)
+        if resumable
+        else (_average(weights, header),),
         integrity=integrity,
         notes=(*_late(header), *_origin(header)),
     )
@@ -254,22 +256,6 @@ def _average(weights: Weights, header: Header) -> Weighting:
         return Weighting(header.track, "raw", "", tensors)
     figures = None if profile is None else figures_of(profile)
     return Weighting(header.track, header.role, "", tensors, header.decay, profile, figures)
-
-
-def _tracks(weights: Weights, header: Header) -> Iterable[Weighting]:
-    """The tracks of a resumable state, whose tensors are named by their place, and the copied buffers."""
-    groups: dict[str, list[Slot]] = {}
-    for name, slot in weights.slots.items():
-        groups.setdefault(name.partition("/")[0], []).append(slot)
-    try:
-        for place, (name, track) in enumerate(header.state["tracks"].items()):
-            profile, decay = Profile.from_json(track["profile"]), Decay.from_config(track["decay"])
-            tensors = size_of(groups.get(str(place), []))
-            yield Weighting(name, "average", f"{place}/", tensors, decay, profile, figures_of(profile))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{weights.where}: its tracks cannot be read: {error!r}") from error
-    if "copies" in groups:
-        yield Weighting("copies", "copies", "copies/", size_of(groups["copies"]))
 
 
 def _counters(state: Mapping[str, Any]) -> dict[str, Any]:
@@ -290,8 +276,13 @@ def _origin(header: Header) -> tuple[str, ...]:
 
 
 def _foreign(part: Part, decay: Decay | None) -> Weighting:
+    tensors = size_of(part.tensors.values())
+    if part.header is not None and part.header.profile is not None:
+        decay, profile = part.header.decay, part.header.profile
+        figures, notes = figures_of(profile), (*part.notes, *_late(part.header))
+        return Weighting(part.name, part.role, part.path, tensors, decay, profile, figures, notes)
     known = decay if part.role == "average" else None
-    return Weighting(part.name, part.role, part.path, size_of(part.tensors.values()), known, notes=part.notes)
+    return Weighting(part.name, part.role, part.path, tensors, known, notes=part.notes)
 
 
 def _verify(weights: Weights) -> Integrity:

@@ -18,13 +18,11 @@ from numpy.typing import NDArray
 
 from polyak.checkpoints.convert import UPDATES, Plan, chosen_parts
 from polyak.checkpoints.dtypes import BFLOAT16
-from polyak.checkpoints.foreign import Part, is_own, recognise
+from polyak.checkpoints.foreign import Part, recognise
 from polyak.checkpoints.formats import open_weights
 from polyak.checkpoints.naming import NameMap
-from polyak.checkpoints.read import header_of
 from polyak.checkpoints.schema import Header
 from polyak.checkpoints.source import Where
-from polyak.checkpoints.weights import Weights
 from polyak.checkpoints.write import atomic
 from polyak.errors import CheckpointError, ConfigError
 from polyak.rules.profile import COPY
@@ -125,7 +123,7 @@ def arranged(
         average = _read(plan)
         other = next((one for one in found.parts if one.role == "raw" and chosen[0].role == "average"), None)
         inner = None if other is None or raw is not None else _read(Plan.of(other, names, str(source)))
-        known = found.updates if found.updates is not None else _updates_of(weights)
+        known = found.updates if found.updates is not None else _updates_of(chosen[0].header)
     told = Told(
         average=average,
         raw=_only(raw, names) if raw is not None else inner,
@@ -195,10 +193,9 @@ def _read(plan: Plan) -> Arrays:
     return {name: plan.read(name) for name in plan.specs}
 
 
-def _updates_of(weights: Weights) -> int | None:
-    if not is_own(weights):
+def _updates_of(header: Header | None) -> int | None:
+    if header is None:
         return None
-    header: Header = header_of(weights)
     if UPDATES in header.state:
         return int(header.state[UPDATES])
     if header.profile is None or len(header.profile.terms) != 1:

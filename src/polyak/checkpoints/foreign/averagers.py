@@ -17,6 +17,7 @@ from polyak.checkpoints.foreign.parts import (
     unwrapped,
     whole,
 )
+from polyak.checkpoints.foreign.states import state_of_ema
 from polyak.checkpoints.weights import Slot
 from polyak.errors import ConfigError
 from polyak.rules import Capped, Constant, Decay, Warmup
@@ -116,6 +117,7 @@ def _optimizer(state: Mapping[str, Any], path: str) -> Recognised | None:
 
 
 _RECOGNISERS: tuple[Callable[[Mapping[str, Any], str], Recognised | None], ...] = (
+    state_of_ema,
     _swa_utils,
     _ema_pytorch,
     _post_hoc_ema,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +13,28 @@ from polyak.checkpoints.source import beside, exists, open_source
 from polyak.checkpoints.weights import Weights
 from polyak.errors import CheckpointError
 
+_POLYAK = "polyak.safetensors"  # in a checkpoint of Hugging Face's Trainer
+_REGISTERED = "custom_checkpoint_0.pkl"  # in what Accelerate saves, beside the model
+_MODEL = re.compile(r"(adapter_|pytorch_)?model\b")
 _CONFIG_LIMIT = 1 << 24  # bytes; configs take a few thousand
+
+
+def transformers(weights: Weights) -> Recognised | None:
+    """The model in a checkpoint of Hugging Face's ``Trainer`` whose training polyak averaged."""
+    if not _is_model(weights.where) or not exists(beside(weights.where, _POLYAK)):
+        return None
+    note = f"the model that trains; its average is in the folder average, and with its history in {_POLYAK}"
+    return Recognised("transformers", (_all("raw", "raw", weights),), notes=(note,))
+
+
+def accelerate(weights: Weights) -> Recognised | None:
+    """The model in what ``Accelerator.save_state`` writes, where something was registered beside it."""
+    if not _is_model(weights.where) or not exists(beside(weights.where, _REGISTERED)):
+        return None
+    note = (
+        f"an average that was registered for checkpointing is in {_REGISTERED}, or in the next of that name"
+    )
+    return Recognised("accelerate", (_all("weights", "unknown", weights),), notes=(note,))
 
 
 def diffusers(weights: Weights) -> Recognised | None:
@@ -58,6 +80,10 @@ def paddle_detection(weights: Weights) -> Recognised | None:
 
 def _all(name: str, role: Role, weights: Weights) -> Part:
     return unwrapped(Part(name, role, "", dict(weights.slots)))
+
+
+def _is_model(where: str) -> bool:
+    return _MODEL.match(where.replace("\\", "/").rpartition("/")[2]) is not None
 
 
 def _config_beside(where: str) -> Mapping[str, Any]:

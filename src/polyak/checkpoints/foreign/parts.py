@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeAlias, cast
 import numpy as np
 
 from polyak.checkpoints.formats.records import Record
+from polyak.checkpoints.schema import Header
 from polyak.checkpoints.weights import Slot, Weights
 from polyak.errors import CheckpointError
 from polyak.rules import Decay
@@ -31,6 +32,7 @@ class Part:
         path: the keys that lead to it in the file, joined by dots; "" for the file itself.
         tensors: by the model's own names, without the prefixes of wrappers.
         notes: what a reader should know.
+        header: what polyak itself wrote of them; None of other libraries' weights.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Part:
     path: str
     tensors: Mapping[str, Slot] = field(repr=False)
     notes: tuple[str, ...] = ()
+    header: Header | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)

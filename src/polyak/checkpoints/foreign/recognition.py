@@ -23,6 +23,7 @@ from polyak.checkpoints.foreign.parts import (
     unwrapped,
     whole,
 )
+from polyak.checkpoints.foreign.states import completed, resumable
 from polyak.checkpoints.layout import SUMS
 from polyak.checkpoints.read import header_of
 from polyak.checkpoints.schema import KEY
@@ -30,6 +31,7 @@ from polyak.checkpoints.weights import Weights
 
 PLAIN = "plain weights: nothing says whether they are averaged"
 _REWRITTEN = "a header of polyak's, but another program wrote the file anew: what it says may be true no more"
+_RAW = ("model", "state_dict", "model_state_dict", "module", "net", "raw")
 _AVERAGE = re.compile(r"(^|_)(ema|swa|averaged?|shadow)(_|$)|_ema$|^ema", re.IGNORECASE)
 
 
@@ -64,7 +66,14 @@ def recognise(weights: Weights) -> Recognised:
         found = recogniser(tree, weights.where)
         if found is not None:
             return _ordered(found)
-    found = state_of_an_averager(tree, "") or folders.diffusers(weights) or folders.paddle_detection(weights)
+    found = state_of_an_averager(tree, "")
+    for look_beside in (
+        folders.transformers,
+        folders.diffusers,
+        folders.accelerate,
+        folders.paddle_detection,
+    ):
+        found = found or look_beside(weights)
     return _ordered(found or _by_keys(tree) or _plain(weights, tree))
 
 
@@ -76,11 +85,8 @@ def is_own(weights: Weights) -> bool:
 def _own(weights: Weights) -> Recognised:
     header = header_of(weights)
     if header.role == "resumable":
-        note = "a whole state to continue from: ema.load(...)"
-        return Recognised(
-            "polyak", (Part("resumable", "unknown", "", dict(weights.slots), (note,)),), header.step
-        )
-    part = Part(header.role, header.role, "", dict(weights.slots))
+        return resumable(weights, header)
+    part = Part(header.role, header.role, "", dict(weights.slots), header=header)
     return Recognised("polyak", (part,), header.step, None, header.decay)
 
 
@@ -100,6 +106,9 @@ def _by_keys(tree: Any) -> Recognised | None:
     parts += [one for found in inner for one in found.parts]
     averaged = any(one.role == "average" for one in parts)
     parts = [_beside_an_average(one) if averaged else one for one in parts]
+    raw = [one for one in parts if one.role == "raw"]
+    if len(raw) == 1:
+        parts = [completed(one, raw[0]) if one.header is not None else one for one in parts]
     averagers = [found for found in inner if found.library != "torch.optim"]
     first = averagers[0] if len(averagers) == 1 else Recognised("", ())
     step = next(
@@ -117,7 +126,7 @@ def _called(key: str, value: Any) -> Part:
 
 def _beside_an_average(one: Part) -> Part:
     """What stands beside an average under a model's usual key is the model that trains."""
-    if one.role == "unknown" and one.path in ("model", "state_dict", "model_state_dict", "module", "net"):
+    if one.role == "unknown" and one.path in _RAW:
         return replace(one, name="raw", role="raw")
     return one
 

@@ -19,7 +19,10 @@ from polyak.checkpoints.foreign.parts import (
     same_values,
     whole,
 )
+from polyak.checkpoints.foreign.states import completed, state_of_ema
 from polyak.checkpoints.formats.records import Record
+from polyak.checkpoints.schema import KEY
+from polyak.checkpoints.source import beside, exists
 from polyak.errors import ConfigError
 from polyak.rules import Constant, Decay, Power
 
@@ -57,7 +60,7 @@ def lightning(tree: Any, where: str) -> Recognised | None:
     """``Trainer.save_checkpoint``, with or without a callback that averages.
 
     While a WeightAveraging callback is at work, ``state_dict`` is the average and the model that trains
-    stands under ``current_model_state``.
+    stands under ``current_model_state``. Polyak's callback leaves ``state_dict`` the model that trains.
     """
     del where
     state = mapping(tree)
@@ -66,6 +69,11 @@ def lightning(tree: Any, where: str) -> Recognised | None:
     model, step = state["state_dict"], whole(state.get("global_step"))
     rest = optimizer_in(state)
     notes = (f"version {state['pytorch-lightning_version']}, epoch {state.get('epoch')}",)
+    own = state_of_ema(mapping(mapping(state.get(KEY)).get("ema")), f"{KEY}.ema")
+    if own is not None:
+        raw = part("raw", "raw", "state_dict", model)
+        averages = (completed(one, raw) for one in own.parts)
+        return Recognised("lightning", (*averages, raw, *rest), step, notes=notes)
     if is_weights(state.get("current_model_state")):
         average = part("average", "average", "state_dict", model)
         raw = part("raw", "raw", "current_model_state", state["current_model_state"])
@@ -100,7 +108,6 @@ def ultralytics(tree: Any, where: str) -> Recognised | None:
 
     ``strip_optimizer``, which ends a training, moves the average to ``model`` and sets the epoch to -1.
     """
-    del where
     state = mapping(tree)
     models = {key: state[key] for key in ("ema", "model") if is_module(state.get(key))}
     if not models or not all(_of(model, "ultralytics") for model in models.values()):
@@ -114,10 +121,14 @@ def ultralytics(tree: Any, where: str) -> Recognised | None:
         parts.append(part("average", "average", "model", models["model"], note))
     elif "model" in models:
         parts.append(part("raw", "raw", "model", models["model"]))
-    notes = (
-        f"version {state.get('version')}, epoch {state.get('epoch')}",
-        "its trainer averages with Ramp(0.9999, tau=2000) unless told otherwise; the file does not say",
-    )
+    kept = f"{PurePath(where).stem}.polyak.pt"
+    if exists(beside(where, kept)):
+        averaging = f"averaged by polyak: {kept} beside it says how, and has it in full precision"
+    else:
+        averaging = (
+            "its trainer averages with Ramp(0.9999, tau=2000) unless told otherwise; the file does not say"
+        )
+    notes = (f"version {state.get('version')}, epoch {state.get('epoch')}", averaging)
     return Recognised(
         "ultralytics", (*parts, *optimizer_in(state)), updates=whole(state.get("updates")), notes=notes
     )
