@@ -247,3 +247,13 @@ def test_a_model_of_ones_own_is_saved_too(tmp_path: Path) -> None:
 def test_wrong_arguments_are_told_at_once(tmp_path: Path) -> None:
     with pytest.raises(polyak.ConfigError, match="evaluate='wide': must be 'average', 'raw' or None"):
         WeightAverage(trainer(tmp_path), 0.9, evaluate="wide")
+
+
+def test_a_trainer_that_will_shard_the_model_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = trainer(tmp_path)
+    kind = type(run.accelerator.distributed_type).FSDP  # which Accelerate has on no CPU
+    monkeypatch.setattr(type(run.accelerator), "distributed_type", property(lambda _: kind))
+    with pytest.raises(polyak.ConfigError, match="distributed_type=FSDP shards the model"):
+        WeightAverage(run)

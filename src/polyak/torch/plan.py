@@ -43,6 +43,7 @@ class Plan(core.Plan[Tensor]):
     ) -> None:
         modules = dict(walk(model))
         _refuse_torchscript(modules)
+        _refuse_fsdp(model)
         kept = {entry.name for entry in averaged} | {id(t) for entry in averaged for t in entry.tensors}
         self.entries = entries(modules, selection, kept)
         unique = {id(module): module for module in modules.values()}.values()
@@ -135,6 +136,15 @@ def _refuse_torchscript(modules: dict[str, nn.Module]) -> None:
             )
 
 
+_WHOLE = "Average one that is whole in each process: under DDP, or on one device."
+
+
+def _refuse_fsdp(model: nn.Module) -> None:
+    """Its first version; the parameters of the second are refused one by one."""
+    if any("_fsdp_wrapped_module" in module._modules for module in model.modules()):  # pyright: ignore[reportPrivateUsage]
+        raise PlanError(f"the model is wrapped by FSDP, whose parameters are pieces. {_WHOLE}")
+
+
 def entries(
     modules: dict[str, nn.Module], selection: Selection, kept: Collection[str | int] = ()
 ) -> dict[str, Entry[Tensor]]:
@@ -189,6 +199,11 @@ def _identity(tensor: Tensor, name: str) -> object:
         raise PlanError(f"{name} is on the meta device and holds no values: materialise the model first.")
     if tensor.numel() == 0 or not _has_address(tensor):
         return id(tensor)
+    if tensor.data_ptr() == 0:  # an engine would follow the pointer
+        raise PlanError(
+            f"{name} is a {type(tensor).__name__}, whose values are in other tensors: sharded, or "
+            f"quantised. {_WHOLE}"
+        )
     return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride(), tensor.device
 
 

@@ -8,23 +8,22 @@ from typing import TYPE_CHECKING, Any, cast
 from torch import nn
 from torch.optim import Optimizer
 
-from polyak.errors import ConfigError, MissingExtraError
+from polyak.errors import MissingExtraError
 from polyak.rules import Decay
 from polyak.torch import EMA
+from polyak.trainers.common import check_not_sharded
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator, DistributedType
+    from accelerate import Accelerator
     from accelerate.optimizer import AcceleratedOptimizer
 else:
     try:
-        from accelerate import Accelerator, DistributedType
+        from accelerate import Accelerator
         from accelerate.optimizer import AcceleratedOptimizer
     except ModuleNotFoundError as error:
         if error.name != "accelerate":
             raise
         raise MissingExtraError("accelerate", "accelerate") from error
-
-_SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
 
 def average(
@@ -51,12 +50,9 @@ def average(
 
     Raises:
         ConfigError: an argument is outside its rule, or the accelerator shards the model.
+        PlanError: the model itself is sharded.
     """
-    if accelerator.distributed_type in _SHARDED:
-        raise ConfigError(
-            f"accelerator.distributed_type={accelerator.distributed_type.value} shards the model: the "
-            "average needs it whole in each process. Use DDP or a single device."
-        )
+    check_not_sharded(accelerator.distributed_type.value)
     ema = EMA(model, decay, **options)
     if isinstance(optimizer, AcceleratedOptimizer):  # has no hooks, and is called for micro-batches too
         optimizer = cast(Optimizer, optimizer.optimizer)

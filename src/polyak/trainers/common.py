@@ -34,6 +34,19 @@ def check_evaluate(evaluate: str | None, tracks: Collection[str]) -> None:
         raise ConfigError(f"evaluate={evaluate!r}: must be {', '.join(map(repr, tracks))}, 'raw' or None.")
 
 
+def check_not_sharded(distributed_type: str) -> None:
+    """Refuse what Accelerate will only shard later, or so that no parameter shows it.
+
+    Raises:
+        ConfigError: it is FSDP, DeepSpeed or Megatron.
+    """
+    if distributed_type in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        raise ConfigError(
+            f"accelerator.distributed_type={distributed_type} shards the model: the average needs it whole "
+            "in each process. Use DDP or a single device."
+        )
+
+
 def closing(live: ExitStack, run: Callable[..., Any]) -> Callable[..., Any]:
     """``run``, with ``live`` closed when it returns or raises."""
 

@@ -15,7 +15,7 @@ from polyak.errors import CheckpointError, MissingExtraError, PlanError
 from polyak.rules import Decay
 from polyak.torch import EMA
 from polyak.torch.attach import Attachment
-from polyak.trainers.common import check_evaluate, numbers
+from polyak.trainers.common import check_evaluate, check_not_sharded, numbers
 
 if TYPE_CHECKING:
     from accelerate.optimizer import AcceleratedOptimizer
@@ -57,7 +57,7 @@ class WeightAverage(TrainerCallback):
         options: every other argument of ``polyak.EMA``.
 
     Raises:
-        ConfigError: an argument is outside its rule.
+        ConfigError: an argument is outside its rule, or the trainer shards the model.
     """
 
     def __init__(
@@ -69,6 +69,7 @@ class WeightAverage(TrainerCallback):
         **options: Any,
     ) -> None:
         check_evaluate(evaluate, named_decays(decay))
+        check_not_sharded(cast(Any, trainer.accelerator).distributed_type.value)
         self._trainer, self._decay, self._evaluate, self._options = trainer, decay, evaluate, options
         self._ema: EMA | None = None
         self._attachment: Attachment | None = None
