@@ -15,7 +15,7 @@ INPUTS := pyproject.toml constraints.txt $(wildcard native/*)
 STAMP = $(VENV)/made-from-$(shell cat $(INPUTS) | cksum | tr ' ' '-')
 PIP = $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help env demo test test-bare newest fuzz lint format docs lock clean
+.PHONY: help env demo test test-paddle test-bare newest fuzz lint format docs lock clean
 
 help:            ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -35,6 +35,21 @@ demo: env        ## train a real model on real images, raw weights against their
 
 test: env        ## the whole test suite, doctests included (ARGS="-k profile" for a part)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
+
+PADDLE := .venv-paddle
+PADDLE_STAMP = $(PADDLE)/made-from-$(shell cat $(INPUTS) | cksum | tr ' ' '-')
+
+test-paddle:     ## all that holds for PaddlePaddle, in an environment without torch (ARGS="-k swap" for a part)
+	@test -e $(PADDLE_STAMP) || $(MAKE) --no-print-directory rebuild-paddle
+	OMP_NUM_THREADS=1 $(PADDLE)/bin/python -m pytest tests/paddle tests/conformance src/polyak/paddle src/polyak/core $(ARGS)
+
+.PHONY: rebuild-paddle
+rebuild-paddle:
+	test -x $(PADDLE)/bin/python || $(PYTHON) -m venv $(PADDLE)
+	rm -f $(PADDLE)/made-from-*
+	PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt $(PADDLE)/bin/python -m pip --disable-pip-version-check install --compile --editable ".[paddle]" pytest pytest-timeout hypothesis "pyright[nodejs]"
+	$(PADDLE)/bin/pyright -p pyrightconfig.paddle.json
+	touch $(PADDLE_STAMP)
 
 test-bare:       ## polyak with no extra installed: imports and runs what needs no framework
 	rm -rf build/bare
@@ -69,4 +84,4 @@ lock:            ## pin every version again, for Python 3.10 to 3.13 (needs uv)
 	  --no-emit-index-url --no-emit-find-links --no-annotate --no-header --constraint - --output-file constraints.txt pyproject.toml
 
 clean:           ## remove what the targets made
-	rm -rf $(VENV) build dist site
+	rm -rf $(VENV) $(PADDLE) build dist site

@@ -21,6 +21,7 @@ ARROWS: dict[str, set[str]] = {
     "checkpoints": {"rules"},
     "core": {"checkpoints", "rules"},  # checkpoints, because ema.save writes files
     "torch": {"core", "checkpoints", "rules"},
+    "paddle": {"core", "checkpoints", "rules"},
     "dropin": {"torch", "core", "checkpoints", "rules"},
     "trainers": {"torch", "core", "checkpoints", "rules"},
     "doctor": set(),
@@ -33,10 +34,11 @@ ARROWS: dict[str, set[str]] = {
 
 # Outside packages, by the rooms that may import them. The standard library is free.
 PACKAGES: dict[str, set[str]] = {
-    "numpy": {"rules", "reference", "checkpoints", "core", "torch", "report", "demo"},
+    "numpy": {"rules", "reference", "checkpoints", "core", "torch", "paddle", "report", "demo"},
     "ml_dtypes": {"checkpoints"},
     "fsspec": {"checkpoints"},
     "torch": {"torch", "dropin", "trainers", "demo", "bench"},
+    "paddle": {"paddle"},
     "triton": {"torch"},
     "lightning": {"trainers"},
     "pytorch_lightning": {"trainers"},

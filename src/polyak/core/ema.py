@@ -121,6 +121,20 @@ class Verbs(ABC, Generic[ModelT, T]):
         for watch in tuple(self._watches):
             watch.call()
 
+    def check_counts_steps(self) -> None:
+        """Refuse decays in samples or tokens, which an optimizer does not know.
+
+        Raises:
+            ConfigError: there is one.
+        """
+        for track in self.tracks.values():
+            unit = track.decay.unit
+            if unit != "steps":
+                raise ConfigError(
+                    f"track {track.name!r} counts {unit}, which an optimizer does not know: "
+                    f"call ema.update({unit}=…) yourself."
+                )
+
     @contextmanager
     def average_parameters(self, track: str | None = None) -> Generator[ModelT]:
         """The live model holds the average while the block runs, the raw weights after, whatever happens.

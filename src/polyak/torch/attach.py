@@ -7,9 +7,6 @@ from typing import Any, Protocol
 
 from torch.optim import Optimizer
 
-from polyak.core.track import Track
-from polyak.errors import ConfigError
-
 
 class Steps(Protocol):
     """What must hear of the steps of an optimizer besides ``update``."""
@@ -45,17 +42,3 @@ class Attachment:
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
-
-
-def check_counts_steps(track: Track[Any]) -> None:
-    """Refuse a decay in samples or tokens, which an optimizer does not know.
-
-    Raises:
-        ConfigError: it is one.
-    """
-    unit = track.decay.unit
-    if unit != "steps":
-        raise ConfigError(
-            f"track {track.name!r} counts {unit}, which an optimizer does not know: "
-            f"call ema.update({unit}=…) yourself."
-        )

@@ -13,7 +13,7 @@ from polyak.core.ema import Verbs, check_pace
 from polyak.core.plan import BufferPolicy, Patterns, Selection
 from polyak.core.track import named_decays
 from polyak.rules import Decay
-from polyak.torch.attach import Attachment, check_counts_steps
+from polyak.torch.attach import Attachment
 from polyak.torch.averages import Averages
 from polyak.torch.engines.choose import EngineName
 from polyak.torch.engines.contract import NonFinitePolicy
@@ -116,6 +116,5 @@ class EMA(Verbs[nn.Module, Tensor]):
         Raises:
             ConfigError: a decay counts samples or tokens, which an optimizer does not know.
         """
-        for track in self.tracks.values():
-            check_counts_steps(track)
+        self.check_counts_steps()
         return Attachment(optimizer, self.update, self._steps)

@@ -17,7 +17,6 @@ from polyak.core.track import named_decays
 from polyak.errors import CheckpointError, ConfigError, MissingExtraError, PlanError
 from polyak.rules import Decay
 from polyak.torch import EMA
-from polyak.torch.attach import check_counts_steps
 from polyak.trainers.common import asked_of, check_evaluate, closing, numbers
 
 if TYPE_CHECKING:
@@ -146,8 +145,7 @@ class WeightAverage(Callback):
         found = kept.found
         self._names = found["names"] if found else _paths(model)
         self._ema = EMA(weights(model, self._names), self._decay, **self._options)
-        for track in self._ema.tracks.values():
-            check_counts_steps(track)
+        self._ema.check_counts_steps()
         if found:
             self._ema.load_state_dict(found["ema"])
         elif kept.was_read:

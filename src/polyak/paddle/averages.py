@@ -1,0 +1,147 @@
+"""One layer's averages as Paddle's tensors, and the engines that update them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+from paddle import Tensor, nn
+from paddle.base.framework import EagerParamBase
+
+from polyak.core import averages as core
+from polyak.core.plan import Entry, Selection
+from polyak.core.track import Track
+from polyak.errors import ConfigError, NonFiniteError
+from polyak.paddle import swap, tensors
+from polyak.paddle.engine import Engine, Pair, described, engines
+from polyak.paddle.plan import Plan, unwrap
+from polyak.paddle.storage import Settings
+from polyak.rules import Decay
+
+
+class Averages(core.Averages[nn.Layer, Tensor]):
+    """See ``core.Averages``.
+
+    Args:
+        layer: the layer to follow.
+        decays: the tracks, by name.
+        selection: which of its tensors.
+        settings: how they are kept and updated.
+
+    Raises:
+        ConfigError: the layer is none, a glob matches nothing, or the storage asked for is not there.
+        PlanError: nothing to average.
+    """
+
+    def __init__(
+        self, layer: nn.Layer, decays: Mapping[str, Decay], selection: Selection, settings: Settings
+    ) -> None:
+        if not isinstance(layer, nn.Layer):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ConfigError(
+                f"layer is a {type(layer).__name__}: give the paddle.nn.Layer itself, not its parameters. "
+                "polyak.paddle.ExponentialMovingAverage takes a list of parameters."
+            )
+        self.settings = settings
+        self._skipped: tuple[int, dict[str, int]] = (0, {})
+        self._engines: list[Engine] = []
+        self._copies: list[tuple[Tensor, Tensor]] = []
+        super().__init__(layer, decays, selection, tensors)
+
+    @property
+    def engine(self) -> str:
+        return "; ".join(described(engine, self.settings.engine) for engine in self._engines)
+
+    def planned(self, selection: Selection, averaged: Sequence[Entry[Tensor]] = ()) -> Plan:
+        return Plan(self.model, selection, averaged)
+
+    def plan_of(self, model: nn.Layer) -> Plan:
+        return Plan(model, Selection.of(None, None, "auto"))
+
+    def stored(self, live: Tensor) -> tuple[Tensor, Tensor | None]:
+        return self.settings.stored(live)
+
+    def moved(self, tensor: Tensor, entry: Entry[Tensor], copy: bool) -> Tensor:
+        if copy or tensor.place != entry.live.place:
+            return tensors.copied_to(tensor, entry.live.place)
+        return tensor
+
+    def copied(self, entry: Entry[Tensor], kept: Tensor | None) -> Tensor:
+        live = entry.live
+        if kept is None or (kept.dtype, kept.shape, kept.place) != (live.dtype, live.shape, live.place):
+            return live.detach().clone()
+        tensors.overwrite(kept, live)  # so that a layer made on it goes on following
+        return kept
+
+    def prepare(self) -> None:
+        tracks = self.tracks.values()
+        pairs = [
+            Pair(
+                e.name,
+                e.live,
+                tuple([t.tensors[e.name] for t in tracks]),
+                tuple([t.lows[e.name] for t in tracks if e.name in t.lows]),
+            )
+            for e in self.plan.having("average")
+            if 0 not in e.live.shape
+        ]
+        self._copies = [(self.copies[e.name], e.live) for e in self.plan.having("copy")]
+        self._skipped = self.skipped()
+        self._engines = engines(pairs, self.settings.engine, self.settings.seed)
+
+    def update(self, betas: Sequence[float], step: int) -> None:
+        if self.settings.policy == "raise":
+            self._refuse_nonfinite(step)
+        weights = tuple([1 - beta for beta in betas])
+        for engine in self._engines:
+            engine.update(weights, step, self.settings.policy == "skip")
+        for kept, live in self._copies:
+            tensors.overwrite(kept, live)
+
+    def settle(self) -> None:
+        """Nothing runs beside the training."""
+
+    def skipped(self) -> tuple[int, dict[str, int]]:
+        updates, named = self._skipped
+        for engine in self._engines:
+            more, counts = engine.skipped()
+            updates, named = updates + more, {n: named.get(n, 0) + counts.get(n, 0) for n in named | counts}
+        self._skipped = updates, named
+        return updates, dict(named)
+
+    def resume_counts(self, skipped: tuple[int, dict[str, int]]) -> None:
+        self.skipped()
+        self._skipped = skipped
+
+    def swap_in(self, track: Track[Tensor], undo: ExitStack) -> None:
+        swap.swap_in(self.plan, self.shown(track), undo)
+
+    def cloned(self, track: Track[Tensor]) -> nn.Layer:
+        held = self.held(track)
+        memo: dict[int, Any] = {}
+        for entry in self.plan.entries.values():
+            average = held.get(entry.name)
+            for live in entry.tensors:
+                memo[id(live)] = _on(live.detach() if average is None else average, live)
+        twin = copy.deepcopy(unwrap(self.model), memo)
+        twin.eval()
+        return twin
+
+    def _kind_of_model(self) -> str:
+        return type(unwrap(self.model)).__name__
+
+    def _refuse_nonfinite(self, step: int) -> None:
+        bad = [name for engine in self._engines for name in engine.bad()]
+        if bad:
+            raise NonFiniteError(
+                f"{bad[0]} is not finite, or beyond the storage's range, at step {step} ({len(bad)} tensors "
+                'are). Nothing was averaged. on_nonfinite="skip" would keep the average of such elements.'
+            )
+
+
+def _on(memory: Tensor, live: Tensor) -> Tensor:
+    """A tensor of the live one's class on given memory, which needs no gradient."""
+    if isinstance(live, EagerParamBase):
+        return EagerParamBase.from_tensor(memory, trainable=False)
+    return memory.detach()

@@ -1,0 +1,102 @@
+"""The average kept beside a training run: ``polyak.paddle.EMA``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import paddle
+from paddle import Tensor, nn
+from paddle.optimizer import Optimizer
+
+from polyak.core.ema import Verbs, check_pace
+from polyak.core.plan import BufferPolicy, Patterns, Selection
+from polyak.core.track import named_decays
+from polyak.paddle.attach import Attachment
+from polyak.paddle.averages import Averages
+from polyak.paddle.storage import EngineName, NonFinitePolicy, Settings
+from polyak.rules import Decay
+
+
+class EMA(Verbs[nn.Layer, Tensor]):
+    """One or several averages of a layer's weights, updated after each optimizer step.
+
+    ``avgₜ = βₜ·avgₜ₋₁ + (1-βₜ)·θₜ``, ``avg₀ = θ₀``
+
+    Args:
+        layer: any ``paddle.nn.Layer``, wrapped by ``paddle.DataParallel`` or fleet or not.
+        decay: β, a schedule, or several by name (``{"short": 0.999, "long": HalfLife(steps=5000)}``),
+            kept side by side. A plain 0.9999 keeps 90 % of θ₀ after 1000 steps; ``Warmup`` does not.
+        include: name globs (``"head.*"``); only tensors that match are averaged.
+        exclude: name globs; tensors that match are not. A pattern that matches nothing is an error.
+        buffers: "auto" averages BatchNorm's ``_mean`` and ``_variance`` and copies every other buffer bit
+            by bit; "copy" copies all, "average" averages all floating ones, "ignore" leaves the layer's own.
+        dtype: storage. By default float32, or the parameter's own dtype where that is wider; "bfloat16" and
+            "float16" round stochastically, so that the average keeps moving; "split" keeps bfloat16 and 8
+            further bits. These and ``compensated`` need the C kernel, on a CPU.
+        every: act on each k-th step only. Decays are composed, so the half-life does not change.
+        start: copy the layer up to this step; averaging and the schedule's time begin there.
+        on_nonfinite: "skip" keeps the average of elements whose θ is NaN or infinite, "raise" raises
+            before anything is changed, "ignore" lets them in.
+        seed: of the random bits that round 16-bit averages; give each replica its own.
+        compensated: keep beside each float32 average what rounding lost, 8 bytes per parameter.
+        engine: "auto" takes the fastest that can; ``metrics()["engine"]`` says which and why.
+
+    Raises:
+        ConfigError: an argument is outside its rule.
+        PlanError: nothing to average, or a tensor that cannot be.
+
+    Examples:
+        >>> layer = nn.Linear(2, 1)
+        >>> ema = EMA(layer, decay=0.999)
+        >>> optimizer = paddle.optimizer.SGD(0.1, parameters=layer.parameters())
+        >>> layer(paddle.ones([1, 2])).sum().backward()
+        >>> optimizer.step()
+        >>> ema.update()
+        >>> with ema.average_parameters():
+        ...     prediction = layer(paddle.ones([1, 2]))
+        >>> bool((prediction == ema(paddle.ones([1, 2]))).all())
+        True
+
+    Source: Polyak & Juditsky 1992, "Acceleration of stochastic approximation by averaging".
+    """
+
+    def __init__(
+        self,
+        layer: nn.Layer,
+        decay: float | Decay | Mapping[str, float | Decay] = 0.9999,
+        include: Patterns = None,
+        exclude: Patterns = None,
+        buffers: BufferPolicy = "auto",
+        dtype: Any = None,
+        *,
+        every: int = 1,
+        start: int = 0,
+        on_nonfinite: NonFinitePolicy = "skip",
+        seed: int = 0,
+        compensated: bool = False,
+        engine: EngineName = "auto",
+    ) -> None:
+        check_pace(every, start)
+        settings = Settings.of(dtype, compensated, on_nonfinite, seed, engine)
+        chosen = Selection.of(include, exclude, buffers)
+        super().__init__(Averages(layer, named_decays(decay), chosen, settings), every, start, seed)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Forward through ``ema.module`` without gradients."""
+        with paddle.no_grad():
+            return self.module(*args, **kwargs)
+
+    def attach(self, optimizer: Optimizer) -> Attachment:
+        """Update after each step the optimizer really takes; no call of ``update`` is needed then.
+
+        Steps that ``paddle.amp.GradScaler`` skips are not counted.
+
+        Returns:
+            A handle whose ``remove()`` ends it.
+
+        Raises:
+            ConfigError: a decay counts samples or tokens, which an optimizer does not know.
+        """
+        self.check_counts_steps()
+        return Attachment(optimizer, self.update)

@@ -1,0 +1,189 @@
+"""What updates Paddle's averages: the C kernel on CPUs, else Paddle's own operators, tensor by tensor."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+from typing import cast as cast_type
+
+import paddle
+from paddle import Tensor
+
+from polyak.core import NO_KERNEL
+from polyak.errors import ConfigError
+from polyak.paddle.storage import EngineName
+from polyak.paddle.tensors import cast, wide
+
+try:
+    from polyak.core import native
+except ImportError:
+    native = None
+if TYPE_CHECKING:
+    from polyak.core.native import Row
+
+
+@dataclass(frozen=True)
+class Pair:
+    """θ and its averages, one per track; ``lows`` is what is kept of each below its own precision."""
+
+    name: str
+    live: Tensor
+    averages: tuple[Tensor, ...]
+    lows: tuple[Tensor, ...]
+    key: int = field(init=False)  # tells the random bits of this tensor from those of others
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "key", zlib.crc32(self.name.encode()))
+
+
+class Engine(Protocol):
+    """Averages some pairs. Made once; ``update`` runs after every optimizer step.
+
+    name: what ``metrics`` calls it.  pairs: those it averages.
+    """
+
+    name: str
+    pairs: Sequence[Pair]
+
+    def bad(self) -> list[str]:
+        """Tensors with elements that cannot be stored. Waits for the device."""
+        ...
+
+    def update(self, weights: Sequence[float], step: int, skip: bool) -> None:
+        """``avg ← avg + w·(θ - avg)`` in every track, under ``skip`` where θ can be stored."""
+        ...
+
+    def skipped(self) -> tuple[int, dict[str, int]]:
+        """Updates with such elements since last asked, and in how many of them each tensor had some."""
+        ...
+
+
+class Native:
+    """Averages on the CPU: one parallel region, one read of θ for all tracks, all dtypes."""
+
+    def __init__(self, pairs: Sequence[Pair], seed: int) -> None:
+        assert native is not None
+        self.pairs, self.name = pairs, f"native ({native.VARIANT})"
+        self._tables = native.Tables(list(map(_row, pairs)), seed)
+        # The plan notices when θ moves. Aliases, so that the averages' memory stays wherever they point.
+        self._kept = [t.detach() for pair in pairs for t in (*pair.averages, *pair.lows)]
+        self._threads = int(os.environ["OMP_NUM_THREADS"])  # Paddle sets it when imported
+        self._updates, self._tensors = 0, [0] * len(pairs)
+
+    def bad(self) -> list[str]:
+        marks = self._tables.look(self._threads)
+        return [pair.name for pair, mark in zip(self.pairs, marks, strict=True) if mark]
+
+    def update(self, weights: Sequence[float], step: int, skip: bool) -> None:
+        marks = self._tables.update(weights, step, skip, self._threads)
+        if marks is not None:
+            self._updates += 1
+            self._tensors = [count + mark for count, mark in zip(self._tensors, marks, strict=True)]
+
+    def skipped(self) -> tuple[int, dict[str, int]]:
+        named = {pair.name: n for pair, n in zip(self.pairs, self._tensors, strict=True) if n}
+        updates, self._updates, self._tensors = self._updates, 0, [0] * len(self.pairs)
+        return updates, named
+
+
+class Operators:
+    """Averages on any device with Paddle's own operators, a few per tensor; in float32 or float64."""
+
+    name = "ops"
+
+    def __init__(self, pairs: Sequence[Pair], seed: int) -> None:
+        for pair in pairs:
+            if wide(pair.averages[0].dtype) != pair.averages[0].dtype or pair.lows:
+                raise ConfigError(
+                    "16-bit, split and compensated averages need the C kernel, on a CPU, but "
+                    f'{_why_not(pair)}. dtype="float32" works everywhere.'
+                )
+        self.pairs = pairs
+        self._forget()
+
+    def bad(self) -> list[str]:
+        fine = [pair.live.isfinite().all() for pair in self.pairs]
+        return [pair.name for pair, whole in zip(self.pairs, fine, strict=True) if not bool(whole)]
+
+    def update(self, weights: Sequence[float], step: int, skip: bool) -> None:
+        bad: list[Tensor] = []
+        with paddle.no_grad():
+            for pair in self.pairs:
+                live = cast(pair.live.detach(), pair.averages[0].dtype)
+                fine = live.isfinite() if skip else None
+                for average, each in zip(pair.averages, weights, strict=True):
+                    weight = paddle.full([], each, average.dtype)  # a plain number makes scalars [1]
+                    average.lerp_(live if fine is None else paddle.where(fine, live, average), weight)
+                if fine is not None:
+                    bad.append(fine.all().logical_not())
+            if bad:  # counted on the device: nothing waits
+                marks = paddle.stack(bad)
+                self._tensors += marks.astype("int32")
+                self._updates += marks.any().astype("int32")
+
+    def skipped(self) -> tuple[int, dict[str, int]]:
+        counts = cast_type("list[int]", self._tensors.tolist())
+        updates = int(self._updates)
+        self._forget()
+        return updates, {pair.name: n for pair, n in zip(self.pairs, counts, strict=True) if n}
+
+    def _forget(self) -> None:
+        self._tensors = paddle.zeros([len(self.pairs)], dtype="int32")
+        self._updates = paddle.zeros([], dtype="int32")
+
+
+def engines(pairs: Sequence[Pair], asked: EngineName, seed: int) -> list[Engine]:
+    """The engine asked for where it can take a pair; else the fastest that can.
+
+    Raises:
+        ConfigError: none can, or the one asked for is not there at all.
+    """
+    if asked == "native" and native is None:
+        raise ConfigError(f'engine="native": {NO_KERNEL}.')
+    fast = [pair for pair in pairs if asked != "ops" and _kernel_takes(pair)]
+    taken = set(map(id, fast))
+    slow = [pair for pair in pairs if id(pair) not in taken]
+    made: list[Engine] = []
+    if fast:
+        made.append(Native(fast, seed))
+    if slow:
+        made.append(Operators(slow, seed))
+    return made
+
+
+def described(engine: Engine, asked: EngineName) -> str:
+    """The engine's name, and why it is not a faster one."""
+    if engine.name != "ops" or asked == "ops":
+        return f"{engine.name} (asked for)" if engine.name == asked else engine.name
+    return f"ops ({_why_not(engine.pairs[0])})"
+
+
+def _why_not(pair: Pair) -> str:
+    if native is None:
+        return NO_KERNEL
+    return f"it does not take {pair.name}, {pair.live.dtype} on {pair.live.place}, or not in this layout"
+
+
+def _kernel_takes(pair: Pair) -> bool:
+    tensors = (pair.live, *pair.averages, *pair.lows)
+    plain = all(t.place.is_cpu_place() and t.is_dense() and t.is_contiguous() for t in tensors)
+    return native is not None and plain and native.takes(_name(pair.live), _store(pair))
+
+
+def _row(pair: Pair) -> Row:
+    assert native is not None
+    averages, lows = (tuple(map(Tensor.data_ptr, tensors)) for tensors in (pair.averages, pair.lows))
+    live, none = pair.live, (0,) * len(averages)
+    size = int(live.numel())
+    return native.Row(live.data_ptr(), _name(live), _store(pair), size, pair.key, averages, lows or none)
+
+
+def _store(pair: Pair) -> tuple[str, str | None]:
+    return _name(pair.averages[0]), _name(pair.lows[0]) if pair.lows else None
+
+
+def _name(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("paddle.")

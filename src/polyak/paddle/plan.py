@@ -1,0 +1,166 @@
+"""Which tensors of a layer: found once, by name, and watched for change at the price of two cheap calls each.
+
+Names are the layer's own, without what wrappers add (``_layers.``). Running statistics of BatchNorm are
+parameters in Paddle, ones that are not trained; here they are buffers, as everywhere else.
+"""
+
+# pyright: reportPrivateUsage=false
+# A layer's own dictionaries have no public names, and its public generators cost more than an update.
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from itertools import chain
+from operator import attrgetter, is_
+from typing import Any, cast
+
+import paddle
+from paddle import Tensor, nn
+from paddle.distributed.fleet.meta_parallel.meta_parallel_base import MetaParallelBase
+from paddle.nn.layer.norm import _BatchNormBase
+
+from polyak.core import plan as core
+from polyak.core.plan import BufferPolicy, Entry, Kind, Role, Selection
+from polyak.errors import PlanError
+
+_RUNNING_STATISTICS = ("_mean", "_variance")
+_SPECTRAL_VECTORS = ("weight_u", "weight_v")
+
+
+class Plan(core.Plan[Tensor]):
+    """The tensors of one layer, by name, and a fingerprint that tells when they are no longer these.
+
+    Args:
+        layer: any layer, wrapped or not.
+        selection: globs and buffer policy.
+        averaged: entries averaged so far; they stay averaged, under a new name too, even when frozen later.
+
+    Raises:
+        PlanError: a tensor is not initialised yet.
+    """
+
+    def __init__(self, layer: nn.Layer, selection: Selection, averaged: Sequence[Entry[Tensor]] = ()) -> None:
+        layers = dict(_walk(layer))
+        kept = {entry.name for entry in averaged} | {id(t) for entry in averaged for t in entry.tensors}
+        self.entries = _entries(layers, selection, kept)
+        unique = {id(layer): layer for layer in layers.values()}.values()
+        self._stores = [
+            store
+            for one in unique
+            for store in cast("list[dict[str, Any]]", [one._parameters, one._buffers, one._sub_layers])
+        ]
+        self._sizes = list(map(len, self._stores))
+        self._keys = list(chain.from_iterable(self._stores))
+        self._contents = list(chain.from_iterable(map(dict[str, Any].values, self._stores)))
+        self._tensors = [tensor for entry in self.entries.values() for tensor in entry.tensors]
+        self._memory = _memory_of(self._tensors)
+        shared = [e for e in self.entries.values() if e.kind == "parameter" and e.role == "share"]
+        self._frozen = [t for entry in shared for t in entry.tensors if t.stop_gradient]
+
+    def stale(self) -> bool:
+        """Whether the layer holds other tensors than planned, or one of them moved or became another."""
+        if list(map(len, self._stores)) != self._sizes:
+            return True
+        if list(chain.from_iterable(self._stores)) != self._keys:
+            return True
+        now = chain.from_iterable(map(dict[str, Any].values, self._stores))
+        if not all(map(is_, now, self._contents)):
+            return True
+        if not all(map(_stop_gradient, self._frozen)):
+            return True
+        return _memory_of(self._tensors) != self._memory
+
+
+_stop_gradient = attrgetter("stop_gradient")
+_dtype = attrgetter("dtype")
+_shape = attrgetter("shape")
+
+
+def _memory_of(tensors: Sequence[Tensor]) -> list[Any]:
+    return [*map(Tensor.data_ptr, tensors), *map(_dtype, tensors), *map(_shape, tensors)]
+
+
+def unwrap(layer: nn.Layer) -> nn.Layer:
+    """The layer that ``DataParallel`` or fleet wrapped."""
+    while isinstance(layer, paddle.DataParallel | MetaParallelBase):
+        layer = cast(nn.Layer, layer._layers)
+    return layer
+
+
+def _walk(layer: nn.Layer, prefix: str = "") -> Iterator[tuple[str, nn.Layer]]:
+    layer = unwrap(layer)
+    yield prefix, layer
+    for key, child in cast("dict[str, nn.Layer | None]", layer._sub_layers).items():
+        if child is not None:
+            yield from _walk(child, f"{prefix}{key}.")
+
+
+def _entries(
+    layers: dict[str, nn.Layer], selection: Selection, kept: Collection[str | int]
+) -> dict[str, Entry[Tensor]]:
+    found: dict[object, Entry[Tensor]] = {}
+    places: dict[object, tuple[nn.Layer, str]] = {}
+    for prefix, layer in layers.items():
+        named = cast("dict[str, Tensor | None]", {**layer._parameters, **layer._buffers})
+        for key, tensor in named.items():
+            if tensor is None:
+                continue
+            identity = _identity(tensor, prefix + key)
+            if identity not in found:
+                found[identity] = Entry(prefix + key, _kind(layer, key), [tensor], "share", True)
+                places[identity] = layer, key
+                continue
+            entry = found[identity]
+            entry.aliases.append(prefix + key)
+            if all(tensor is not known for known in entry.tensors):
+                entry.tensors.append(tensor)
+    for identity, entry in found.items():
+        _assign(entry, *places[identity], selection, kept)
+    return {entry.name: entry for entry in found.values()}
+
+
+def _kind(layer: nn.Layer, key: str) -> Kind:
+    untrained = _RUNNING_STATISTICS if isinstance(layer, _BatchNormBase | nn.BatchNorm) else ()
+    if isinstance(layer, nn.SpectralNorm):
+        untrained = _SPECTRAL_VECTORS
+    return "buffer" if key in layer._buffers or key in untrained else "parameter"
+
+
+def _assign(
+    entry: Entry[Tensor], layer: nn.Layer, key: str, selection: Selection, kept: Collection[str | int]
+) -> None:
+    taken = selection.takes([entry.name, *entry.aliases])
+    entry.saved = taken and key not in layer._non_persistable_buffer_names_set
+    if not entry.saved:
+        entry.role = "share"
+    elif entry.kind == "buffer":
+        entry.role = _buffer_role(key, entry.live, selection.buffers)
+        entry.saved = selection.buffers != "ignore"
+    elif not _inexact(entry.live):
+        entry.role = "copy"
+    elif entry.name in kept or any(not t.stop_gradient or id(t) in kept for t in entry.tensors):
+        entry.role = "average"
+
+
+def _buffer_role(key: str, tensor: Tensor, policy: BufferPolicy) -> Role:
+    """What the policy makes of one persistent buffer; see ``polyak.torch.buffers.buffer_role``."""
+    if policy == "ignore":
+        return "share"
+    if not _inexact(tensor) or key.endswith(("_u", "_v")):
+        return "copy"
+    if policy == "auto":
+        return "average" if key in _RUNNING_STATISTICS else "copy"
+    return policy
+
+
+def _inexact(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def _identity(tensor: Tensor, name: str) -> object:
+    """Equal for tensors that are one memory under several objects or names: those are tied."""
+    if not tensor._is_initialized():
+        raise PlanError(f"{name} is not initialised yet: initialise the layer before averaging it.")
+    if not tensor.is_dense() or 0 in tensor.shape:
+        return id(tensor)
+    return tensor.data_ptr(), tensor.dtype, tuple(cast("list[int]", tensor.shape)), str(tensor.place)

@@ -1,0 +1,152 @@
+"""Paddle's tensors, in the words of ``polyak.core.tensors``."""
+
+from __future__ import annotations
+
+from typing import Any
+from typing import cast as typed
+
+import numpy as np
+import paddle
+from numpy.typing import NDArray
+from paddle import Tensor
+
+from polyak.checkpoints.dtypes import BY_NAME, NAMES
+from polyak.core.parts import join, split
+from polyak.errors import CheckpointError
+
+_DTYPES: dict[Any, np.dtype[Any]] = {
+    paddle.bool: BY_NAME["BOOL"],
+    paddle.uint8: BY_NAME["U8"],
+    paddle.int8: BY_NAME["I8"],
+    paddle.int16: BY_NAME["I16"],
+    paddle.int32: BY_NAME["I32"],
+    paddle.int64: BY_NAME["I64"],
+    paddle.float16: BY_NAME["F16"],
+    paddle.bfloat16: BY_NAME["BF16"],
+    paddle.float32: BY_NAME["F32"],
+    paddle.float64: BY_NAME["F64"],
+    paddle.complex64: BY_NAME["C64"],
+    paddle.float8_e4m3fn: BY_NAME["F8_E4M3"],
+    paddle.float8_e5m2: BY_NAME["F8_E5M2"],
+}
+# What NumPy has no numbers for travels as integers of the same width.
+_AS_INTEGERS = {
+    paddle.bfloat16: paddle.int16,
+    paddle.float8_e4m3fn: paddle.int8,
+    paddle.float8_e5m2: paddle.int8,
+}
+_TWO_PARTS = ((paddle.bfloat16, paddle.int8), (paddle.float32, paddle.float32))
+
+
+def value_of(average: Tensor, low: Tensor | None) -> Tensor:
+    """All digits of an average: itself where it is kept in one part."""
+    if low is None:
+        return average
+    return to(as_tensor(join(as_array(average), as_array(low))), average.place)
+
+
+def put(average: Tensor, low: Tensor | None, value: Tensor) -> None:
+    """Write a value into an average, rounded to the nearest it can hold."""
+    if low is None:
+        overwrite(average, value)
+        return
+    high, rest = split(as_array(value), NAMES[_DTYPES[average.dtype]])
+    overwrite(average, as_tensor(high))
+    overwrite(low, as_tensor(rest))
+
+
+def overwrite(target: Tensor, source: Tensor) -> None:
+    """Copy the values of a tensor of the same shape, from wherever it is and whatever its dtype."""
+    with paddle.no_grad():
+        target.copy_(cast(source, target.dtype), True)  # pyright: ignore[reportCallIssue]  # its stub is wrong
+
+
+def cast(tensor: Tensor, dtype: Any) -> Tensor:
+    """The tensor itself where it has that dtype already."""
+    return tensor if tensor.dtype == dtype else tensor.astype(dtype)
+
+
+def copied_to(tensor: Tensor, place: Any) -> Tensor:
+    """A copy there."""
+    return typed(Tensor, tensor._copy_to(place, True))
+
+
+def to(tensor: Tensor, place: Any) -> Tensor:
+    """The tensor itself where it is there already."""
+    return tensor if tensor.place == place else copied_to(tensor, place)
+
+
+def wide(dtype: Any) -> Any:
+    """The dtype, or float32 where it has fewer bits."""
+    return paddle.float32 if dtype in (paddle.float16, paddle.bfloat16) else dtype
+
+
+def squared_distance(average: Tensor, other: Tensor | None) -> float:
+    """``‖average-other‖²``, or ``‖average‖²``, taken in the wider of the average's dtype and float32."""
+    with paddle.no_grad():
+        apart = cast(average.detach(), wide(average.dtype))
+        if other is not None:
+            apart = apart - to(cast(other.detach(), apart.dtype), apart.place)
+        return float(apart.abs().square().sum(dtype="float64"))
+
+
+def rounded(average: Tensor, dtype: str) -> Tensor:
+    """A copy on the host in ``dtype``; in float32 or wider where float16 has no number large enough."""
+    if average.is_complex():
+        return on_host(average)
+    small = on_host(average.detach().astype(typed(Any, dtype)))
+    if dtype == "float16" and not bool(small.isfinite().all()):
+        return on_host(average.detach().astype(paddle.float32))
+    return small
+
+
+def on_host(tensor: Tensor) -> Tensor:
+    """A copy in host memory."""
+    return copied_to(tensor.detach(), paddle.CPUPlace())
+
+
+def as_array(tensor: Tensor) -> NDArray[Any]:
+    """A tensor's values for NumPy; a copy."""
+    dtype = dtype_of(tensor)
+    plain = tensor.detach().contiguous()
+    if plain.dtype in _AS_INTEGERS:
+        plain = plain.reshape([-1]).view(_AS_INTEGERS[plain.dtype])
+    return plain.numpy().view(dtype).reshape(tuple(tensor.shape))
+
+
+def as_tensor(array: NDArray[Any]) -> Tensor:
+    """A NumPy array as a tensor in host memory; a copy."""
+    dtype = next(key for key, dtype in _DTYPES.items() if dtype == array.dtype)
+    integers = _AS_INTEGERS.get(dtype)
+    if integers is None:
+        return paddle.to_tensor(array, place=paddle.CPUPlace())
+    flat = paddle.to_tensor(array.reshape(-1).view(_DTYPES[integers]), place=paddle.CPUPlace())
+    return flat.view(dtype).reshape(array.shape)
+
+
+def dtype_of(tensor: Tensor) -> np.dtype[Any]:
+    """NumPy's dtype of a tensor.
+
+    Raises:
+        TypeError: there is none, or the tensor is sparse.
+    """
+    if tensor.dtype not in _DTYPES or not tensor.is_dense():
+        raise TypeError(f"{tensor.dtype}, {'dense' if tensor.is_dense() else 'sparse'}")
+    return _DTYPES[tensor.dtype]
+
+
+def refuse_unlike(where: str, given: object, mine: Tensor) -> None:
+    """Refuse what is no tensor with values, laid out as ``mine``.
+
+    Raises:
+        CheckpointError: it says what of it.
+    """
+    if not isinstance(given, Tensor):
+        raise CheckpointError(f"{where} is a {type(given).__name__}, not a tensor.")
+    if not given._is_initialized() or given.is_dense() != mine.is_dense():
+        raise CheckpointError(f"{where} is sparse or holds no values: must be dense and hold values.")
+
+
+def two_parts(average: Tensor, low: Tensor) -> bool:
+    """Whether these are an average in two parts as polyak keeps them."""
+    return (average.dtype, low.dtype) in _TWO_PARTS and low._is_initialized() is True
