@@ -22,7 +22,7 @@ ARROWS: dict[str, set[str]] = {
     "core": {"checkpoints", "rules"},  # checkpoints, because ema.save writes files
     "torch": {"core", "checkpoints", "rules"},
     "paddle": {"core", "checkpoints", "rules"},
-    "dropin": {"torch", "core", "checkpoints", "rules"},
+    "dropin": {"torch", "paddle", "core", "checkpoints", "rules"},
     "trainers": {"torch", "core", "checkpoints", "rules"},
     "doctor": set(),
     "demo": {"polyak"},  # the front door only: the demo is what a user could write
@@ -34,11 +34,11 @@ ARROWS: dict[str, set[str]] = {
 
 # Outside packages, by the rooms that may import them. The standard library is free.
 PACKAGES: dict[str, set[str]] = {
-    "numpy": {"rules", "reference", "checkpoints", "core", "torch", "paddle", "report", "demo"},
+    "numpy": {"rules", "reference", "checkpoints", "core", "torch", "paddle", "dropin", "report", "demo"},
     "ml_dtypes": {"checkpoints"},
     "fsspec": {"checkpoints"},
     "torch": {"torch", "dropin", "trainers", "demo", "bench"},
-    "paddle": {"paddle"},
+    "paddle": {"paddle", "dropin"},
     "triton": {"torch"},
     "lightning": {"trainers"},
     "pytorch_lightning": {"trainers"},

@@ -38,7 +38,7 @@ simple_decays = st.one_of(
     betas.map(Debiased),
     warmups,
     st.builds(Ramp, betas, scales),
-    betas.map(Capped),
+    st.builds(Capped, betas, st.integers(0, 9)),
     st.just(Uniform()),
     st.floats(0.01, 0.288).map(lambda s: Power(sigma_rel=s)),
     st.floats(0, 50).map(lambda g: Power(gamma=g)),

@@ -146,13 +146,16 @@ class Ramp(Decay):
 
 @dataclass(frozen=True)
 class Capped(Decay):
-    """A running mean of about the last tenth, capped: ``βₜ = min(β, (1+t)/(10+t))``.
+    """A running mean of about the last tenth, capped: ``βₜ = min(β, (1+s)/(10+s))``.
+
+    ``s = max(0, t - after)`` counts the steps.
 
     Args:
         beta: β in [0, 1].
+        after: steps before it begins to rise; 1 for those who count steps from 0.
 
     Raises:
-        ConfigError: β is outside [0, 1].
+        ConfigError: β is outside [0, 1], or ``after`` negative.
 
     Examples:
         >>> [Capped(0.999)(t) for t in (8, 100_000)]
@@ -162,12 +165,15 @@ class Capped(Decay):
     """
 
     beta: float
+    after: int = 0
 
     def __post_init__(self) -> None:
         check_beta("beta", self.beta)
+        check("after", self.after, "steps cannot be negative", self.after >= 0)
 
     def betas(self, t: Array) -> Array:
-        return np.minimum(self.beta, (1 + t) / (10 + t))
+        s = np.maximum(0.0, t - self.after)
+        return np.minimum(self.beta, (1 + s) / (10 + s))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,179 @@
+"""PaddleDetection's ``ModelEMA``, which PaddleOCR and PaddleYOLO share, without its mistakes."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from glob import escape
+from typing import Literal, TypeAlias, get_args
+
+import numpy as np
+from paddle import Tensor, nn
+
+from polyak.errors import CheckpointError, ConfigError
+from polyak.paddle import EMA
+from polyak.rules import Capped, Constant, Decay, Profile, Ramp
+
+DecayType: TypeAlias = Literal["threshold", "exponential", "normal"]
+_TRACK = "average"
+
+
+class ModelEMA:
+    """The average of everything in a layer's ``state_dict``, begun at zero and corrected for it.
+
+    ``vₜ = βₜ·vₜ₋₁ + (1-βₜ)·θₜ``, ``v₀ = 0``, ``avgₜ = vₜ / (1 - β₁·β₂·…·βₜ)``
+
+    The original divides by ``1 - βₜᵗ`` with the last β alone, again after every resume, and not at all for
+    "exponential"; it returns zeros before the first update and averages integers.
+
+    Args:
+        model: the layer.
+        decay: β.
+        ema_decay_type: "threshold" is ``min(β, t/(9+t))``, "exponential" ``β·(1 - exp(-t/2000))``,
+            "normal" β.
+        cycle_epoch: begin anew at each so manieth ``apply``; never if not positive.
+        ema_black_list: parts of names that are not averaged; those tensors are the layer's own.
+        ema_filter_no_grad: nor are frozen parameters.
+
+    Raises:
+        ConfigError: ``ema_decay_type`` is none of these.
+
+    Examples:
+        >>> import paddle
+        >>> layer = nn.Linear(2, 1)
+        >>> ema = ModelEMA(layer, decay=0.9998)
+        >>> ema.update()
+        >>> bool(paddle.allclose(ema.apply()["weight"], layer.weight))
+        True
+
+    Source: ``ppdet.optimizer.ModelEMA`` of PaddleDetection 2.6.
+    """
+
+    def __init__(
+        self,
+        model: nn.Layer,
+        decay: float = 0.9998,
+        ema_decay_type: DecayType = "threshold",
+        cycle_epoch: int = -1,
+        ema_black_list: Collection[str] | None = None,
+        ema_filter_no_grad: bool = False,
+    ) -> None:
+        self.decay, self.cycle_epoch = decay, cycle_epoch
+        self.ema_decay_type: DecayType = ema_decay_type
+        self.epoch = 0
+        names = list(model.state_dict())
+        listed = [key for key in ema_black_list or () if any(key in name for name in names)]
+        self.ema_black_list = {name for name in names if any(key in name for key in listed)}
+        self.ema_filter_no_grad = ema_filter_no_grad
+        self._ema = EMA(
+            model,
+            schedule(decay, ema_decay_type),
+            exclude=[f"*{escape(key)}*" for key in listed],
+            buffers="average",
+        )
+        self._to_zero()
+
+    @property
+    def step(self) -> int:
+        """Updates since the average began."""
+        return self._ema.tracks[_TRACK].clock
+
+    @property
+    def state_dict(self) -> dict[str, Tensor]:
+        """vₜ by name, and the layer's own tensors where they are not averaged."""
+        return {**self._ema.model.state_dict(), **self._ema.tracks[_TRACK].tensors}
+
+    def update(self, model: nn.Layer | None = None) -> None:
+        """Take the layer's present values in.
+
+        Raises:
+            ConfigError: ``model`` is another layer than the one given at first.
+        """
+        if model is not None and model is not self._ema.model:
+            raise ConfigError("update: the model is another one; make a ModelEMA of its own for it.")
+        self._ema.update()
+
+    def apply(self) -> dict[str, Tensor]:
+        """The average by name, in the layer's dtypes, for ``model.set_state_dict``."""
+        tensors = dict(self._ema.model.state_dict())
+        whole = 1 - self._ema.tracks[_TRACK].profile.initial_weight
+        for name, value in self._ema.tracks[_TRACK].tensors.items() if self.step else ():
+            tensors[name] = (value / whole).astype(tensors[name].dtype)
+            tensors[name].stop_gradient = True
+        self.epoch += 1
+        if 0 < self.cycle_epoch == self.epoch:
+            self.reset()
+        return tensors
+
+    def resume(self, state_dict: Mapping[str, Tensor], step: int = 0) -> None:
+        """Go on from an average that ``apply`` returned after ``step`` updates.
+
+        Raises:
+            CheckpointError: a tensor is missing or has another shape. Nothing is changed then.
+        """
+        state = self._ema.state_dict()
+        track = state["tracks"][_TRACK]
+        profile = Profile.from_decay(schedule(self.decay, self.ema_decay_type), step)
+        whole = 1 - profile.initial_weight
+        missing = [name for name in track["tensors"] if name not in state_dict]
+        if missing:
+            raise CheckpointError(f"resume: {', '.join(missing)}: not in the state. Nothing was loaded.")
+        tensors = {name: state_dict[name].astype(v.dtype) * whole for name, v in track["tensors"].items()}
+        history = {"clock": step, "profile": profile.to_json(), "joined": {}, "tensors": tensors}
+        self._ema.load_state_dict({**state, "step": step, "tracks": {_TRACK: {**track, **history}}})
+
+    def reset(self) -> None:
+        """Begin anew."""
+        self.epoch = 0
+        self._ema.reset()
+        self._to_zero()
+
+    def _to_zero(self) -> None:
+        for tensor in self._ema.tracks[_TRACK].tensors.values():
+            tensor.zero_()
+
+
+def schedule(decay: float, ema_decay_type: DecayType) -> Decay:
+    """βₜ of PaddleDetection, which counts updates from 0.
+
+    Raises:
+        ConfigError: the type is unknown.
+    """
+    if ema_decay_type not in get_args(DecayType):
+        raise ConfigError(
+            f'ema_decay_type={ema_decay_type!r}: must be "threshold", "exponential" or "normal".'
+        )
+    if ema_decay_type == "threshold":
+        return Capped(decay, after=1)
+    return Ramp(decay, tau=2000) if ema_decay_type == "exponential" else Constant(decay)
+
+
+def corrected(
+    state_dict: Mapping[str, Tensor],
+    step: int,
+    decay: float = 0.9998,
+    ema_decay_type: DecayType = "threshold",
+) -> dict[str, Tensor]:
+    """An average that the original saved, divided as it should have been.
+
+    ``avg = saved · (1 - βₜᵗ) / (1 - β₁·…·βₜ)``, where the original divided at all. It holds for a run that
+    was never resumed; each resume of the original divided once more, by an amount the file does not tell.
+
+    Args:
+        state_dict: of a ``.pdparams`` of theirs: everything in it that is floating was averaged.
+        step: updates until it was saved, epochs · batches.
+        decay: β of that run.
+        ema_decay_type: of that run.
+
+    Returns:
+        The tensors by name; those that are not floating as they are.
+
+    Examples:
+        >>> import paddle
+        >>> corrected({"w": paddle.ones([1])}, step=1)["w"].item()  # it had divided by 1 - 0.1¹, as is right
+        1.0
+    """
+    profile = Profile.from_decay(schedule(decay, ema_decay_type), step)
+    last = schedule(decay, ema_decay_type)(step)
+    divided = 1.0 if ema_decay_type == "exponential" else 1 - float(np.power(last, step))
+    factor = divided / (1 - profile.initial_weight)
+    return {k: v * factor if v.is_floating_point() else v for k, v in state_dict.items()}
