@@ -9,14 +9,13 @@ import sys
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import nn
 
+from polyak.bench.sizes import Shapes, many_small, resnet50, vit_b
 from polyak.errors import ConfigError
-
-Shapes: TypeAlias = list[tuple[int, ...]]
 
 
 class Workload(NamedTuple):
@@ -33,34 +32,6 @@ class Shaped(nn.Module):
         super().__init__()
         generator = torch.Generator().manual_seed(0)
         self.weights = nn.ParameterList(nn.Parameter(torch.randn(s, generator=generator)) for s in shapes)
-
-
-def resnet50() -> Shapes:
-    """161 tensors, 25.6 M parameters (He et al. 2015, arXiv 1512.03385, table 1)."""
-    shapes: Shapes = [(64, 3, 7, 7), (64,), (64,)]
-    width_in = 64
-    for blocks, width in ((3, 64), (4, 128), (6, 256), (3, 512)):
-        for block in range(blocks):
-            for o, i, k in ((width, width_in, 1), (width, width, 3), (4 * width, width, 1)):
-                shapes += [(o, i, k, k), (o,), (o,)]
-            if block == 0:
-                shapes += [(4 * width, width_in, 1, 1), (4 * width,), (4 * width,)]
-            width_in = 4 * width
-    return [*shapes, (1000, 2048), (1000,)]
-
-
-def vit_b() -> Shapes:
-    """152 tensors, 86.6 M parameters (Dosovitskiy et al. 2020, arXiv 2010.11929, table 1, patch 16)."""
-    d, hidden = 768, 3072
-    attention: Shapes = [(d,), (d,), (3 * d, d), (3 * d,), (d, d), (d,)]
-    mlp: Shapes = [(d,), (d,), (hidden, d), (hidden,), (d, hidden), (d,)]
-    head: Shapes = [(d,), (d,), (1000, d), (1000,)]
-    return [(1, 1, d), (1, 197, d), (d, 3, 16, 16), (d,), *(12 * (attention + mlp)), *head]
-
-
-def many_small() -> Shapes:
-    """750 tensors of 6,667: 5 M parameters in small pieces, where calls cost more than bytes."""
-    return [(6667,)] * 750
 
 
 def lenet() -> nn.Sequential:
