@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any
 
 from paddle import Tensor, nn
-from paddle.base.framework import EagerParamBase
 
 from polyak.core import averages as core
 from polyak.core.plan import Entry, Selection
 from polyak.core.track import Track
 from polyak.errors import ConfigError, NonFiniteError
 from polyak.paddle import swap, tensors
+from polyak.paddle.clone import clone_onto
 from polyak.paddle.engine import Engine, Pair, described, engines
 from polyak.paddle.plan import Plan, unwrap
 from polyak.paddle.storage import Settings
@@ -118,15 +116,9 @@ class Averages(core.Averages[nn.Layer, Tensor]):
         swap.swap_in(self.plan, self.shown(track), undo)
 
     def cloned(self, track: Track[Tensor]) -> nn.Layer:
-        held = self.held(track)
-        memo: dict[int, Any] = {}
-        for entry in self.plan.entries.values():
-            average = held.get(entry.name)
-            for live in entry.tensors:
-                memo[id(live)] = _on(live.detach() if average is None else average, live)
-        twin = copy.deepcopy(unwrap(self.model), memo)
-        twin.eval()
-        return twin
+        held, entries = self.held(track), self.plan.entries
+        tensors = {id(live): held[name] for name in held for live in entries[name].tensors}
+        return clone_onto(self.model, tensors)
 
     def _kind_of_model(self) -> str:
         return type(unwrap(self.model)).__name__
@@ -138,10 +130,3 @@ class Averages(core.Averages[nn.Layer, Tensor]):
                 f"{bad[0]} is not finite, or beyond the storage's range, at step {step} ({len(bad)} tensors "
                 'are). Nothing was averaged. on_nonfinite="skip" would keep the average of such elements.'
             )
-
-
-def _on(memory: Tensor, live: Tensor) -> Tensor:
-    """A tensor of the live one's class on given memory, which needs no gradient."""
-    if isinstance(live, EagerParamBase):
-        return EagerParamBase.from_tensor(memory, trainable=False)
-    return memory.detach()

@@ -15,7 +15,7 @@ from paddle import Tensor
 from polyak.core import NO_KERNEL
 from polyak.errors import ConfigError
 from polyak.paddle.storage import EngineName
-from polyak.paddle.tensors import cast, wide
+from polyak.paddle.tensors import alias, cast, wide
 
 try:
     from polyak.core import native
@@ -69,7 +69,7 @@ class Native:
         self.pairs, self.name = pairs, f"native ({native.VARIANT})"
         self._tables = native.Tables(list(map(_row, pairs)), seed)
         # The plan notices when θ moves. Aliases, so that the averages' memory stays wherever they point.
-        self._kept = [t.detach() for pair in pairs for t in (*pair.averages, *pair.lows)]
+        self._kept = [alias(t) for pair in pairs for t in (*pair.averages, *pair.lows)]
         self._threads = int(os.environ["OMP_NUM_THREADS"])  # Paddle sets it when imported
         self._updates, self._tensors = 0, [0] * len(pairs)
 

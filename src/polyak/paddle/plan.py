@@ -2,6 +2,9 @@
 
 Names are the layer's own, without what wrappers add (``_layers.``). Running statistics of BatchNorm are
 parameters in Paddle, ones that are not trained; here they are buffers, as everywhere else.
+
+Every tensor assigned to a layer becomes a buffer, one that is not persistable: also the weight that
+``weight_norm`` computes in each forward. They are no part of a plan, or every update would need a new one.
 """
 
 # pyright: reportPrivateUsage=false
@@ -10,7 +13,7 @@ parameters in Paddle, ones that are not trained; here they are buffers, as every
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from itertools import chain
+from itertools import chain, compress
 from operator import attrgetter, is_
 from typing import Any, cast
 
@@ -36,7 +39,7 @@ class Plan(core.Plan[Tensor]):
         averaged: entries averaged so far; they stay averaged, under a new name too, even when frozen later.
 
     Raises:
-        PlanError: a tensor is not initialised yet.
+        PlanError: a tensor is not initialised yet, or to be averaged or copied and sparse.
     """
 
     def __init__(self, layer: nn.Layer, selection: Selection, averaged: Sequence[Entry[Tensor]] = ()) -> None:
@@ -51,7 +54,9 @@ class Plan(core.Plan[Tensor]):
         ]
         self._sizes = list(map(len, self._stores))
         self._keys = list(chain.from_iterable(self._stores))
-        self._contents = list(chain.from_iterable(map(dict[str, Any].values, self._stores)))
+        fleeting = {id(cast(object, one._buffers)): _fleeting(one) for one in unique}
+        self._watched = [key not in fleeting.get(id(store), ()) for store in self._stores for key in store]
+        self._contents = list(compress(self._held(), self._watched))
         self._tensors = [tensor for entry in self.entries.values() for tensor in entry.tensors]
         self._memory = _memory_of(self._tensors)
         shared = [e for e in self.entries.values() if e.kind == "parameter" and e.role == "share"]
@@ -63,12 +68,14 @@ class Plan(core.Plan[Tensor]):
             return True
         if list(chain.from_iterable(self._stores)) != self._keys:
             return True
-        now = chain.from_iterable(map(dict[str, Any].values, self._stores))
-        if not all(map(is_, now, self._contents)):
+        if not all(map(is_, compress(self._held(), self._watched), self._contents)):
             return True
         if not all(map(_stop_gradient, self._frozen)):
             return True
         return _memory_of(self._tensors) != self._memory
+
+    def _held(self) -> Iterator[object]:
+        return chain.from_iterable(map(dict[str, Any].values, self._stores))
 
 
 _stop_gradient = attrgetter("stop_gradient")
@@ -101,8 +108,7 @@ def _entries(
     found: dict[object, Entry[Tensor]] = {}
     places: dict[object, tuple[nn.Layer, str]] = {}
     for prefix, layer in layers.items():
-        named = cast("dict[str, Tensor | None]", {**layer._parameters, **layer._buffers})
-        for key, tensor in named.items():
+        for key, tensor in _state_of(layer).items():
             if tensor is None:
                 continue
             identity = _identity(tensor, prefix + key)
@@ -119,6 +125,18 @@ def _entries(
     return {entry.name: entry for entry in found.values()}
 
 
+def _state_of(layer: nn.Layer) -> dict[str, Tensor | None]:
+    """Parameters and persistable buffers of this layer alone."""
+    parameters, buffers = cast("list[dict[str, Tensor | None]]", [layer._parameters, layer._buffers])
+    fleeting = _fleeting(layer)
+    return parameters | {key: buffer for key, buffer in buffers.items() if key not in fleeting}
+
+
+def _fleeting(layer: nn.Layer) -> set[str]:
+    """Buffers that are not persistable; may name parameters too, ones that were such buffers once."""
+    return cast("set[str]", layer._non_persistable_buffer_names_set)
+
+
 def _kind(layer: nn.Layer, key: str) -> Kind:
     untrained = _RUNNING_STATISTICS if isinstance(layer, _BatchNormBase | nn.BatchNorm) else ()
     if isinstance(layer, nn.SpectralNorm):
@@ -130,8 +148,8 @@ def _assign(
     entry: Entry[Tensor], layer: nn.Layer, key: str, selection: Selection, kept: Collection[str | int]
 ) -> None:
     taken = selection.takes([entry.name, *entry.aliases])
-    entry.saved = taken and key not in layer._non_persistable_buffer_names_set
-    if not entry.saved:
+    entry.saved = taken
+    if not taken:
         entry.role = "share"
     elif entry.kind == "buffer":
         entry.role = _buffer_role(key, entry.live, selection.buffers)
@@ -140,6 +158,11 @@ def _assign(
         entry.role = "copy"
     elif entry.name in kept or any(not t.stop_gradient or id(t) in kept for t in entry.tensors):
         entry.role = "average"
+    if entry.role != "share" and not entry.live.is_dense():
+        raise PlanError(
+            f"{entry.name} is sparse, which Paddle cannot copy. "
+            f'exclude="{entry.name}" leaves it the layer\'s own.'
+        )
 
 
 def _buffer_role(key: str, tensor: Tensor, policy: BufferPolicy) -> Role:
@@ -160,7 +183,9 @@ def _inexact(tensor: Tensor) -> bool:
 def _identity(tensor: Tensor, name: str) -> object:
     """Equal for tensors that are one memory under several objects or names: those are tied."""
     if not tensor._is_initialized():
-        raise PlanError(f"{name} is not initialised yet: initialise the layer before averaging it.")
+        raise PlanError(
+            f"{name} is not initialised yet: call its initialize(), or make the layer outside of LazyGuard."
+        )
     if not tensor.is_dense() or 0 in tensor.shape:
         return id(tensor)
     return tensor.data_ptr(), tensor.dtype, tuple(cast("list[int]", tensor.shape)), str(tensor.place)

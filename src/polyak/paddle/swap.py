@@ -13,7 +13,7 @@ from paddle import Tensor
 
 from polyak.core.live import claim, held
 from polyak.core.plan import Plan
-from polyak.paddle.tensors import cast, to
+from polyak.paddle.tensors import alias, cast, to
 
 
 def swap_in(plan: Plan[Tensor], averages: Mapping[str, Tensor], undo: ExitStack) -> None:
@@ -31,8 +31,7 @@ def swap_in(plan: Plan[Tensor], averages: Mapping[str, Tensor], undo: ExitStack)
         average = averages[entry.name]
         for live in entry.tensors:
             undo.callback(_point, live, live.detach())  # the same memory, which it keeps alive
-            shown = cast(average, live.dtype)
-            _point(live, to(shown, live.place))
+            _point(live, alias(to(cast(average, live.dtype), live.place)))
 
 
 def _point(live: Tensor, memory: Tensor) -> None:

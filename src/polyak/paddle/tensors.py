@@ -61,6 +61,16 @@ def overwrite(target: Tensor, source: Tensor) -> None:
         target.copy_(cast(source, target.dtype), True)  # pyright: ignore[reportCallIssue]  # its stub is wrong
 
 
+def alias(tensor: Tensor) -> Tensor:
+    """A tensor of its own on the same memory.
+
+    What ``detach`` gives is the same tensor of Paddle's core: ``layer.to(dtype=...)`` would change both.
+    """
+    twin = Tensor()
+    twin.get_tensor()._share_data_with(tensor.get_tensor())
+    return twin
+
+
 def cast(tensor: Tensor, dtype: Any) -> Tensor:
     """The tensor itself where it has that dtype already."""
     return tensor if tensor.dtype == dtype else tensor.astype(dtype)

@@ -8,7 +8,6 @@ that refuse are shared with the original.
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Mapping
 from types import FunctionType
@@ -16,6 +15,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from polyak.core.copying import copied
 from polyak.errors import PlanError
 from polyak.torch.plan import unwrap
 
@@ -75,29 +75,9 @@ def _closes_over(module: nn.Module, forward: Any) -> bool:
     )
 
 
-class _Scratch(dict[int, Any]):
-    """A memo on top of another, so that what a failed copy left behind can be dropped."""
-
-    def __init__(self, known: dict[int, Any]) -> None:
-        super().__init__()
-        self._known = known
-
-    def get(self, key: int, default: Any = None) -> Any:
-        return super().get(key, self._known.get(key, default))
-
-    def __missing__(self, key: int) -> Any:
-        return self._known[key]
-
-
 def _copied(value: Any, memo: dict[int, Any]) -> Any:
     if isinstance(value, Tensor):
         return memo.get(
             id(value), value.detach()
         )  # e.g. the weight that weight_norm computes before each call
-    scratch = _Scratch(memo)
-    try:
-        twin = copy.deepcopy(value, scratch)
-    except Exception:  # third-party attributes refuse in every way there is
-        return value
-    memo.update(scratch)
-    return twin
+    return copied(value, memo)
