@@ -41,7 +41,7 @@ PADDLE_STAMP = $(PADDLE)/made-from-$(shell cat $(INPUTS) | cksum | tr ' ' '-')
 
 test-paddle:     ## all that holds for PaddlePaddle, in an environment without torch (ARGS="-k swap" for a part)
 	@test -e $(PADDLE_STAMP) || $(MAKE) --no-print-directory rebuild-paddle
-	OMP_NUM_THREADS=1 $(PADDLE)/bin/python -m pytest tests/paddle tests/conformance src/polyak/paddle src/polyak/dropin/paddle_*.py src/polyak/core $(ARGS)
+	OMP_NUM_THREADS=1 $(PADDLE)/bin/python -m pytest tests/paddle tests/conformance tests/crossing src/polyak/paddle src/polyak/dropin/paddle_*.py src/polyak/core $(ARGS)
 
 .PHONY: rebuild-paddle
 rebuild-paddle:
