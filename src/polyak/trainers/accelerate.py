@@ -12,6 +12,7 @@ from polyak.errors import MissingExtraError
 from polyak.rules import Decay
 from polyak.torch import EMA
 from polyak.trainers.common import check_not_sharded
+from polyak.trainers.common import numbers as numbers
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
