@@ -29,6 +29,14 @@ class Average:
     tensors: Mapping[str, NDArray[Any]]
     header: Header
 
+    def __repr__(self) -> str:
+        header, elements = self.header, sum(array.size for array in self.tensors.values())
+        decay = "" if header.decay is None else f", {header.decay}"
+        return (
+            f"Average({header.track!r}: {header.role} at step {header.step}{decay}; "
+            f"{len(self.tensors)} tensors, {elements:,} elements)"
+        )
+
 
 def load(path: Where) -> Average:
     """Read what ``ema.save`` wrote, checking every byte against the checksums written with it.
@@ -49,8 +57,10 @@ def load(path: Where) -> Average:
         >>> path = os.path.join(tempfile.mkdtemp(), "average.safetensors")
         >>> polyak.EMA(torch.nn.Linear(2, 1), decay=0.999).save(path)
         >>> average = load(path)
-        >>> average.tensors["weight"].shape, average.header.decay
-        ((1, 2), Constant(beta=0.999))
+        >>> average
+        Average('average': average at step 0, Constant(beta=0.999); 2 tensors, 3 elements)
+        >>> average.tensors["weight"].shape
+        (1, 2)
     """
     with open_weights(path) as weights:
         header = header_of(weights)
