@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 from paddle.optimizer import Optimizer
@@ -18,31 +19,23 @@ class Attachment:
     """
 
     def __init__(self, optimizer: Optimizer, update: Callable[[], None]) -> None:
-        self._optimizer = optimizer
-        self._before = {verb: vars(optimizer).get(verb) for verb in _VERBS}
+        self._optimizer, self._update = optimizer, update
+        self._following = True
         for verb in _VERBS:
-            setattr(optimizer, verb, _followed(optimizer, getattr(optimizer, verb), update))
-        self._mine = {verb: vars(optimizer)[verb] for verb in _VERBS}
+            setattr(optimizer, verb, self._followed(getattr(optimizer, verb)))
 
     def remove(self) -> None:
         """No longer follow the optimizer. A second call does nothing."""
-        for verb, mine in self._mine.items():
-            if vars(self._optimizer).get(verb) is mine:
-                before = self._before[verb]
-                if before is None:
-                    delattr(self._optimizer, verb)
-                else:
-                    setattr(self._optimizer, verb, before)
-        self._mine = {}
+        # The wrappers stay: somebody else may have wrapped them since.
+        self._following = False
 
+    def _followed(self, verb: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(verb)
+        def taken(*args: Any, **kwargs: Any) -> Any:
+            result = verb(*args, **kwargs)
+            skipped = self._optimizer._get_auxiliary_var("found_inf")  # pyright: ignore[reportPrivateUsage]
+            if self._following and not skipped:
+                self._update()
+            return result
 
-def _followed(
-    optimizer: Optimizer, verb: Callable[..., Any], update: Callable[[], None]
-) -> Callable[..., Any]:
-    def step(*args: Any, **kwargs: Any) -> Any:
-        result = verb(*args, **kwargs)
-        if not optimizer._get_auxiliary_var("found_inf"):  # pyright: ignore[reportPrivateUsage]
-            update()
-        return result
-
-    return step
+        return taken

@@ -16,7 +16,7 @@ from paddle.base.framework import EagerParamBase
 
 from polyak.core.copying import copied
 from polyak.paddle.plan import unwrap
-from polyak.paddle.tensors import alias
+from polyak.paddle.tensors import alias, holds_values
 
 
 def clone_onto(layer: nn.Layer, tensors: Mapping[int, Tensor]) -> nn.Layer:
@@ -46,7 +46,7 @@ def clone_onto(layer: nn.Layer, tensors: Mapping[int, Tensor]) -> nn.Layer:
 
 def _twin(live: Tensor, given: Tensor) -> Tensor:
     """Of the live tensor's class, on the memory of the given one."""
-    if not (given._is_initialized() and given.is_dense()):
+    if not (holds_values(given) and given.is_dense()):
         return given  # has no memory that could be shared: cuDNN's dropout state before its first use
     if isinstance(live, EagerParamBase):
         return EagerParamBase.from_tensor(alias(given), trainable=False)

@@ -25,6 +25,7 @@ from paddle.nn.layer.norm import _BatchNormBase
 from polyak.core import plan as core
 from polyak.core.plan import BufferPolicy, Entry, Kind, Role, Selection
 from polyak.errors import PlanError
+from polyak.paddle.tensors import holds_values
 
 _RUNNING_STATISTICS = ("_mean", "_variance")
 _SPECTRAL_VECTORS = ("weight_u", "weight_v")
@@ -182,7 +183,7 @@ def _inexact(tensor: Tensor) -> bool:
 
 def _identity(tensor: Tensor, name: str) -> object:
     """Equal for tensors that are one memory under several objects or names: those are tied."""
-    if not tensor._is_initialized():
+    if not holds_values(tensor):
         raise PlanError(
             f"{name} is not initialised yet: call its initialize(), or make the layer outside of LazyGuard."
         )

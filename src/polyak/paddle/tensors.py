@@ -61,6 +61,11 @@ def overwrite(target: Tensor, source: Tensor) -> None:
         target.copy_(cast(source, target.dtype), True)  # pyright: ignore[reportCallIssue]  # its stub is wrong
 
 
+def holds_values(tensor: Tensor) -> bool:
+    """Whether it is initialised, for which Paddle takes nothing without elements."""
+    return 0 in tensor.shape or tensor._is_initialized() is True
+
+
 def alias(tensor: Tensor) -> Tensor:
     """A tensor of its own on the same memory.
 
@@ -153,10 +158,10 @@ def refuse_unlike(where: str, given: object, mine: Tensor) -> None:
     """
     if not isinstance(given, Tensor):
         raise CheckpointError(f"{where} is a {type(given).__name__}, not a tensor.")
-    if not given._is_initialized() or given.is_dense() != mine.is_dense():
+    if not holds_values(given) or given.is_dense() != mine.is_dense():
         raise CheckpointError(f"{where} is sparse or holds no values: must be dense and hold values.")
 
 
 def two_parts(average: Tensor, low: Tensor) -> bool:
     """Whether these are an average in two parts as polyak keeps them."""
-    return (average.dtype, low.dtype) in _TWO_PARTS and low._is_initialized() is True
+    return (average.dtype, low.dtype) in _TWO_PARTS and holds_values(low)
