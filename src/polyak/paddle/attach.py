@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Any
+from typing import Any, cast
 
 from paddle.optimizer import Optimizer
 
@@ -33,9 +33,13 @@ class Attachment:
         @wraps(verb)
         def taken(*args: Any, **kwargs: Any) -> Any:
             result = verb(*args, **kwargs)
-            skipped = self._optimizer._get_auxiliary_var("found_inf")  # pyright: ignore[reportPrivateUsage]
-            if self._following and not skipped:
+            if self._following and not _skipped(self._optimizer):
                 self._update()
             return result
 
         return taken
+
+
+def _skipped(optimizer: Optimizer) -> bool:
+    verdict = cast(object, optimizer._get_auxiliary_var("found_inf"))  # pyright: ignore[reportPrivateUsage]
+    return bool(verdict)

@@ -23,8 +23,10 @@ class ExponentialMovingAverage:
         parameters: ``layer.parameters()``, or the layer itself: then its buffers, BatchNorm's statistics
             among them, are averaged too, and the state goes by the layer's names.
         decay: in [0, 1].
-        bias_correction: ``avgₜ / (1-decayᵗ)`` with ``avg₀ = 0``: no weight on the initial parameters.
-        thres_steps: ``min(decay, (1+t)/(10+t))`` instead of decay, as the static-graph class has it.
+        bias_correction: ``avgₜ / (1-decayᵗ)`` with ``avg₀ = 0``: no weight on the initial parameters. These
+            are the numbers that the static-graph class applies.
+        thres_steps: ``βₜ = min(decay, (1+t)/(10+t))`` instead of decay. The static-graph class, given t,
+            starts from 0 and divides by ``1-βₜᵗ``, so that its weights do not sum to 1; here they do.
         options: of ``polyak.paddle.EMA``: ``dtype``, ``every``, ``start``, ``exclude``, …
 
     Raises:
@@ -56,7 +58,7 @@ class ExponentialMovingAverage:
         if bias_correction and thres_steps:
             raise ConfigError("bias_correction=True and thres_steps=True: each is a schedule; choose one.")
         schedule: Decay = (Debiased if bias_correction else Capped if thres_steps else Constant)(decay)
-        layer = parameters if isinstance(parameters, nn.Layer) else _Listed(parameters)
+        layer = parameters if isinstance(parameters, nn.Layer) else Parameters(parameters)
         self.ema = EMA(layer, schedule, **options)
         self._undo = ExitStack()
 
@@ -115,10 +117,23 @@ class Applied:
             self._average.restore()
 
 
-class _Listed(nn.Layer):
-    """A layer that only holds: given parameters, by the names Paddle gave them."""
+class Parameters(nn.Layer):
+    """A layer that only holds: given parameters, by the names Paddle gave them.
+
+    Raises:
+        ConfigError: something else is among them, or two have one name.
+    """
 
     def __init__(self, parameters: Sequence[Tensor]) -> None:
         super().__init__()
-        # Directly, because add_parameter refuses names with dots in them, which Paddle's all have.
-        self._parameters.update({parameter.name: parameter for parameter in parameters})
+        for parameter in parameters:
+            if not isinstance(parameter, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise ConfigError(
+                    f"parameters holds a {type(parameter).__name__}: give layer.parameters(), or the layer."
+                )
+            # Directly, because add_parameter refuses names with dots in them, which Paddle's all have.
+            if self._parameters.setdefault(parameter.name, parameter) is not parameter:
+                raise ConfigError(
+                    f"parameters holds two tensors named {parameter.name!r}: give the layer instead, "
+                    "whose names tell them apart."
+                )
