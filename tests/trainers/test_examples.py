@@ -18,7 +18,12 @@ torchvision_without_ops()
 # What Lightning calls in torch, and its advice about workers; what a run on CPU is told of pinned memory.
 pytestmark = [
     pytest.mark.filterwarnings(f"ignore:.*{words}")
-    for words in ("`isinstance\\(treespec, LeafSpec\\)`", "does not have many workers", "pin_memory")
+    for words in (
+        "`isinstance\\(treespec, LeafSpec\\)`",
+        "does not have many workers",
+        "pin_memory",
+        "__array__ implementation doesn't accept a copy keyword",  # how Keras asks NumPy for a copy
+    )
 ]
 
 
@@ -92,6 +97,24 @@ def test_the_average_of_ultralytics_is_its_own(tmp_path: Path) -> None:
     raw = after.variables["model"].trainer.model.state_dict()
     assert any((raw[name] - tensor).abs().max() > 1e-4 for name, tensor in ours.items())
     assert (after.folder / "runs" / "weights" / "last.polyak.pt").exists()
+
+
+def test_keras_trains_as_before_and_validates_the_average(tmp_path: Path) -> None:
+    """It has optimizers of its own, so the weights are compared where the training ends."""
+    keras = pytest.importorskip("keras")
+    before, after = (run("keras", script, tmp_path) for script in ("before", "after"))
+    models = [of.variables["model"] for of in (before, after)]
+    raw, same = (model.get_weights() for model in models)
+    assert all((a == b).all() for a, b in zip(raw, same, strict=True))
+    told = [model.history.history["val_loss"][-1] for model in models]
+    averaged = keras.saving.load_model(after.folder / "average.keras")
+    for model, loss in zip((models[0], averaged), told, strict=True):
+        assert model.evaluate(*before.variables["held_out"], verbose=0)[0] == pytest.approx(loss, rel=2e-6)
+    assert told[0] != pytest.approx(told[1], rel=2e-5)
+    ema, best = after.variables["average"].ema, after.variables["best"].ema
+    assert ema.step == 3 * 47 >= best.step > 0
+    assert ema.live == best.live == "raw"
+    assert (after.folder / "best.average.keras").exists()
 
 
 def test_every_trainer_has_a_page() -> None:
