@@ -16,6 +16,7 @@ from paddle.nn.layer.norm import _BatchNormBase
 from polyak.errors import ConfigError
 from polyak.paddle.tensors import overwrite
 
+_NORMS = (_BatchNormBase, nn.BatchNorm)  # the latter is of Paddle's first API
 Forward: TypeAlias = Callable[[nn.Layer, Any], object]
 
 
@@ -43,7 +44,7 @@ def update_batchnorm(layer: nn.Layer, loader: Iterable[Any], forward: Forward | 
 
     Source: Izmailov et al. 2018, arXiv 1803.05407, §3.1.
     """
-    norms = [norm for norm in layer.sublayers(include_self=True) if isinstance(norm, _BatchNormBase)]
+    norms = [norm for norm in layer.sublayers(include_self=True) if isinstance(norm, _NORMS)]
     if not norms:
         return
     run = forward or _forward
@@ -61,7 +62,7 @@ def update_batchnorm(layer: nn.Layer, loader: Iterable[Any], forward: Forward | 
 
 
 @contextmanager
-def _measuring(layer: nn.Layer, norms: list[_BatchNormBase]) -> Generator[None]:
+def _measuring(layer: nn.Layer, norms: list[_BatchNormBase | nn.BatchNorm]) -> Generator[None]:
     modes = [(one, one.training) for one in layer.sublayers(include_self=True)]
     momenta = [norm._momentum for norm in norms]
     before = [(norm._mean.clone(), norm._variance.clone()) for norm in norms]
@@ -69,6 +70,10 @@ def _measuring(layer: nn.Layer, norms: list[_BatchNormBase]) -> Generator[None]:
         layer.eval()
         for norm in norms:
             norm.train()
+            overwrite(
+                norm._mean, paddle.zeros_like(norm._mean)
+            )  # the first batch counts alone, but 0·NaN is NaN
+            overwrite(norm._variance, paddle.zeros_like(norm._variance))
         yield
     except BaseException:
         for norm, (mean, variance) in zip(norms, before, strict=True):
