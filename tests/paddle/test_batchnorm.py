@@ -45,6 +45,26 @@ def test_it_measures_what_numpy_does_whatever_was_there(norm: Any, before: float
     np.testing.assert_allclose(array(layer[1]._variance), variance, rtol=1e-5)
 
 
+def test_each_norm_counts_its_own_calls() -> None:
+    """One is called twice for each batch, one only from the second batch on, one never."""
+    layer = nn.LayerList([nn.BatchNorm1D(3), nn.BatchNorm1D(3), nn.BatchNorm1D(3)])
+    fill(layer[2]._mean, 4)
+
+    def forward(_: nn.Layer, batch: tuple[int, Tensor]) -> None:
+        i, x = batch
+        layer[0](x)
+        layer[0](x + 1)
+        if i:
+            layer[1](x)
+
+    update_batchnorm(layer, enumerate(LOADER), forward)
+    means = np.array([batch.mean(0) for batch in BATCHES])
+    np.testing.assert_allclose(array(layer[0]._mean), means.mean(0) + 0.5, rtol=1e-5)
+    np.testing.assert_allclose(array(layer[1]._mean), means[1:].mean(0), rtol=1e-5, atol=1e-6)
+    assert layer[2]._mean.tolist() == [4, 4, 4]
+    assert not any(norm._forward_pre_hooks for norm in layer)
+
+
 def test_dropout_is_off_while_measuring() -> None:
     a, b = network(), network()
     b[2] = nn.Identity()

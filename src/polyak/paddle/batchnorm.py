@@ -51,8 +51,6 @@ def update_batchnorm(layer: nn.Layer, loader: Iterable[Any], forward: Forward | 
     with _measuring(layer, norms), paddle.no_grad():
         seen = 0
         for seen, batch in enumerate(loader, 1):
-            for norm in norms:
-                norm._momentum = 1 - 1 / seen  # the cumulative mean
             run(layer, batch)
         if not seen:
             raise ConfigError(
@@ -66,14 +64,11 @@ def _measuring(layer: nn.Layer, norms: list[_BatchNormBase | nn.BatchNorm]) -> G
     modes = [(one, one.training) for one in layer.sublayers(include_self=True)]
     momenta = [norm._momentum for norm in norms]
     before = [(norm._mean.clone(), norm._variance.clone()) for norm in norms]
+    hooks = [norm.register_forward_pre_hook(_Cumulative()) for norm in norms]
     try:
         layer.eval()
         for norm in norms:
             norm.train()
-            overwrite(
-                norm._mean, paddle.zeros_like(norm._mean)
-            )  # the first batch counts alone, but 0·NaN is NaN
-            overwrite(norm._variance, paddle.zeros_like(norm._variance))
         yield
     except BaseException:
         for norm, (mean, variance) in zip(norms, before, strict=True):
@@ -81,10 +76,26 @@ def _measuring(layer: nn.Layer, norms: list[_BatchNormBase | nn.BatchNorm]) -> G
             overwrite(norm._variance, variance)
         raise
     finally:
+        for hook in hooks:
+            hook.remove()
         for norm, momentum in zip(norms, momenta, strict=True):
             norm._momentum = momentum
         for one, mode in modes:
             one.training = mode
+
+
+class _Cumulative:
+    """The momentum that makes the statistics the mean over the calls so far."""
+
+    def __init__(self) -> None:
+        self._calls = 0
+
+    def __call__(self, norm: Any, inputs: Any) -> None:
+        if not self._calls:  # what was there gets no weight, but 0·NaN is NaN
+            norm._mean.zero_()
+            norm._variance.zero_()
+        self._calls += 1
+        norm._momentum = 1 - 1 / self._calls
 
 
 def _forward(layer: nn.Layer, batch: Any) -> object:
