@@ -49,10 +49,11 @@ def update_batchnorm(layer: nn.Layer, loader: Iterable[Any], forward: Forward | 
         return
     run = forward or _forward
     with _measuring(layer, norms), paddle.no_grad():
-        seen = 0
-        for seen, batch in enumerate(loader, 1):
+        empty = True
+        for batch in loader:
             run(layer, batch)
-        if not seen:
+            empty = False
+        if empty:
             raise ConfigError(
                 "loader gave no batch, so there is nothing to measure (a generator can be used only once). "
                 "The statistics are as before."
@@ -64,7 +65,8 @@ def _measuring(layer: nn.Layer, norms: list[_BatchNormBase | nn.BatchNorm]) -> G
     modes = [(one, one.training) for one in layer.sublayers(include_self=True)]
     momenta = [norm._momentum for norm in norms]
     before = [(norm._mean.clone(), norm._variance.clone()) for norm in norms]
-    hooks = [norm.register_forward_pre_hook(_Cumulative()) for norm in norms]
+    watch: Any = _Cumulative  # Paddle's stub wants a hook that changes the inputs
+    hooks = [norm.register_forward_pre_hook(watch()) for norm in norms]
     try:
         layer.eval()
         for norm in norms:
