@@ -8,14 +8,12 @@ import signal
 from pathlib import Path
 
 import pytest
-import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
 import polyak
-from polyak.demo import training
 from polyak.demo.data import read_digits
-from polyak.demo.model import lenet
+from polyak.demo.in_torch import TorchLearner
 from polyak.demo.options import Options
 from polyak.demo.run import Result, run, stop_on_interrupt
 from polyak.errors import ConfigError
@@ -49,10 +47,10 @@ def test_what_is_written_is_what_happened(tmp_path: Path) -> None:
     assert set(lines[0]["seconds"]) == {"train", "ema", "watch", "test", "test_ema"}
 
     tensors = load_file(result.folder / "average.safetensors")
-    model = lenet()
-    model.load_state_dict(tensors)
-    test = training.to_device(read_digits().test, torch.device("cpu"))
-    assert training.evaluate(model, *test)[1] == pytest.approx(lines[-1]["ema_accuracy"])
+    learner = TorchLearner(Options())
+    learner.model.load_state_dict(tensors)
+    test = learner.hold(read_digits().test)
+    assert learner.evaluate(*test).accuracy == pytest.approx(lines[-1]["ema_accuracy"])
     assert polyak.load(result.folder / "average.safetensors").header.step == 46
 
     text = screen.getvalue()

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 
 import polyak
 from polyak.demo import data, training
-from polyak.demo.model import lenet, to_input
+from polyak.demo.in_torch import TorchLearner, lenet, pick_device, to_input
 from polyak.demo.options import Options
 from polyak.demo.training import EpochRecord, LossRecord, Record, Training
 from polyak.errors import ConfigError
@@ -26,8 +26,16 @@ def digits() -> data.Images:
     return data.read_digits()
 
 
-def train(images: data.Images, **options: object) -> tuple[Training, list[Record]]:
-    run = Training(Options(epochs=2, **options), images, CPU)  # type: ignore[arg-type]
+class Run(Training[torch.Tensor]):
+    learner: TorchLearner
+
+
+def begin(images: data.Images, epochs: int = 2, **options: object) -> Run:
+    return Run(TorchLearner(Options(device="cpu", **options)), images, epochs)  # type: ignore[arg-type]
+
+
+def train(images: data.Images, **options: object) -> tuple[Run, list[Record]]:
+    run = begin(images, **options)
     return run, list(run.run(lambda: False))
 
 
@@ -53,7 +61,8 @@ def test_the_learning_rate_is_a_cosine_per_epoch_from_1e3_towards_1e4(digits: da
         assert training.cosine(epoch, 10) == pytest.approx(schedule.get_last_lr()[0])
         reference.step()
         schedule.step()
-    _, records = train(digits)
+    run, records = train(digits)
+    assert [group["lr"] for group in run.learner.optimizer.param_groups] == [training.cosine(1, 2)]
     rates = {record.epoch: record.lr for record in records if isinstance(record, LossRecord)}
     assert rates == {1: training.cosine(0, 2), 2: training.cosine(1, 2)}
 
@@ -77,11 +86,11 @@ def test_records_come_at_each_third_and_after_each_epoch(digits: data.Images) ->
 @pytest.mark.parametrize("count", [1, 64, 65, 129])
 def test_every_image_is_seen_once_per_epoch(digits: data.Images, count: int) -> None:
     few = replace(digits, train=data.Split(digits.train.pixels[:count], digits.train.labels[:count]))
-    run = Training(Options(epochs=3), few, CPU)
+    run = begin(few, epochs=3)
     seen: list[int] = []
     step = run._step
 
-    def watch(inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def watch(inputs: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         seen.append(len(labels))
         return step(inputs, labels)
 
@@ -112,17 +121,17 @@ def test_the_curves_are_those_of_a_plain_loop(digits: data.Images) -> None:
             kept += 0.1 * (p.detach().double().numpy() - kept)
     assert records[0].loss == pytest.approx(np.mean(losses), abs=1e-6)
 
-    stopped = Training(Options(epochs=2, decay=0.9, warmup=False, seed=5), digits, CPU)
+    stopped = begin(digits, decay=0.9, warmup=False, seed=5)
     list(stopped.run(lambda: stopped.ema.step == 8))
-    for kept, p in zip(average, stopped.ema.module.parameters(), strict=True):
+    for kept, p in zip(average, stopped.learner.ema.module.parameters(), strict=True):
         np.testing.assert_allclose(p.numpy(), kept, atol=1e-6)
 
 
 def test_the_averages_loss_is_taken_before_it_has_seen_the_batch(digits: data.Images) -> None:
-    run = Training(Options(warmup=False), digits, CPU)
+    run = begin(digits, warmup=False)
     pixels, labels = to_input(run.train[0][:64]), run.train[1][:64]
     with torch.no_grad():
-        before = cross_entropy(run.model(pixels), labels)
+        before = cross_entropy(run.learner.model(pixels), labels)
     raw, ema = run._step(pixels, labels)
     assert raw == before
     assert ema == pytest.approx(float(before)), "both start from the same weights"
@@ -132,8 +141,8 @@ def test_the_averages_loss_is_taken_before_it_has_seen_the_batch(digits: data.Im
 
 def test_evaluation_is_over_all_images_whatever_the_batch(digits: data.Images) -> None:
     run, records = train(digits)
-    whole = training.evaluate(run.model, *run.test, batch=360)
-    assert training.evaluate(run.model, *run.test, batch=7) == pytest.approx(whole)
+    whole = run.learner.evaluate(*run.test, batch=360)
+    assert run.learner.evaluate(*run.test, batch=7) == pytest.approx(whole)
     last = records[-1]
     assert isinstance(last, EpochRecord)
     assert whole == pytest.approx((last.test_loss, last.accuracy))
@@ -153,7 +162,7 @@ def test_a_seed_decides_the_run(digits: data.Images) -> None:
 
 
 def test_stopping_reports_the_steps_since_the_last_record(digits: data.Images) -> None:
-    run = Training(Options(), digits, CPU)
+    run = begin(digits)
     steps = iter(range(1, 100))
     records = list(run.run(lambda: next(steps) == 10))
     assert [record.step for record in records] == [8, 10]
@@ -163,7 +172,7 @@ def test_stopping_reports_the_steps_since_the_last_record(digits: data.Images) -
 def test_the_clock_fills_the_account_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     now = iter([0.0, 1.0, 10.0, 12.0, 20.0, 24.0])
     monkeypatch.setattr(training.time, "perf_counter", lambda: next(now))
-    clock = training.Clock(CPU)
+    clock = training.Clock(lambda: None)
     for account in ("train", "ema", "train"):
         with clock.into(account):
             pass
@@ -172,19 +181,20 @@ def test_the_clock_fills_the_account_it_is_told(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_devices_by_name() -> None:
-    assert training.pick_device("cpu") == CPU
-    assert training.pick_device("auto").type in {"cpu", "cuda"}
+    assert pick_device("cpu") == CPU
+    assert pick_device("auto").type in {"cpu", "cuda"}
     for name in ("toaster", "cpu:x", "" if torch.cuda.is_available() else "cuda"):
         with pytest.raises(
             ConfigError, match=f"device='{name}' cannot be used here: .*Leave it out, or say cpu"
         ):
-            training.pick_device(name)
+            pick_device(name)
 
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
         ({"data": "mnist"}, "data='mnist' is not known; choose one of auto, fashion-mnist, cifar10, digits"),
+        ({"framework": "jax"}, "framework='jax' is not known; choose auto, torch or paddle"),
         ({"epochs": 0}, "epochs=0 must be at least 1"),
         ({"seed": -1}, "seed=-1 must lie in 0"),
         ({"seed": 2**63}, "must lie in 0"),
@@ -196,6 +206,11 @@ def test_devices_by_name() -> None:
 def test_an_option_outside_its_rule_is_refused(wrong: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Options(**wrong)  # type: ignore[arg-type]
+
+
+def test_torch_is_chosen_where_it_is_installed() -> None:
+    assert Options().chosen == "torch"
+    assert Options(framework="paddle").chosen == "paddle"
 
 
 def test_warmup_is_a_choice() -> None:

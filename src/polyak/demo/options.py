@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import polyak
 from polyak.errors import ConfigError
 
 DATA = ("auto", "fashion-mnist", "cifar10", "digits")
+FRAMEWORKS = {"torch": "demo", "paddle": "paddle,images"}  # with the extras that bring what the demo needs
 
 
 @dataclass(frozen=True)
@@ -22,8 +24,9 @@ class Options:
         decay: β, the part of the average that one step keeps.
         warmup: let the decay grow to β from 0 instead of starting there.
         seed: of the initial weights and of the order of the images.
-        device: "auto", or what torch calls it: "cpu", "cuda", "cuda:1", "mps".
+        device: "auto", or what the framework calls it: "cpu", "cuda:1", "mps"; in Paddle "gpu:1".
         out: folder for `metrics.jsonl` and `average.safetensors`; None takes a new one under `runs/`.
+        framework: "torch", "paddle", or "auto" for the first of them that is installed.
 
     Raises:
         ConfigError: a value is outside its rule, or `out` already holds a run.
@@ -37,10 +40,13 @@ class Options:
     seed: int = 0
     device: str = "auto"
     out: Path | None = None
+    framework: str = "auto"
 
     def __post_init__(self) -> None:
         if self.data not in DATA:
             raise ConfigError(f"data={self.data!r} is not known; choose one of {', '.join(DATA)}")
+        if self.framework not in ("auto", *FRAMEWORKS):
+            raise ConfigError(f"framework={self.framework!r} is not known; choose auto, torch or paddle")
         if self.epochs < 1:
             raise ConfigError(f"epochs={self.epochs} must be at least 1")
         if not 0 <= self.seed < 2**63:
@@ -55,6 +61,13 @@ class Options:
     def schedule(self) -> polyak.Decay:
         """The decay of the average."""
         return polyak.Warmup(self.decay) if self.warmup else polyak.Constant(self.decay)
+
+    @property
+    def chosen(self) -> str:
+        """The framework; torch if it is "auto" and none is installed, whose absence is then the error."""
+        if self.framework != "auto":
+            return self.framework
+        return next((name for name in FRAMEWORKS if find_spec(name)), "torch")
 
     def make_folder(self) -> Path:
         """The folder of this run, made now."""

@@ -14,9 +14,10 @@ from rich.console import Console
 
 from polyak.demo import screen
 from polyak.demo.data import load
+from polyak.demo.learner import choose
 from polyak.demo.options import Options
 from polyak.demo.summary import Summary, summarize
-from polyak.demo.training import LossRecord, Record, Training, pick_device
+from polyak.demo.training import LossRecord, Record, Training
 
 
 @dataclass(frozen=True)
@@ -37,13 +38,14 @@ def run(options: Options, console: Console) -> Result:
     Raises:
         ConfigError: an option cannot be followed; nothing has been written then.
     """
-    device = pick_device(options.device)
+    learner = choose(options)
     images = load(options.data, options.root)
-    training = Training(options, images, device)
+    training = Training(learner, images, options.epochs)
     folder = options.make_folder()
     console.print(
         f"{images.name} from {images.origin}: {len(images.train.labels):,} training and "
-        f"{len(images.test.labels):,} test images\n{screen.counted(options.epochs, 'epoch')} on {device}, "
+        f"{len(images.test.labels):,} test images\n"
+        f"{screen.counted(options.epochs, 'epoch')} on {learner.where}, "
         f"decay {options.decay}{' with warm-up' if options.warmup else ''}, seed {options.seed}; "
         f"writing to {folder}",
         highlight=False,

@@ -80,7 +80,7 @@ def test_an_unknown_engine_is_refused_with_those_there_are() -> None:
 
 def test_triton_asked_for_where_it_is_not_installed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choose, "triton", None)
-    with pytest.raises(polyak.ConfigError, match=r'engine="triton": .*pip install triton'):
+    with pytest.raises(polyak.ConfigError, match=r'engine="triton": .*triton 3.2 or newer'):
         polyak.EMA(nn.Linear(2, 2), 0.9, engine="triton")
 
 
@@ -122,3 +122,23 @@ def test_without_the_kernel_all_goes_to_blocks_and_it_says_what_is_missing() -> 
     assert ran.stdout.startswith(
         'engine="native": the C kernel was not built: with a C compiler, pip install'
     )
+
+
+OLD = """
+import torch
+import triton
+
+triton.__version__ = "3.1.0"
+import polyak
+
+print(polyak.EMA(torch.nn.Linear(2, 2)).metrics()["engine"])
+try:
+    polyak.EMA(torch.nn.Linear(2, 2), engine="triton")
+except polyak.ConfigError as error:
+    print(error)
+"""
+
+
+def test_an_old_triton_is_as_none() -> None:
+    done = subprocess.run([sys.executable, "-c", OLD], capture_output=True, text=True, check=True)
+    assert 'engine="triton": triton 3.2 or newer is not installed' in done.stdout

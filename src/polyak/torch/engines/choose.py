@@ -20,7 +20,7 @@ try:
 except ImportError:
     triton = None
 
-_NO_TRITON = "triton is not installed: pip install triton"
+_NO_TRITON = "triton 3.2 or newer is not installed: it comes with torch 2.6, or pip install -U triton"
 _UNKNOWN = "the C kernel does not take {}, {}, or not in this layout"
 
 EngineName: TypeAlias = Literal["auto", "foreach", "blocked", "native", "triton"]

@@ -14,6 +14,10 @@ so a word is computed once, by the thread that needs both halves.
 import triton
 import triton.language as tl
 
+# Those of torch 2.4 and 2.5 compute something else of this file, at least in their interpreter.
+if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 2):
+    raise ImportError(f"triton {triton.__version__} is too old")
+
 BLOCK = tl.constexpr(4096)  # elements a program averages: whole blocks of random words
 COLUMNS = tl.constexpr(5)  # of a row: θ, elements, of them in aligned memory, key, place among pairs
 SCALARS = tl.constexpr(3)  # of an update before its weights: seed, step, number

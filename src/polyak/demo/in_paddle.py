@@ -1,0 +1,122 @@
+"""The demo in PaddlePaddle."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+# First, as it imports Paddle without Paddle's own warnings and says what to install where it is missing.
+from polyak.paddle import EMA
+
+# isort: split
+
+import numpy as np
+import paddle
+from paddle import Tensor, nn
+from paddle.nn.functional import cross_entropy
+
+from polyak.demo.data import CLASSES, SIDE, Split
+from polyak.demo.learner import BATCH, TEST_BATCH, Learner, Scores
+from polyak.demo.options import Options
+from polyak.errors import ConfigError
+
+
+def lenet() -> nn.Sequential:
+    """Two convolutions and three linear layers: float [b, 3, 32, 32] in, scores [b, 10] out."""
+    return nn.Sequential(
+        nn.Conv2D(3, 6, 5),  # => [b, 6, 28, 28]
+        nn.ReLU(),
+        nn.MaxPool2D(2),  # => [b, 6, 14, 14]
+        nn.Conv2D(6, 16, 5),  # => [b, 16, 10, 10]
+        nn.ReLU(),
+        nn.MaxPool2D(2),  # => [b, 16, 5, 5]
+        nn.Flatten(),
+        nn.Linear(16 * 5 * 5, 120),
+        nn.ReLU(),
+        nn.Linear(120, 84),
+        nn.ReLU(),
+        nn.Linear(84, CLASSES),
+    )
+
+
+def to_input(pixels: Tensor) -> Tensor:
+    """uint8 [b, 1 or 3, 32, 32] to float32 [b, 3, 32, 32] in [-1, 1]; grey is three equal channels."""
+    return (pixels.astype("float32") / 127.5 - 1).expand([-1, 3, SIDE, SIDE])
+
+
+class PaddleLearner(Learner[Tensor]):
+    """See ``Learner``."""
+
+    def __init__(self, options: Options) -> None:
+        self.device = pick_device(options.device)
+        self.where = f"{self.device} with Paddle"
+        paddle.seed(options.seed)
+        self.model = lenet()
+        self.ema = EMA(self.model, options.schedule)
+        self.optimizer = paddle.optimizer.AdamW(parameters=self.model.parameters())
+        self.order = np.random.default_rng(options.seed)
+
+    def hold(self, split: Split) -> tuple[Tensor, Tensor]:
+        """The images as bytes and their labels, on the device."""
+        return paddle.to_tensor(split.pixels), paddle.to_tensor(split.labels)
+
+    def shuffled(self, pixels: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches of inputs and labels, every image once, in a new order."""
+        order = self.order.permutation(len(labels))
+        for start in range(0, len(order), BATCH):
+            batch = paddle.to_tensor(order[start : start + BATCH])
+            yield to_input(pixels[batch]), labels[batch]
+
+    def set_lr(self, lr: float) -> None:
+        """The learning rate of the steps to come."""
+        self.optimizer.set_lr(lr)
+
+    def watch(self, inputs: Tensor, labels: Tensor) -> Tensor:
+        """The average's loss on a batch."""
+        return cross_entropy(self.ema(inputs), labels)
+
+    def step(self, inputs: Tensor, labels: Tensor) -> Tensor:
+        """Train on a batch => the loss before."""
+        self.model.train()
+        loss = cross_entropy(self.model(inputs), labels)
+        self.optimizer.clear_grad()
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach()
+
+    def mean(self, losses: Sequence[Tensor]) -> float:
+        """The mean of losses."""
+        return float(paddle.stack([*losses]).mean())
+
+    @paddle.no_grad()
+    def evaluate(self, pixels: Tensor, labels: Tensor, batch: int = TEST_BATCH) -> Scores:
+        """What the live network, raw or average, does on all of these images."""
+        self.model.eval()
+        loss, right = 0.0, 0
+        for start in range(0, len(labels), batch):
+            x, y = pixels[start : start + batch], labels[start : start + batch]
+            scores = self.model(to_input(x))
+            loss += float(cross_entropy(scores, y, reduction="sum"))
+            right += int((scores.argmax(1) == y).sum())
+        return Scores(loss / len(labels), right / len(labels))
+
+    def wait(self) -> None:
+        """Until the device has done what it was given."""
+        if self.device != "cpu":
+            paddle.device.synchronize()
+
+
+def pick_device(name: str) -> str:
+    """Make the device by name Paddle's own; "auto" is the GPU when there is one.
+
+    Raises:
+        ConfigError: Paddle does not know the name, or this machine has no such device.
+    """
+    if name == "auto":
+        name = "gpu" if paddle.device.cuda.device_count() else "cpu"
+    try:
+        paddle.device.set_device(name)
+    except ValueError as error:
+        raise ConfigError(
+            f"device={name!r} cannot be used here: {error}. Leave it out, or say cpu"
+        ) from error
+    return paddle.device.get_device()
