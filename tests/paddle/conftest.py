@@ -52,6 +52,20 @@ def assert_restored(layer: nn.Layer, before: dict[str, tuple[int, np.ndarray]]) 
         np.testing.assert_array_equal(after[name][1], values, err_msg=name)
 
 
+def assert_equal(one: Any, other: Any, where: str = "") -> None:
+    """States of an EMA: the same values and tensors, bit by bit."""
+    assert type(one) is type(other), where
+    if isinstance(one, dict):
+        assert one.keys() == other.keys(), where
+        for key in one:
+            assert_equal(one[key], other[key], f"{where}/{key}")
+    elif isinstance(one, Tensor):
+        assert (one.dtype, one.shape) == (other.dtype, other.shape), where
+        np.testing.assert_array_equal(array(one), array(other), err_msg=where)
+    else:
+        assert one == other, where
+
+
 class Beside:
     """An ``EMA`` and the reference, over the same layer and driven together.
 
