@@ -12,9 +12,16 @@ import pytest
 _SRC = Path(__file__).parent / "src/polyak"
 _TESTS = Path(__file__).parent / "tests"
 _ENGINES = _SRC / "torch/engines"
+_PADDLE = [
+    _SRC / "paddle",
+    *_SRC.glob("dropin/paddle_*.py"),
+    _SRC / "demo/in_paddle.py",
+    *_TESTS.glob("*/paddle_*.py"),
+    _TESTS / "paddle",
+]
 collect_ignore = [
     *([] if any(_SRC.glob("core/_native.*so")) else [_SRC / "core/native.py", _ENGINES / "native.py"]),
-    *([] if find_spec("paddle") else [_SRC / "paddle", *_SRC.glob("dropin/paddle_*.py"), *_TESTS.glob("*/paddle_*.py"), _TESTS / "paddle"]),
+    *([] if find_spec("paddle") else _PADDLE),
     *([] if find_spec("torch") else _TESTS.glob("*/torch_*.py")),
     *([] if find_spec("triton") else _ENGINES.glob("triton*.py")),
 ]

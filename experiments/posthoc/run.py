@@ -24,7 +24,7 @@ from torch.nn.functional import cross_entropy
 
 import polyak
 from polyak.demo.data import load
-from polyak.demo.model import lenet, to_input
+from polyak.demo.in_torch import lenet, to_input
 
 HERE = Path(__file__).parent
 BATCH = 64

@@ -25,7 +25,7 @@ ARROWS: dict[str, set[str]] = {
     "dropin": {"torch", "paddle", "core", "checkpoints", "rules"},
     "trainers": {"torch", "core", "checkpoints", "rules"},
     "doctor": set(),
-    "demo": {"polyak"},  # the front door only: the demo is what a user could write
+    "demo": {"polyak", "paddle"},  # the front doors only: the demo is what a user could write
     "bench": {"polyak"},  # likewise: what it measures is what a user gets
     "report": {"checkpoints", "rules"},
     "cli": {"doctor", "bench", "demo", "report", "torch", "checkpoints", "rules"},
@@ -38,7 +38,7 @@ PACKAGES: dict[str, set[str]] = {
     "ml_dtypes": {"checkpoints"},
     "fsspec": {"checkpoints"},
     "torch": {"torch", "dropin", "trainers", "demo", "bench"},
-    "paddle": {"paddle", "dropin"},
+    "paddle": {"paddle", "dropin", "demo"},
     "triton": {"torch"},
     "lightning": {"trainers"},
     "pytorch_lightning": {"trainers"},
