@@ -14,9 +14,6 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 
 import polyak
-from polyak.trainers.accelerate import Accelerator, average
-from polyak.trainers.ignite import WeightAverage
-from tests.trainers import test_transformers as hf
 
 
 def pieces(model: Any, version: int) -> Any:
@@ -27,12 +24,17 @@ def pieces(model: Any, version: int) -> Any:
 
 
 def to_hugging_face(version: int, folder: Path) -> None:
+    from tests.trainers import test_transformers as hf
+
     run = hf.trainer(folder, model=pieces(hf.bert(), version))
     hf.WeightAverage(run)
     run.train()
 
 
 def answers(version: int, folder: Path) -> dict[str, str]:
+    from polyak.trainers.accelerate import Accelerator, average
+    from polyak.trainers.ignite import WeightAverage
+
     model = pieces(nn.Linear(4, 2), version)
     optimizer = torch.optim.SGD(model.parameters())
     given: dict[str, Callable[[], object]] = {
