@@ -1,4 +1,4 @@
-"""Trains every case, saving as it goes: ``python -m tests.paddle.resume_worker FOLDER [STEP]`` dies at STEP."""
+"""Trains and saves every case: ``python -m tests.paddle.resume_worker FOLDER [STEP]``, killed in STEP."""
 
 from __future__ import annotations
 

@@ -353,6 +353,17 @@ def test_a_sparse_buffer_is_refused_unless_it_is_left_out() -> None:
         assert ema.module.graph.to_dense().tolist() == [[0, 1], [2, 0]]
 
 
+def test_a_sharded_parameter_is_refused_also_when_it_comes_later() -> None:
+    layer = nn.Sequential(nn.Linear(2, 2))
+    ema = EMA(layer, 0.9)
+    mesh = paddle.distributed.ProcessMesh([0])
+    layer[0].weight = paddle.distributed.shard_tensor(layer[0].weight, mesh, [paddle.distributed.Shard(0)])
+    for verb in (ema.update, lambda: EMA(layer, 0.9)):
+        with pytest.raises(PlanError, match=r'0\.weight is sharded.*exclude="0\.weight"'):
+            verb()
+    assert ema.step == 0
+
+
 def test_sparse_gradients_are_no_concern_of_the_average() -> None:
     layer = nn.Embedding(5, 2, sparse=True)
     optimizer = paddle.optimizer.SGD(0.5, parameters=layer.parameters())

@@ -40,7 +40,7 @@ class Plan(core.Plan[Tensor]):
         averaged: entries averaged so far; they stay averaged, under a new name too, even when frozen later.
 
     Raises:
-        PlanError: a tensor is not initialised yet, or to be averaged or copied and sparse.
+        PlanError: a tensor is not initialised yet, or to be averaged or copied and sparse or sharded.
     """
 
     def __init__(self, layer: nn.Layer, selection: Selection, averaged: Sequence[Entry[Tensor]] = ()) -> None:
@@ -160,9 +160,9 @@ def _assign(
     elif entry.name in kept or any(not t.stop_gradient or id(t) in kept for t in entry.tensors):
         entry.role = "average"
     if entry.role != "share" and not entry.live.is_dense():
+        what = "sharded: polyak" if entry.live.is_dist() else "sparse: Paddle"
         raise PlanError(
-            f"{entry.name} is sparse, which Paddle cannot copy. "
-            f'exclude="{entry.name}" leaves it the layer\'s own.'
+            f'{entry.name} is {what} cannot copy it. exclude="{entry.name}" leaves it the layer\'s own.'
         )
 
 

@@ -1,0 +1,76 @@
+"""One of two processes that train together: ``python -m tests.paddle.process_worker KIND FOLDER``."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import paddle
+from paddle import nn
+from paddle.distributed import fleet
+
+from polyak.paddle import EMA, ExponentialMovingAverage
+
+STEPS = 5
+
+
+def network() -> nn.Layer:
+    return nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3), nn.Linear(3, 2))
+
+
+def begin(kind: str) -> tuple[nn.Layer, paddle.optimizer.Optimizer]:
+    """A layer wrapped for training in two processes; rank 0's parameters are everyone's."""
+    if kind == "DataParallel":
+        paddle.distributed.init_parallel_env()
+        paddle.seed(paddle.distributed.get_rank())
+        layer = network()
+        wrapped = paddle.DataParallel(layer)
+        return wrapped, paddle.optimizer.AdamW(0.05, parameters=layer.parameters())
+    strategy = fleet.DistributedStrategy()
+    degrees = {"dp_degree": 1, "sharding_degree": 2} if kind == "fleet, sharding" else {"dp_degree": 2}
+    strategy.hybrid_configs = degrees
+    fleet.init(is_collective=True, strategy=strategy)
+    paddle.seed(0)  # fleet draws them alike in each process
+    layer = network()
+    optimizer = fleet.distributed_optimizer(paddle.optimizer.AdamW(0.05, parameters=layer.parameters()))
+    return fleet.distributed_model(layer), optimizer
+
+
+def train(kind: str, folder: Path) -> None:
+    layer, optimizer = begin(kind)
+    rank = paddle.distributed.get_rank()
+    ema = EMA(layer, {"short": 0.5, "long": 0.9})
+    listed = ExponentialMovingAverage(layer, 0.5)
+    ema.attach(optimizer)
+    inner = dict(layer._layers.state_dict())
+    expected = {name: tensor.numpy().astype("float64") for name, tensor in inner.items()}
+    random = np.random.default_rng(rank)  # each has data of its own
+    for step in range(STEPS):
+        layer(paddle.to_tensor(random.normal(size=(6, 4)).astype("float32"))).square().sum().backward()
+        with ema.average_parameters(), paddle.no_grad():
+            layer(paddle.ones([2, 4]))  # an evaluation between a backward and its step
+        optimizer.step()
+        optimizer.clear_grad()
+        listed.step()
+        assert ema.step == step + 1
+        expected = {n: 0.5 * v + 0.5 * inner[n].numpy().astype("float64") for n, v in expected.items()}
+    for name, average in ema.tracks["short"].tensors.items():
+        np.testing.assert_allclose(average.numpy(), expected[name], rtol=1e-6, atol=1e-6)
+    with ema.average_parameters("short"), paddle.no_grad():
+        np.testing.assert_array_equal(
+            layer(paddle.ones([2, 4])).numpy(), ema.module_of("short")(paddle.ones([2, 4])).numpy()
+        )
+    for name, one in (("", ema), ("listed", listed.ema)):
+        held = one.module.state_dict()
+        np.savez(folder / f"{name}{rank}.npz", **{key: tensor.numpy() for key, tensor in held.items()})
+    if rank == 0:
+        ema.save(folder / "average.safetensors", track="short")
+        ema.save(folder / "state.safetensors", resumable=True)
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("error")
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"paddle\..*")
+    train(sys.argv[1], Path(sys.argv[2]))

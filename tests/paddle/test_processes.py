@@ -1,0 +1,91 @@
+"""Two real processes that train together over gloo, each with an average of its own."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import paddle
+import pytest
+
+import polyak
+from polyak.paddle import EMA
+
+from .process_worker import STEPS, network
+
+KINDS = ("DataParallel", "fleet", "fleet, sharding")
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+    finally:
+        for one in sockets:
+            one.close()
+
+
+def start(kind: str, rank: int, ports: list[int], folder: Path) -> subprocess.Popen[bytes]:
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "GLOO_SOCKET_IFNAME": "lo",
+        "PADDLE_DISTRI_BACKEND": "gloo",
+        "PADDLE_MASTER": f"127.0.0.1:{ports[2]}",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(ports[2]),
+        "PADDLE_TRAINER_ID": str(rank),
+        "PADDLE_TRAINERS_NUM": "2",
+        "PADDLE_TRAINER_ENDPOINTS": ",".join(f"127.0.0.1:{port}" for port in ports[:2]),
+        "PADDLE_CURRENT_ENDPOINT": f"127.0.0.1:{ports[rank]}",
+    }
+    command = [sys.executable, "-m", "tests.paddle.process_worker", kind, str(folder)]
+    with (folder / f"{rank}.log").open("w") as log:
+        return subprocess.Popen(
+            command, cwd=Path(__file__).parents[2], env=environment, stdout=log, stderr=subprocess.STDOUT
+        )
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes wrote after a training."""
+    folder, ports = tmp_path_factory.mktemp("processes"), free_ports(3)
+    processes = [start(request.param, rank, ports, folder) for rank in (0, 1)]
+    try:
+        for rank, process in enumerate(processes):
+            assert process.wait(timeout=120) == 0, (folder / f"{rank}.log").read_text()
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    return folder
+
+
+@pytest.mark.parametrize("listed", ["", "listed"])
+def test_both_processes_hold_equal_averages_under_the_layers_own_names(folder: Path, listed: str) -> None:
+    one, other = (np.load(folder / f"{listed}{rank}.npz") for rank in (0, 1))
+    assert set(one) == set(other) == set(network().state_dict())
+    for name in one:
+        np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+
+
+def test_what_one_process_saved_loads_without_a_wrapper(folder: Path) -> None:
+    kept = np.load(folder / "0.npz")
+    loaded = polyak.load(folder / "average.safetensors")
+    layer = network()
+    missing, unexpected = layer.set_state_dict({k: paddle.to_tensor(v) for k, v in loaded.tensors.items()})
+    assert not missing
+    assert not unexpected
+    for name, tensor in layer.state_dict().items():
+        np.testing.assert_array_equal(tensor.numpy(), kept[name])
+    ema = EMA(layer, {"short": 0.5, "long": 0.9})
+    assert not ema.load(folder / "state.safetensors")
+    assert ema.step == STEPS
+    for name, tensor in ema.tracks["short"].tensors.items():
+        np.testing.assert_array_equal(tensor.numpy(), kept[name])
