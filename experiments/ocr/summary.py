@@ -1,0 +1,47 @@
+"""What several seeds say together: means with 95 % intervals, and averages against raw weights, paired."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from statistics import fmean, stdev
+from typing import Any
+
+# Student's t at 97.5 % for 1, 2, … degrees of freedom.
+T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
+T += (2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042)
+
+
+def estimate(values: list[float]) -> dict[str, float | None]:
+    """``mean ± t·s/√n``; one value alone has no interval."""
+    n = len(values)
+    half = T[n - 2] * stdev(values) / math.sqrt(n) if n > 1 else None
+    return {"mean": fmean(values), "half": half}
+
+
+def numbers(rows: list[dict[str, Any]], name: str) -> dict[str, float]:
+    """One seed's curve in five numbers. Jumps are those of the second half, where the rise is less steep."""
+    late = [row[name]["accuracy"] for row in rows if 2 * row["step"] >= rows[-1]["step"]]
+    jumps = [abs(after - before) for before, after in pairwise(late)]
+    return {
+        "best": max(row[name]["accuracy"] for row in rows),
+        "last": rows[-1][name]["accuracy"],
+        "edit": rows[-1][name]["edit"],
+        "jump_mean": fmean(jumps),
+        "jump_largest": max(jumps),
+    }
+
+
+def summary(seeds: list[dict[str, Any]]) -> dict[str, Any]:
+    """For raw weights and each average every number, and for averages what they differ by from raw ones."""
+    names = [name for name in seeds[0]["rows"][0] if name != "step"]
+    found = {name: [numbers(seed["rows"], name) for seed in seeds] for name in names}
+    out: dict[str, Any] = {}
+    for name, mine in found.items():
+        out[name] = {key: estimate([one[key] for one in mine]) for key in mine[0]}
+        if name != "raw":
+            pairs = list(zip(mine, found["raw"], strict=True))
+            out[name]["gain"] = {key: estimate([a[key] - raw[key] for a, raw in pairs]) for key in mine[0]}
+    costs = [seed["cost"] for seed in seeds]
+    shares = ("step_seconds", "one_track", "all_tracks")
+    return {"models": out, "cost": costs[0] | {key: fmean(cost[key] for cost in costs) for key in shares}}
