@@ -60,6 +60,13 @@ def test_what_needs_torch_answers_with_the_pip_line(name: str) -> None:
     assert last.startswith("polyak.errors.MissingExtraError")
 
 
+def test_what_needs_paddle_answers_with_the_pip_line() -> None:
+    done = without("paddle", "import polyak.paddle")
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.endswith('PaddlePaddle is not installed. Install it with: pip install "polyak[paddle]"')
+    assert last.startswith("polyak.errors.MissingExtraError")
+
+
 @pytest.mark.skipif(importlib.util.find_spec("torch") is not None, reason="torch is installed here")
 def test_torch_is_truly_missing_here() -> None:
     with pytest.raises(MissingExtraError, match=r"polyak\[torch\]"):

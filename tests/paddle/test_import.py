@@ -1,0 +1,52 @@
+"""``import polyak.paddle`` needs Paddle and nothing of PyTorch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+USE = """
+import sys
+{before}
+import paddle, tempfile, polyak
+from polyak.paddle import EMA, ExponentialMovingAverage, update_batchnorm
+layer = paddle.nn.Sequential(paddle.nn.Linear(2, 2), paddle.nn.BatchNorm1D(2))
+ema = EMA(layer, {{"a": 0.9, "b": polyak.Uniform()}})
+folder = tempfile.mkdtemp()
+with polyak.Archive(folder + "/runs", ema, every=1):
+    ema.update()
+ema(paddle.ones([3, 2]))
+update_batchnorm(ema.module, [paddle.ones([3, 2])])
+ema.save(folder + "/a", resumable=True)
+ema.load(folder + "/a")
+print(*sorted(name for name, module in sys.modules.items() if name.partition(".")[0] == "torch" and module))
+"""
+
+
+def python(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+
+def test_no_verb_imports_torch() -> None:
+    """With torch out of reach, and with a torch that could be imported and would then be seen."""
+    spy = "import tempfile; f = tempfile.mkdtemp(); open(f + '/torch.py', 'w').close(); sys.path.insert(0, f)"
+    for before in ("sys.modules['torch'] = None", spy):
+        done = python(USE.format(before=before))
+        assert done.returncode == 0, done.stderr
+        assert not done.stdout.split(), done.stdout
+
+
+def test_an_import_of_torch_would_be_seen() -> None:
+    spy = "import tempfile; f = tempfile.mkdtemp(); open(f + '/torch.py', 'w').close(); sys.path.insert(0, f)"
+    assert python(USE.format(before=f"{spy}\nimport torch")).stdout.split() == ["torch"]
+    assert python(USE.format(before="sys.modules['torch'] = None\nimport torch")).returncode
+
+
+@pytest.mark.parametrize("name", ["EMA", "ExponentialMovingAverage", "update_batchnorm"])
+def test_without_paddle_the_error_is_the_pip_line(name: str) -> None:
+    done = python(f"import sys; sys.modules['paddle'] = None\nfrom polyak.paddle import {name}")
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("polyak.errors.MissingExtraError")
+    assert 'pip install "polyak[paddle]"' in last
