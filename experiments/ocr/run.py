@@ -11,6 +11,7 @@ A run that was stopped goes on where it stopped. Remove runs/ocr to begin anew.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import platform
@@ -34,7 +35,7 @@ def main() -> None:
         description=about, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     size = parser.add_mutually_exclusive_group()
-    size.add_argument("--quick", action="store_const", const="quick", dest="config", help="the same as quick")
+    size.add_argument("--quick", action="store_const", const="quick", dest="config", help="--config quick")
     size.add_argument("--config", choices=CONFIGS, help="quick, medium or full (default)")
     parser.add_argument("--schedule", choices=("cosine", "constant"), default="cosine")
     parser.add_argument("--seeds", type=int, help="how many; by default 1 if quick, else 5")
@@ -45,9 +46,11 @@ def main() -> None:
     folder = data.CACHE / config.name
     lines = data.prepared(config.lines, folder / "lines")
     count = options.seeds or (1 if config.name == "quick" else 5)
-    seeds = [
-        trained(config, seed, lines, folder / options.schedule / f"seed-{seed}") for seed in range(count)
-    ]
+    settings = json.dumps(asdict(config)).encode()
+    kept = (
+        folder / f"{options.schedule}-{hashlib.sha256(settings).hexdigest()[:8]}"
+    )  # other settings, other runs
+    seeds = [trained(config, seed, lines, kept / f"seed-{seed}") for seed in range(count)]
     machine = (
         f"{platform.machine()}, {os.cpu_count()} cores, paddle {paddle.__version__}, {paddle.get_device()}"
     )

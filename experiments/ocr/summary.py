@@ -1,4 +1,4 @@
-"""What several seeds say together: means with 95 % intervals, and averages against raw weights, paired."""
+"""How wrong a line is; what several seeds say together: 95 % intervals, averages paired with raw weights."""
 
 from __future__ import annotations
 
@@ -10,6 +10,16 @@ from typing import Any
 # Student's t at 97.5 % for 1, 2, … degrees of freedom.
 T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
 T += (2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042)
+
+
+def distance(a: list[int], b: list[int]) -> int:
+    """Insertions, deletions and replacements from one line to the other."""
+    row = list(range(len(b) + 1))
+    for i, x in enumerate(a, 1):
+        corner, row[0] = row[0], i
+        for j, y in enumerate(b, 1):
+            corner, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, corner + (x != y))
+    return row[-1]
 
 
 def estimate(values: list[float]) -> dict[str, float | None]:

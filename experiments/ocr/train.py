@@ -18,6 +18,7 @@ import polyak
 from experiments.ocr import data
 from experiments.ocr.configs import Config, Training
 from experiments.ocr.model import Recogniser, loss_of, read
+from experiments.ocr.summary import distance
 from polyak.paddle import EMA
 
 SAVED = "checkpoint.pdparams"
@@ -50,16 +51,6 @@ def as_input(images: NDArray[np.uint8]) -> Tensor:
     grey = np.asarray(images, np.float32)
     middle, contrast = grey.mean((1, 2), keepdims=True), grey.std((1, 2), keepdims=True)
     return paddle.to_tensor(((grey - middle) / (contrast + 8))[:, None])
-
-
-def distance(a: list[int], b: list[int]) -> int:
-    """Insertions, deletions and replacements from one line to the other."""
-    row = list(range(len(b) + 1))
-    for i, x in enumerate(a, 1):
-        corner, row[0] = row[0], i
-        for j, y in enumerate(b, 1):
-            corner, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, corner + (x != y))
-    return row[-1]
 
 
 class Run:
