@@ -142,11 +142,11 @@ def test_a_device_that_is_not_there_is_refused(name: str) -> None:
 def test_on_fashion_mnist_the_average_has_the_lower_loss(tmp_path: Path) -> None:
     if not DEBIAN.is_dir() and not os.environ.get("POLYAK_REQUIRE_IMAGES"):
         pytest.skip("apt-get install dataset-fashion-mnist")
-    result = run(Options("fashion-mnist", DEBIAN, epochs=3, out=tmp_path), Console(file=io.StringIO()))
+    result = run(Options("fashion-mnist", DEBIAN, epochs=1, out=tmp_path), Console(file=io.StringIO()))
     raw, ema = result.summary.raw, result.summary.ema
     assert ema.train_loss < raw.train_loss
     assert ema.test_loss < raw.test_loss
-    assert ema.last > 0.86, "a network that learned nothing would be at 0.10"
+    assert ema.last > 0.85, "a network that learned nothing would be at 0.10"
 
 
 def test_the_command_writes_what_happened_and_is_quiet_about_it(tmp_path: Path) -> None:

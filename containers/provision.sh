@@ -1,0 +1,72 @@
+#!/bin/sh
+# Makes an image's whole content out of a bare Debian 12, as root.
+#
+#   containers/provision.sh [--dry-run] FLAVOUR [PREFIX]
+#
+# FLAVOUR    torch-cpu, torch-cuda, paddle-cpu or paddle-gpu
+# PREFIX     the virtual environment to make; /opt/polyak unless given
+# --dry-run  print the commands, run none
+#
+# WHEELS, in the environment, is one more package index, for frameworks that the usual one does not have.
+set -eu
+
+dry=false
+if [ "${1-}" = --dry-run ]; then
+    dry=true
+    shift
+fi
+flavour=${1-}
+prefix=${2:-/opt/polyak}
+sources=$(cd "$(dirname "$0")/.." && pwd)
+constraints=$prefix/constraints.txt
+
+run() {
+    echo "+ $*"
+    "$dry" || "$@"
+}
+
+locked() {
+    sed -n "s/^$1==\([^ ;]*\).*/\1/p" "$sources/constraints.txt"
+}
+
+lock_all_but() {
+    grep -Ev "$1" "$sources/constraints.txt" >"$constraints"
+}
+
+# Paddle's builds for GPUs name the very CUDA they want, which is not the one locked for torch's.
+unlocked='^$'
+case $flavour in
+torch-cpu | torch-cuda) framework="torch==$(locked torch)" ;;
+paddle-cpu) framework="paddlepaddle==$(locked paddlepaddle)" unlocked='^(nvidia|cuda)-' ;;
+paddle-gpu) framework="paddlepaddle-gpu==$(locked paddlepaddle)" unlocked='^(nvidia|cuda)-' ;;
+*)
+    echo "FLAVOUR='$flavour' is not known; choose torch-cpu, torch-cuda, paddle-cpu or paddle-gpu" >&2
+    exit 2
+    ;;
+esac
+
+export DEBIAN_FRONTEND=noninteractive
+run apt-get update -qq
+run apt-get install -qq --no-install-recommends \
+    ca-certificates python3 python3-venv libgomp1 dataset-fashion-mnist gcc libc6-dev python3-dev
+
+run python3 -m venv "$prefix"
+run lock_all_but "$unlocked"
+export PIP_CONSTRAINT="$constraints" PIP_NO_CACHE_DIR=1
+run "$prefix/bin/pip" install ${WHEELS:+--extra-index-url "$WHEELS"} "$framework" "${sources}[images]"
+
+# Only the C kernel needed these.
+run apt-get purge -qq --auto-remove gcc libc6-dev python3-dev
+run rm -rf /var/lib/apt/lists /var/cache/apt
+run useradd --system --create-home --home-dir /var/lib/polyak polyak
+
+"$dry" && exit
+# CUDA comes in packages named nvidia-…; without the right index pip takes the other kind of build.
+cuda=$("$prefix/bin/pip" list | grep -c '^nvidia-' || true)
+case $flavour-$cuda in
+*-cpu-0 | *-cuda-[1-9]* | *-gpu-[1-9]*) ;;
+*)
+    echo "$framework came with $cuda packages of CUDA: not $flavour. Set WHEELS to the index of its builds" >&2
+    exit 1
+    ;;
+esac

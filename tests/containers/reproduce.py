@@ -1,0 +1,130 @@
+"""Two containers, one seed: the same average bit for bit. ``make test-containers``, as root, on Debian.
+
+Docker is not needed: a bare root made by debootstrap stands for the base image, and the Dockerfile's own
+words are carried out in it. It takes minutes and the network, so no ordinary run of the tests collects it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import polyak
+from polyak import Average
+from polyak.checkpoints.schema import KEY
+from tests.containers.images import ROOT, dockerfile, instructions
+
+SUITE = "bookworm"  # Debian 12, as the Dockerfiles' tag says
+# With these, each in its own namespaces, a root's processes and mounts end with the command.
+ENTER = ("unshare", "--mount", "--pid", "--fork", "sh", "-ec")
+CHROOT = 'mount -t proc proc "$0/proc"; exec chroot "$@"'
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """What the base image holds, and this machine's own ways for pip and apt-get to their registries."""
+    root = tmp_path_factory.mktemp("bare")
+    subprocess.run(["debootstrap", "--variant=minbase", SUITE, root], check=True, stdout=subprocess.DEVNULL)
+    shutil.copy("/etc/resolv.conf", root / "etc/resolv.conf")
+    apt = Path("/etc/apt")
+    for name in ("sources.list.d", "apt.conf.d"):
+        shutil.copytree(apt / name, root / "etc/apt" / name, dirs_exist_ok=True)
+    for path in named_in(pip_settings()):
+        copy = root / path.relative_to("/")
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(path, copy) if path.is_dir() else shutil.copy(path, copy)
+    yield root
+    shutil.rmtree(root)
+
+
+def pip_settings() -> dict[str, str]:
+    """What pip reads here from files and from the environment, as environment variables."""
+    said = subprocess.run(
+        [sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=True
+    ).stdout
+    pairs = re.findall(r"^(?:global|install|:env:)\.([\w-]+)=(.*)$", said, re.MULTILINE)
+    return {f"PIP_{key.upper().replace('-', '_')}": shlex.split(value)[0] for key, value in pairs}
+
+
+def named_in(settings: dict[str, str]) -> set[Path]:
+    """Files and folders of this machine among the settings."""
+    words = " ".join(settings.values()).split()
+    return {path for word in words if (path := Path(word.removeprefix("file://"))).is_absolute()}
+
+
+class Container:
+    """A copy of the bare root, made into what a Dockerfile says."""
+
+    def __init__(self, bare: Path, root: Path, flavour: str) -> None:
+        self.root = root
+        said = instructions(dockerfile(flavour))
+        self.words = dict(said)
+        subprocess.run(["cp", "-a", bare, root], check=True)
+        files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout
+        (root / "src").mkdir()
+        tar = subprocess.run(
+            ["tar", "-c", "--null", "-T", "-"], cwd=ROOT, input=files, capture_output=True, check=True
+        )
+        subprocess.run(["tar", "-x", "-C", root / "src"], input=tar.stdout, check=True)
+        build = re.sub(r"--mount=\S+ ", "", self.words["RUN"]).replace('"$WHEELS"', "")
+        self.enter([], ["sh", "-c", build], pip_settings())
+        shutil.rmtree(root / "src")  # Docker only lent it
+
+    def enter(self, options: list[str], command: list[str], environment: dict[str, str]) -> str:
+        outside = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+        done = subprocess.run(
+            [*ENTER, CHROOT, self.root, *options, self.root, *command],
+            env=outside | environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+        return done.stdout
+
+    def run(self, *arguments: str) -> str:
+        """The default command with arguments, as its user, in its folder."""
+        path = re.findall(r'PATH="([^:]+)', self.words["ENV"])[0]
+        command = shlex.join([*json.loads(self.words["CMD"]), *arguments])
+        inside = f"cd {self.words['WORKDIR']} && PATH={path}:$PATH {command}"
+        return self.enter([f"--userspec={self.words['USER']}"], ["sh", "-c", inside], {})
+
+    def average(self, out: str) -> Average:
+        return polyak.load(self.root / self.words["WORKDIR"].lstrip("/") / out / "average.safetensors")
+
+
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("flavour", ["torch-cpu", "paddle-cpu"])
+def test_two_containers_and_one_seed_give_one_average(flavour: str, bare: Path, tmp_path: Path) -> None:
+    """On real images, with as many threads as there are cores."""
+    averages: list[Average] = []
+    for name in ("first", "second"):
+        container = Container(bare, tmp_path / name, flavour)
+        shown = container.run("--epochs", "1", "--seed", "7", "--out", "seven")
+        assert "Fashion-MNIST" in shown
+        averages.append(container.average("seven"))
+        owner = (container.root / "var/lib/polyak/seven").stat().st_uid
+        assert owner != 0
+        shutil.rmtree(container.root)
+    first, second = averages
+    assert different(first, second) == []
+    next(iter(second.tensors.values())).view(np.uint8)[..., -1] ^= 1
+    assert len(different(first, second)) == 1, "one bit is seen"
+    headers = [json.loads(average.header.to_metadata()[KEY]) for average in (first, second)]
+    assert headers[0].pop("run") != headers[1].pop("run")
+    assert headers[0] == headers[1]
+
+
+def different(one: Average, two: Average) -> list[str]:
+    """Names of tensors that are not equal bit for bit."""
+    assert one.tensors.keys() == two.tensors.keys()
+    return [name for name in one.tensors if one.tensors[name].tobytes() != two.tensors[name].tobytes()]
