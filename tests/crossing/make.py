@@ -1,4 +1,4 @@
-"""Writes what the other framework's tests read: ``python -m tests.crossing.make FOLDER`` in either environment.
+"""Writes what the other framework's tests read: ``python -m tests.crossing.make [FOLDER]``.
 
 An average of a real training, saved with ``ema.save``, and what the averaged network says to fixed inputs.
 No environment has both frameworks, so what one wrote is kept here and read in the other.

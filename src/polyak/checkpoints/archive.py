@@ -28,7 +28,7 @@ class Archive:
         ema: the averages to follow; without one the archive is only read.
         every: training steps between snapshots, or "auto": each time the shortest-lived track has replaced
             half of itself, and at least 1 % of the steps so far have gone by.
-        dtype: of averaged tensors on disk, "float16", "bfloat16" or "float32", or the framework's of that name.
+        dtype: of averaged tensors on disk: "float16", "bfloat16" or "float32", or the framework's own.
             A tensor that float16 would overflow stays float32.
         keep: "log" keeps the newest 16, then 8 for each doubling of their age; "even" keeps
             up to 64 equally far apart; n the n from which most can be made; "all" all of them. θ₀ stays.
