@@ -221,6 +221,19 @@ def test_raise_names_the_tensor_the_step_and_the_way_out(engine: str) -> None:
 
 
 @pytest.mark.parametrize("engine", ["native", "ops"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
+def test_ignore_lets_them_in(engine: str, dtype: str) -> None:
+    layer = nn.Linear(2, 2).to(dtype=dtype)
+    ema = EMA(layer, 0.9, dtype="float32", on_nonfinite="ignore", engine=engine)
+    start = array(layer.bias.astype("float32"))
+    fill(layer.weight, float("nan"))
+    fill(layer.bias, 3)
+    ema.update()
+    assert np.isnan(array(averages(ema)["weight"])).all()
+    np.testing.assert_allclose(array(averages(ema)["bias"]), 0.9 * start + 0.3, rtol=1e-6)
+
+
+@pytest.mark.parametrize("engine", ["native", "ops"])
 def test_metrics(engine: str) -> None:
     layer = nn.Linear(2, 2)
     ema = EMA(layer, polyak.Uniform(), engine=engine)

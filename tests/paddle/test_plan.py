@@ -49,11 +49,12 @@ def test_running_statistics_are_buffers_to_the_policy(policy: str) -> None:
     assert ema.module[1]._mean.tolist() == [5, 5, 5]
 
 
-def test_spectral_norms_vectors_are_copied() -> None:
+@pytest.mark.parametrize("policy", ["auto", "copy", "average"])
+def test_spectral_norms_vectors_are_copied(policy: str) -> None:
     """They are directions: a mean of two of them is none."""
     functional, module = nn.utils.spectral_norm(nn.Linear(2, 3)), nn.SpectralNorm([2, 3])
     layer = nn.LayerDict({"f": functional, "m": module})
-    ema = EMA(layer, 0.9)
+    ema = EMA(layer, 0.9, buffers=policy)
     functional(paddle.ones([1, 2]))
     module(paddle.rand([2, 3]))
     ema.update()
@@ -101,6 +102,10 @@ def test_a_parameter_that_was_a_computed_buffer_is_averaged() -> None:
     nn.utils.remove_weight_norm(layer)
     ema.update()
     assert set(averages(ema)) == {"bias", "weight"}
+    layer.scale = paddle.ones([2])
+    layer.scale = paddle.create_parameter([2], "float32")
+    ema.update()
+    assert set(averages(ema)) == {"bias", "weight", "scale"}
 
 
 @pytest.mark.parametrize("norm", [nn.utils.weight_norm, nn.utils.spectral_norm])
@@ -136,6 +141,22 @@ def test_a_parameter_frozen_later_goes_on_being_averaged() -> None:
     side.run(3).check()
 
 
+def test_a_frozen_parameter_goes_on_being_averaged_under_another_name_and_as_another_object() -> None:
+    layer = nn.LayerDict({"old": nn.Linear(2, 2)})
+    ema = trained(layer)
+    for parameter in layer.parameters():
+        parameter.stop_gradient = True
+    layer["new"] = layer.pop("old")
+    ema.update()
+    assert set(averages(ema)) == {"new.weight", "new.bias"}
+    replaced = paddle.create_parameter([2, 2], "float32")
+    replaced.stop_gradient = True
+    layer["new"].weight = replaced
+    ema.update()
+    assert set(averages(ema)) == {"new.weight", "new.bias"}
+    assert ema.tracks["average"].joined == {}
+
+
 class Tied(nn.Layer):
     def __init__(self) -> None:
         super().__init__()
@@ -165,6 +186,8 @@ def test_two_parameters_on_one_memory_are_averaged_once() -> None:
     layer.head.weight.data = layer.embed.weight.detach()
     ema = trained(layer)
     assert set(averages(ema)) == {"embed.weight"}
+    module = ema.module
+    assert module.head.weight.data_ptr() == module.embed.weight.data_ptr()
     average, raw = averages(ema)["embed.weight"].data_ptr(), layer.embed.weight.data_ptr()
     with ema.average_parameters():
         assert layer.head.weight.data_ptr() == layer.embed.weight.data_ptr() == average
