@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import paddle
@@ -206,3 +208,22 @@ def test_loading_a_state_fills_the_module_that_is_in_use() -> None:
     other.load_state_dict(ema.state_dict())
     assert other.module is module
     np.testing.assert_array_equal(module(X).numpy(), ema(X).numpy())
+
+
+@pytest.mark.parametrize("make", [network, lambda: nn.GRU(2, 3)], ids=["network", "GRU"])
+def test_the_average_can_be_exported(make: Callable[[], nn.Layer], tmp_path: Path) -> None:
+    """``paddle.jit.save`` goes by the parameters' names, which must tell the average's apart."""
+    layer = make()
+    ema = trained(layer)
+    x = X if isinstance(layer, nn.Sequential) else X.reshape([1, 3, 2])
+    spec = [paddle.static.InputSpec([None, *x.shape[1:]], "float32")]
+    paddle.jit.save(ema.module, str(tmp_path / "module"), spec)
+    layer.eval()
+    with ema.average_parameters():
+        paddle.jit.save(layer, str(tmp_path / "live"), spec)
+    for name in ("module", "live"):
+        exported = paddle.jit.load(str(tmp_path / name))
+        exported.eval()
+        outputs = exported(x), ema(x)
+        one, other = (out[0] if isinstance(out, list | tuple) else out for out in outputs)
+        np.testing.assert_allclose(one.numpy(), other.numpy(), rtol=1e-6, atol=1e-6)
