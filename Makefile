@@ -15,7 +15,7 @@ INPUTS := pyproject.toml constraints.txt $(wildcard native/*)
 STAMP = $(VENV)/made-from-$(shell cat $(INPUTS) | cksum | tr ' ' '-')
 PIP = $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help env demo test test-paddle test-bare newest fuzz lint format docs lock clean
+.PHONY: help env demo test test-paddle test-bare test-containers newest fuzz lint format docs lock clean
 
 help:            ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -58,6 +58,9 @@ test-bare:       ## polyak with no extra installed: imports and runs what needs 
 	$(PYTHON) -m venv build/bare
 	build/bare/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt . pytest hypothesis pytest-timeout
 	cd build && bare/bin/python -m pytest -c ../pyproject.toml --rootdir .. ../tests/bare ../tests/rules
+
+test-containers: env ## two containers of each framework give one average: as root, on Debian, with debootstrap, minutes
+	$(BIN)/python -m pytest tests/containers/reproduce.py $(ARGS)
 
 newest:          ## trainers and drop-ins against the newest release of everything but torch: once a week
 	rm -rf build/newest

@@ -48,7 +48,7 @@ esac
 export DEBIAN_FRONTEND=noninteractive
 run apt-get update -qq
 run apt-get install -qq --no-install-recommends \
-    ca-certificates python3 python3-venv libgomp1 dataset-fashion-mnist gcc libc6-dev python3-dev
+    python3 python3-venv libgomp1 dataset-fashion-mnist gcc libc6-dev python3-dev
 
 run python3 -m venv "$prefix"
 run lock_all_but "$unlocked"
