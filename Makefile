@@ -18,7 +18,7 @@ PIP = $(BIN)/python -m pip --disable-pip-version-check
 .PHONY: help env demo test test-paddle test-bare test-containers newest fuzz lint format docs lock clean
 
 help:            ## this list
-	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
+	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 24
 
 env:             ## build .venv: pinned dependencies, every extra, polyak itself editable
 	@test -e $(STAMP) || $(MAKE) --no-print-directory rebuild-env
@@ -59,7 +59,7 @@ test-bare:       ## polyak with no extra installed: imports and runs what needs 
 	build/bare/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt . pytest hypothesis pytest-timeout
 	cd build && bare/bin/python -m pytest -c ../pyproject.toml --rootdir .. ../tests/bare ../tests/rules
 
-test-containers: env ## two containers of each framework give one average: as root, on Debian, with debootstrap, minutes
+test-containers: env ## two containers, one seed, one average: needs root and debootstrap, takes minutes
 	$(BIN)/python -m pytest tests/containers/reproduce.py $(ARGS)
 
 newest:          ## trainers and drop-ins against the newest release of everything but torch: once a week
