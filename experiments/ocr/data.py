@@ -1,6 +1,6 @@
 """Lines of Chinese text as a camera might see them, made from fonts: nothing is downloaded.
 
-    python -m experiments.ocr.data               # the full experiment's 204,000 lines, some minutes
+    python -m experiments.ocr.data               # the full size: 204,000 lines, 2 GB, a quarter of an hour
     python -m experiments.ocr.data --config quick
 
 Every line is a function of the seed, its part and its number. No string of the test part is in the

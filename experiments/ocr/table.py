@@ -19,6 +19,7 @@ WORDS = {
         "edit": "normalised edit distance, last",
         "jump_mean": "jump of the curve, mean",
         "jump_largest": "jump of the curve, largest",
+        "wobble": "wobble of the curve, mean",
         "raw": "raw",
         "title": "{name}, learning rate {schedule}: {seeds} seeds, {steps:,} steps of {batch} lines",
         "cost": (
@@ -33,6 +34,7 @@ WORDS = {
         "edit": "最终归一化编辑距离",
         "jump_mean": "曲线跳动，平均",
         "jump_largest": "曲线跳动，最大",
+        "wobble": "曲线抖动，平均",
         "raw": "原始权重",
         "title": "{name}，学习率 {schedule}：{seeds} 个种子，各 {steps:,} 步，每步 {batch} 行",
         "cost": (
@@ -41,7 +43,7 @@ WORDS = {
         ),
     },
 }
-NUMBERS = ("best", "last", "edit", "jump_mean", "jump_largest")
+NUMBERS = ("best", "last", "edit", "jump_mean", "jump_largest", "wobble")
 
 
 def cell(found: dict[str, float | None], signed: bool = False) -> str:
