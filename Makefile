@@ -39,15 +39,23 @@ test: env        ## the whole test suite, doctests included (ARGS="-k profile" f
 PADDLE := .venv-paddle
 PADDLE_STAMP = $(PADDLE)/made-from-$(shell cat $(INPUTS) | cksum | tr ' ' '-')
 
-test-paddle:     ## all that holds for PaddlePaddle, in an environment without torch (ARGS="-k swap" for a part)
-	@test -e $(PADDLE_STAMP) || $(MAKE) --no-print-directory rebuild-paddle
+test-paddle: env-paddle ## all that holds for PaddlePaddle, in an environment without torch (ARGS="-k swap" for a part)
 	OMP_NUM_THREADS=1 $(PADDLE)/bin/python -m pytest tests/paddle tests/conformance tests/crossing src/polyak/paddle src/polyak/dropin/paddle_*.py src/polyak/core $(ARGS)
 
-.PHONY: rebuild-paddle
+data: env-paddle ## the text lines of experiments/ocr, made once (ARGS="--quick")
+	$(PADDLE)/bin/python -m experiments.ocr.data $(ARGS)
+
+ocr: env-paddle  ## text-line recognition with and without an average (ARGS="--quick": minutes)
+	OMP_NUM_THREADS=1 $(PADDLE)/bin/python -W ignore -m experiments.ocr.run $(ARGS)
+
+.PHONY: env-paddle data ocr rebuild-paddle
+env-paddle:
+	@test -e $(PADDLE_STAMP) || $(MAKE) --no-print-directory rebuild-paddle
+
 rebuild-paddle:
 	test -x $(PADDLE)/bin/python || $(PYTHON) -m venv $(PADDLE)
 	rm -f $(PADDLE)/made-from-*
-	PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt $(PADDLE)/bin/python -m pip --disable-pip-version-check install --compile --editable ".[paddle]" pytest pytest-timeout hypothesis "pyright[nodejs]"
+	PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt $(PADDLE)/bin/python -m pip --disable-pip-version-check install --compile --editable ".[paddle,images]" pytest pytest-timeout hypothesis "pyright[nodejs]"
 	# Their averages are compared with ours; what else these bring along is not needed for that.
 	$(PADDLE)/bin/python -m pip --disable-pip-version-check install --no-deps paddledet==2.6.0 paddleclas==2.6.0
 	$(PADDLE)/bin/pyright -p pyrightconfig.paddle.json
