@@ -61,14 +61,14 @@ class PaddleLearner(Learner[Tensor]):
 
     def shuffled(self, pixels: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of inputs and labels, every image once, in a new order."""
-        order = np.arange(len(labels))
+        order = self.order.permutation(len(labels))
         for start in range(0, len(order), BATCH):
             batch = paddle.to_tensor(order[start : start + BATCH])
             yield to_input(pixels[batch]), labels[batch]
 
     def set_lr(self, lr: float) -> None:
         """The learning rate of the steps to come."""
-        pass
+        self.optimizer.set_lr(lr)
 
     def watch(self, inputs: Tensor, labels: Tensor) -> Tensor:
         """The average's loss on a batch."""
