@@ -10,7 +10,7 @@ from paddle import Tensor, nn
 from polyak.core import averages as core
 from polyak.core.plan import Entry, Selection
 from polyak.core.track import Track
-from polyak.errors import ConfigError, NonFiniteError
+from polyak.errors import ConfigError
 from polyak.paddle import swap, tensors
 from polyak.paddle.clone import clone_onto
 from polyak.paddle.engine import Engine, Pair, described, engines
@@ -90,7 +90,7 @@ class Averages(core.Averages[nn.Layer, Tensor]):
 
     def update(self, betas: Sequence[float], step: int) -> None:
         if self.settings.policy == "raise":
-            self._refuse_nonfinite(step)
+            core.refuse_nonfinite([name for engine in self._engines for name in engine.bad()], step)
         weights = tuple([1 - beta for beta in betas])
         for engine in self._engines:
             engine.update(weights, step, self.settings.policy == "skip")
@@ -122,11 +122,3 @@ class Averages(core.Averages[nn.Layer, Tensor]):
 
     def _kind_of_model(self) -> str:
         return type(unwrap(self.model)).__name__
-
-    def _refuse_nonfinite(self, step: int) -> None:
-        bad = [name for engine in self._engines for name in engine.bad()]
-        if bad:
-            raise NonFiniteError(
-                f"{bad[0]} is not finite, or beyond the storage's range, at step {step} ({len(bad)} tensors "
-                'are). Nothing was averaged. on_nonfinite="skip" would keep the average of such elements.'
-            )

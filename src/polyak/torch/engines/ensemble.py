@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from polyak.errors import NonFiniteError
+from polyak.core.averages import refuse_nonfinite
 from polyak.torch.engines.aside import Aside, CudaLane, Lane, Offload, Overlapped
 from polyak.torch.engines.choose import EngineName, choice, described, made
 from polyak.torch.engines.contract import Engine, Pair
@@ -62,7 +62,7 @@ class Ensemble:
             NonFiniteError: under "raise", before anything is changed.
         """
         if self._settings.policy == "raise":
-            self._refuse_nonfinite(step)
+            refuse_nonfinite([name for engine in self._engines for name in engine.bad()], step)
         weights = tuple([1 - beta for beta in betas])
         skip = self._settings.policy == "skip"
         marks = [engine.update(weights, step, skip) for engine in self._engines]
@@ -98,15 +98,6 @@ class Ensemble:
             return [Offload(pairs, copies, lane_of(device), partial(_chosen, settings=self._settings))]
         engines = _chosen(pairs, self._settings)
         return [Overlapped(engine, lane_of(device)) for engine in engines] if how == "overlap" else engines
-
-    def _refuse_nonfinite(self, step: int) -> None:
-        bad = [name for engine in self._engines for name in engine.bad()]
-        if bad:
-            raise NonFiniteError(
-                f"{bad[0]} is not finite, or beyond the storage's range, at step {step} ({len(bad)} tensors "
-                "are). Nothing was averaged. "
-                'on_nonfinite="skip" would keep the average of such elements.'
-            )
 
 
 def way(pair: Pair, overlap: bool) -> Way:
