@@ -17,7 +17,9 @@ def claim(ids: Collection[int], undo: ExitStack, name: str) -> None:
         SwapError: one of them already does; ``name`` says whose they are.
     """
     if not _held.isdisjoint(ids):
-        raise SwapError(f"{name} already holds another average. Leave that average_parameters() block first.")
+        raise SwapError(
+            f"{name} already holds another average: leave that block, or call its restore(), first."
+        )
     undo.callback(_held.difference_update, ids)
     _held.update(ids)
 
