@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Generic, Literal, TypeAlias
 
 from polyak.core.live import held
-from polyak.core.tensors import T, alike
+from polyak.core.tensors import T, TensorLike, alike
 from polyak.errors import ConfigError, PlanError
 
 Patterns: TypeAlias = str | Sequence[str] | None
 Kind: TypeAlias = Literal["parameter", "buffer"]
+Sort: TypeAlias = Literal["statistic", "vector", "other"]
 Role: TypeAlias = Literal["average", "copy", "share"]
 BufferPolicy: TypeAlias = Literal["auto", "copy", "average", "ignore"]
 
@@ -66,6 +67,83 @@ class Selection:
                     raise ConfigError(
                         f"{argument}={pattern!r} matches no tensor; the model's names are {few}"
                     )
+
+
+@dataclass(frozen=True)
+class Seen(Generic[T]):
+    """A tensor as a walk over the model comes upon it.
+
+    identity: equal for tensors that are one memory under several objects or names: those are tied.
+    sort: of a buffer: BatchNorm's statistic, a vector of spectral norm's power iteration, or another.
+    persistent: belongs into files.
+    """
+
+    name: str
+    kind: Kind
+    tensor: T
+    identity: object
+    sort: Sort
+    persistent: bool = True
+
+
+def planned(
+    seen: Iterable[Seen[T]],
+    selection: Selection,
+    trained: Callable[[T], bool],
+    kept: Collection[str | int] = (),
+) -> dict[str, Entry[T]]:
+    """The tensors of a model by name, tied ones once, each with its role.
+
+    Args:
+        seen: every tensor at every place; the first place of a tied one decides.
+        selection: globs and buffer policy.
+        trained: whether a parameter needs a gradient.
+        kept: names and ids of those that are averaged whether trained or not.
+    """
+    entries: dict[object, Entry[T]] = {}
+    first: dict[object, Seen[T]] = {}
+    for one in seen:
+        if one.identity not in entries:
+            entries[one.identity] = Entry(one.name, one.kind, [one.tensor], "share", True)
+            first[one.identity] = one
+            continue
+        entry = entries[one.identity]
+        entry.aliases.append(one.name)
+        if all(one.tensor is not known for known in entry.tensors):
+            entry.tensors.append(one.tensor)
+    for identity, entry in entries.items():
+        entry.saved = selection.takes([entry.name, *entry.aliases]) and first[identity].persistent
+        if not entry.saved:
+            continue
+        if entry.kind == "buffer":
+            entry.role = _buffer_role(first[identity], selection.buffers)
+            entry.saved = selection.buffers != "ignore"
+        elif not _inexact(entry.live):
+            entry.role = "copy"
+        elif entry.name in kept or any(trained(t) or id(t) in kept for t in entry.tensors):
+            entry.role = "average"
+    return {entry.name: entry for entry in entries.values()}
+
+
+def _buffer_role(buffer: Seen[T], policy: BufferPolicy) -> Role:
+    """What the policy makes of one persistent buffer.
+
+    Integers are never averaged: a mean of counters or masks is no counter or mask. Spectral-norm
+    vectors are never averaged either: the mean of unit vectors is shorter than one, and evaluation
+    divides by the norm they measure. Under "auto" only BatchNorm-style statistics are averaged;
+    other float buffers (position tables, codebooks, scales) are taken whole from the newest model.
+    """
+    if policy == "ignore":
+        return "share"
+    if not _inexact(buffer.tensor) or buffer.sort == "vector":
+        return "copy"
+    if policy == "auto":
+        return "average" if buffer.sort == "statistic" else "copy"
+    return policy
+
+
+def _inexact(tensor: TensorLike) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
 
 
 class Plan(ABC, Generic[T]):

@@ -19,6 +19,8 @@ class TensorLike(Protocol):
 
     def is_complex(self) -> bool: ...
 
+    def is_floating_point(self) -> bool: ...
+
 
 T = TypeVar("T", bound=TensorLike)
 

@@ -12,7 +12,7 @@ Every tensor assigned to a layer becomes a buffer, one that is not persistable: 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain, compress
 from operator import attrgetter, is_
 from typing import Any, cast
@@ -23,7 +23,7 @@ from paddle.distributed.fleet.meta_parallel.meta_parallel_base import MetaParall
 from paddle.nn.layer.norm import _BatchNormBase
 
 from polyak.core import plan as core
-from polyak.core.plan import BufferPolicy, Entry, Kind, Role, Selection
+from polyak.core.plan import Entry, Kind, Seen, Selection, Sort, planned
 from polyak.errors import PlanError
 from polyak.paddle.tensors import holds_values
 
@@ -46,7 +46,9 @@ class Plan(core.Plan[Tensor]):
     def __init__(self, layer: nn.Layer, selection: Selection, averaged: Sequence[Entry[Tensor]] = ()) -> None:
         layers = dict(_walk(layer))
         kept = {entry.name for entry in averaged} | {id(t) for entry in averaged for t in entry.tensors}
-        self.entries = _entries(layers, selection, kept)
+        self.entries = planned(_seen(layers), selection, _trained, kept)
+        for entry in self.entries.values():
+            _refuse_scattered(entry)
         unique = {id(layer): layer for layer in layers.values()}.values()
         self._stores = [
             store
@@ -103,27 +105,12 @@ def _walk(layer: nn.Layer, prefix: str = "") -> Iterator[tuple[str, nn.Layer]]:
             yield from _walk(child, f"{prefix}{key}.")
 
 
-def _entries(
-    layers: dict[str, nn.Layer], selection: Selection, kept: Collection[str | int]
-) -> dict[str, Entry[Tensor]]:
-    found: dict[object, Entry[Tensor]] = {}
-    places: dict[object, tuple[nn.Layer, str]] = {}
+def _seen(layers: dict[str, nn.Layer]) -> Iterator[Seen[Tensor]]:
     for prefix, layer in layers.items():
         for key, tensor in _state_of(layer).items():
-            if tensor is None:
-                continue
-            identity = _identity(tensor, prefix + key)
-            if identity not in found:
-                found[identity] = Entry(prefix + key, _kind(layer, key), [tensor], "share", True)
-                places[identity] = layer, key
-                continue
-            entry = found[identity]
-            entry.aliases.append(prefix + key)
-            if all(tensor is not known for known in entry.tensors):
-                entry.tensors.append(tensor)
-    for identity, entry in found.items():
-        _assign(entry, *places[identity], selection, kept)
-    return {entry.name: entry for entry in found.values()}
+            if tensor is not None:
+                name = prefix + key
+                yield Seen(name, _kind(layer, key), tensor, _identity(tensor, name), _sort(key))
 
 
 def _state_of(layer: nn.Layer) -> dict[str, Tensor | None]:
@@ -145,40 +132,22 @@ def _kind(layer: nn.Layer, key: str) -> Kind:
     return "buffer" if key in layer._buffers or key in untrained else "parameter"
 
 
-def _assign(
-    entry: Entry[Tensor], layer: nn.Layer, key: str, selection: Selection, kept: Collection[str | int]
-) -> None:
-    taken = selection.takes([entry.name, *entry.aliases])
-    entry.saved = taken
-    if not taken:
-        entry.role = "share"
-    elif entry.kind == "buffer":
-        entry.role = _buffer_role(key, entry.live, selection.buffers)
-        entry.saved = selection.buffers != "ignore"
-    elif not _inexact(entry.live):
-        entry.role = "copy"
-    elif entry.name in kept or any(not t.stop_gradient or id(t) in kept for t in entry.tensors):
-        entry.role = "average"
+def _sort(key: str) -> Sort:
+    if key.endswith(("_u", "_v")):
+        return "vector"
+    return "statistic" if key in _RUNNING_STATISTICS else "other"
+
+
+def _trained(tensor: Tensor) -> bool:
+    return not tensor.stop_gradient
+
+
+def _refuse_scattered(entry: Entry[Tensor]) -> None:
     if entry.role != "share" and not entry.live.is_dense():
         what = "sharded: polyak" if entry.live.is_dist() else "sparse: Paddle"
         raise PlanError(
             f'{entry.name} is {what} cannot copy it. exclude="{entry.name}" leaves it the layer\'s own.'
         )
-
-
-def _buffer_role(key: str, tensor: Tensor, policy: BufferPolicy) -> Role:
-    """What the policy makes of one persistent buffer; see ``polyak.torch.buffers.buffer_role``."""
-    if policy == "ignore":
-        return "share"
-    if not _inexact(tensor) or key.endswith(("_u", "_v")):
-        return "copy"
-    if policy == "auto":
-        return "average" if key in _RUNNING_STATISTICS else "copy"
-    return policy
-
-
-def _inexact(tensor: Tensor) -> bool:
-    return tensor.is_floating_point() or tensor.is_complex()
 
 
 def _identity(tensor: Tensor, name: str) -> object:

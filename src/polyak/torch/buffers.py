@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
-from polyak.core.plan import BufferPolicy, Role
+from polyak.core.plan import Sort
 from polyak.errors import ConfigError
 
 Forward: TypeAlias = Callable[[nn.Module, Any], object]
@@ -18,25 +18,11 @@ Forward: TypeAlias = Callable[[nn.Module, Any], object]
 _RUNNING_STATISTICS = ("running_mean", "running_var", "moving_mean", "moving_variance")  # torch, Keras
 
 
-def buffer_role(module: nn.Module, key: str, tensor: Tensor, policy: BufferPolicy) -> Role:
-    """What the policy makes of one persistent buffer.
-
-    Integers are never averaged: a mean of counters or masks is no counter or mask. Spectral-norm
-    vectors are never averaged either: the mean of unit vectors is shorter than one, and evaluation
-    divides by the norm they measure. Under "auto" only BatchNorm-style statistics are averaged;
-    other float buffers (position tables, codebooks, scales) are taken whole from the newest model.
-    """
-    if policy == "ignore":
-        return "share"
-    if not (tensor.is_floating_point() or tensor.is_complex()) or _is_spectral_vector(module, key):
-        return "copy"
-    if policy == "auto":
-        return "average" if key in _RUNNING_STATISTICS else "copy"
-    return policy
-
-
-def _is_spectral_vector(module: nn.Module, key: str) -> bool:
-    return key in ("_u", "_v") or (key.endswith(("_u", "_v")) and f"{key[:-2]}_orig" in module._parameters)  # pyright: ignore[reportPrivateUsage]
+def sort_of(module: nn.Module, key: str) -> Sort:
+    """Which sort of buffer this is, by its name and what stands beside it."""
+    if key in ("_u", "_v") or (key.endswith(("_u", "_v")) and f"{key[:-2]}_orig" in module._parameters):  # pyright: ignore[reportPrivateUsage]
+        return "vector"
+    return "statistic" if key in _RUNNING_STATISTICS else "other"
 
 
 def update_batchnorm(model: nn.Module, loader: Iterable[Any], forward: Forward | None = None) -> None:

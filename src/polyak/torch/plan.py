@@ -18,9 +18,9 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from polyak.core import plan as core
-from polyak.core.plan import Entry, Kind, Selection
+from polyak.core.plan import Entry, Kind, Seen, Selection, planned
 from polyak.errors import PlanError
-from polyak.torch.buffers import buffer_role
+from polyak.torch.buffers import sort_of
 
 # Child names under which a wrapper keeps the model it wraps; torch reserves them.
 _WRAPPED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
@@ -149,8 +149,10 @@ def entries(
     modules: dict[str, nn.Module], selection: Selection, kept: Collection[str | int] = ()
 ) -> dict[str, Entry[Tensor]]:
     """The tensors of modules by name. ``kept``: names and ids of those averaged whether trained or not."""
-    found: dict[object, Entry[Tensor]] = {}
-    places: dict[object, tuple[nn.Module, str]] = {}
+    return planned(_seen(modules), selection, _requires_grad, kept)
+
+
+def _seen(modules: dict[str, nn.Module]) -> Iterator[Seen[Tensor]]:
     for prefix, module in modules.items():
         kinds: tuple[tuple[Kind, dict[str, Tensor | None]], ...] = (
             ("parameter", module._parameters),  # pyright: ignore[reportPrivateUsage, reportAssignmentType]
@@ -158,37 +160,10 @@ def entries(
         )
         for kind, store in kinds:
             for key, tensor in store.items():
-                if tensor is None:
-                    continue
-                identity = _identity(tensor, prefix + key)
-                if identity not in found:
-                    found[identity] = Entry(prefix + key, kind, [tensor], "share", True)
-                    places[identity] = module, key
-                    continue
-                entry = found[identity]
-                entry.aliases.append(prefix + key)
-                if all(tensor is not known for known in entry.tensors):
-                    entry.tensors.append(tensor)
-    for identity, entry in found.items():
-        _assign(entry, *places[identity], selection, kept)
-    return {entry.name: entry for entry in found.values()}
-
-
-def _assign(
-    entry: Entry[Tensor], module: nn.Module, key: str, selection: Selection, kept: Collection[str | int]
-) -> None:
-    tensor = entry.live
-    taken = selection.takes([entry.name, *entry.aliases])
-    entry.saved = taken and key not in module._non_persistent_buffers_set  # pyright: ignore[reportPrivateUsage]
-    if not entry.saved:
-        entry.role = "share"
-    elif entry.kind == "buffer":
-        entry.role = buffer_role(module, key, tensor, selection.buffers)
-        entry.saved = selection.buffers != "ignore"
-    elif not (tensor.is_floating_point() or tensor.is_complex()):
-        entry.role = "copy"
-    elif entry.name in kept or any(t.requires_grad or id(t) in kept for t in entry.tensors):
-        entry.role = "average"
+                if tensor is not None:
+                    name, fleeting = prefix + key, key in module._non_persistent_buffers_set  # pyright: ignore[reportPrivateUsage]
+                    identity = _identity(tensor, name)
+                    yield Seen(name, kind, tensor, identity, sort_of(module, key), not fleeting)
 
 
 def _identity(tensor: Tensor, name: str) -> object:
