@@ -131,6 +131,14 @@ class Weights:
     others: Any = None
     sources: tuple[Source, ...] = ()
 
+    def places(self) -> dict[str, dict[str, Slot]]:
+        """The tensors by what stands before the first slash of their names, as resumable files have them."""
+        groups: dict[str, dict[str, Slot]] = {}
+        for key, slot in self.slots.items():
+            place, _, name = key.partition("/")
+            groups.setdefault(place, {})[name] = slot
+        return groups
+
     def __enter__(self) -> Weights:
         return self
 

@@ -15,23 +15,10 @@ from polyak.core.plan import Entry, Patterns, Plan, Selection, follow
 from polyak.core.state import Loaded, State, fill
 from polyak.core.tensors import T, Tensors
 from polyak.core.track import Track
-from polyak.errors import NonFiniteError, PlanError
+from polyak.errors import PlanError
 from polyak.rules import Decay
 
 ModelT = TypeVar("ModelT")
-
-
-def refuse_nonfinite(bad: Sequence[str], step: int) -> None:
-    """Refuse an update of tensors with elements that cannot be stored, if there are any.
-
-    Raises:
-        NonFiniteError: it names the first.
-    """
-    if bad:
-        raise NonFiniteError(
-            f"{bad[0]} is not finite, or beyond the storage's range, at step {step} ({len(bad)} tensors "
-            'are). Nothing was averaged. on_nonfinite="skip" would keep the average of such elements.'
-        )
 
 
 class Averages(ABC, Generic[ModelT, T]):

@@ -54,10 +54,10 @@ def read(path: str | os.PathLike[str], tensors: Tensors[T]) -> State:
                 f"{path} holds {header.role} weights, not a state to continue from: "
                 "that is written by ema.save(path, resumable=True)."
             )
-        groups: dict[str, dict[str, T]] = {}
-        for key, slot in weights.slots.items():
-            place, _, name = key.partition("/")
-            groups.setdefault(place, {})[name] = tensors.as_tensor(slot.read())
+        groups = {
+            place: {name: tensors.as_tensor(slot.read()) for name, slot in slots.items()}
+            for place, slots in weights.places().items()
+        }
     try:
         tracks = {
             name: {**held, "tensors": groups.get(f"{place}", {}), "lows": groups.get(f"{place}{_LOW}", {})}

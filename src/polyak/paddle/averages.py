@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from paddle import Tensor, nn
 
 from polyak.core import averages as core
+from polyak.core.nonfinite import refuse_nonfinite
 from polyak.core.plan import Entry, Selection
 from polyak.core.track import Track
 from polyak.errors import ConfigError
@@ -90,7 +91,7 @@ class Averages(core.Averages[nn.Layer, Tensor]):
 
     def update(self, betas: Sequence[float], step: int) -> None:
         if self.settings.policy == "raise":
-            core.refuse_nonfinite([name for engine in self._engines for name in engine.bad()], step)
+            refuse_nonfinite([name for engine in self._engines for name in engine.bad()], step)
         weights = tuple([1 - beta for beta in betas])
         for engine in self._engines:
             engine.update(weights, step, self.settings.policy == "skip")

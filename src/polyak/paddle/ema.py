@@ -10,11 +10,12 @@ from paddle import Tensor, nn
 from paddle.optimizer import Optimizer
 
 from polyak.core.ema import Verbs, check_pace
+from polyak.core.nonfinite import NonFinitePolicy
 from polyak.core.plan import BufferPolicy, Patterns, Selection
 from polyak.core.track import named_decays
 from polyak.paddle.attach import Attachment
 from polyak.paddle.averages import Averages
-from polyak.paddle.storage import EngineName, NonFinitePolicy, Settings
+from polyak.paddle.storage import EngineName, Settings
 from polyak.rules import Decay
 
 

@@ -8,10 +8,10 @@ from typing import Any, Literal, TypeAlias, get_args
 import paddle
 from paddle import Tensor
 
+from polyak.core.nonfinite import NonFinitePolicy, check_policy
 from polyak.errors import ConfigError
 from polyak.paddle.tensors import cast, put
 
-NonFinitePolicy: TypeAlias = Literal["skip", "raise", "ignore"]
 EngineName: TypeAlias = Literal["auto", "native", "ops"]
 
 _DTYPES = (paddle.float32, paddle.float64, paddle.bfloat16, paddle.float16)
@@ -45,8 +45,7 @@ class Settings:
         chosen = paddle.bfloat16 if dtype == "split" else _dtype(dtype)
         if compensated and (dtype == "split" or chosen not in (None, paddle.float32)):
             raise ConfigError(f"compensated=True with dtype={dtype}: only float32 averages are compensated.")
-        if policy not in get_args(NonFinitePolicy):
-            raise ConfigError(f'on_nonfinite={policy!r}: must be "skip", "raise" or "ignore".')
+        check_policy(policy)
         if engine not in get_args(EngineName):
             raise ConfigError(f"engine={engine!r}: must be one of {', '.join(get_args(EngineName))}.")
         low = paddle.int8 if dtype == "split" else paddle.float32 if compensated else None

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from polyak.core.ema import Verbs, check_pace
+from polyak.core.nonfinite import NonFinitePolicy
 from polyak.core.plan import BufferPolicy, Patterns, Selection
 from polyak.core.track import named_decays
 from polyak.rules import Decay
 from polyak.torch.attach import Attachment
 from polyak.torch.averages import Averages
 from polyak.torch.engines.choose import EngineName
-from polyak.torch.engines.contract import NonFinitePolicy
 from polyak.torch.storage import DType, Settings
 
 

@@ -17,13 +17,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
+from polyak.checkpoints.foreign.states import WRAPPED
 from polyak.core import plan as core
 from polyak.core.plan import Entry, Kind, Seen, Selection, planned
 from polyak.errors import PlanError
 from polyak.torch.buffers import sort_of
-
-# Child names under which a wrapper keeps the model it wraps; torch reserves them.
-_WRAPPED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 
 
 class Plan(core.Plan[Tensor]):
@@ -112,7 +110,7 @@ def unwrap(module: nn.Module) -> nn.Module:
     while True:
         if isinstance(module, DataParallel | DistributedDataParallel):
             module = cast(nn.Module, module.module)
-        elif inner := [child for key, child in module._modules.items() if key in _WRAPPED]:  # pyright: ignore[reportPrivateUsage]
+        elif inner := [child for key, child in module._modules.items() if key in WRAPPED]:  # pyright: ignore[reportPrivateUsage]
             module = cast(nn.Module, inner[0])
         else:
             return module

@@ -10,9 +10,9 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from polyak.core.nonfinite import NonFinitePolicy, check_policy
 from polyak.errors import ConfigError
 from polyak.torch.engines.choose import EngineName, check_engine
-from polyak.torch.engines.contract import NonFinitePolicy
 from polyak.torch.tensors import put
 
 DType: TypeAlias = torch.dtype | Literal["split"] | None
@@ -59,8 +59,7 @@ class Settings:
             raise ConfigError(f'dtype={dtype}: must be one of {", ".join(map(str, _DTYPES))}, "split".')
         if compensated and dtype not in (None, torch.float32):
             raise ConfigError(f"compensated=True with dtype={dtype}: only float32 averages are compensated.")
-        if policy not in ("skip", "raise", "ignore"):
-            raise ConfigError(f'on_nonfinite={policy!r}: must be "skip", "raise" or "ignore".')
+        check_policy(policy)
         check_engine(engine)
         try:
             where = None if device is None else torch.device(device)

@@ -17,7 +17,8 @@ from polyak.errors import CheckpointError
 from polyak.rules import Decay, Profile
 
 _KEYS = {"format", "run", "step", "tracks", "copies"}
-_WRAPPED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+# Child names under which a wrapper keeps the model it wraps; torch reserves them.
+WRAPPED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 
 
 def state_of_ema(state: Mapping[str, Any], path: str) -> Recognised | None:
@@ -46,10 +47,7 @@ def resumable(weights: Weights, header: Header) -> Recognised:
     Raises:
         CheckpointError: the header names no tracks.
     """
-    groups: dict[str, dict[str, Slot]] = {}
-    for key, slot in weights.slots.items():
-        place, _, name = key.partition("/")
-        groups.setdefault(place, {})[name] = slot
+    groups = weights.places()
     held = {
         name: (f"{place}/", groups.get(str(place), {}))
         for place, name in enumerate(mapping(header.state.get("tracks")))
@@ -112,4 +110,4 @@ def _slots(tree: Any) -> dict[str, Slot]:
 
 
 def _unwrapped(name: str) -> str:
-    return ".".join(part for part in name.split(".") if part not in _WRAPPED)
+    return ".".join(part for part in name.split(".") if part not in WRAPPED)

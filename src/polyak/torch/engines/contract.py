@@ -5,12 +5,10 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, TypeAlias
+from typing import Protocol
 
 import torch
 from torch import Tensor
-
-NonFinitePolicy: TypeAlias = Literal["skip", "raise", "ignore"]
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from polyak.core.averages import refuse_nonfinite
+from polyak.core.nonfinite import refuse_nonfinite
 from polyak.torch.engines.aside import Aside, CudaLane, Lane, Offload, Overlapped
 from polyak.torch.engines.choose import EngineName, choice, described, made
 from polyak.torch.engines.contract import Engine, Pair

@@ -1,0 +1,33 @@
+"""What becomes of an update when some θ is not finite."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, TypeAlias
+
+from polyak.errors import ConfigError, NonFiniteError
+
+NonFinitePolicy: TypeAlias = Literal["skip", "raise", "ignore"]
+
+
+def check_policy(policy: NonFinitePolicy) -> None:
+    """Refuse a word that is no policy.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    if policy not in ("skip", "raise", "ignore"):
+        raise ConfigError(f'on_nonfinite={policy!r}: must be "skip", "raise" or "ignore".')
+
+
+def refuse_nonfinite(bad: Sequence[str], step: int) -> None:
+    """Refuse an update of tensors with elements that cannot be stored, if there are any.
+
+    Raises:
+        NonFiniteError: it names the first.
+    """
+    if bad:
+        raise NonFiniteError(
+            f"{bad[0]} is not finite, or beyond the storage's range, at step {step} ({len(bad)} tensors "
+            'are). Nothing was averaged. on_nonfinite="skip" would keep the average of such elements.'
+        )
