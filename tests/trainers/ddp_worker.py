@@ -90,4 +90,9 @@ if __name__ == "__main__":
         for ema in (whole, resumed)
     ]
     torch.save({"steps": [whole.step, resumed.step], "averages": averages}, out / f"{rank}.pt")
+    dist.barrier()
     dist.destroy_process_group()
+    # A process once aborted with "terminate called without an active exception" and no traceback: that is how
+    # a C++ thread dies that wants the interpreter while it ends, and DDP keeps gloo's alive until then.
+    sys.stderr.flush()
+    os._exit(0)

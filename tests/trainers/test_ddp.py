@@ -27,7 +27,7 @@ def two(trainer: str, out: Path) -> list[dict[str, Any]]:
     """What the two processes had at their end."""
     together = {
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": "2", "GLOO_SOCKET_IFNAME": "lo",
-        "ACCELERATE_USE_CPU": "true",
+        "ACCELERATE_USE_CPU": "true", "PYTHONFAULTHANDLER": "1",
     }  # fmt: skip
     both = [
         subprocess.Popen(
