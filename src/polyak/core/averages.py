@@ -75,6 +75,10 @@ class Averages(ABC, Generic[ModelT, T]):
     def update(self, betas: Sequence[float], step: int) -> None:
         """θ into every average with the composed decay of each track, and buffers copied."""
 
+    def recorded(self) -> bool:
+        """Whether the device records what it is told, to run it later; if so, an update was recorded."""
+        return False
+
     @abstractmethod
     def settle(self) -> None:
         """Finish updates that run beside the training: the averages are about to be read."""

@@ -106,6 +106,8 @@ class Verbs(ABC, Generic[ModelT, T]):
             SwapError: the model holds an average now.
         """
         self._refuse_while_swapped("update")
+        if self._averages.recorded():
+            return
         copying = self.step < self.start
         clock = self._clock.later(steps, samples, tokens, copying)
         if clock.waiting < self.every and not (copying and clock.step >= self.start):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import cast
 
 from torch import Tensor, nn
@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from polyak.core import averages as core
 from polyak.core.plan import Entry, Selection
 from polyak.core.track import Track
-from polyak.errors import ConfigError
+from polyak.errors import ConfigError, PlanError
 from polyak.rules import Decay
 from polyak.torch import tensors
 from polyak.torch.clone import clone_onto
 from polyak.torch.engines.contract import Pair
-from polyak.torch.engines.ensemble import Ensemble
+from polyak.torch.engines.ensemble import Ensemble, Graph
 from polyak.torch.engines.tally import Tally
 from polyak.torch.plan import Plan, unwrap
 from polyak.torch.storage import Settings, outside_inference_mode, stored
@@ -48,6 +48,7 @@ class Averages(core.Averages[nn.Module, Tensor]):
         self._tally = Tally()
         self._guards = 0  # optimizers that call before_step
         self._swaps: dict[str, Swap] = {}
+        self._graph: Graph | None = None  # what the next update is part of
         self._engines = Ensemble((), (), settings, self._tally)
         super().__init__(model, decays, selection, tensors)
 
@@ -94,7 +95,34 @@ class Averages(core.Averages[nn.Module, Tensor]):
         self._engines.guard(self._guards > 0)
 
     def update(self, betas: Sequence[float], step: int) -> None:
-        self._engines.update(betas, step)
+        graph = self._taken()
+        if graph is None:
+            self._engines.update(betas, step)
+        else:
+            self._engines.replay(graph, betas, step)
+
+    def recorded(self) -> bool:
+        if not self._engines.capturing():
+            return False
+        if self.plan.stale():
+            raise PlanError("the model's tensors moved after the last update: let a step run, then capture.")
+        self._engines.record()
+        return True
+
+    @contextmanager
+    def replaying(self, graph: Graph) -> Generator[None]:
+        """The next update is the one that ``graph`` holds. It is replayed once, with an update or without."""
+        self._graph = graph
+        try:
+            yield
+            if self._taken() is not None:
+                graph.replay()
+        finally:
+            self._graph = None
+
+    def _taken(self) -> Graph | None:
+        graph, self._graph = self._graph, None
+        return graph
 
     def settle(self) -> None:
         self._engines.wait()

@@ -17,6 +17,7 @@ from polyak.rules import Decay
 from polyak.torch.attach import Attachment
 from polyak.torch.averages import Averages
 from polyak.torch.engines.choose import EngineName
+from polyak.torch.engines.ensemble import Graph
 from polyak.torch.storage import DType, Settings
 
 
@@ -118,3 +119,31 @@ class EMA(Verbs[nn.Module, Tensor]):
         """
         self.check_counts_steps()
         return Attachment(optimizer, self.update, self._steps)
+
+    def replay(
+        self, graph: Graph, steps: int = 1, *, samples: int | None = None, tokens: int | None = None
+    ) -> None:
+        """Replay a CUDA graph in which ``update()`` was captured; it counts as ``update(steps)`` does.
+
+        A graph holds the arithmetic and not the schedule: this counts the step and sends its decay to the
+        device before. ``graph.replay()`` alone trains and leaves the average where it is. Under ``every=k``
+        all but each k-th do so too.
+
+        Args:
+            graph: a ``torch.cuda.CUDAGraph``, captured after some steps had run.
+            steps, samples, tokens: as in ``update``.
+
+        Raises:
+            PlanError: the model's tensors moved since. Nothing was replayed.
+
+        Examples:
+            >>> graph = torch.cuda.CUDAGraph()  # doctest: +SKIP
+            >>> with torch.cuda.graph(graph):  # doctest: +SKIP
+            ...     step()  # forward, backward, optimizer.step()
+            ...     ema.update()
+            >>> for batch in loader:  # doctest: +SKIP
+            ...     inputs.copy_(batch)
+            ...     ema.replay(graph)
+        """
+        with self._steps.replaying(graph):
+            self.update(steps, samples=samples, tokens=tokens)

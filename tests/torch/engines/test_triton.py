@@ -29,20 +29,19 @@ CASES = [case for case in CASES if case[0] == torch.float32 or case[2] == 0]
 Parts = tuple[list[Tensor], list[Tensor]]
 
 
-def worked(task: str, on: str, folder: Path, **environment: str) -> Any:
-    """What the worker saved; Triton decides as it is imported whether it interprets."""
+def worked(module: str, task: Sequence[str], folder: Path) -> Any:
+    """What a worker saved; Triton decides as it is imported whether it interprets."""
     file = folder / "results.pt"
-    command = [sys.executable, "-m", "tests.torch.engines.triton_worker", task, on, str(file)]
+    command = [sys.executable, "-m", f"tests.torch.engines.{module}", *task, str(file)]
     env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    env |= {"TRITON_CACHE_DIR": str(folder / "cache"), **environment}
+    env |= {"TRITON_CACHE_DIR": str(folder / "cache")} | ({"TRITON_INTERPRET": "1"} if "cpu" in task else {})
     subprocess.run(command, cwd=Path(__file__).parents[3], env=env, check=True, timeout=500)
     return torch.load(file, weights_only=False)
 
 
 @pytest.fixture(scope="module", params=["cpu", pytest.param("cuda", marks=gpu)])
 def ran(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    interpreted = {"TRITON_INTERPRET": "1"} if request.param == "cpu" else {}
-    return worked("run", request.param, tmp_path_factory.mktemp("triton"), **interpreted)
+    return worked("triton_worker", ("run", request.param), tmp_path_factory.mktemp("triton"))
 
 
 def largest(pair: Pair, track: int) -> Tensor:
@@ -167,7 +166,7 @@ def test_tensors_of_a_kind_share_one_launch(ran: dict[str, Any]) -> None:
 
 
 def test_the_kernel_compiles_for_a_gpu_with_wide_accesses(tmp_path: Path) -> None:
-    assembly = worked("compile", "80", tmp_path)
+    assembly = worked("triton_worker", ("compile", "80"), tmp_path)
     assert len(assembly) == 9
     for (live, store), text in assembly.items():
         wide = {"float64": "v2.b64"}
@@ -213,7 +212,7 @@ def test_a_captured_launch_is_another_update_at_every_replay() -> None:
         engine.update([0.3], 0, skip=True)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        second.launch(skip=True)
+        second.record(skip=True)
     for update in range(len(worker.BAD)):
         worker.spoilt(eager, update)
         worker.spoilt(captured, update)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from polyak.core import NO_KERNEL
 from polyak.errors import ConfigError
 from polyak.torch.engines.blocked import Blocked
 from polyak.torch.engines.contract import Engine, Pair
 from polyak.torch.engines.foreach import Foreach
+
+if TYPE_CHECKING:
+    from polyak.torch.engines.triton import Triton
 
 try:
     from polyak.torch.engines import native
@@ -63,6 +66,24 @@ def made(name: EngineName, pairs: Sequence[Pair], seed: int) -> Engine:
         assert triton is not None
         return triton.Triton(pairs, seed)
     return Blocked(pairs, seed) if name == "blocked" else Foreach(pairs, seed)
+
+
+def recordable(engine: Engine) -> Triton:
+    """The engine, as one whose updates a CUDA graph can hold.
+
+    Raises:
+        ConfigError: it is none, or did not run before.
+    """
+    if triton is None or not isinstance(engine, triton.Triton):
+        raise ConfigError(
+            f"ema.update() of {engine.pairs[0].name} by the engine {engine.name} cannot be captured in a "
+            "CUDA graph: only triton's can. Call it after graph.replay() instead."
+        )
+    if not engine.ran:
+        raise ConfigError(
+            "ema.update() was captured in a CUDA graph before it ran once: let some steps run first."
+        )
+    return engine
 
 
 def described(engine: Engine, asked: EngineName) -> str:

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
-from typing import Literal, TypeAlias
+from typing import Literal, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
 from polyak.core.nonfinite import refuse_nonfinite
+from polyak.errors import ConfigError, PlanError
 from polyak.torch.engines.aside import Aside, CudaLane, Lane, Offload, Overlapped
-from polyak.torch.engines.choose import EngineName, choice, described, made
+from polyak.torch.engines.choose import EngineName, choice, described, made, recordable
 from polyak.torch.engines.contract import Engine, Pair
 from polyak.torch.engines.tally import Tally
 from polyak.torch.storage import Settings
 
 Way: TypeAlias = Literal["inline", "offload", "overlap"]
+
+
+class Graph(Protocol):
+    """What was recorded of a device's work, such as a ``torch.cuda.CUDAGraph``."""
+
+    def replay(self) -> None: ...
 
 
 class Ensemble:
@@ -48,6 +55,8 @@ class Ensemble:
         self._asides = [engine for engine in self._engines if isinstance(engine, Aside)]
         self._copies = [target for target, _ in inline], [source for _, source in inline]
         self._nothing = [None] * len(self._engines)
+        self._devices = {pair.live.device for pair in pairs}
+        self._recorded = False
         tally.open(self._engines)
 
     @property
@@ -68,9 +77,43 @@ class Ensemble:
         marks = [engine.update(weights, step, skip) for engine in self._engines]
         if marks != self._nothing:
             self._tally.add(marks)
-        if self._copies[0]:
-            with torch.no_grad():
-                torch._foreach_copy_(*self._copies)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+        self._copy()
+
+    def capturing(self) -> bool:
+        """Whether a CUDA graph is being captured, in which an update can only be recorded."""
+        return capturing(self._devices)
+
+    def record(self) -> None:
+        """An update, but for what changes from one to the next, into the graph that is being captured.
+
+        Raises:
+            ConfigError: not all of it runs on the device, or not all of it did before.
+        """
+        if self._settings.policy == "raise":
+            raise ConfigError(
+                'on_nonfinite="raise" waits for the device, which cannot be captured: use "skip", and look '
+                'at metrics()["skipped"].'
+            )
+        engines = [recordable(engine) for engine in self._engines]
+        for engine in engines:
+            engine.record(self._settings.policy == "skip")
+        self._copy()
+        self._recorded = True
+
+    def replay(self, graph: Graph, betas: Sequence[float], step: int) -> None:
+        """The update that was recorded, with these decays, and all else in the graph.
+
+        Raises:
+            PlanError: it was not these tensors' update that was recorded.
+        """
+        if not self._recorded:
+            raise PlanError(
+                "no update of the model's present tensors was captured: capture a graph in which "
+                "ema.update() is called, and again whenever the model's tensors have moved."
+            )
+        for engine in self._engines:
+            recordable(engine).prepare(tuple([1 - beta for beta in betas]), step)
+        graph.replay()
 
     def wait(self) -> None:
         """Finish what runs beside the training: somebody is about to read the averages.
@@ -91,6 +134,11 @@ class Ensemble:
         for aside in self._guardable:
             aside.guarded = guarded and self._settings.overlap
 
+    def _copy(self) -> None:
+        if self._copies[0]:
+            with torch.no_grad():
+                torch._foreach_copy_(*self._copies)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+
     def _made(
         self, how: Way, device: torch.device, pairs: Sequence[Pair], copies: Sequence[tuple[Tensor, Tensor]]
     ) -> Sequence[Engine]:
@@ -110,18 +158,24 @@ def way(pair: Pair, overlap: bool) -> Way:
     return "overlap" if overlap and kept == device and not pair.buffer else "inline"
 
 
+def capturing(devices: Collection[torch.device]) -> bool:
+    """Whether a CUDA graph is being captured on the current stream of this thread."""
+    # Asked without a GPU in play, torch would set one up.
+    return any(d.type == "cuda" for d in devices) and torch.cuda.is_current_stream_capturing()
+
+
 def lane_of(device: torch.device) -> Lane:
     """The lane beside a device's work."""
     return CudaLane(device)
 
 
 def _grouped(pairs: Sequence[Pair], overlap: bool) -> dict[tuple[Way, torch.device, bool], list[Pair]]:
-    """Buffers apart from parameters: the next forward pass writes them, so nothing may read them later."""
+    """Buffers apart beside the training: the next forward pass writes them, nothing may read them later."""
     groups: dict[tuple[Way, torch.device, bool], list[Pair]] = {}
     for pair in pairs:
         if pair.live.numel():
-            key = way(pair, overlap), pair.live.device, pair.buffer
-            groups.setdefault(key, []).append(pair)
+            how = way(pair, overlap)
+            groups.setdefault((how, pair.live.device, pair.buffer and how != "inline"), []).append(pair)
     return groups
 
 

@@ -14,34 +14,38 @@ from polyak.torch.engines.contract import Counts, Engine
 class Tally:
     """Updates in which some θ was not finite, and in how many of them each tensor was.
 
-    Counts live on the parameters' device until somebody reads them; reading synchronises.
+    Counts live on the parameters' device until somebody reads them; reading synchronises. Engines that count
+    by themselves do not know of each other: what two of them found is taken for the same updates, since NaN
+    reaches all of a model at once.
     """
 
     def __init__(self, updates: int = 0, tensors: dict[str, int] | None = None) -> None:
         self._updates, self._tensors = updates, dict(tensors or {})
         self._engines: list[Engine] = []
         self._counts: list[Counts] = []
+        self._told: list[Counts] = []  # of the engines that leave it to us
 
     def open(self, engines: Sequence[Engine]) -> None:
         """Count what these engines find from now on."""
         self.read()
         self._engines = list(engines)
         self._counts = [engine.counts or Counts.of(engine.pairs) for engine in engines]
+        self._told = [c for c, engine in zip(self._counts, engines, strict=True) if engine.counts is None]
 
     def add(self, marks: Sequence[Tensor | None]) -> None:
         """One update: for each engine bool [pairs], or None if it found nothing or counts by itself."""
         found = [(counts, mark) for counts, mark in zip(self._counts, marks, strict=True) if mark is not None]
         if not found:
             return
-        device = found[0][0].updates.device
+        updates = self._told[0].updates
         for counts, mark in found:
             counts.tensors.add_(mark)
-        found[0][0].updates.add_(torch.stack([mark.any().to(device) for _, mark in found]).any())
+        updates.add_(torch.stack([mark.any().to(updates.device) for _, mark in found]).any())
 
     def read(self) -> tuple[int, dict[str, int]]:
         """Updates affected so far, and in how many of them each tensor was, by name. Synchronises."""
+        self._updates += max((int(counts.updates.item()) for counts in self._counts), default=0)
         for engine, counts in zip(self._engines, self._counts, strict=True):
-            self._updates += int(counts.updates.item())
             for pair, count in zip(engine.pairs, cast(list[int], counts.tensors.tolist()), strict=True):
                 if count:
                     self._tensors[pair.name] = self._tensors.get(pair.name, 0) + count

@@ -52,8 +52,9 @@ class _Group(NamedTuple):
 class Triton:
     """Averages on a GPU prepared for updating; see ``Foreach``.
 
-    ``update`` is ``prepare`` and ``launch``. Only ``launch`` belongs into a CUDA graph: it reads from
-    device memory what ``prepare`` wrote there, so a replay after another ``prepare`` is another update.
+    In a CUDA graph ``record`` takes the place of ``update``: what it launches reads from device memory what
+    ``prepare`` wrote there, so a replay after another ``prepare`` is another update, and a replay that nobody
+    prepared averages nothing.
 
     Args:
         pairs: θ and averages by name, none of them empty, on one GPU, such as the kernel ``takes``.
@@ -78,33 +79,47 @@ class Triton:
         self.counts = Counts.of(pairs)
         self._seen = torch.zeros(1 + len(pairs), dtype=torch.int64, device=device)
         size = cast(int, kernels.SCALARS.value) + self._tracks
-        self._scalars = torch.zeros(size, dtype=torch.int64, device=device)
+        # Of an update now, and of the next replay: apart, so that no replay finds what another update used.
+        self._now, self._next = (torch.zeros(size, dtype=torch.int64, device=device) for _ in range(2))
+
+    @property
+    def ran(self) -> bool:
+        """Whether its kernel was launched before, so that it is compiled."""
+        return self._number > 0
 
     def bad(self) -> list[str]:
         return bad_names(self.pairs)
 
     def update(self, weights: Sequence[float], step: int, skip: bool) -> None:
-        self.prepare(weights, step)
-        self.launch(skip)
+        self._send(self._now, weights, step)
+        self._launch(self._now, skip)
 
     def prepare(self, weights: Sequence[float], step: int) -> None:
-        """Send what the next launch needs, in one small copy that the host does not wait for."""
+        """What the next replay of a recorded update uses."""
+        self._send(self._next, weights, step)
+
+    def record(self, skip: bool) -> None:
+        """An update that uses what was prepared and uses it up."""
+        self._launch(self._next, skip)
+        self._next.zero_()
+
+    def _send(self, scalars: Tensor, weights: Sequence[float], step: int) -> None:
+        """What changes from update to update, in one small copy that the host does not wait for."""
         self._number += 1
         bits = struct.unpack(f"{len(weights)}q", struct.pack(f"{len(weights)}d", *weights))
         words = [self._seed, _signed(step), self._number, *bits]
         # Pinned memory of its own each time: torch gives it out again only when the copy is done.
-        host = torch.tensor(words, dtype=torch.int64, pin_memory=self._scalars.is_cuda)
-        self._scalars.copy_(host, non_blocking=True)
+        host = torch.tensor(words, dtype=torch.int64, pin_memory=scalars.is_cuda)
+        scalars.copy_(host, non_blocking=True)
 
-    def launch(self, skip: bool) -> None:
-        """Average with what was prepared last."""
+    def _launch(self, scalars: Tensor, skip: bool) -> None:
         kernel = cast(Any, kernels.average)
-        with torch.cuda.device_of(self._scalars):
+        with torch.cuda.device_of(scalars):
             for group in self._groups:
                 kernel[(len(group.blocks),)](
                     group.table,
                     group.blocks,
-                    self._scalars,
+                    scalars,
                     self._seen,
                     self.counts.tensors,
                     self.counts.updates,
