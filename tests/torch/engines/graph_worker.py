@@ -127,6 +127,12 @@ def both(device: str, options: dict[str, Any]) -> dict[str, Any]:
         first = next(iter(ema.tracks.values()))
         ema.watch(lambda first=first, watched=watched: watched.append(float(first.tensors["0.bias"][0])))
         graph: Any = None
+        trained = torch.zeros((), device=device)
+
+        def whole(ema: polyak.EMA = ema, trained: Tensor = trained) -> None:
+            trained.add_(1)
+            ema.update()
+
         for t in range(STEPS):
             step(ema.model, t)
             if graph is not None:
@@ -134,8 +140,8 @@ def both(device: str, options: dict[str, Any]) -> dict[str, Any]:
             else:
                 ema.update(**told(options))
             if how == "replayed" and t + 1 == BEFORE:
-                graph = captured(device, ema.update)
-        out[how] = {**seen(ema), "watched": watched}
+                graph = captured(device, whole)
+        out[how] = {**seen(ema), "watched": watched, "trained": trained.item()}
     return out
 
 

@@ -31,6 +31,7 @@ def bits(tensor: torch.Tensor) -> torch.Tensor:
 def test_a_replay_is_an_update(found: dict[str, Any], options: str) -> None:
     called, replayed = found["runs"][options]["called"], found["runs"][options]["replayed"]
     assert replayed["step"] == worker.STEPS
+    assert replayed["trained"] == worker.STEPS - worker.BEFORE, "with or without an update"
     assert replayed["metrics"] == called["metrics"]
     assert replayed["profiles"] == called["profiles"]
     assert replayed["watched"] == called["watched"], "whoever watches sees the update that was counted"
