@@ -4,7 +4,7 @@
     ├── ConfigError      (also ValueError)       an argument is outside its rule
     ├── PlanError                                the model and the average disagree
     ├── SwapError                                the wrong weights are live for what was asked
-    ├── NonFiniteError   (also ArithmeticError)  a parameter is NaN or infinite and the policy is "raise"
+    ├── NonFiniteError   (also ArithmeticError)  a parameter is NaN or infinite where it must not be
     ├── CheckpointError                          a file or state is unreadable, truncated or does not match
     ├── ServerError                              the shared average cannot answer
     └── MissingExtraError (also ImportError)     an optional package is not installed
@@ -32,7 +32,7 @@ class SwapError(PolyakError):
 
 
 class NonFiniteError(PolyakError, ArithmeticError):
-    """A parameter is NaN or infinite and the policy is ``on_nonfinite="raise"``."""
+    """A parameter is NaN or infinite where averaging begins, or later under ``on_nonfinite="raise"``."""
 
 
 class CheckpointError(PolyakError):

@@ -102,6 +102,11 @@ def test_time_in_samples(row: Row) -> None:
         agree(row, member.average(), state)
 
 
+def test_no_average_begins_with_elements_that_are_not_finite(row: Row) -> None:
+    with pytest.raises(polyak.NonFiniteError, match=r"(w|b) holds NaN"):
+        row.make(next(trajectory(row, bad_at=0)), decay=0.9)
+
+
 def test_elements_that_are_not_finite_keep_their_average(row: Row) -> None:
     points = trajectory(row, bad_at=9)
     first = next(points)

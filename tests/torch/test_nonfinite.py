@@ -146,6 +146,7 @@ def test_counts_survive_a_change_of_the_model_and_a_resume() -> None:
 
     poison(0)
     model.append(nn.Linear(2, 2))
+    ema.update()
     poison(2)
     again = polyak.EMA(model, 0.5)
     again.load_state_dict(ema.state_dict())
@@ -153,3 +154,62 @@ def test_counts_survive_a_change_of_the_model_and_a_resume() -> None:
     poison(0)
     metrics = ema.metrics()
     assert (metrics["skipped"], metrics["skipped_tensors"]) == (3, {"0.weight": 2, "2.weight": 1})
+
+
+@pytest.mark.parametrize("policy", ["skip", "raise"])
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16, "split"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_no_average_begins_with_what_it_could_not_lose(policy: str, dtype: object, bad: float) -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    with torch.no_grad():
+        model[1].bias[1] = bad
+    with pytest.raises(polyak.NonFiniteError, match=r'1\.bias holds NaN, .* on_nonfinite="ignore"'):
+        polyak.EMA(model, 0.5, dtype=dtype, on_nonfinite=policy)
+    polyak.EMA(model, 0.5, dtype=dtype, on_nonfinite=policy, exclude="1.bias")
+    assert not polyak.EMA(model, 0.5, dtype=dtype, on_nonfinite="ignore").module[1].bias.isfinite().all()
+
+
+def test_nor_with_what_its_storage_cannot_hold() -> None:
+    model = nn.ParameterDict({"w": nn.Parameter(torch.tensor([1.0, 1e6]))})
+    with pytest.raises(polyak.NonFiniteError, match=r"w holds .* beyond the storage's range"):
+        polyak.EMA(model, 0.5, dtype=torch.float16)
+
+
+def test_a_newcomer_that_is_not_finite_is_refused_and_nothing_is_averaged() -> None:
+    model = nn.Sequential(nn.Linear(2, 2))
+    ema = polyak.EMA(model, 0.5)
+    before = ema.tracks["average"].tensors["0.weight"].clone()
+    model.append(nn.Linear(2, 2))
+    with torch.no_grad():
+        model[0].weight.add_(1)
+        model[1].weight[0, 0] = float("nan")
+    with pytest.raises(polyak.NonFiniteError, match=r"1\.weight"):
+        ema.update()
+    assert ema.step == 0
+    assert torch.equal(ema.tracks["average"].tensors["0.weight"], before)
+    with torch.no_grad():
+        model[1].weight[0, 0] = 2.0
+    ema.update()
+    assert ema.tracks["average"].tensors["1.weight"][0, 0] == 2.0
+
+
+def test_reset_to_a_model_that_is_not_finite_changes_nothing() -> None:
+    model = nn.Linear(2, 2)
+    ema = polyak.EMA(model, 0.5)
+    ema.update()
+    with torch.no_grad():
+        model.weight[0, 0] = float("nan")
+    with pytest.raises(polyak.NonFiniteError, match="weight holds NaN"):
+        ema.reset()
+    assert ema.tracks["average"].tensors["weight"].isfinite().all()
+    assert ema.tracks["average"].profile.weights().tolist() == [0.5, 0.5]
+
+
+def test_nor_does_a_reset_with_nothing_left_to_average() -> None:
+    model = nn.Linear(2, 2)
+    ema = polyak.EMA(model, 0.5)
+    ema.update()
+    model.requires_grad_(False)
+    with pytest.raises(polyak.PlanError, match="nothing to average"):
+        ema.reset()
+    assert set(ema.tracks["average"].tensors) == {"weight", "bias"}

@@ -33,6 +33,7 @@ class Averages(ABC, Generic[ModelT, T]):
     Raises:
         ConfigError: a glob matches nothing.
         PlanError: nothing to average.
+        NonFiniteError: the model is not finite to begin with.
     """
 
     def __init__(
@@ -56,8 +57,12 @@ class Averages(ABC, Generic[ModelT, T]):
         """The model's tensors now; those ``averaged`` so far stay averaged."""
 
     @abstractmethod
-    def stored(self, live: T) -> tuple[T, T | None]:
-        """θ as an average to begin with, and its low part."""
+    def stored(self, entry: Entry[T]) -> tuple[T, T | None]:
+        """θ as an average to begin with, and its low part.
+
+        Raises:
+            NonFiniteError: it could only begin with NaN or infinity, which it would never get rid of.
+        """
 
     @abstractmethod
     def moved(self, tensor: T, entry: Entry[T], copy: bool) -> T:
@@ -134,6 +139,8 @@ class Averages(ABC, Generic[ModelT, T]):
         """Start the tensors that match again from the model, or with None all of them and the schedules."""
         if names is None:
             plan = self.planned(self._selection)
+            for entry in self._averaged(plan):
+                self.stored(entry)  # refuses what it must before the old averages are given up
             for track in self.tracks.values():
                 track.restart(step)
             self._adopt(plan, {}, 0)
@@ -181,18 +188,21 @@ class Averages(ABC, Generic[ModelT, T]):
 
     def _adopt(self, plan: Plan[T], heirs: Mapping[str, str], step: int) -> None:
         """Take a plan over: heirs keep their averages, newcomers start at the model's present values."""
-        averaged = plan.having("average")
-        if not averaged:
-            raise PlanError(
-                f"{self._kind_of_model()} has nothing to average: every parameter is frozen or left out. "
-                "Unfreeze some or widen include=."
-            )
+        averaged = self._averaged(plan)
         self.settle()
         for track in self.tracks.values():
             track.adopt(*self._tensors(averaged, track, heirs), heirs, step)
         self.plan = plan
         self.copies = {e.name: self.copied(e, self.copies.get(e.name)) for e in plan.having("copy")}
         self.prepare()
+
+    def _averaged(self, plan: Plan[T]) -> list[Entry[T]]:
+        if averaged := plan.having("average"):
+            return averaged
+        raise PlanError(
+            f"{self._kind_of_model()} has nothing to average: every parameter is frozen or left out. "
+            "Unfreeze some or widen include=."
+        )
 
     def _kind_of_model(self) -> str:
         return type(self.model).__name__
@@ -206,7 +216,7 @@ class Averages(ABC, Generic[ModelT, T]):
         for entry in entries:
             source = heirs.get(entry.name)
             if source is None:
-                tensors[entry.name], lows[entry.name] = self.stored(entry.live)
+                tensors[entry.name], lows[entry.name] = self.stored(entry)
                 continue
             again = source in taken  # of tensors that came apart, the first keeps the memory they shared
             taken.add(source)

@@ -105,12 +105,17 @@ def squared_distance(average: Tensor, other: Tensor | None) -> float:
         return float(apart.abs().square().sum(dtype="float64"))
 
 
+def finite(tensor: Tensor) -> bool:
+    """Whether it holds no NaN and no infinity. Waits for the device."""
+    return bool(tensor.isfinite().all())
+
+
 def rounded(average: Tensor, dtype: str) -> Tensor:
     """A copy on the host in ``dtype``; in float32 or wider where float16 has no number large enough."""
     if average.is_complex():
         return on_host(average)
     small = on_host(average.detach().astype(typed(Any, dtype)))
-    if dtype == "float16" and not bool(small.isfinite().all()):
+    if dtype == "float16" and not finite(small):
         return on_host(average.detach().astype(paddle.float32))
     return small
 

@@ -6,9 +6,11 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 
 from polyak.core import averages as core
+from polyak.core.nonfinite import check_start
 from polyak.core.plan import Entry, Selection
 from polyak.core.track import Track
 from polyak.errors import ConfigError, PlanError
@@ -62,8 +64,15 @@ class Averages(core.Averages[nn.Module, Tensor]):
     def plan_of(self, model: nn.Module) -> Plan:
         return Plan(model, Selection.of(None, None, "auto"))
 
-    def stored(self, live: Tensor) -> tuple[Tensor, Tensor | None]:
-        return self.settings.stored(live)
+    def stored(self, entry: Entry[Tensor]) -> tuple[Tensor, Tensor | None]:
+        if entry.live.layout != torch.strided:
+            raise PlanError(
+                f"{entry.name} is {entry.live.layout}: only dense tensors are averaged. Leave it out with "
+                f'exclude="{entry.name}".'
+            )
+        average, low = self.settings.stored(entry.live)
+        check_start(self.settings.policy, entry.name, lambda: tensors.finite(average))
+        return average, low
 
     def moved(self, tensor: Tensor, entry: Entry[Tensor], copy: bool) -> Tensor:
         with outside_inference_mode():

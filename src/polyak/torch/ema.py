@@ -59,6 +59,7 @@ class EMA(Verbs[nn.Module, Tensor]):
     Raises:
         ConfigError: an argument is outside its rule.
         PlanError: nothing to average, or a tensor that cannot be.
+        NonFiniteError: θ₀ holds NaN or infinity, unless they are to be ignored.
 
     Examples:
         >>> model = nn.Linear(2, 1)

@@ -77,6 +77,11 @@ def squared_distance(average: Tensor, other: Tensor | None) -> float:
         return float(cast(Tensor, apart.norm()).item()) ** 2
 
 
+def finite(tensor: Tensor) -> bool:
+    """Whether it holds no NaN and no infinity. Waits for the device."""
+    return bool(tensor.isfinite().all())
+
+
 def rounded(average: Tensor, dtype: str) -> Tensor:
     """A copy on the host in ``dtype``; in float32 or wider where float16 has no number large enough."""
     average = average.detach()
@@ -84,7 +89,7 @@ def rounded(average: Tensor, dtype: str) -> Tensor:
         return on_host(average)
     asked: torch.dtype = getattr(torch, dtype)
     small = average.to("cpu", asked, copy=True)
-    if asked == torch.float16 and not bool(small.isfinite().all()):
+    if asked == torch.float16 and not finite(small):
         return average.to("cpu", torch.float32, copy=True)
     return small
 
