@@ -294,6 +294,21 @@ def test_a_model_of_ones_own_class_is_averaged() -> None:
     assert len(polyak.EMA(weights(twice)).tracks["average"].tensors) == 4
 
 
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_module_that_would_compute_with_the_live_layers_is_refused(nested: bool) -> None:
+    inner = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    model = torch.nn.Sequential(inner) if nested else inner
+    ema = polyak.EMA(model, 0.5)
+    with pytest.raises(polyak.PlanError, match="Keras Functional computes with its live layers"):
+        _ = ema.module
+    before = inner(torch.ones(1, 3))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1)
+    with ema.average_parameters():
+        assert torch.equal(inner(torch.ones(1, 3)), before)
+
+
 def test_wrong_arguments_are_told_at_once() -> None:
     with pytest.raises(polyak.ConfigError, match="evaluate='wide': must be 'average', 'raw' or None"):
         WeightAverage(0.9, evaluate="wide")

@@ -19,6 +19,10 @@ from polyak.core.copying import copied
 from polyak.errors import PlanError
 from polyak.torch.plan import unwrap
 
+# Where the classes are that compute through a graph of nodes. Nodes hold the live layers, and no copy of a
+# module's attributes reaches them.
+_BY_NODES = "keras.src.models.functional"
+
 
 def clone_onto(model: nn.Module, tensors: Mapping[int, Tensor]) -> nn.Module:
     """A copy of ``model`` in evaluation mode whose tensors are the given ones.
@@ -31,10 +35,12 @@ def clone_onto(model: nn.Module, tensors: Mapping[int, Tensor]) -> nn.Module:
         A module of the same classes. Its parameters need no gradient.
 
     Raises:
-        PlanError: a module's ``forward`` was replaced by a function bound to the original.
+        PlanError: a module's ``forward`` was replaced by a function bound to the original, or it is of Keras
+            and would compute with the original's layers.
     """
     memo: dict[int, Any] = {}
     for module in model.modules():
+        _refuse_nodes(module)
         inner = unwrap(module)
         if id(inner) not in memo:
             memo[id(inner)] = object.__new__(inner.__class__)  # a class's own __new__ may ask for arguments
@@ -48,6 +54,14 @@ def clone_onto(model: nn.Module, tensors: Mapping[int, Tensor]) -> nn.Module:
         if unwrap(module) is module:
             _fill(memo[id(module)], module, memo)
     return memo[id(model)].eval()
+
+
+def _refuse_nodes(module: nn.Module) -> None:
+    if any(base.__module__ == _BY_NODES for base in type(module).__mro__):
+        raise PlanError(
+            f"the Keras {type(module).__name__} computes with its live layers, also as a copy, so the "
+            "average cannot have a module of its own. Evaluate with average_parameters() instead."
+        )
 
 
 def _fill(twin: nn.Module, module: nn.Module, memo: dict[int, Any]) -> None:

@@ -210,9 +210,9 @@ def load(
 def weights(model: Any, names: Sequence[str] | None = None) -> nn.Module:
     """The weights of a Keras model as ``polyak.EMA`` takes them, for a training loop of one's own.
 
-    A Keras model is an ``nn.Module`` whose layers torch does not see: of the model itself ``ema.module``
-    would compute with other weights than the average, and the moving statistics of BatchNormalization would
-    not be averaged. Evaluate the model inside ``ema.average_parameters()``.
+    A Keras model is an ``nn.Module`` whose layers torch does not see: of the model itself the moving
+    statistics of BatchNormalization would not be averaged, and ``ema.module`` is refused. Evaluate the model
+    inside ``ema.average_parameters()``.
 
     Args:
         model: built.
