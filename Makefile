@@ -42,7 +42,7 @@ PADDLE_STAMP = $(PADDLE)/made-from-$(shell cat $(INPUTS) | cksum | tr ' ' '-')
 test-paddle: env-paddle ## all that holds for PaddlePaddle, in an environment without torch (ARGS="-k swap" for a part)
 	OMP_NUM_THREADS=1 $(PADDLE)/bin/python -m pytest tests/paddle tests/conformance tests/crossing src/polyak/paddle src/polyak/dropin/paddle_*.py src/polyak/core $(ARGS)
 
-data: env-paddle ## the text lines of experiments/ocr, made once (ARGS="--config quick")
+data: env-paddle ## the text lines of experiments/ocr, made once (ARGS="--quick")
 	$(PADDLE)/bin/python -m experiments.ocr.data $(ARGS)
 
 ocr: env-paddle  ## text-line recognition with and without an average (ARGS="--quick": minutes)

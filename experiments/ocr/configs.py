@@ -71,4 +71,3 @@ FULL = Config(
     Net(strides=((2, 2), (2, 2), (2, 1), (2, 1)), stages=((64, "L"), (128, "LG"))),
     Training(steps=6_000, batch=16, evaluations=10, rate=1e-3, warmup=300),
 )
-CONFIGS = {config.name: config for config in (QUICK, FULL)}

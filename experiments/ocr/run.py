@@ -2,7 +2,8 @@
 
     python -m experiments.ocr.run --quick              # one seed, minutes on a CPU
     python -m experiments.ocr.run --quick --seeds 5
-    python -m experiments.ocr.run                      # five seeds of the full size: hours on a GPU
+    python -m experiments.ocr.run                      # five seeds of the full size: an hour and more
+    python -m experiments.ocr.run --schedule constant
 
 Each seed trains once; raw weights and every average are evaluated at the same moments on the same lines.
 A run that was stopped goes on where it stopped. Remove runs/ocr to begin anew.
@@ -22,7 +23,7 @@ from pathlib import Path
 import paddle
 
 from experiments.ocr import data
-from experiments.ocr.configs import CONFIGS
+from experiments.ocr.configs import FULL, QUICK
 from experiments.ocr.summary import summary
 from experiments.ocr.train import trained
 
@@ -34,18 +35,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=about, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    size = parser.add_mutually_exclusive_group()
-    size.add_argument("--quick", action="store_const", const="quick", dest="config", help="--config quick")
-    size.add_argument("--config", choices=CONFIGS, help="quick, medium or full (default)")
+    parser.add_argument("--quick", action="store_true", help="the quick size instead of the full one")
     parser.add_argument("--schedule", choices=("cosine", "constant"), default="cosine")
     parser.add_argument("--seeds", type=int, help="how many; by default 1 if quick, else 5")
     parser.add_argument("--out", type=Path, default=HERE / "results")
     options = parser.parse_args()
-    config = CONFIGS[options.config or "full"]
+    config = QUICK if options.quick else FULL
     config = replace(config, training=replace(config.training, schedule=options.schedule))
     folder = data.CACHE / config.name
     lines = data.prepared(config.lines, folder / "lines")
-    count = options.seeds or (1 if config.name == "quick" else 5)
+    count = options.seeds or (1 if options.quick else 5)
     settings = json.dumps(asdict(config)).encode()
     kept = (
         folder / f"{options.schedule}-{hashlib.sha256(settings).hexdigest()[:8]}"
