@@ -637,6 +637,28 @@ def test_a_file_with_several_sets_of_weights_wants_to_know_which(tmp_path: Path)
     assert "'best' is 0 of them" in refusal(paths, tmp_path / "p.safetensors", part="best")
 
 
+def test_a_part_that_polyak_averaged_brings_its_profile(tmp_path: Path) -> None:
+    model = torch.nn.Linear(2, 2)
+    ema, held, paths = polyak.EMA(model, 0.9), list[Profile](), list[Path]()
+    for step in range(1, 21):
+        with torch.no_grad():
+            model.weight.add_(1)
+        ema.update()
+        if step % 10 == 0:
+            paths.append(tmp_path / f"{step}.pt")
+            torch.save({"model": model.state_dict(), "ema": ema.state_dict()}, paths[-1])
+            held.append(ema.tracks["average"].profile)
+    made = average(paths, tmp_path / "o.safetensors", [0.25, 0.75], part="average").header
+    assert made.profile is not None
+    assert made.profile.weights() == pytest.approx(Profile.mix(held, [0.25, 0.75]).weights())
+    assert (made.step, made.run) == (20, ema.run)
+    wanted = average(paths, tmp_path / "p.safetensors", HalfLife(steps=5), part="average")
+    assert wanted.weights == pytest.approx(
+        solve(held, Profile.from_decay(HalfLife(steps=5), 20)).coefficients
+    )
+    assert average(paths, tmp_path / "q.safetensors", part="raw").header.profile is None
+
+
 # Over the network.
 
 

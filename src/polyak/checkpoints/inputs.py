@@ -38,8 +38,8 @@ def open_inputs(paths: Sequence[Where], files: ExitStack, part: str | None) -> l
         CheckpointError: one cannot be read, is a resumable state, or does not hold the part or holds
             several; or they do not hold the same tensors.
     """
-    opened = [_part_of(files.enter_context(open_weights(path)), part) for path in paths]
-    inputs = [Input(weights, _header_of(weights)) for weights in opened]
+    inputs = [_part_of(files.enter_context(open_weights(path)), part) for path in paths]
+    opened = [one.weights for one in inputs]
     lines = [*_missing(opened), *_differing(opened)]
     if lines:
         more = [f"… and {len(lines) - _LISTED} more"] if len(lines) > _LISTED else []
@@ -75,10 +75,10 @@ def is_real(slot: Slot) -> bool:
     return is_float(slot.dtype) and slot.dtype.kind != "c"
 
 
-def _part_of(weights: Weights, part: str | None) -> Weights:
+def _part_of(weights: Weights, part: str | None) -> Input:
     """One set of weights; a pickle may hold several, and other things."""
     if weights.format not in ("pytorch", "paddle"):
-        return weights
+        return Input(weights, _header_of(weights))
     sets = [one for one in recognise(weights).parts if one.role != "optimizer"]
     chosen = [one for one in sets if part in (None, one.name, one.role)]
     if len(chosen) != 1:
@@ -87,7 +87,7 @@ def _part_of(weights: Weights, part: str | None) -> Weights:
         raise CheckpointError(
             f"{weights.where} holds these sets of weights: {listed}; {asked}. Say which with part= (--part)."
         )
-    return replace(weights, slots=chosen[0].tensors)
+    return Input(replace(weights, slots=chosen[0].tensors), chosen[0].header)
 
 
 def _header_of(weights: Weights) -> Header | None:
