@@ -131,8 +131,10 @@ class EMA(Verbs[nn.Module, Tensor]):
         all but each k-th do so too.
 
         Args:
-            graph: a ``torch.cuda.CUDAGraph``, captured after some steps had run.
-            steps, samples, tokens: as in ``update``.
+            graph: a ``torch.cuda.CUDAGraph`` with one ``update()`` in it, captured after some steps had run.
+            steps: training steps in the graph.
+            samples: in them, for decays counted in samples.
+            tokens: in them, for decays counted in tokens.
 
         Raises:
             PlanError: the model's tensors moved since. Nothing was replayed.
