@@ -23,14 +23,20 @@ LATE = 0.02  # seconds; an unordered update is this much too late
 
 
 class LateLane:
-    """A stream that begins every job late. The simulated device has no queue of its own: it waits itself."""
+    """A stream that begins every job late, or when a gate opens.
 
-    def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(1)
+    The simulated device has no queue of its own: it waits itself.
+    """
+
+    def __init__(self, gate: threading.Event | None = None) -> None:
+        self._thread, self._gate = ThreadPoolExecutor(1), gate
 
     def run(self, job: Callable[[], object]) -> Future[None]:
         def late() -> None:
-            time.sleep(LATE)
+            if self._gate is None:
+                time.sleep(LATE)
+            else:
+                assert self._gate.wait(timeout=60)
             job()
 
         return self._thread.submit(late)
@@ -129,12 +135,12 @@ def test_an_update_never_reads_half_stepped_weights(simulated: str) -> None:
         with torch.no_grad():
             model.weight.fill_(value - 1)
         optimizer.step()
-        begun = time.perf_counter()
-    assert time.perf_counter() - begun < LATE, "the second step's update runs beside us now"
     assert ema.tracks["average"].tensors["weight"].unique().tolist() == [2.0]
 
 
 def test_the_order_matters_to_this_test(simulated: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = threading.Event()
+    monkeypatch.setattr(ensemble, "lane_of", lambda device: LateLane(gate))
     monkeypatch.setattr(ensemble.Ensemble, "before_step", lambda self: None)
     model = nn.Linear(4, 4, bias=False)
     optimizer = torch.optim.SGD(model.parameters(), 1.0)
@@ -146,6 +152,7 @@ def test_the_order_matters_to_this_test(simulated: str, monkeypatch: pytest.Monk
     optimizer.step()
     with torch.no_grad():
         model.weight.fill_(5.0)  # as an unordered next step would
+    gate.set()
     assert ema.tracks["average"].tensors["weight"].unique().tolist() == [5.0]
 
 
@@ -248,17 +255,20 @@ def test_an_error_on_the_thread_is_raised_by_the_next_call(monkeypatch: pytest.M
 
 def test_the_host_goes_on_while_it_is_averaged(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ensemble, "way", lambda pair, overlap: "offload")
-    monkeypatch.setattr(ensemble, "lane_of", lambda device: LateLane())
+    gate = threading.Event()
+    monkeypatch.setattr(ensemble, "lane_of", lambda device: LateLane(gate))
     model = nn.Linear(4, 4)
     optimizer = torch.optim.SGD(model.parameters(), 1.0)
-    ema = polyak.EMA(model, 0.5, overlap=True)
+    ema = polyak.EMA(model, 0.0, overlap=True)
     ema.attach(optimizer)
     model(torch.ones(1, 4)).sum().backward()
-    threads = set(threading.enumerate())
-    begun = time.perf_counter()
+    threads, before = set(threading.enumerate()), model.weight.detach().clone()
     optimizer.step()
-    assert time.perf_counter() - begun < LATE
+    model(torch.ones(1, 4)).sum().backward()
     assert [t for t in set(threading.enumerate()) - threads if t.name.startswith("polyak")]
+    gate.set()  # only now is θ copied
+    assert not torch.equal(model.weight, before)
+    assert torch.equal(ema.tracks["average"].tensors["weight"], model.weight)
 
 
 def test_a_detached_optimizer_no_longer_guards(simulated: str) -> None:

@@ -1,7 +1,7 @@
 """The engine for any CPU in plain torch: blocks that fit in cache, read from memory once.
 
-A block is looked at by its norms, converted if need be into one scratch memory, and blended into every
-track before the next is touched: further tracks and conversions then cost no further reads of θ.
+A block is converted if need be into one scratch memory, looked at by its sum or its norms, and blended into
+every track before the next is touched: further tracks and conversions then cost no further reads of θ.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from polyak.torch.engines.chunks import CHUNK, blend_pair, shaped
+from polyak.torch.engines.chunks import CHUNK, blend_pair, looks_storable, shaped
 from polyak.torch.engines.contract import Counts, Pair
 from polyak.torch.engines.foreach import bad_names, is_direct
 
@@ -31,14 +31,20 @@ class Blocked:
         self.pairs = pairs
         self._blocks = _blocks(pairs, seed)
 
+    @torch.no_grad()
     def bad(self) -> list[str]:
-        pairs = {p: None for block in self._blocks if not block.seen_finite() for _, p in block.members}
-        return list(dict.fromkeys(bad_names(list(pairs))))
+        suspects: list[Pair] = []
+        for block in self._blocks:
+            block.convert()
+            if not block.seen_finite():
+                suspects += [pair for _, pair in block.members]
+        return list(dict.fromkeys(bad_names(suspects)))
 
     @torch.no_grad()
     def update(self, weights: Sequence[float], step: int, skip: bool) -> Tensor | None:
         marks: Tensor | None = None
         for block in self._blocks:
+            block.convert()
             if not skip or block.seen_finite():
                 block.blend(weights, step)
                 continue
@@ -59,21 +65,22 @@ class _Block:
         self._tracks = [list(track) for track in zip(*(pair.averages for pair in pairs), strict=True)]
         # Where θ must be converted, all of the block is, into memory that every block uses in turn.
         self._converted: list[Tensor] | None = None
+        self._looked = self._live
         if scratch is not None:
             self._converted = shaped(scratch, self._live)
+            self._looked = [scratch[: sum(_sizes(members))]]
         self._direct = is_direct(pairs[0]) or scratch is not None
-        self._largest = torch.finfo(pairs[0].storage).max
-        self._can_look = self._live[0].dtype.itemsize > 1
+        self._storage = pairs[0].storage
+        self._can_look = self._looked[0].dtype.itemsize > 1
+
+    def convert(self) -> None:
+        """θ into the scratch memory, before a look and a blend; nothing where it is averaged as it is."""
+        if self._converted:
+            torch._foreach_copy_(self._converted, self._live)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
 
     def seen_finite(self) -> bool:
-        """Whether a look at the norms shows that all of θ is finite and within the storage's range.
-
-        A norm too large for small θ only sends the block down the slow path.
-        """
-        if not self._can_look:
-            return False
-        norms = torch._foreach_norm(self._live, 2)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
-        return torch.stack(norms).sum().item() <= self._largest
+        """Whether a look shows that all of θ is finite and within the storage's range."""
+        return self._can_look and looks_storable(self._looked, self._storage)
 
     def blend(self, weights: Sequence[float], step: int) -> None:
         """``avg ← lerp(avg, θ, w)`` for every element."""
@@ -81,10 +88,7 @@ class _Block:
             for _, pair in self.members:
                 blend_pair(pair, weights, self.seed, step, skip=False)
             return
-        live = self._live
-        if self._converted:
-            live = self._converted
-            torch._foreach_copy_(live, self._live)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+        live = self._converted or self._live
         for averages, weight in zip(self._tracks, weights, strict=True):
             torch._foreach_lerp_(averages, live, weight)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
 

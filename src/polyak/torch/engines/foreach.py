@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from polyak.torch.engines.chunks import blend_pair, chunks, shaped, storable
+from polyak.torch.engines.chunks import blend_pair, chunks, looks_storable, shaped, storable
 from polyak.torch.engines.contract import Counts, Pair
 
 _BATCH = 1 << 22  # elements masked at a time: temporaries of some 16 MiB of float32
@@ -50,9 +50,7 @@ class Foreach:
                 marks |= zip([pair.name for pair in batch], _blend_finite(batch, weights), strict=True)
         else:
             for group in self._direct:
-                live = [pair.live for pair in group]
-                for track, weight in enumerate(weights):
-                    torch._foreach_lerp_([pair.averages[track] for pair in group], live, weight)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+                _lerp(group, weights)
                 marks |= dict.fromkeys([pair.name for pair in group])
         for pair in self.pairs:
             if pair.name not in marks:
@@ -62,9 +60,18 @@ class Foreach:
         return torch.stack(found) if skip else None
 
 
+def _lerp(group: Sequence[Pair], weights: Sequence[float]) -> None:
+    live = [pair.live for pair in group]
+    for track, weight in enumerate(weights):
+        torch._foreach_lerp_([pair.averages[track] for pair in group], live, weight)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+
+
 def _blend_finite(batch: Sequence[Pair], weights: Sequence[float]) -> list[Tensor]:
     """A batch where θ is finite, in as many launches whatever the number of tensors; marks of the others."""
     live = [pair.live for pair in batch]
+    if live[0].is_cpu and looks_storable(live, batch[0].storage):
+        _lerp(batch, weights)
+        return [torch.tensor(False)] * len(batch)
     theta = torch.cat([tensor.reshape(-1) for tensor in live])
     fine = torch.isfinite(theta)
     for track, weight in enumerate(weights):
