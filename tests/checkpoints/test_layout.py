@@ -443,4 +443,4 @@ def test_a_profile_of_absurd_length_does_not_hold_up_loading(tmp_path: Path) -> 
     write_arrays(tmp_path / "a", {"x": np.ones(2)}, header.to_metadata())
     begun = time.perf_counter()
     assert load(tmp_path / "a").header == header
-    assert time.perf_counter() - begun < 1
+    assert time.perf_counter() - begun < 30  # step by step it would take longer than a life

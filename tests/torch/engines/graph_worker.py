@@ -203,6 +203,6 @@ def refused(device: str) -> dict[str, str]:
 if __name__ == "__main__":
     device, file = sys.argv[1:]
     if device == "cpu":
-        ensemble.capturing = lambda devices: tape.on
+        ensemble.Ensemble.capturing = lambda self: tape.on
     runs = {name: both(device, options) for name, options in OPTIONS.items()}
     torch.save({"runs": runs, "unannounced": unannounced(device), "refused": refused(device)}, file)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Literal, Protocol, TypeAlias
 
@@ -55,7 +55,7 @@ class Ensemble:
         self._asides = [engine for engine in self._engines if isinstance(engine, Aside)]
         self._copies = [target for target, _ in inline], [source for _, source in inline]
         self._nothing = [None] * len(self._engines)
-        self._devices = {pair.live.device for pair in pairs}
+        self._on_gpu = any(pair.live.is_cuda for pair in pairs)
         self._recorded = False
         tally.open(self._engines)
 
@@ -81,7 +81,8 @@ class Ensemble:
 
     def capturing(self) -> bool:
         """Whether a CUDA graph is being captured, in which an update can only be recorded."""
-        return capturing(self._devices)
+        # Asked without a GPU in play, torch would set one up.
+        return self._on_gpu and torch.cuda.is_current_stream_capturing()
 
     def record(self) -> None:
         """An update, but for what changes from one to the next, into the graph that is being captured.
@@ -156,12 +157,6 @@ def way(pair: Pair, overlap: bool) -> Way:
     if kept.type == "cpu":
         return "offload"
     return "overlap" if overlap and kept == device and not pair.buffer else "inline"
-
-
-def capturing(devices: Collection[torch.device]) -> bool:
-    """Whether a CUDA graph is being captured on the current stream of this thread."""
-    # Asked without a GPU in play, torch would set one up.
-    return any(d.type == "cuda" for d in devices) and torch.cuda.is_current_stream_capturing()
 
 
 def lane_of(device: torch.device) -> Lane:
