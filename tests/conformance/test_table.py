@@ -102,9 +102,21 @@ def test_time_in_samples(row: Row) -> None:
         agree(row, member.average(), state)
 
 
-def test_no_average_begins_with_elements_that_are_not_finite(row: Row) -> None:
-    with pytest.raises(polyak.NonFiniteError, match=r"(w|b) holds NaN"):
-        row.make(next(trajectory(row, bad_at=0)), decay=0.9)
+def test_elements_that_are_not_finite_to_begin_with_begin_when_they_are(row: Row) -> None:
+    first, *later = trajectory(row, bad_at=0)
+    floats = {name for name, value in first.items() if value.dtype.kind == "f"}
+    begun = {k: np.where(np.isfinite(v), v, later[0][k]) if k in floats else v for k, v in first.items()}
+    member, state = row.make(first, decay=0.9), reference.init(begun, 0.9)
+    for theta in later:
+        member.step(theta)
+        state = reference.update(state, theta)
+        agree(row, member.average(), state)
+    assert member.ema.metrics()["skipped"] == 0
+
+
+def test_raise_does_not_begin_with_them(row: Row) -> None:
+    with pytest.raises(polyak.NonFiniteError, match=r"(w|b) is not finite, .* its average would begin"):
+        row.make(next(trajectory(row, bad_at=0)), decay=0.9, on_nonfinite="raise")
 
 
 def test_elements_that_are_not_finite_keep_their_average(row: Row) -> None:

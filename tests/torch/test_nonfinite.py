@@ -1,10 +1,13 @@
 """One NaN must not poison an average for ever."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
 import polyak
+from polyak.torch import tensors
 
 
 @pytest.fixture(params=["native", "blocked", "foreach"])
@@ -146,7 +149,6 @@ def test_counts_survive_a_change_of_the_model_and_a_resume() -> None:
 
     poison(0)
     model.append(nn.Linear(2, 2))
-    ema.update()
     poison(2)
     again = polyak.EMA(model, 0.5)
     again.load_state_dict(ema.state_dict())
@@ -156,28 +158,81 @@ def test_counts_survive_a_change_of_the_model_and_a_resume() -> None:
     assert (metrics["skipped"], metrics["skipped_tensors"]) == (3, {"0.weight": 2, "2.weight": 1})
 
 
-@pytest.mark.parametrize("policy", ["skip", "raise"])
-@pytest.mark.parametrize("dtype", [None, torch.bfloat16, "split"])
+STORAGES: dict[str, dict[str, Any]] = {
+    "float32": {},
+    "float64": {"dtype": torch.float64},
+    "bfloat16": {"dtype": torch.bfloat16},
+    "float16": {"dtype": torch.float16},
+    "split": {"dtype": "split"},
+    "compensated": {"compensated": True},
+}
+
+
+@pytest.mark.parametrize("storage", STORAGES)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_no_average_begins_with_what_it_could_not_lose(policy: str, dtype: object, bad: float) -> None:
+def test_an_average_begins_with_the_first_finite_value(engine: str, storage: str, bad: float) -> None:
+    model = nn.ParameterDict({"w": nn.Parameter(torch.tensor([1.0, bad])), "v": nn.Parameter(torch.ones(2))})
+    ema = polyak.EMA(model, {"a": 0.5, "b": 0.75}, engine=engine, **STORAGES[storage])
+    values = [[3.0, bad], [3.0, 8.0], [3.0, 16.0]]
+    seen: dict[str, list[list[float]]] = {"a": [], "b": []}
+    for value in values:
+        with torch.no_grad():
+            model["w"].copy_(torch.tensor(value))
+        ema.update()
+        for track, numbers in seen.items():
+            numbers.append(ema.tracks[track].value("w").tolist())
+    assert [numbers[0] for numbers in seen["a"]] == [2.0, 2.5, 2.75]
+    assert [numbers[1] for numbers in seen["a"]][1:] == [8.0, 12.0]
+    assert [numbers[1] for numbers in seen["b"]][1:] == [8.0, 10.0]
+    assert ema.metrics()["skipped_tensors"] == {"w": 1}
+
+
+def test_nothing_is_looked_at_any_more_once_all_has_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.ParameterDict({"w": nn.Parameter(torch.tensor([1.0, float("nan")]))})
+    ema = polyak.EMA(model, 0.5)
+    with torch.no_grad():
+        model["w"].fill_(2.0)
+    ema.update()
+    monkeypatch.setattr(tensors, "finite", lambda tensor: pytest.fail("looked"))
+    ema.update()
+
+
+def test_what_the_storage_cannot_hold_begins_when_it_can() -> None:
+    model = nn.ParameterDict({"w": nn.Parameter(torch.tensor([1.0, 1e6]))})
+    ema = polyak.EMA(model, 0.5, dtype=torch.float16)
+    ema.update()
+    with torch.no_grad():
+        model["w"][1] = 1024.0
+    ema.update()
+    assert ema.tracks["average"].tensors["w"].tolist() == [1.0, 1024.0]
+
+
+def poisoned() -> nn.Module:
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     with torch.no_grad():
-        model[1].bias[1] = bad
-    with pytest.raises(polyak.NonFiniteError, match=r'1\.bias holds NaN, .* on_nonfinite="ignore"'):
-        polyak.EMA(model, 0.5, dtype=dtype, on_nonfinite=policy)
-    polyak.EMA(model, 0.5, dtype=dtype, on_nonfinite=policy, exclude="1.bias")
-    assert not polyak.EMA(model, 0.5, dtype=dtype, on_nonfinite="ignore").module[1].bias.isfinite().all()
+        model[1].bias[1] = float("nan")
+    return model
 
 
-def test_nor_with_what_its_storage_cannot_hold() -> None:
-    model = nn.ParameterDict({"w": nn.Parameter(torch.tensor([1.0, 1e6]))})
-    with pytest.raises(polyak.NonFiniteError, match=r"w holds .* beyond the storage's range"):
-        polyak.EMA(model, 0.5, dtype=torch.float16)
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16, "split"])
+def test_raise_begins_with_nothing_that_is_not_finite(dtype: Any) -> None:
+    with pytest.raises(polyak.NonFiniteError, match=r"1\.bias is not finite, .* its average would begin"):
+        polyak.EMA(poisoned(), 0.5, dtype=dtype, on_nonfinite="raise")
+    polyak.EMA(poisoned(), 0.5, dtype=dtype, on_nonfinite="raise", exclude="1.bias")
+
+
+def test_ignore_begins_with_what_there_is() -> None:
+    model = poisoned()
+    ema = polyak.EMA(model, 0.5, on_nonfinite="ignore")
+    with torch.no_grad():
+        model[1].bias.fill_(1.0)
+    ema.update()
+    assert ema.tracks["average"].tensors["1.bias"].isfinite().tolist() == [True, False]
 
 
 def test_a_newcomer_that_is_not_finite_is_refused_and_nothing_is_averaged() -> None:
     model = nn.Sequential(nn.Linear(2, 2))
-    ema = polyak.EMA(model, 0.5)
+    ema = polyak.EMA(model, 0.5, on_nonfinite="raise")
     before = ema.tracks["average"].tensors["0.weight"].clone()
     model.append(nn.Linear(2, 2))
     with torch.no_grad():
@@ -193,23 +248,51 @@ def test_a_newcomer_that_is_not_finite_is_refused_and_nothing_is_averaged() -> N
     assert ema.tracks["average"].tensors["1.weight"][0, 0] == 2.0
 
 
-def test_reset_to_a_model_that_is_not_finite_changes_nothing() -> None:
+def test_a_reset_that_is_refused_changes_nothing() -> None:
     model = nn.Linear(2, 2)
-    ema = polyak.EMA(model, 0.5)
+    ema = polyak.EMA(model, 0.5, on_nonfinite="raise")
     ema.update()
     with torch.no_grad():
         model.weight[0, 0] = float("nan")
-    with pytest.raises(polyak.NonFiniteError, match="weight holds NaN"):
+    with pytest.raises(polyak.NonFiniteError, match="weight is not finite"):
         ema.reset()
     assert ema.tracks["average"].tensors["weight"].isfinite().all()
     assert ema.tracks["average"].profile.weights().tolist() == [0.5, 0.5]
-
-
-def test_nor_does_a_reset_with_nothing_left_to_average() -> None:
-    model = nn.Linear(2, 2)
-    ema = polyak.EMA(model, 0.5)
-    ema.update()
+    with torch.no_grad():
+        model.weight[0, 0] = 1.0
     model.requires_grad_(False)
     with pytest.raises(polyak.PlanError, match="nothing to average"):
         ema.reset()
     assert set(ema.tracks["average"].tensors) == {"weight", "bias"}
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+def test_a_run_that_resumes_with_a_poisoned_model_has_its_average(storage: str) -> None:
+    model = nn.Linear(3, 3)
+    ema = polyak.EMA(model, 0.9, **STORAGES[storage])
+    ema.update()
+    with torch.no_grad():
+        model.weight.add_(0.1).fill_(float("nan"))
+    again = polyak.EMA(model, 0.9, **STORAGES[storage])
+    again.load_state_dict(ema.state_dict())
+    for one in (ema, again):
+        one.update()
+        one.copy_to()
+        assert model.weight.isfinite().all(), "which is how to go on from here"
+        with torch.no_grad():
+            model.weight.fill_(float("nan"))
+    assert torch.equal(again.tracks["average"].tensors["weight"], ema.tracks["average"].tensors["weight"])
+
+
+def test_a_poisoned_average_that_is_loaded_is_mended() -> None:
+    model = nn.Linear(2, 2)
+    sick = polyak.EMA(model, 0.5, on_nonfinite="ignore")
+    with torch.no_grad():
+        kept = model.weight.clone()
+        model.weight[0, 0] = float("nan")
+        sick.update()
+        model.weight.copy_(kept)
+    ema = polyak.EMA(model, 0.5)
+    ema.load_state_dict(sick.state_dict())
+    ema.update()
+    assert torch.equal(ema.tracks["average"].tensors["weight"], kept)

@@ -7,10 +7,11 @@ them, store them, average them, put them into the model and take them out again.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, Generic, TypeVar
 
+from polyak.core.nonfinite import NonFinitePolicy, refuse_start
 from polyak.core.plan import Entry, Patterns, Plan, Selection, follow
 from polyak.core.state import Loaded, State, fill
 from polyak.core.tensors import T, Tensors
@@ -28,18 +29,25 @@ class Averages(ABC, Generic[ModelT, T]):
         model: the model to follow.
         decays: the tracks, by name.
         selection: which of its tensors.
+        policy: what to do with elements of θ that are not finite.
         kit: the framework's tensors.
 
     Raises:
         ConfigError: a glob matches nothing.
         PlanError: nothing to average.
-        NonFiniteError: the model is not finite to begin with.
+        NonFiniteError: θ is not finite to begin with, under "raise".
     """
 
     def __init__(
-        self, model: ModelT, decays: Mapping[str, Decay], selection: Selection, kit: Tensors[T]
+        self,
+        model: ModelT,
+        decays: Mapping[str, Decay],
+        selection: Selection,
+        policy: NonFinitePolicy,
+        kit: Tensors[T],
     ) -> None:
-        self.model, self.kit = model, kit
+        self.model, self.kit, self._policy = model, kit, policy
+        self._unfit: set[str] = set()  # tensors of which some element has not been finite yet
         self.tracks = {name: Track(name, decay, kit.value_of) for name, decay in decays.items()}
         self._selection = selection
         self.copies: dict[str, T] = {}
@@ -57,12 +65,8 @@ class Averages(ABC, Generic[ModelT, T]):
         """The model's tensors now; those ``averaged`` so far stay averaged."""
 
     @abstractmethod
-    def stored(self, entry: Entry[T]) -> tuple[T, T | None]:
-        """θ as an average to begin with, and its low part.
-
-        Raises:
-            NonFiniteError: it could only begin with NaN or infinity, which it would never get rid of.
-        """
+    def stored(self, live: T) -> tuple[T, T | None]:
+        """θ as an average to begin with, and its low part."""
 
     @abstractmethod
     def moved(self, tensor: T, entry: Entry[T], copy: bool) -> T:
@@ -135,12 +139,23 @@ class Averages(ABC, Generic[ModelT, T]):
             plan = self.planned(self._selection, self.plan.having("average"))
             self._adopt(plan, follow(self.plan.entries, plan.entries, self.first.tensors), step)
 
+    def mend(self) -> None:
+        """Elements that had nothing finite to begin with begin with θ now; all others stay as they are."""
+        if not self._unfit:
+            return
+        self.settle()
+        for name in self._unfit:
+            for track in self.tracks.values():
+                if not self.kit.finite(track.tensors[name]):
+                    live = self.plan.entries[name].live
+                    self.kit.mend(track.tensors[name], track.lows.get(name), live)
+        self._look(self._unfit)
+
     def restart(self, names: Patterns, step: int) -> None:
         """Start the tensors that match again from the model, or with None all of them and the schedules."""
         if names is None:
             plan = self.planned(self._selection)
-            for entry in self._averaged(plan):
-                self.stored(entry)  # refuses what it must before the old averages are given up
+            self._check_start(self._averaged(plan))  # before the old averages are given up
             for track in self.tracks.values():
                 track.restart(step)
             self._adopt(plan, {}, 0)
@@ -160,6 +175,7 @@ class Averages(ABC, Generic[ModelT, T]):
         self.tracks.update(loaded.tracks)
         self.resume_counts(loaded.skipped)
         self.prepare()
+        self._look(self.first.tensors)
 
     def module_of(self, track: Track[T]) -> ModelT:
         """The model on a track's tensors, made when first asked for."""
@@ -189,12 +205,25 @@ class Averages(ABC, Generic[ModelT, T]):
     def _adopt(self, plan: Plan[T], heirs: Mapping[str, str], step: int) -> None:
         """Take a plan over: heirs keep their averages, newcomers start at the model's present values."""
         averaged = self._averaged(plan)
+        newcomers = [entry for entry in averaged if entry.name not in heirs]
+        self._check_start(newcomers)
         self.settle()
         for track in self.tracks.values():
             track.adopt(*self._tensors(averaged, track, heirs), heirs, step)
         self.plan = plan
+        self._look([entry.name for entry in newcomers] + [n for n in self._unfit if n in self.first.tensors])
         self.copies = {e.name: self.copied(e, self.copies.get(e.name)) for e in plan.having("copy")}
         self.prepare()
+
+    def _check_start(self, entries: Sequence[Entry[T]]) -> None:
+        if self._policy == "raise":
+            refuse_start([e.name for e in entries if not self.kit.finite(self.stored(e.live)[0])])
+
+    def _look(self, names: Collection[str]) -> None:
+        """Which of these tensors hold what no update would remove."""
+        if self._policy == "skip":
+            tracks = self.tracks.values()
+            self._unfit = {n for n in names if not all(self.kit.finite(t.tensors[n]) for t in tracks)}
 
     def _averaged(self, plan: Plan[T]) -> list[Entry[T]]:
         if averaged := plan.having("average"):
@@ -216,7 +245,7 @@ class Averages(ABC, Generic[ModelT, T]):
         for entry in entries:
             source = heirs.get(entry.name)
             if source is None:
-                tensors[entry.name], lows[entry.name] = self.stored(entry)
+                tensors[entry.name], lows[entry.name] = self.stored(entry.live)
                 continue
             again = source in taken  # of tensors that came apart, the first keeps the memory they shared
             taken.add(source)

@@ -114,6 +114,7 @@ class Verbs(ABC, Generic[ModelT, T]):
             self._clock = clock
             return
         self._averages.follow(clock.step)
+        self._averages.mend()
         tracks = self._averages.tracks.values()
         betas = [0.0 if copying else track.coming(clock.elapsed[track.decay.unit]) for track in tracks]
         self._averages.update(betas, clock.step)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
 from polyak.errors import ConfigError, NonFiniteError
@@ -20,17 +20,17 @@ def check_policy(policy: NonFinitePolicy) -> None:
         raise ConfigError(f'on_nonfinite={policy!r}: must be "skip", "raise" or "ignore".')
 
 
-def check_start(policy: NonFinitePolicy, name: str, finite: Callable[[], bool]) -> None:
-    """Refuse to begin an average with what no update could remove.
+def refuse_start(bad: Sequence[str]) -> None:
+    """Refuse to begin averages with elements that cannot be stored, if there are any.
 
     Raises:
-        NonFiniteError: it names the tensor.
+        NonFiniteError: it names the first.
     """
-    if policy != "ignore" and not finite():
+    if bad:
         raise NonFiniteError(
-            f"{name} holds NaN, infinity or numbers beyond the storage's range. An average that begins with "
-            "them keeps them for ever: initialise or load the model before averaging it, leave the tensor "
-            'out with exclude=, or let it in with on_nonfinite="ignore".'
+            f"{bad[0]} is not finite, or beyond the storage's range, where its average would begin "
+            f'({len(bad)} tensors are). Initialise or load the model first. on_nonfinite="skip" would begin '
+            "such elements with their first finite value."
         )
 
 

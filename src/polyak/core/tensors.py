@@ -44,6 +44,14 @@ class Tensors(Protocol[T]):
         """``‖average-other‖²``, or ``‖average‖²``, taken in the wider of the average's dtype and float32."""
         ...
 
+    def finite(self, tensor: T, /) -> bool:
+        """Whether it holds no NaN and no infinity. Waits for the device."""
+        ...
+
+    def mend(self, average: T, low: T | None, live: T, /) -> None:
+        """Give elements of an average that are not finite the values of θ."""
+        ...
+
     def rounded(self, average: T, dtype: str, /) -> T:
         """A copy on the host in ``dtype``; in float32 or wider where float16 has no number large enough."""
         ...

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from paddle import Tensor, nn
 
 from polyak.core import averages as core
-from polyak.core.nonfinite import check_start, refuse_nonfinite
+from polyak.core.nonfinite import refuse_nonfinite
 from polyak.core.plan import Entry, Selection
 from polyak.core.track import Track
 from polyak.errors import ConfigError
@@ -46,7 +46,7 @@ class Averages(core.Averages[nn.Layer, Tensor]):
         self._skipped: tuple[int, dict[str, int]] = (0, {})
         self._engines: list[Engine] = []
         self._copies: list[tuple[Tensor, Tensor]] = []
-        super().__init__(layer, decays, selection, tensors)
+        super().__init__(layer, decays, selection, settings.policy, tensors)
 
     @property
     def engine(self) -> str:
@@ -58,10 +58,8 @@ class Averages(core.Averages[nn.Layer, Tensor]):
     def plan_of(self, model: nn.Layer) -> Plan:
         return Plan(model, Selection.of(None, None, "auto"))
 
-    def stored(self, entry: Entry[Tensor]) -> tuple[Tensor, Tensor | None]:
-        average, low = self.settings.stored(entry.live)
-        check_start(self.settings.policy, entry.name, lambda: tensors.finite(average))
-        return average, low
+    def stored(self, live: Tensor) -> tuple[Tensor, Tensor | None]:
+        return self.settings.stored(live)
 
     def moved(self, tensor: Tensor, entry: Entry[Tensor], copy: bool) -> Tensor:
         if copy or tensor.place != entry.live.place:

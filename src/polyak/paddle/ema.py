@@ -38,7 +38,8 @@ class EMA(Verbs[nn.Layer, Tensor]):
         every: act on each k-th step only. Decays are composed, so the half-life does not change.
         start: copy the layer up to this step; averaging and the schedule's time begin there.
         on_nonfinite: "skip" keeps the average of elements whose θ is NaN or infinite, "raise" raises
-            before anything is changed, "ignore" lets them in.
+            before anything is changed, "ignore" lets them in. Under "skip" what is not finite to begin with
+            begins with its first finite value.
         seed: of the random bits that round 16-bit averages; give each replica its own.
         compensated: keep beside each float32 average what rounding lost, 8 bytes per parameter.
         engine: "auto" takes the fastest that can; ``metrics()["engine"]`` says which and why.
@@ -46,7 +47,7 @@ class EMA(Verbs[nn.Layer, Tensor]):
     Raises:
         ConfigError: an argument is outside its rule.
         PlanError: nothing to average, or a tensor that cannot be.
-        NonFiniteError: θ₀ holds NaN or infinity, unless they are to be ignored.
+        NonFiniteError: θ₀ holds NaN or infinity, and ``on_nonfinite="raise"``.
 
     Examples:
         >>> layer = nn.Linear(2, 1)

@@ -110,6 +110,15 @@ def finite(tensor: Tensor) -> bool:
     return bool(tensor.isfinite().all())
 
 
+def mend(average: Tensor, low: Tensor | None, live: Tensor) -> None:
+    """Give elements of an average that are not finite the values of θ."""
+    value = value_of(average, low)
+    value = cast(value, wide(value.dtype))  # on a CPU Paddle selects among no narrower numbers
+    fresh = to(cast(live.detach(), value.dtype), value.place)
+    with paddle.no_grad():
+        put(average, low, paddle.where(value.isfinite(), value, fresh))
+
+
 def rounded(average: Tensor, dtype: str) -> Tensor:
     """A copy on the host in ``dtype``; in float32 or wider where float16 has no number large enough."""
     if average.is_complex():

@@ -6,11 +6,9 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import cast
 
-import torch
 from torch import Tensor, nn
 
 from polyak.core import averages as core
-from polyak.core.nonfinite import check_start
 from polyak.core.plan import Entry, Selection
 from polyak.core.track import Track
 from polyak.errors import ConfigError, PlanError
@@ -52,7 +50,7 @@ class Averages(core.Averages[nn.Module, Tensor]):
         self._swaps: dict[str, Swap] = {}
         self._graph: Graph | None = None  # what the next update is part of
         self._engines = Ensemble((), (), settings, self._tally)
-        super().__init__(model, decays, selection, tensors)
+        super().__init__(model, decays, selection, settings.policy, tensors)
 
     @property
     def engine(self) -> str:
@@ -64,15 +62,8 @@ class Averages(core.Averages[nn.Module, Tensor]):
     def plan_of(self, model: nn.Module) -> Plan:
         return Plan(model, Selection.of(None, None, "auto"))
 
-    def stored(self, entry: Entry[Tensor]) -> tuple[Tensor, Tensor | None]:
-        if entry.live.layout != torch.strided:
-            raise PlanError(
-                f"{entry.name} is {entry.live.layout}: only dense tensors are averaged. Leave it out with "
-                f'exclude="{entry.name}".'
-            )
-        average, low = self.settings.stored(entry.live)
-        check_start(self.settings.policy, entry.name, lambda: tensors.finite(average))
-        return average, low
+    def stored(self, live: Tensor) -> tuple[Tensor, Tensor | None]:
+        return self.settings.stored(live)
 
     def moved(self, tensor: Tensor, entry: Entry[Tensor], copy: bool) -> Tensor:
         with outside_inference_mode():

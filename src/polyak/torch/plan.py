@@ -44,6 +44,7 @@ class Plan(core.Plan[Tensor]):
         _refuse_fsdp(model)
         kept = {entry.name for entry in averaged} | {id(t) for entry in averaged for t in entry.tensors}
         self.entries = entries(modules, selection, kept)
+        _refuse_sparse(self.entries)
         unique = {id(module): module for module in modules.values()}.values()
         self._stores: list[dict[str, Any]] = [
             store
@@ -141,6 +142,15 @@ def _refuse_fsdp(model: nn.Module) -> None:
     """Its first version; the parameters of the second are refused one by one."""
     if any("_fsdp_wrapped_module" in module._modules for module in model.modules()):  # pyright: ignore[reportPrivateUsage]
         raise PlanError(f"the model is wrapped by FSDP, whose parameters are pieces. {_WHOLE}")
+
+
+def _refuse_sparse(planned: dict[str, Entry[Tensor]]) -> None:
+    for entry in planned.values():
+        if entry.role == "average" and not _has_address(entry.live):
+            raise PlanError(
+                f"{entry.name} is {entry.live.layout}: only dense tensors are averaged. Leave it out with "
+                f'exclude="{entry.name}".'
+            )
 
 
 def entries(
