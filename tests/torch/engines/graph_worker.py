@@ -60,9 +60,11 @@ class Tape(TorchDispatchMode):
     @contextmanager
     def recording(self) -> Generator[None]:
         self.on, triton_kernels.average = True, self
-        with self:
-            yield
-        self.on, triton_kernels.average = False, kernel
+        try:
+            with self:
+                yield
+        finally:
+            self.on, triton_kernels.average = False, kernel
 
 
 kernel: Any = triton_kernels.average

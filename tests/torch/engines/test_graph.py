@@ -58,4 +58,5 @@ def test_what_cannot_be_captured_is_refused(found: dict[str, Any]) -> None:
 
 def test_a_graph_of_tensors_left_behind_is_not_replayed(found: dict[str, Any]) -> None:
     assert found["refused"]["moved"].startswith("PlanError: no update of the model's present tensors")
+    assert found["refused"]["never captured"].startswith("PlanError: no update of the model's present")
     assert found["refused"]["after it"] == "step 1, the same tensors"

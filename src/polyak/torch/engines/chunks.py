@@ -55,7 +55,7 @@ def storable(value: Tensor, storage: torch.dtype) -> Tensor:
 
 
 def looks_storable(values: list[Tensor], storage: torch.dtype) -> bool:
-    """Whether a quick look at tensors in the host's memory shows that all of them are ``storable``.
+    """Whether a quick look, which waits for the device, shows that all of these are ``storable``.
 
     NaN and infinity leave no sum finite, and a sum takes half the time of a norm, a twentieth of
     ``isfinite``; the norm also bounds each element. Both can overflow where all is fine, so that False only

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from polyak.torch.engines.choose import EngineName, choice, described, made, rec
 from polyak.torch.engines.contract import Engine, Pair
 from polyak.torch.engines.tally import Tally
 from polyak.torch.storage import Settings
+
+if TYPE_CHECKING:
+    from polyak.torch.engines.triton import Triton
 
 Way: TypeAlias = Literal["inline", "offload", "overlap"]
 
@@ -56,7 +59,7 @@ class Ensemble:
         self._copies = [target for target, _ in inline], [source for _, source in inline]
         self._nothing = [None] * len(self._engines)
         self._on_gpu = any(pair.live.is_cuda for pair in pairs)
-        self._recorded = False
+        self._recorded: list[Triton] = []  # whose updates a graph holds
         tally.open(self._engines)
 
     @property
@@ -99,7 +102,7 @@ class Ensemble:
         for engine in engines:
             engine.record(self._settings.policy == "skip")
         self._copy()
-        self._recorded = True
+        self._recorded = engines
 
     def replay(self, graph: Graph, betas: Sequence[float], step: int) -> None:
         """The update that was recorded, with these decays, and all else in the graph.
@@ -112,8 +115,9 @@ class Ensemble:
                 "no update of the model's present tensors was captured: capture a graph in which "
                 "ema.update() is called, and again whenever the model's tensors have moved."
             )
-        for engine in self._engines:
-            recordable(engine).prepare(tuple([1 - beta for beta in betas]), step)
+        weights = tuple([1 - beta for beta in betas])
+        for engine in self._recorded:
+            engine.prepare(weights, step)
         graph.replay()
 
     def wait(self) -> None:
