@@ -10,6 +10,7 @@
 
 #include "kernel.h"
 #include "pool.h"
+#include "watch.h"
 
 enum { PIECE = 32 * BLOCK, UNIT = 64 * BLOCK, VARIANTS = 4 };
 
@@ -207,6 +208,8 @@ static PyMethodDef methods[] = {
     {"look", py_look, METH_VARARGS, "look(table, threads): the same without writing"},
     {"variants", py_variants, METH_NOARGS, "Instruction sets this processor can run, best first."},
     {"use", py_use, METH_VARARGS, "use(variant): which of them to run; the best unless told."},
+    {"holds", polyak_holds, METH_O, "holds(contents): see core/watch.py"},
+    {"agree", (PyCFunction)(void (*)(void))polyak_agree, METH_FASTCALL, "agree(readings[, first, last]): likewise"},
     {NULL, NULL, 0, NULL},
 };
 

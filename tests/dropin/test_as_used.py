@@ -180,6 +180,20 @@ def test_a_wrapper_changes_nothing(name: str, wrapped: str, wrapper: str) -> Non
     same(drop_in.values(average), in_a_plain_run(drop_in))
 
 
+@pytest.mark.parametrize("wrapper", ["none", "torch.jit.script"])
+@pytest.mark.parametrize("name", DROP_INS)
+def test_parameters_moved_to_other_memory_are_followed(name: str, wrapper: str) -> None:
+    drop_in, model = DROP_INS[name], network()
+    live = WRAPPERS[wrapper](model) if wrapper in WRAPPERS else model
+    average = drop_in.make(drop_in.library(ours=True), live)
+    steps(drop_in, average, model, live, 1, 2)
+    for parameter in live.parameters():
+        dead, parameter.data = parameter.data, parameter.data.clone()
+        dead.fill_(float("nan"))
+    steps(drop_in, average, model, live, 3, 4)
+    same(drop_in.values(average), in_a_plain_run(drop_in))
+
+
 def through_a_file(average: Any) -> Any:
     file = io.BytesIO()
     torch.save(average, file)

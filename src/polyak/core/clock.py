@@ -30,11 +30,12 @@ class Clock(NamedTuple):
         Raises:
             ConfigError: a count is missing or not positive.
         """
-        counts: dict[Unit, int | None] = {"steps": steps, "samples": samples, "tokens": tokens}
-        elapsed: dict[Unit, int] = {
-            unit: n + (0 if copying else _counted(unit, counts[unit])) for unit, n in self.elapsed.items()
-        }
-        return Clock(self.step + _counted("steps", steps), self.waiting + steps, elapsed)
+        check_whole("steps", steps, 1)
+        elapsed: dict[Unit, int] = self.elapsed
+        if not copying:
+            counts: dict[Unit, int | None] = {"steps": steps, "samples": samples, "tokens": tokens}
+            elapsed = {unit: n + _counted(unit, counts[unit]) for unit, n in elapsed.items()}
+        return Clock(self.step + steps, self.waiting + steps, elapsed)
 
 
 def _counted(unit: str, count: int | None) -> int:

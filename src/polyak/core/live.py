@@ -24,6 +24,11 @@ def claim(ids: Collection[int], undo: ExitStack, name: str) -> None:
     _held.update(ids)
 
 
+def none_held() -> bool:
+    """Whether no tensor at all does, which is so at most times and told at once."""
+    return not _held
+
+
 def held(ids: Iterable[int]) -> bool:
     """Whether any of them does."""
-    return bool(_held) and not _held.isdisjoint(ids)
+    return not _held.isdisjoint(ids)

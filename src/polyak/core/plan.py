@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Generic, Literal, TypeAlias
 
-from polyak.core.live import held
+from polyak.core.live import held, none_held
 from polyak.core.tensors import T, TensorLike, alike
 from polyak.errors import ConfigError, PlanError
 
@@ -157,6 +157,8 @@ class Plan(ABC, Generic[T]):
 
     def holds_average(self) -> bool:
         """Whether any of the live tensors holds an average now, whosever it is."""
+        if none_held():
+            return False
         return held(id(tensor) for entry in self.entries.values() for tensor in entry.tensors)
 
     def having(self, role: Role) -> list[Entry[T]]:

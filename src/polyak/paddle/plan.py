@@ -13,8 +13,7 @@ Every tensor assigned to a layer becomes a buffer, one that is not persistable: 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import chain, compress
-from operator import attrgetter, is_
+from operator import attrgetter
 from typing import Any, cast
 
 import paddle
@@ -24,6 +23,7 @@ from paddle.nn.layer.norm import _BatchNormBase
 
 from polyak.core import plan as core
 from polyak.core.plan import Entry, Kind, Seen, Selection, Sort, planned
+from polyak.core.watch import agree, contents, holds, readings
 from polyak.errors import PlanError
 from polyak.paddle.tensors import holds_values
 
@@ -50,44 +50,29 @@ class Plan(core.Plan[Tensor]):
         for entry in self.entries.values():
             _refuse_scattered(entry)
         unique = {id(layer): layer for layer in layers.values()}.values()
-        self._stores = [
-            store
-            for one in unique
-            for store in cast("list[dict[str, Any]]", [one._parameters, one._buffers, one._sub_layers])
-        ]
-        self._sizes = list(map(len, self._stores))
-        self._keys = list(chain.from_iterable(self._stores))
         fleeting = {id(cast(object, one._buffers)): _fleeting(one) for one in unique}
-        self._watched = [key not in fleeting.get(id(store), ()) for store in self._stores for key in store]
-        self._contents = list(compress(self._held(), self._watched))
-        self._tensors = [tensor for entry in self.entries.values() for tensor in entry.tensors]
-        self._memory = _memory_of(self._tensors)
+        self._contents = contents(
+            (
+                store
+                for one in unique
+                for store in cast("list[dict[str, Any]]", [one._parameters, one._buffers, one._sub_layers])
+            ),
+            changing=lambda store, key: key in fleeting.get(id(store), ()),
+        )
+        tensors = [tensor for entry in self.entries.values() for tensor in entry.tensors]
+        self._memory = readings((Tensor.data_ptr, _dtype, _shape), tensors)
         shared = [e for e in self.entries.values() if e.kind == "parameter" and e.role == "share"]
-        self._frozen = [t for entry in shared for t in entry.tensors if t.stop_gradient]
+        frozen = [t for entry in shared for t in entry.tensors if t.stop_gradient]
+        self._frozen = readings((_stop_gradient,), frozen)
 
     def stale(self) -> bool:
         """Whether the layer holds other tensors than planned, or one of them moved or became another."""
-        if list(map(len, self._stores)) != self._sizes:
-            return True
-        if list(chain.from_iterable(self._stores)) != self._keys:
-            return True
-        if not all(map(is_, compress(self._held(), self._watched), self._contents)):
-            return True
-        if not all(map(_stop_gradient, self._frozen)):
-            return True
-        return _memory_of(self._tensors) != self._memory
-
-    def _held(self) -> Iterator[object]:
-        return chain.from_iterable(map(dict[str, Any].values, self._stores))
+        return not (holds(self._contents) and agree(self._memory) and agree(self._frozen))
 
 
 _stop_gradient = attrgetter("stop_gradient")
 _dtype = attrgetter("dtype")
 _shape = attrgetter("shape")
-
-
-def _memory_of(tensors: Sequence[Tensor]) -> list[Any]:
-    return [*map(Tensor.data_ptr, tensors), *map(_dtype, tensors), *map(_shape, tensors)]
 
 
 def unwrap(layer: nn.Layer) -> nn.Layer:

@@ -144,7 +144,8 @@ def check(name: str, value: float, rule: str, holds: bool) -> None:
 
 def check_whole(name: str, value: int, least: int) -> None:
     """Refuse a count that is no whole number or too small."""
-    check(name, value, f"must be a whole number, at least {least}", type(value) is int and value >= least)
+    if type(value) is not int or value < least:
+        raise ConfigError(f"{name}={value!r}: must be a whole number, at least {least}.")
 
 
 def check_beta(name: str, value: float) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from polyak.core.plan import BufferPolicy, Entry, Role, Selection
+from polyak.core.watch import agree
 from polyak.errors import PlanError
 from polyak.torch.engines.contract import Pair
 from polyak.torch.engines.ensemble import Ensemble
@@ -48,9 +49,8 @@ class Pairing:
         seed: int = 0,
     ) -> None:
         pairs = [Pair(name, _place(lives, name, mine), (mine,)) for name, mine in averages.items()]
-        self._tensors = [t for pair in pairs for t in (pair.averages[0], pair.live)]
-        self._tensors += [t for copy in copies for t in copy]
-        self._memory = memory_of(self._tensors)
+        tensors = [t for pair in pairs for t in (pair.averages[0], pair.live)]
+        self._memory = memory_of(tensors + [t for copy in copies for t in copy])
         self.tally = Tally()
         self._copies = list(copies)
         self._pairs = pairs
@@ -59,7 +59,7 @@ class Pairing:
 
     def stale(self) -> bool:
         """Whether one of the tensors moved to other memory."""
-        return memory_of(self._tensors) != self._memory
+        return not agree(self._memory)
 
     def update(self, beta: float, step: int) -> None:
         """One update with decay β; ``step`` makes the random bits of 16-bit averages."""
@@ -163,7 +163,7 @@ class _Scripted:
         """Whether the model holds other tensors than found, or one of them moved to other memory."""
         now = self._all(entries(dict(walk(self._model)), self._selection))
         same = len(now) == len(self._tensors) and all(map(is_, now, self._tensors))
-        return not same or memory_of(now) != self._memory
+        return not (same and agree(self._memory))
 
     def _all(self, found: dict[str, Entry[Tensor]]) -> list[Tensor]:
         return [tensor for entry in found.values() for tensor in entry.tensors]

@@ -8,9 +8,8 @@ holds, never as detached aliases, so no update can go to memory the model has le
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from itertools import chain
-from operator import attrgetter, is_
-from typing import Any, cast
+from operator import attrgetter
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +19,7 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from polyak.checkpoints.foreign.states import WRAPPED
 from polyak.core import plan as core
 from polyak.core.plan import Entry, Kind, Seen, Selection, planned
+from polyak.core.watch import Readings, agree, contents, holds, readings
 from polyak.errors import PlanError
 from polyak.torch.buffers import sort_of
 
@@ -46,64 +46,44 @@ class Plan(core.Plan[Tensor]):
         self.entries = entries(modules, selection, kept)
         _refuse_sparse(self.entries)
         unique = {id(module): module for module in modules.values()}.values()
-        self._stores: list[dict[str, Any]] = [
+        self.contents = contents(
             store
             for m in unique
             for store in (m._parameters, m._buffers, m._modules)  # pyright: ignore[reportPrivateUsage]
-        ]
-        self._sizes = list(map(len, self._stores))
-        self.filled = [store for store in self._stores if store]
-        self._keys = list(chain.from_iterable(self.filled))
-        self._contents = list(chain.from_iterable(map(dict[str, Any].values, self.filled)))
-        self._tensors = [
+        )
+        tensors = [
             tensor for entry in self.entries.values() for tensor in entry.tensors if _has_address(tensor)
         ]
-        self._memory = memory_of(self._tensors)
-        self._dtypes, self._strides = _forms(self._tensors)
-        self._turn = 0
+        self._memory = memory_of(tensors)
+        self._forms = readings((_dtype, Tensor.stride), tensors)
         shared = [e for e in self.entries.values() if e.kind == "parameter" and e.role == "share"]
-        self._frozen = [t for entry in shared for t in entry.tensors if not t.requires_grad]
+        frozen = [t for entry in shared for t in entry.tensors if not t.requires_grad]
+        self._frozen = readings((_requires_grad,), frozen)
+        self._turn = 0
 
     def stale(self) -> bool:
         """Whether the model holds other tensors than planned, or one of them moved to other memory.
 
-        Runs at C speed over the modules' own dictionaries, without walking the module. The size is looked
-        at beside the address, because an allocator may hand the same address out again. Another dtype or
-        other strides on the same memory are no accident and cost as much to see as all the rest: they are
-        looked for in a part of a large model at a time.
+        Looks into the modules' own dictionaries, without walking the module. The size is looked at beside the
+        address, because an allocator may hand the same address out again. Another dtype or other strides on
+        the same memory are no accident and cost as much to see as all the rest: they are looked for in a
+        part of a large model at a time.
         """
-        if (
-            list(map(len, self._stores)) != self._sizes
-            or list(chain.from_iterable(self.filled)) != self._keys
-        ):
-            return True
-        if not all(map(is_, chain.from_iterable(map(dict[str, Any].values, self.filled)), self._contents)):
-            return True
-        if any(map(_requires_grad, self._frozen)):
-            return True
-        return memory_of(self._tensors) != self._memory or self._reinterpreted()
-
-    def _reinterpreted(self) -> bool:
         first, last = self._turn, self._turn + _AT_ONCE
-        self._turn = last if last < len(self._tensors) else 0
-        return _forms(self._tensors[first:last]) != (self._dtypes[first:last], self._strides[first:last])
+        self._turn = last if last < len(self._forms.objects) else 0
+        same = holds(self.contents) and agree(self._memory) and agree(self._frozen)
+        return not (same and agree(self._forms, first, last))
 
 
 _AT_ONCE = 64  # tensors whose dtype and strides one look takes in
-
-
-def _forms(tensors: Sequence[Tensor]) -> tuple[list[torch.dtype], list[tuple[int, ...]]]:
-    return list(map(_dtype, tensors)), list(map(Tensor.stride, tensors))
-
-
 _requires_grad = attrgetter("requires_grad")
 _nbytes = attrgetter("nbytes")
 _dtype = attrgetter("dtype")
 
 
-def memory_of(tensors: Sequence[Tensor]) -> list[int]:
+def memory_of(tensors: Sequence[Tensor]) -> Readings:
     """Where tensors lie and how large they are: what tells that one of them moved."""
-    return [*map(Tensor.data_ptr, tensors), *map(_nbytes, tensors)]
+    return readings((Tensor.data_ptr, _nbytes), tensors)
 
 
 def unwrap(module: nn.Module) -> nn.Module:

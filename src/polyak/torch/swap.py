@@ -120,7 +120,7 @@ def _point(live: Tensor, memory: Tensor) -> None:
 
 def _places(plan: Plan, ids: set[int]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
     """Where the tensors are: ``.half()`` and some forward passes put new buffers in their place."""
-    found = [(store, {key: t for key, t in store.items() if id(t) in ids}) for store in plan.filled]
+    found = [(store, {key: t for key, t in store.items() if id(t) in ids}) for store in plan.contents.stores]
     return [(store, tensors) for store, tensors in found if tensors]
 
 

@@ -1,0 +1,166 @@
+"""What tells that a model changed, in C and in Python: both must answer alike."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from polyak.core import _native, watch
+from polyak.core.watch import Contents, contents, readings
+
+HOLDS: dict[str, Callable[[Contents], bool]] = {"C": _native.holds, "Python": watch._holds}
+AGREE: dict[str, Callable[..., bool]] = {"C": _native.agree, "Python": watch._agree}
+each_holds = pytest.mark.parametrize("holds", HOLDS.values(), ids=HOLDS)
+each_agree = pytest.mark.parametrize("agree", AGREE.values(), ids=AGREE)
+Stores = list[dict[str, Any]]
+
+
+def stores() -> Stores:
+    return [{}, {"a": [1], "b": None}, {"c": [1], "always": [2]}, {}]
+
+
+def put(i: int, key: str, value: object) -> Callable[[Stores], object]:
+    return lambda held: held[i].__setitem__(key, value)
+
+
+def moved(held: Stores) -> None:
+    held[1]["c"] = held[2].pop("c")
+
+
+def reordered(held: Stores) -> None:
+    held[1]["a"] = held[1].pop("a")
+
+
+CHANGES: dict[str, Callable[[Stores], object]] = {
+    "replaced by an equal one": put(1, "a", [1]),
+    "replaced by None": put(2, "c", None),
+    "no longer None": put(1, "b", [3]),
+    "added to an empty one": put(3, "d", [4]),
+    "added to the first": put(0, "d", [4]),
+    "removed": lambda held: held[1].pop("a"),
+    "the last removed": lambda held: held[2].pop("always"),
+    "renamed": lambda held: held[2].__setitem__("z", held[2].pop("always")),
+    "moved to another": moved,
+    "in another order": reordered,
+    "emptied": lambda held: held[2].clear(),
+}
+
+
+@each_holds
+def test_what_is_left_alone_is_held(holds: Callable[[Contents], bool]) -> None:
+    then = contents(stores())
+    assert holds(then)
+    assert holds(then)
+    assert holds(contents([]))
+
+
+@each_holds
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_every_change_of_dictionaries_is_seen(
+    holds: Callable[[Contents], bool], change: Callable[[Stores], object]
+) -> None:
+    held = stores()
+    then = contents(held)
+    change(held)
+    assert not holds(then)
+
+
+@each_holds
+def test_of_what_changes_by_itself_only_the_key_matters(holds: Callable[[Contents], bool]) -> None:
+    held = stores()
+    then = contents(held, changing=lambda store, key: store is held[2] and key == "always")
+    held[2]["always"] = [5]
+    assert holds(then)
+    held[2]["c"] = [5]
+    assert not holds(then)
+    held = stores()
+    then = contents(held, changing=lambda store, key: True)
+    del held[2]["always"]
+    assert not holds(then)
+
+
+keys = st.sampled_from(["a", "b", "c", "d"])
+few = st.lists(st.dictionaries(keys, st.integers(0, 3), max_size=4), max_size=4)
+
+
+@given(few, st.lists(st.tuples(st.integers(0, 3), keys, st.integers(0, 4)), max_size=3))
+def test_both_answer_what_a_copy_answers(held: Stores, edits: list[tuple[int, str, int]]) -> None:
+    then, copy = contents(held), [list(store.items()) for store in held]
+    for i, key, value in edits:
+        if i < len(held) and value == 4:
+            held[i].pop(key, None)
+        elif i < len(held):
+            held[i][key] = value
+    same = [list(store.items()) for store in held] == copy  # small integers are the same objects
+    assert {name: holds(then) for name, holds in HOLDS.items()} == dict.fromkeys(HOLDS, same)
+
+
+@each_agree
+def test_what_reads_the_same_agrees_and_what_does_not_is_seen(agree: Callable[..., bool]) -> None:
+    objects = [[1], [2], [3], [4]]
+    then = readings((len, str), objects)
+    assert agree(then)
+    assert agree(then, 1, 3)
+    objects[2][0] = 5  # the list's own objects are kept, not the list
+    assert not agree(then)
+    assert not agree(then, 2, 3)
+    assert agree(then, 0, 2)
+    assert agree(then, 3, 100)
+    assert agree(then, 100, 200)
+    assert agree(readings((len,), objects))
+    assert agree(readings((), objects))
+    assert agree(readings((len,), []))
+
+
+class Touchy:
+    def __eq__(self, other: object) -> bool:
+        raise ArithmeticError("not to be compared")
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+@each_agree
+def test_what_reading_or_comparing_raises_is_raised(agree: Callable[..., bool]) -> None:
+    objects: list[list[Any]] = [[1], [2]]
+    then = readings((lambda one: one[0],), objects)
+    objects[1].clear()
+    with pytest.raises(IndexError):
+        agree(then)
+    assert agree(then, 0, 1)
+    objects[1].append(Touchy())
+    with pytest.raises(ArithmeticError):
+        agree(then)
+
+
+def test_wrong_arguments_are_refused() -> None:
+    then, read = contents(stores()), readings((len,), [[1], [2]])
+    for wrong in [(), (1, 2, 3, 4, 5), then[:4], tuple(then._replace(sizes=[])), then._replace(values=[])]:
+        with pytest.raises((TypeError, ValueError)):
+            _native.holds(wrong)
+    for wrong in [then._replace(sizes=["x"] * 4), then._replace(stores=[1, 2, 3, 4])]:
+        with pytest.raises((TypeError, SystemError)):
+            _native.holds(wrong)
+    for arguments in [(), ((),), (read, 0), (read, "0", 1), (read, -1, 1), (read._replace(values=()),)]:
+        with pytest.raises((TypeError, ValueError)):
+            _native.agree(*arguments)
+    with pytest.raises(IndexError):
+        _native.agree(read._replace(values=([1],)))
+    with pytest.raises(TypeError):
+        _native.agree(read._replace(reads=(None,)))
+
+
+def test_looking_holds_on_to_nothing() -> None:
+    held, objects, result = stores(), [[1] * 1000, [2] * 2000], object()
+    then, read = contents(held), readings((len, lambda one: result), objects)
+    watched = [held[1]["a"], objects[0], result, then.stores, then, read]
+    before = list(map(sys.getrefcount, watched))
+    for _ in range(100):
+        assert _native.holds(then)
+        assert _native.agree(read)
+        assert _native.agree(read, 0, 1)
+    assert list(map(sys.getrefcount, watched)) == before
