@@ -46,6 +46,29 @@ def test_seconds_are_of_what_was_timed() -> None:
     assert found.share == pytest.approx(0.4, abs=0.25)
 
 
+def test_the_share_of_a_step_is_measured_in_training() -> None:
+    """Called again and again an update finds all it needs in the caches."""
+    net, trained = nn.Linear(4, 4), [False]
+    inner = ours(net, decays(1), "float32")
+
+    def step() -> None:
+        trained[0] = True
+        time.sleep(0.01)
+
+    def update() -> None:
+        inner.update()
+        time.sleep(0.03 * trained[0])
+        trained[0] = False
+
+    found = measure(net, {"x": Contender(update, inner.averages)}, decays(1), "float32", 3, step)
+    one = found.figures["x"]
+    assert one.after_step is not None
+    assert one.share is not None
+    assert found.limit_share is not None
+    assert one.update < 0.02 <= one.after_step
+    assert found.limit_share < 0.1 < 0.5 < one.share < 0.9
+
+
 @pytest.mark.skipif(peak(lambda: None, CPU) is None, reason="this system does not tell")
 def test_memory_is_what_was_held_at_once_also_the_second_time() -> None:
     kept: list[torch.Tensor] = []

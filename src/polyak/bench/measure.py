@@ -27,6 +27,7 @@ from polyak.bench.shapes import said
 from polyak.errors import ConfigError
 
 SAMPLE = 1e-3  # seconds that one timing should last at least
+PATIENCE = 30.0  # seconds that training steps should take together at most
 WARM = 2  # first rounds: they allocate, plan and compile
 NARROW = ("bfloat16", "float16")
 Tick: TypeAlias = Callable[[int, int], object]
@@ -38,7 +39,9 @@ class Figures:
 
     update: seconds.  ratio: to the limit.  enter, leave: seconds of a swap in and out.
     memory, swap_memory: most bytes held in an update, a swap, beyond those before; None if not known here.
-    share: of a training step; None if the model cannot be trained here.
+    after_step: seconds of an update when a training step has filled the caches with other things; None if
+        the model cannot be trained here.
+    share: of that step.
     wrong: in what way the averages are not what they should be; empty if they are.
     engine: what the library says did the work.
     """
@@ -49,6 +52,7 @@ class Figures:
     leave: float | None
     memory: int | None
     swap_memory: int | None
+    after_step: float | None
     share: float | None
     wrong: str
     engine: str
@@ -56,10 +60,14 @@ class Figures:
 
 @dataclass(frozen=True)
 class Measured:
-    """All contenders, and the limit they are held against: seconds, bytes per second."""
+    """All contenders, and the limit they are held against: seconds, bytes per second.
+
+    limit_share: of a training step that lasts ``step`` seconds.
+    """
 
     parameters: int
     limit: float
+    limit_share: float | None
     step: float | None
     figures: dict[str, Figures]
 
@@ -129,7 +137,9 @@ def measure(
         for name, one in contenders.items()
     }
     _scale(trained, 0.5)
-    spent = None if step is None else _step_seconds(step, stops, rounds)
+    runs = {"": limiting} | {name: one.update for name, one in contenders.items()}
+    spent, after = (None, {}) if step is None else _in_training(step, runs, stops, rounds)
+    shares = {name: share(seconds, spent) for name, seconds in after.items()} if spent else {}
     figures: dict[str, Figures] = {}
     for name, one in contenders.items():
         update, both = median(updates[name]), swaps[name]
@@ -140,11 +150,12 @@ def measure(
             median(leave for _, leave in both) if both else None,
             memory[name],
             swapping[name],
-            None if spent is None else share(update, spent),
+            after.get(name),
+            shares.get(name),
             wrong[name],
             one.engine,
         )
-    return Measured(size, median(limits), spent, figures)
+    return Measured(size, median(limits), shares.get(""), spent, figures)
 
 
 def _burst(stops: Stops, run: Callable[[], object]) -> int:
@@ -224,12 +235,26 @@ def _peak_of_swap(one: Contender, device: torch.device) -> int | None:
     return peak(run, device)
 
 
-def _step_seconds(step: Callable[[], object], stops: Stops, rounds: int) -> float:
+def _in_training(
+    step: Callable[[], object], runs: Mapping[str, Callable[[], object]], stops: Stops, rounds: int
+) -> tuple[float, dict[str, float]]:
+    """Seconds of a training step, and of each run right after one.
+
+    Called again and again by itself, an update of a small model finds all it needs in the caches and takes
+    an eighth of what it takes in training.
+    """
     try:
         step()
-        return median(stops.timed(step) for _ in range(rounds))
+        patience = round(PATIENCE / (len(runs) * stops.timed(step)))
+        steps: list[float] = []
+        seconds: dict[str, list[float]] = {name: [] for name in runs}
+        for done in range(max(1, min(rounds, patience))):
+            for name in random.Random(done).sample(list(runs), len(runs)):
+                steps.append(stops.timed(step))
+                seconds[name].append(stops.timed(runs[name]))
     except Exception as error:  # the user's own function may raise anything
         raise ConfigError(f"the model's training step raised {said(error)}") from error
+    return median(steps), {name: median(each) for name, each in seconds.items()}
 
 
 def _scale(parameters: Sequence[Tensor], factor: float) -> None:

@@ -97,7 +97,7 @@ def _facts(
         live=round(live),
         tracks=options.tracks,
         dtype=options.dtype,
-        update=figures.update,
+        update=figures.update if figures.after_step is None else figures.after_step,
         step=measured.step,
         bandwidth=measured.bandwidth,
         free=free,

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.progress import TimeRemainingColumn as RemainingColumn
 from rich.table import Table
 
-from polyak.bench.cost import LIMIT, share
+from polyak.bench.cost import LIMIT
 from polyak.bench.options import Options
 from polyak.cli.extras import needs
 
@@ -71,12 +71,12 @@ def _show(report: Report, console: Console) -> None:
     for heading in ("update, ms", "of the limit", "swap, ms", "memory, MB", "of a step"):
         table.add_column(heading, justify="right")
     limit = _number(measured.limit, 1e3)
-    table.add_row("memory limit", limit, "1.00", "", "", _part(measured.step, measured.limit))
+    table.add_row("memory limit", limit, "1.00", "", "", _part(measured.limit_share))
     for name, one in measured.figures.items():
         swap = None if one.enter is None or one.leave is None else one.enter + one.leave
         memory = "" if one.memory is None else f"{one.memory / 1e6:.1f}"
-        part = _part(measured.step, one.update)
-        table.add_row(name, _number(one.update, 1e3), f"{one.ratio:.2f}", _number(swap, 1e3), memory, part)
+        update = _number(one.update, 1e3)
+        table.add_row(name, update, f"{one.ratio:.2f}", _number(swap, 1e3), memory, _part(one.share))
     console.print(
         f"{report.model}: {measured.parameters:,} parameters in {report.tensors} tensors of {report.params}, "
         f"{report.tracks} average(s) in {report.dtype}; {report.device}, {report.threads} thread(s)",
@@ -111,8 +111,8 @@ def _number(value: float | None, scale: float) -> str:
     return "" if value is None else f"{value * scale:.3g}"
 
 
-def _part(step: float | None, update: float) -> str:
-    return "" if step is None else f"{share(update, step):.2%}"
+def _part(share: float | None) -> str:
+    return "" if share is None else f"{share:.2%}"
 
 
 @contextmanager
