@@ -18,7 +18,7 @@ from torch import nn
 
 from polyak.bench import peers
 from polyak.bench.measure import Measured, measure
-from polyak.bench.shapes import MODELS
+from polyak.bench.shapes import MODELS, Workload
 from polyak.errors import PolyakError
 from tests.shims import torchvision_without_ops
 
@@ -56,16 +56,20 @@ def run(
     params: str = "float32",
     store: str = "float32",
     tracks: int = 1,
+    work: Workload | None = None,
 ) -> Measured:
-    """Measure those that can take part; who cannot is said on stderr."""
-    net = MODELS[model]().model.to(options.device, getattr(torch, params))
+    """Measure those that can take part; who cannot is said on stderr.
+
+    With ``work``, which ``model`` names then, also in training.
+    """
+    net = (work or MODELS[model]()).model.to(options.device, getattr(torch, params))
     betas, contenders = peers.decays(tracks), {}
     for name, make in makers.items():
         try:
             contenders[name] = make(net, betas, store)
         except PolyakError as error:
             print(f"{name} left out: {error}", file=sys.stderr)
-    found = measure(net, contenders, betas, store, options.rounds)
+    found = measure(net, contenders, betas, store, options.rounds, work and work.step)
     for name, figures in found.figures.items():
         print(f"{model}, {params} into {store}, {tracks} track(s), {name}: {figures}", file=sys.stderr)
     return found

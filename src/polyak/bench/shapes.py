@@ -41,7 +41,7 @@ def lenet() -> nn.Sequential:
     return nn.Sequential(*convolutions, nn.MaxPool2d(2), nn.Flatten(), *linear)
 
 
-def classifying(model: nn.Module) -> Callable[[], object]:
+def classifying(model: nn.Module, side: int = 32) -> Callable[[], object]:
     """Steps of AdamW on 64 random images, in whatever dtype and on whatever device the model has by then."""
     optimizer: list[torch.optim.Optimizer] = []
 
@@ -49,7 +49,7 @@ def classifying(model: nn.Module) -> Callable[[], object]:
         if not optimizer:
             optimizer.append(torch.optim.AdamW(model.parameters()))
         like = next(model.parameters())
-        images = torch.randn(64, 3, 32, 32, device=like.device, dtype=like.dtype)
+        images = torch.randn(64, 3, side, side, device=like.device, dtype=like.dtype)
         labels = torch.randint(10, (64,), device=like.device)
         optimizer[0].zero_grad()
         nn.functional.cross_entropy(model(images).float(), labels).backward()
