@@ -4,9 +4,10 @@
  *
  * On the main thread the threads are those of the OpenMP runtime that torch brought: after each of torch's
  * own operations they spin for milliseconds in wait of the next, and threads of ours would have to share
- * their cores (an update took 1.4 times as long). Elsewhere, in a child of fork, and where torch has
- * no such runtime, they are threads that sleep between jobs; there one job runs at a time, a second caller
- * works alone, and nobody waits for a thread that has not begun. */
+ * their cores (an update took 1.4 times as long). Elsewhere, in a child of fork, where torch has no such
+ * runtime, and while another process keeps its threads from their cores, they are threads that sleep between
+ * jobs; there one job runs at a time, a second caller works alone, and nobody waits for a thread that has not
+ * begun. */
 #define _GNU_SOURCE
 #include "pool.h"
 
@@ -122,6 +123,17 @@ static void forget(void) {
 typedef void Parallel(void (*part)(void *), void *data, unsigned threads, unsigned flags);
 static Parallel *parallel;
 static pthread_t home; /* the thread that looked for it: the one that imported us */
+static int crowded;    /* jobs yet to do without: the last time one of its threads came when all was done */
+
+enum { AVOID = 64 };
+
+/* OpenMP waits for a thread that has not begun until the system gives it a core: 4 ms beside a busy process,
+ * where all the work takes one or two. */
+static void take_part_in_theirs(void *argument) {
+    Job *job = argument;
+    take_part(job);
+    if (pthread_equal(pthread_self(), home) && atomic_load(&job->joined) < job->threads) crowded = AVOID;
+}
 
 static void begin(void) {
     pthread_atfork(NULL, NULL, forget);
@@ -138,6 +150,7 @@ void polyak_run(void (*work)(void *, int64_t), void *context, int64_t units, int
     if (threads > MOST) threads = MOST;
     if (threads > units) threads = (int)units;
     bool theirs = parallel && !forked && pthread_equal(pthread_self(), home);
+    if (theirs && crowded > 0) theirs = false, crowded--;
     if (threads < 2 || (!theirs && pthread_mutex_trylock(&pool.busy))) {
         for (int64_t unit = 0; unit < units; unit++) work(context, unit);
         return;
@@ -148,7 +161,7 @@ void polyak_run(void (*work)(void *, int64_t), void *context, int64_t units, int
         job.shares[i].end = units * (i + 1) / threads;
     }
     if (theirs) {
-        parallel(take_part, &job, (unsigned)threads, 0);
+        parallel(take_part_in_theirs, &job, (unsigned)threads, 0);
     } else {
         run_here(&job);
         pthread_mutex_unlock(&pool.busy);

@@ -1,4 +1,4 @@
-"""The kernel and its threads under the compiler's own watch: memory, undefined behaviour, races."""
+"""The kernel and its threads in programs of C: under the compiler's own watch, and under a late runtime."""
 
 from __future__ import annotations
 
@@ -28,6 +28,16 @@ def test_nothing_is_reported(watch: str, tmp_path: Path) -> None:
     assert built.returncode == 0, built.stderr
     # A child of fork may not start threads under the watch for races.
     ran = _run([program, "fork"] if watch != "thread" else [program])
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
+@pytest.mark.skipif(GCC is None, reason="needs gcc")
+def test_a_runtime_whose_threads_come_late_is_left_alone_for_a_while(tmp_path: Path) -> None:
+    program, driver = tmp_path / "crowded", Path(__file__).with_name("crowded.c")
+    flags = ["-O1", "-g", "-pthread", "-rdynamic", "-Wall", "-Wextra", "-Werror", f"-I{ROOT / 'native'}"]
+    built = _run([GCC, *flags, driver, ROOT / "native" / "pool.c", "-ldl", "-o", program])
+    assert built.returncode == 0, built.stderr
+    ran = _run([program])
     assert ran.returncode == 0, ran.stdout + ran.stderr
 
 
