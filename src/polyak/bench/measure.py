@@ -241,7 +241,7 @@ def _in_training(
     """Seconds of a training step, and of each run right after one.
 
     Called again and again by itself, an update of a small model finds all it needs in the caches and takes
-    an eighth of what it takes in training.
+    a fifth of what it takes in training.
     """
     try:
         step()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 
 from polyak.errors import SwapError
@@ -10,18 +10,19 @@ from polyak.errors import SwapError
 _held: set[int] = set()  # ids; the tensors are kept alive by the swap that put averages into them
 
 
-def claim(ids: Collection[int], undo: ExitStack, name: str) -> None:
-    """These tensors are about to hold an average, until ``undo`` unwinds.
+def claim(names: Mapping[int, str], undo: ExitStack) -> None:
+    """These tensors, names by id, are about to hold an average, until ``undo`` unwinds.
 
     Raises:
-        SwapError: one of them already does; ``name`` says whose they are.
+        SwapError: one of them already does.
     """
-    if not _held.isdisjoint(ids):
+    if not _held.isdisjoint(names):
+        taken = next(name for one, name in names.items() if one in _held)
         raise SwapError(
-            f"{name} already holds another average: leave that block, or call its restore(), first."
+            f"{taken} already holds another average: leave that block, or call its restore(), first."
         )
-    undo.callback(_held.difference_update, ids)
-    _held.update(ids)
+    undo.callback(_held.difference_update, names)
+    _held.update(names)
 
 
 def none_held() -> bool:

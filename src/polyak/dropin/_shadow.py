@@ -8,7 +8,7 @@ from contextlib import ExitStack
 
 from torch import Tensor, nn
 
-from polyak.core.live import claim, held
+from polyak.core.live import claim
 from polyak.dropin._lists import Lists
 from polyak.errors import ConfigError, PlanError, SwapError
 from polyak.rules.decay import check_beta
@@ -38,8 +38,7 @@ class Shadow:
         self._refuse_while_applied("apply")
         lives, undo = self._lives(model), ExitStack()
         memories = {name: self.shadow[name].to(live.device, live.dtype) for name, live in lives.items()}
-        taken = next((name for name, live in lives.items() if held([id(live)])), "")
-        claim(set(map(id, lives.values())), undo, taken)
+        claim({id(live): name for name, live in lives.items()}, undo)
         self._release = weakref.finalize(self, _release, undo, lives)
         self.backup = {name: live.data for name, live in lives.items()}
         for name, live in lives.items():

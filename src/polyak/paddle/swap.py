@@ -11,7 +11,7 @@ from contextlib import ExitStack
 
 from paddle import Tensor
 
-from polyak.core.live import claim, held
+from polyak.core.live import claim
 from polyak.core.plan import Plan
 from polyak.paddle.tensors import alias, cast, to
 
@@ -25,8 +25,7 @@ def swap_in(plan: Plan[Tensor], averages: Mapping[str, Tensor], undo: ExitStack)
         SwapError: another average is in some of these tensors.
     """
     entries = [entry for entry in plan.entries.values() if entry.name in averages]
-    taken = next((e.name for e in entries if held(map(id, e.tensors))), "")
-    claim({id(tensor) for entry in entries for tensor in entry.tensors}, undo, taken)
+    claim({id(tensor): entry.name for entry in entries for tensor in entry.tensors}, undo)
     for entry in entries:
         average = averages[entry.name]
         for live in entry.tensors:

@@ -9,7 +9,7 @@ weights of a cuDNN RNN), whose addresses other code relies on.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import repeat
 from operator import attrgetter
@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from polyak.core.live import claim, held
+from polyak.core.live import claim
 from polyak.core.plan import Entry
 from polyak.torch.plan import Plan
 
@@ -37,11 +37,11 @@ class Swap:
     """
 
     def __init__(self, plan: Plan, averages: Mapping[str, Tensor]) -> None:
-        self._entries = [entry for entry in plan.entries.values() if entry.name in averages]
-        self._ids = {id(tensor) for entry in self._entries for tensor in entry.tensors}
-        self._places = _places(plan, self._ids)
+        entries = [entry for entry in plan.entries.values() if entry.name in averages]
+        self._names = {id(tensor): entry.name for entry in entries for tensor in entry.tensors}
+        self._places = _places(plan, self._names)
         shared = _sharing_memory(plan)
-        pairs = [(live, entry) for entry in self._entries for live in entry.tensors]
+        pairs = [(live, entry) for entry in entries for live in entry.tensors]
         exchanged = [_can_exchange(live, averages[entry.name], shared) for live, entry in pairs]
         chosen = list(zip(pairs, exchanged, strict=True))
         self._exchanged = [live for (live, _), can in chosen if can]
@@ -62,8 +62,7 @@ class Swap:
         Raises:
             SwapError: another average is in some of these tensors.
         """
-        taken = next((e.name for e in self._entries if held(map(id, e.tensors))), "")
-        claim(self._ids, undo, taken)
+        claim(self._names, undo)
         undo.callback(_put_back, self._places)
         undo.callback(_point_all, self._exchanged, list(map(_data, self._exchanged)))
         _point_all(self._exchanged, self._memories)
@@ -90,7 +89,7 @@ def swapped(lives: Sequence[Tensor], averages: Sequence[Tensor]) -> Generator[No
     """
     memories = [a.detach().to(t.device, t.dtype) for t, a in zip(lives, averages, strict=True)]
     with ExitStack() as undo:
-        claim(set(map(id, lives)), undo, "a parameter")
+        claim(dict.fromkeys(map(id, lives), "a parameter"), undo)
         undo.callback(_point_all, lives, list(map(_data, lives)))
         _point_all(lives, memories)
         yield
@@ -118,7 +117,7 @@ def _point(live: Tensor, memory: Tensor) -> None:
     live.data = memory
 
 
-def _places(plan: Plan, ids: set[int]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+def _places(plan: Plan, ids: Collection[int]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
     """Where the tensors are: ``.half()`` and some forward passes put new buffers in their place."""
     found = [(store, {key: t for key, t in store.items() if id(t) in ids}) for store in plan.contents.stores]
     return [(store, tensors) for store, tensors in found if tensors]
