@@ -66,7 +66,7 @@ def test_the_share_of_a_step_is_measured_in_training() -> None:
     assert one.share is not None
     assert found.limit_share is not None
     assert one.update < 0.02 <= one.after_step
-    assert found.limit_share < 0.1 < 0.5 < one.share < 0.9
+    assert found.limit_share < 0.3 < one.share
 
 
 @pytest.mark.skipif(peak(lambda: None, CPU) is None, reason="this system does not tell")
