@@ -41,11 +41,20 @@ def main() -> None:
     options = arguments(__doc__, rounds=21)
     found = {
         head: [
-            check(run(f"{n} tensors", {"polyak": polyak()}, options, params=p, store=s, tracks=k, work=work))
+            check(
+                run(
+                    f"{n} tensors",
+                    {"polyak": polyak()},
+                    options,
+                    params=params,
+                    store=store,
+                    tracks=tracks,
+                    work=Workload(Shaped([TENSOR] * n)),
+                )
+            )
             for n in TENSORS
-            for work in [Workload(Shaped([TENSOR] * n))]
         ]
-        for head, (p, s, k) in CASES.items()
+        for head, (params, store, tracks) in CASES.items()
     }
     rows: dict[str, list[str]] = {}
     for head, (params, store, tracks) in CASES.items():

@@ -30,6 +30,7 @@ SAMPLE = 1e-3  # seconds that one timing should last at least
 PATIENCE = 30.0  # seconds that training steps should take together at most
 WARM = 2  # first rounds: they allocate, plan and compile
 NARROW = ("bfloat16", "float16")
+_FLAT = "the limit"  # among the contenders
 Tick: TypeAlias = Callable[[int, int], object]
 
 
@@ -137,7 +138,7 @@ def measure(
         for name, one in contenders.items()
     }
     _scale(trained, 0.5)
-    runs = {"": limiting} | {name: one.update for name, one in contenders.items()}
+    runs = {_FLAT: limiting} | {name: one.update for name, one in contenders.items()}
     spent, after = (None, {}) if step is None else _in_training(step, runs, stops, rounds)
     shares = {name: share(seconds, spent) for name, seconds in after.items()} if spent else {}
     figures: dict[str, Figures] = {}
@@ -155,7 +156,7 @@ def measure(
             wrong[name],
             one.engine,
         )
-    return Measured(size, median(limits), shares.get(""), spent, figures)
+    return Measured(size, median(limits), shares.get(_FLAT), spent, figures)
 
 
 def _burst(stops: Stops, run: Callable[[], object]) -> int:
@@ -243,17 +244,21 @@ def _in_training(
     Called again and again by itself, an update of a small model finds all it needs in the caches and takes
     a fifth of what it takes in training.
     """
-    try:
-        step()
-        patience = round(PATIENCE / (len(runs) * stops.timed(step)))
-        steps: list[float] = []
-        seconds: dict[str, list[float]] = {name: [] for name in runs}
-        for done in range(max(1, min(rounds, patience))):
-            for name in random.Random(done).sample(list(runs), len(runs)):
-                steps.append(stops.timed(step))
-                seconds[name].append(stops.timed(runs[name]))
-    except Exception as error:  # the user's own function may raise anything
-        raise ConfigError(f"the model's training step raised {said(error)}") from error
+
+    def train() -> None:
+        try:
+            step()
+        except Exception as error:  # the user's own function may raise anything
+            raise ConfigError(f"the model's training step raised {said(error)}") from error
+
+    train()
+    patience = round(PATIENCE / (len(runs) * stops.timed(train)))
+    steps: list[float] = []
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for done in range(max(1, min(rounds, patience))):
+        for name in random.Random(done).sample(list(runs), len(runs)):
+            steps.append(stops.timed(train))
+            seconds[name].append(stops.timed(runs[name]))
     return median(steps), {name: median(each) for name, each in seconds.items()}
 
 

@@ -97,7 +97,7 @@ def _facts(
         live=round(live),
         tracks=options.tracks,
         dtype=options.dtype,
-        update=figures.update if figures.after_step is None else figures.after_step,
+        update=figures.after_step or figures.update,
         step=measured.step,
         bandwidth=measured.bandwidth,
         free=free,

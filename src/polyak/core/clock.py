@@ -33,8 +33,11 @@ class Clock(NamedTuple):
         check_whole("steps", steps, 1)
         elapsed: dict[Unit, int] = self.elapsed
         if not copying:
-            counts: dict[Unit, int | None] = {"steps": steps, "samples": samples, "tokens": tokens}
-            elapsed = {unit: n + _counted(unit, counts[unit]) for unit, n in elapsed.items()}
+            others = {"samples": samples, "tokens": tokens}
+            elapsed = {
+                unit: n + (steps if unit == "steps" else _counted(unit, others[unit]))
+                for unit, n in elapsed.items()
+            }
         return Clock(self.step + steps, self.waiting + steps, elapsed)
 
 

@@ -156,13 +156,12 @@ class _Scripted:
     def __init__(self, model: nn.Module, selection: Selection) -> None:
         self._model, self._selection = model, selection
         self.entries = entries(dict(walk(model)), selection)
-        self._tensors = self._all(self.entries)
-        self._memory = memory_of(self._tensors)
+        self._memory = memory_of(self._all(self.entries))
 
     def stale(self) -> bool:
         """Whether the model holds other tensors than found, or one of them moved to other memory."""
-        now = self._all(entries(dict(walk(self._model)), self._selection))
-        same = len(now) == len(self._tensors) and all(map(is_, now, self._tensors))
+        now, then = self._all(entries(dict(walk(self._model)), self._selection)), self._memory.objects
+        same = len(now) == len(then) and all(map(is_, now, then))
         return not (same and agree(self._memory))
 
     def _all(self, found: dict[str, Entry[Tensor]]) -> list[Tensor]:
