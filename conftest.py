@@ -14,7 +14,7 @@ _TESTS = Path(__file__).parent / "tests"
 _ENGINES = _SRC / "torch/engines"
 _PADDLE = [
     _SRC / "paddle",
-    *_SRC.glob("dropin/paddle_*.py"),
+    *_SRC.glob("dropin/*paddle_*.py"),
     _SRC / "demo/in_paddle.py",
     *_TESTS.glob("*/paddle_*.py"),
     _TESTS / "paddle",

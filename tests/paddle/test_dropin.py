@@ -10,7 +10,7 @@ import pytest
 from paddle import nn
 
 from polyak import CheckpointError, ConfigError
-from polyak.dropin import paddle_clas, paddle_detection
+from polyak.dropin import paddle_clas, paddle_detection, paddle_ocr
 from tests.paddle import originals
 
 TYPES = ("threshold", "exponential", "normal")
@@ -53,21 +53,29 @@ def apart(mine: dict[str, paddle.Tensor], theirs: dict[str, paddle.Tensor]) -> f
     )
 
 
-def exact(run: Run, steps: int, kind: str, decay: float) -> dict[str, np.ndarray]:
-    """The average as its definition says, in float64; the steps of ``run`` are taken."""
+def sums(
+    run: Run, steps: int, kind: str, decay: float, tau: float = 2000
+) -> tuple[dict[str, np.ndarray], float]:
+    """vₜ as its definition says, in float64, and the sum of its weights; the steps of ``run`` are taken."""
     v = {k: np.zeros(t.shape) for k, t in run.net.state_dict().items()}
     rest = 1.0
     for s in range(steps):
         run.step()
         beta = {
             "threshold": min(decay, (1 + s) / (10 + s)),
-            "exponential": decay * (1 - np.exp(-(s + 1) / 2000)),
+            "exponential": decay * (1 - np.exp(-(s + 1) / tau)),
             "normal": decay,
         }[kind]
         rest *= beta
         for k, t in run.net.state_dict().items():
             v[k] = beta * v[k] + (1 - beta) * t.numpy()
-    return {k: a / (1 - rest) for k, a in v.items()}
+    return v, 1 - rest
+
+
+def exact(run: Run, steps: int, kind: str, decay: float) -> dict[str, np.ndarray]:
+    """The average as its definition says."""
+    v, whole = sums(run, steps, kind, decay)
+    return {k: a / whole for k, a in v.items()}
 
 
 @pytest.mark.parametrize("kind", TYPES)
@@ -235,3 +243,93 @@ def test_without_integers_it_steps_beside_paddle_clas() -> None:
         mine.update(net)
         theirs.update(net)
         assert apart(dict(mine.module.state_dict()), dict(theirs.module.state_dict())) < 2e-6
+
+
+# --- PaddleOCR ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_the_sums_and_averages_of_paddle_ocr(kind: str, tmp_path: Path) -> None:
+    """Its file holds the sums themselves, so nothing is divided twice when a run resumes."""
+    run, beside = Run(), Run()
+    ema = paddle_ocr.ModelEMA(run.net, 0.98, 10, kind)
+    assert apart(ema.apply(), run.net.state_dict()) == 0
+    for _ in range(7):
+        run.step()
+        ema.update(run.net)
+    v, whole = sums(beside, 7, kind, 0.98, tau=10)
+    saved = ema.state_dict_for_save()
+    assert saved["step"] == ema.step == 7
+    assert apart(saved["ema_state"], {k: paddle.to_tensor(a) for k, a in v.items()}) < 1e-6
+    assert apart(ema.apply(), {k: paddle.to_tensor(a / whole) for k, a in v.items()}) < 1e-6
+    assert ema.apply()["seen"].item() == 7
+    paddle.save(saved, str(tmp_path / "latest.pdema"))
+    theirs = {**paddle.load(str(tmp_path / "latest.pdema"))["ema_state"]}
+    theirs["seen"] = paddle.zeros([])  # the original sums whole numbers too, in float32
+    resumed = paddle_ocr.ModelEMA(run.net, 0.98, 10, kind)
+    resumed.set_state_dict({"ema_state": theirs, "step": 7})
+    for _ in range(5):
+        run.step()
+        for one in (ema, resumed):
+            one.update(run.net)
+    assert apart(resumed.apply(), ema.apply()) == 0
+    assert resumed.step == 12
+
+
+@pytest.mark.parametrize(
+    ("state", "says"),
+    [
+        ({"head.weight": 1}, r"'head\.weight' given; must hold 'ema_state' and 'step'"),
+        ({"ema_state": {}, "step": 3}, r"set_state_dict: body\.0\.weight, .*not in the state"),
+    ],
+)
+def test_a_state_of_something_else_changes_nothing(state: dict[str, object], says: str) -> None:
+    run = Run()
+    ema = paddle_ocr.ModelEMA(run.net, ema_filter_no_grad=True)
+    run.step()
+    ema.update(run.net)
+    before = {k: v.clone() for k, v in ema.apply().items()}
+    with pytest.raises(CheckpointError, match=says):
+        ema.set_state_dict(state)
+    assert ema.step == 1
+    assert apart(ema.apply(), before) == 0
+
+
+def test_gamma_must_be_positive() -> None:
+    with pytest.raises(ConfigError, match="gamma=0: must be positive"):
+        paddle_ocr.ModelEMA(Run().net, gamma=0)
+
+
+# --- wrapped ------------------------------------------------------------------------------------------
+
+CLASSES = {
+    "clas": paddle_clas.ExponentialMovingAverage,
+    "detection": paddle_detection.ModelEMA,
+    "ocr": paddle_ocr.ModelEMA,
+}
+
+
+@pytest.mark.filterwarnings("ignore:The program will return to single-card operation")
+@pytest.mark.parametrize("wrapped_first", [False, True], ids=["made, then wrapped", "wrapped, then made"])
+@pytest.mark.parametrize("kind", CLASSES)
+def test_a_model_is_the_same_wrapped_or_not(kind: str, wrapped_first: bool) -> None:
+    """Their engines make the average, wrap the model for several GPUs, and update with what is wrapped."""
+    layer, alone = nn.Linear(4, 2), nn.Linear(4, 2)
+    alone.set_state_dict(layer.state_dict())
+    given, later = (paddle.DataParallel(layer), layer)[:: 1 if wrapped_first else -1]
+    ema, expected = CLASSES[kind](given, decay=0.9), CLASSES[kind](alone, decay=0.9)
+    for value in (1.0, 3.0):
+        for one in (layer, alone):
+            one.weight.set_value(paddle.full([4, 2], value))
+        ema.update(later)
+        expected.update(alone)
+
+    def tensors(one: object) -> dict[str, paddle.Tensor]:
+        return dict(one.module.state_dict()) if kind == "clas" else one.apply()  # type: ignore[attr-defined]
+
+    assert apart(tensors(ema), tensors(expected)) == 0
+    if kind == "clas":
+        ema.set(later)
+        assert float(ema.module.weight.mean()) == 3
+    with pytest.raises(ConfigError, match="another one"):
+        ema.update(paddle.DataParallel(alone))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from paddle import nn
 
-from polyak.errors import ConfigError
+from polyak.dropin._paddle_from_zero import check_same
 from polyak.paddle import EMA
 
 
@@ -39,17 +39,16 @@ class ExponentialMovingAverage:
     def update(self, model: nn.Layer) -> None:
         """Take the layer's present values in.
 
+        Args:
+            model: the layer given at first, since then wrapped by ``DataParallel`` or fleet or not.
+
         Raises:
             ConfigError: it is another layer than the one given at first.
         """
-        self._check(model)
+        check_same(model, self._ema, "update")
         self._ema.update()
 
     def set(self, model: nn.Layer) -> None:
-        """Begin anew from the layer as it is."""
-        self._check(model)
+        """Begin again from the layer as it is."""
+        check_same(model, self._ema, "set")
         self._ema.reset()
-
-    def _check(self, model: nn.Layer) -> None:
-        if model is not self._ema.model:
-            raise ConfigError("the model is another one; make an average of its own for it.")

@@ -1,23 +1,17 @@
-"""PaddleDetection's ``ModelEMA``, which PaddleOCR and PaddleYOLO share, without its mistakes."""
+"""PaddleDetection's ``ModelEMA``, which PaddleYOLO shares, without its mistakes."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from glob import escape
-from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 from paddle import Tensor, nn
 
-from polyak.errors import CheckpointError, ConfigError
-from polyak.paddle import EMA
-from polyak.rules import Capped, Constant, Decay, Profile, Ramp
-
-DecayType: TypeAlias = Literal["threshold", "exponential", "normal"]
-_TRACK = "average"
+from polyak.dropin._paddle_from_zero import DecayType, FromZero, schedule
+from polyak.rules import Profile
 
 
-class ModelEMA:
+class ModelEMA(FromZero):
     """The average of everything in a layer's ``state_dict``, begun at zero and corrected for it.
 
     ``vₜ = βₜ·vₜ₋₁ + (1-βₜ)·θₜ``, ``v₀ = 0``, ``avgₜ = vₜ / (1 - β₁·β₂·…·βₜ)``
@@ -64,41 +58,27 @@ class ModelEMA:
         listed = [key for key in ema_black_list or () if any(key in name for name in names)]
         self.ema_black_list = {name for name in names if any(key in name for key in listed)}
         self.ema_filter_no_grad = ema_filter_no_grad
-        self._ema = EMA(
-            model,
-            schedule(decay, ema_decay_type),
-            exclude=[f"*{escape(key)}*" for key in listed],
-            buffers="average",
-        )
-        self._to_zero()
-
-    @property
-    def step(self) -> int:
-        """Updates since the average began."""
-        return self._ema.tracks[_TRACK].clock
+        super().__init__(model, schedule(decay, ema_decay_type), listed)
 
     @property
     def state_dict(self) -> dict[str, Tensor]:
         """vₜ by name, and the layer's own tensors where they are not averaged."""
-        return {**self._ema.model.state_dict(), **self._ema.tracks[_TRACK].tensors}
+        return self._sums()
 
     def update(self, model: nn.Layer | None = None) -> None:
         """Take the layer's present values in.
 
+        Args:
+            model: the layer given at first, since then wrapped by ``DataParallel`` or fleet or not.
+
         Raises:
-            ConfigError: ``model`` is another layer than the one given at first.
+            ConfigError: ``model`` is another layer.
         """
-        if model is not None and model is not self._ema.model:
-            raise ConfigError("update: the model is another one; make a ModelEMA of its own for it.")
-        self._ema.update()
+        self._take(self._ema.model if model is None else model)
 
     def apply(self) -> dict[str, Tensor]:
         """The average by name, in the layer's dtypes, for ``model.set_state_dict``."""
-        tensors = dict(self._ema.model.state_dict())
-        whole = 1 - self._ema.tracks[_TRACK].profile.initial_weight
-        for name, value in self._ema.tracks[_TRACK].tensors.items() if self.step else ():
-            tensors[name] = (value / whole).astype(tensors[name].dtype)
-            tensors[name].stop_gradient = True
+        tensors = self._averages()
         self.epoch += 1
         if 0 < self.cycle_epoch == self.epoch:
             self.reset()
@@ -110,41 +90,13 @@ class ModelEMA:
         Raises:
             CheckpointError: a tensor is missing or has another shape. Nothing is changed then.
         """
-        state = self._ema.state_dict()
-        track = state["tracks"][_TRACK]
-        profile = Profile.from_decay(schedule(self.decay, self.ema_decay_type), step)
-        whole = 1 - profile.initial_weight
-        missing = [name for name in track["tensors"] if name not in state_dict]
-        if missing:
-            raise CheckpointError(f"resume: {', '.join(missing)}: not in the state. Nothing was loaded.")
-        tensors = {name: state_dict[name].astype(v.dtype) * whole for name, v in track["tensors"].items()}
-        history = {"clock": step, "profile": profile.to_json(), "joined": {}, "tensors": tensors}
-        self._ema.load_state_dict({**state, "step": step, "tracks": {_TRACK: {**track, **history}}})
+        self._go_on("resume", state_dict, step, divided=True)
 
     def reset(self) -> None:
         """Begin anew."""
         self.epoch = 0
         self._ema.reset()
         self._to_zero()
-
-    def _to_zero(self) -> None:
-        for tensor in self._ema.tracks[_TRACK].tensors.values():
-            tensor.zero_()
-
-
-def schedule(decay: float, ema_decay_type: DecayType) -> Decay:
-    """βₜ of PaddleDetection, which counts updates from 0.
-
-    Raises:
-        ConfigError: the type is unknown.
-    """
-    if ema_decay_type not in get_args(DecayType):
-        raise ConfigError(
-            f'ema_decay_type={ema_decay_type!r}: must be "threshold", "exponential" or "normal".'
-        )
-    if ema_decay_type == "threshold":
-        return Capped(decay, after=1)
-    return Ramp(decay, tau=2000) if ema_decay_type == "exponential" else Constant(decay)
 
 
 def corrected(
