@@ -15,6 +15,7 @@ import torch
 from sklearn.datasets import load_digits
 
 import polyak
+from polyak.checkpoints.describe import Checkpoint, describe
 from tests.shims import torchvision_without_ops
 
 torchvision_without_ops()
@@ -95,6 +96,13 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
+def roles(folder: Path) -> list[tuple[str, str, int | None]]:
+    """What inspect says of the weights in a folder."""
+    found = describe(folder)
+    assert isinstance(found, Checkpoint)
+    return [(one.name, one.role, found.step) for one in found.parts]
+
+
 def test_a_killed_run_goes_on_to_the_same_average(tmp_path: Path) -> None:
     code = "from pathlib import Path; from tests.trainers.test_transformers import fit; fit(Path({!r}), 7)"
     command = [sys.executable, "-c", code.format(str(tmp_path / "killed"))]
@@ -160,6 +168,7 @@ def test_each_checkpoint_holds_both(tmp_path: Path) -> None:
     mean = BertForSequenceClassification.from_pretrained(folder / "average")
     assert same(raw.state_dict(), average.ema.model.state_dict())
     assert same(mean.state_dict(), average.ema.module.state_dict())
+    assert roles(folder / "average") == [("average", "average", 12)]
     average.save_pretrained(tmp_path / "out")
     assert same(
         BertForSequenceClassification.from_pretrained(tmp_path / "out").state_dict(), mean.state_dict()
@@ -179,6 +188,45 @@ def test_the_best_model_is_the_best_average(tmp_path: Path) -> None:
     mean = BertForSequenceClassification.from_pretrained(best / "average")
     assert same(mean.state_dict(), average.ema.module.state_dict())
     assert run.evaluate()["eval_loss"] == run.state.best_metric
+
+    run.save_model()
+    assert same(
+        BertForSequenceClassification.from_pretrained(tmp_path / "average").state_dict(), mean.state_dict()
+    )
+    assert roles(tmp_path / "average") == [("average", "average", 4)]
+    assert roles(tmp_path) == [("raw", "raw", 4)]
+
+
+def test_what_is_pushed_to_the_hub_holds_the_average(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a network: the upload, which is not the trainer's own, is looked at instead."""
+    run = trainer(tmp_path)
+    run.hub_model_id = "somebody/digits"
+    run.args.push_to_hub = True
+    average = WeightAverage(run, 0.9)
+    run.args.push_to_hub = False  # while it trains
+    run.train()
+    run.args.push_to_hub = True
+    seen: list[Any] = []
+
+    class Api:
+        def upload_folder(self, folder_path: Path, **_: Any) -> None:
+            seen.append((roles(Path(folder_path)), roles(Path(folder_path) / "average")))
+
+    module = sys.modules["transformers.trainer"]
+    monkeypatch.setattr(module, "hf_api", Api)
+    monkeypatch.setattr(run, "create_model_card", lambda **_: None)
+    run.save_model()
+    assert seen == [([("raw", "raw", 12)], [("average", "average", 12)])]
+    assert average.ema.step == 12
+
+
+def test_a_model_is_not_saved_as_raw_while_it_holds_the_average(tmp_path: Path) -> None:
+    run = trainer(tmp_path)
+    average = WeightAverage(run, 0.9)
+    run.train()
+    with average.ema.average_parameters(), pytest.raises(polyak.SwapError, match="would be saved as the raw"):
+        run.save_model()
+    assert not (tmp_path / "model.safetensors").exists()
 
 
 def test_a_checkpoint_without_an_average_is_refused(tmp_path: Path) -> None:
@@ -217,7 +265,9 @@ def test_adapters_are_averaged_alone_and_exported_as_adapters(tmp_path: Path) ->
     assert names
     assert all("lora" in name or "classifier" in name for name in names)
     folder = tmp_path / "checkpoint-12" / "average"
-    assert sorted(os.listdir(folder)) == ["README.md", "adapter_config.json", "adapter_model.safetensors"]
+    files = ["README.md", "adapter_config.json", "adapter_model.safetensors"]
+    assert sorted(os.listdir(folder)) == [*files, "adapter_model.safetensors.polyak.json"]
+    assert roles(folder) == [("average", "average", 12)]
     assert json.loads((folder / "adapter_config.json").read_text())["peft_type"] == "LORA"
     opened = peft.PeftModel.from_pretrained(bert(), folder)
     ids = torch.stack([row["input_ids"] for row in ROWS[:4]])

@@ -277,7 +277,7 @@ def _origin(header: Header) -> tuple[str, ...]:
 
 def _foreign(part: Part, decay: Decay | None) -> Weighting:
     tensors = size_of(part.tensors.values())
-    if part.header is not None and part.header.profile is not None:
+    if part.role != "raw" and part.header is not None and part.header.profile is not None:
         decay, profile = part.header.decay, part.header.profile
         figures, notes = figures_of(profile), (*part.notes, *_late(part.header))
         return Weighting(part.name, part.role, part.path, tensors, decay, profile, figures, notes)

@@ -14,6 +14,7 @@ from polyak.checkpoints.foreign import recognise
 from polyak.checkpoints.formats import open_weights
 from polyak.checkpoints.formats.safetensors import SET
 from polyak.checkpoints.layout import SUMS
+from polyak.checkpoints.note import valid_note
 from polyak.checkpoints.schema import KEY, Header
 from polyak.checkpoints.source import Where
 from polyak.checkpoints.weights import Slot, Weights
@@ -96,7 +97,7 @@ def _header_of(weights: Weights) -> Header | None:
             f"{weights.where} is one of several shards, a part of the tensors: give their index instead."
         )
     if KEY not in weights.metadata:
-        return None
+        return valid_note(weights)
     header = Header.from_metadata(weights.metadata, weights.where)
     if header.role == "resumable":
         raise CheckpointError(

@@ -8,6 +8,9 @@ from typing import Any
 
 from torch import nn
 
+from polyak.checkpoints.note import write_note
+from polyak.checkpoints.source import Where
+from polyak.core import files
 from polyak.errors import CheckpointError, ConfigError
 from polyak.rules import Decay
 from polyak.torch import EMA
@@ -22,6 +25,21 @@ def numbers(ema: EMA) -> dict[str, float]:
         for key, value in ema.metrics().items()
         if key.rpartition("/")[2] in _LOGGED
     }
+
+
+def say_beside(where: Where, ema: EMA, track: str | None) -> None:
+    """Leave a note beside a checkpoint that a trainer wrote: whose weights these are.
+
+    Args:
+        where: the file, or the folder that holds it or its shards.
+        ema: the average.
+        track: whose weights it holds; the first track's if None, "raw" for the model's own.
+    """
+    if track == "raw":
+        write_note(where, files.raw_header(ema.step, ema.run))
+    else:
+        chosen = ema.tracks[track or next(iter(ema.tracks))]
+        write_note(where, files.header(chosen, ema.step, ema.run))
 
 
 def check_evaluate(evaluate: str | None, tracks: Collection[str]) -> None:

@@ -11,11 +11,11 @@ from torch import nn
 from torch.optim import Optimizer
 
 from polyak.core.track import named_decays
-from polyak.errors import CheckpointError, MissingExtraError, PlanError
+from polyak.errors import CheckpointError, MissingExtraError, PlanError, SwapError
 from polyak.rules import Decay
 from polyak.torch import EMA
 from polyak.torch.attach import Attachment
-from polyak.trainers.common import check_evaluate, check_not_sharded, numbers
+from polyak.trainers.common import check_evaluate, check_not_sharded, numbers, say_beside
 
 if TYPE_CHECKING:
     from accelerate.optimizer import AcceleratedOptimizer
@@ -44,14 +44,15 @@ FOLDER = "average"  # in each checkpoint: the average as ``save_pretrained`` wri
 class WeightAverage(TrainerCallback):
     """Average the model's weights after each optimizer step; evaluate and predict on the average.
 
-    Training, ``model.safetensors`` in checkpoints and ``trainer.model`` are the raw weights. Beside them in
-    each checkpoint ``average/`` is the average, to be opened by ``from_pretrained`` (of an adapter: in the
-    adapter's format), and ``polyak.safetensors`` lets ``resume_from_checkpoint`` continue bit for bit. The
-    best model is chosen by the average's metric; with ``load_best_model_at_end``, ``ema`` is its average.
+    Training, ``trainer.model`` and every ``model.safetensors`` that the trainer saves are the raw weights.
+    Beside each (checkpoints, ``save_model``, ``push_to_hub``) ``average/`` is the average, to be opened by
+    ``from_pretrained`` (of an adapter: in the adapter's format). In checkpoints ``polyak.safetensors`` lets
+    ``resume_from_checkpoint`` continue bit for bit. The best model is chosen by the average's metric; with
+    ``load_best_model_at_end``, ``ema`` is its average.
 
     Args:
         trainer: it gets this callback; a trainer tells callbacks of the end of an evaluation only, so its
-            ``evaluation_loop``, ``log`` and ``train`` are wrapped.
+            ``evaluation_loop``, ``log``, ``save_model`` and ``train`` are wrapped.
         decay: β, a schedule, or several by name.
         evaluate: the track to evaluate and predict on; the first if None. "raw" for the raw weights.
         options: every other argument of ``polyak.EMA``.
@@ -77,6 +78,7 @@ class WeightAverage(TrainerCallback):
         trainer.add_callback(self)
         trainer.evaluation_loop = self._on_the_average(cast(Any, trainer.evaluation_loop))
         trainer.log = self._with_numbers(trainer.log)
+        trainer.save_model = self._with_the_average(cast(Any, trainer.save_model))
         trainer.train = self._told_of_resuming(cast(Any, trainer.train))
 
     @property
@@ -102,6 +104,7 @@ class WeightAverage(TrainerCallback):
         if isinstance(model, PushToHubMixin):
             with ema.average_parameters(track):
                 model.save_pretrained(folder)
+            say_beside(folder, ema, track)
         else:
             Path(folder).mkdir(parents=True, exist_ok=True)
             ema.save(Path(folder) / "model.safetensors", track)
@@ -125,7 +128,6 @@ class WeightAverage(TrainerCallback):
     ) -> None:
         if state.is_world_process_zero:
             folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
-            self.save_pretrained(folder / FOLDER)
             self.ema.save(folder / FILE, resumable=True)
 
     def on_train_end(
@@ -163,6 +165,25 @@ class WeightAverage(TrainerCallback):
             log({**logs, **numbers(self.ema)} if "loss" in logs else logs, *args, **kwargs)
 
         return logged
+
+    def _with_the_average(self, save_model: Callable[..., None]) -> Callable[..., None]:
+        def saved(output_dir: str | None = None, _internal_call: bool = False) -> None:
+            ema, args = self._ema, self._trainer.args
+            if ema is None or ema.model is not self._trainer.model or not args.should_save:
+                save_model(output_dir, _internal_call)
+                return
+            if ema.live != "raw":
+                raise SwapError(
+                    f"save_model: the model holds the average {ema.live!r} now, which would be saved as the "
+                    "raw weights. Save when the evaluation is over."
+                )
+            folder = Path(str(output_dir or args.output_dir))
+            self.save_pretrained(folder / FOLDER)  # first, because save_model may end in a push to the Hub
+            save_model(output_dir, _internal_call)
+            if not (_internal_call and output_dir):  # in a checkpoint FILE says what the model is
+                say_beside(folder, ema, "raw")
+
+        return saved
 
     def _told_of_resuming(self, train: Callable[..., Any]) -> Callable[..., Any]:
         def trained(resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 from polyak.checkpoints.foreign import folders, training
 from polyak.checkpoints.foreign.averagers import state_of_an_averager
@@ -25,10 +25,13 @@ from polyak.checkpoints.foreign.parts import (
 )
 from polyak.checkpoints.foreign.states import completed, resumable
 from polyak.checkpoints.layout import SUMS
+from polyak.checkpoints.note import has_note, read_note
 from polyak.checkpoints.read import header_of
 from polyak.checkpoints.schema import KEY
 from polyak.checkpoints.weights import Weights
+from polyak.errors import CheckpointError
 
+NOTED = "a note of polyak's beside the file says so"
 PLAIN = "plain weights: nothing says whether they are averaged"
 _REWRITTEN = "a header of polyak's, but another program wrote the file anew: what it says may be true no more"
 _RAW = ("model", "state_dict", "model_state_dict", "module", "net", "raw")
@@ -59,8 +62,10 @@ def recognise(weights: Weights) -> Recognised:
         >>> found.library, [(part.role, sorted(part.tensors)) for part in found.parts]
         ('swa_utils', [('average', ['bias', 'weight'])])
     """
-    if is_own(weights):
-        return _own(weights)
+    return _own(weights) if is_own(weights) else _as_noted(_by_structure(weights), weights)
+
+
+def _by_structure(weights: Weights) -> Recognised:
     tree = tree_of(weights)
     for recogniser in (training.timm, training.lightning, training.ultralytics, training.edm2):
         found = recogniser(tree, weights.where)
@@ -80,6 +85,25 @@ def recognise(weights: Weights) -> Recognised:
 def is_own(weights: Weights) -> bool:
     """Whether polyak wrote a file and no other program wrote it anew, which its header would not tell."""
     return KEY in weights.metadata and SUMS in weights.metadata
+
+
+def _as_noted(found: Recognised, weights: Weights) -> Recognised:
+    """With what polyak's note beside the file says, where it is a note of these bytes and of one model."""
+    models = [one for one in found.parts if one.role != "optimizer"]
+    if len(models) != 1 or not has_note(weights):
+        return found
+    try:
+        header = read_note(weights)
+    except CheckpointError as error:
+        return replace(found, notes=(*found.notes, str(error)))
+    noted = replace(models[0], name=header.track, role=cast("Role", header.role), header=header)
+    return replace(
+        found,
+        library=found.library or "polyak",
+        parts=(noted, *(one for one in found.parts if one.role == "optimizer")),
+        step=header.step,
+        notes=(*(note for note in found.notes if note != PLAIN), NOTED),
+    )
 
 
 def _own(weights: Weights) -> Recognised:
