@@ -100,7 +100,7 @@ def checkpoint_sets(draw: st.DrawFn) -> tuple[list[Tensors], list[float]]:
     count = draw(st.integers(1, 5))
     made: list[Tensors] = [{} for _ in range(count)]
     real = [name for name in FLOATS if name != "C64"]
-    for i in range(draw(st.integers(0, 4))):
+    for i in range(draw(st.integers(1, 4))):
         kinds = draw(st.sampled_from([real, ["C64"], WHOLE]))
         shape = draw(shapes)
         for tensors in made:
@@ -250,16 +250,76 @@ def test_nan_is_refused_with_its_place(name: str, weights: Any, tmp_path: Path) 
     a, b = two(tmp_path, {"w": good}, {"w": bad})
     with patch.object(blend, "PIECE", SMALL_PIECE):
         message = refusal([a, b], tmp_path / "o.safetensors", weights)
-    assert message.startswith(f"{b}: w is {bad[33, 1]} at (33, 1); an average with it would be nothing else.")
+    assert message.startswith(f"{b}: w is nan at (33, 1); no average with it is finite.")
 
 
 @pytest.mark.parametrize("value", [np.inf, -np.inf])
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
 def test_infinity_is_refused_in_any_of_the_files(value: float, dtype: Any, tmp_path: Path) -> None:
     good, bad = np.ones(3, dtype), np.array([1, 1, value], dtype)
-    for a, b in ((good, bad), (bad, good), (bad, bad)):
+    for a, b in ((good, bad), (bad, good), (-bad, bad)):
         message = refusal(two(tmp_path, {"w": a}, {"w": b}), tmp_path / "o.safetensors")
-        assert f"w is {np.array(value, dtype)} at (2,)" in message
+        assert "at (2,), but not in all files; no average" in message
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16, ml_dtypes.bfloat16, np.complex64])
+@pytest.mark.parametrize("whole", [True, False])
+def test_what_is_the_same_infinity_in_all_files_stays_it(
+    dtype: Any, whole: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Masks are filled with -inf; elements beside it are averaged, in the same piece and in others."""
+    made = []
+    for value in (1.0, 2.0, 6.0):
+        mask = np.full((5, 9), value, dtype)
+        mask[1, 2], mask[4] = -np.inf, np.inf
+        made.append({"mask": mask, "one": np.array(-np.inf, dtype), "w": np.full(3, value, dtype)})
+    for i, tensors in enumerate(made):
+        write_arrays(tmp_path / f"{i}.safetensors", tensors, {})
+    monkeypatch.setattr(blend, "PIECE", SMALL_PIECE)
+    if whole:
+        monkeypatch.setattr(inputs, "open_weights", lambda path: held(open_weights(path), [0, 0]))
+    average([tmp_path / f"{i}.safetensors" for i in range(3)], tmp_path / "o.safetensors")
+    found = tensors_of(tmp_path / "o.safetensors")
+    mean = made[0]["mask"].copy()
+    mean[np.isfinite(mean)] = 3
+    assert same_bits(found["mask"], mean)
+    assert found["one"].item() == -np.inf
+    assert found["w"].tolist() == [3, 3, 3]
+
+
+def test_beside_an_infinity_a_nan_is_still_refused(tmp_path: Path) -> None:
+    a = np.array([-np.inf, 1, 1], np.float32)
+    b = np.array([-np.inf, 1, np.nan], np.float32)
+    assert "w is nan at (2,);" in refusal(two(tmp_path, {"w": a}, {"w": b}), tmp_path / "o.safetensors")
+
+
+def test_files_without_tensors_are_refused(tmp_path: Path) -> None:
+    torch.save({"epoch": 3, "args": {"lr": 0.1}}, tmp_path / "log.pt")
+    save_file({}, tmp_path / "none.safetensors")
+    for name in ("log.pt", "none.safetensors"):
+        message = refusal([tmp_path / name] * 2, tmp_path / "o.safetensors")
+        assert message.startswith(f"{tmp_path / name} holds no tensors")
+
+
+MANY = """
+import resource, sys
+from pathlib import Path
+from polyak import average
+resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+average(sorted(Path(sys.argv[1]).iterdir()), sys.argv[2])
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no such limit")
+def test_a_thousand_files_need_few_descriptors(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for i in range(1000):
+        save_file({"w": np.full(3, i, np.float32), "n": np.array(i)}, folder / f"step-{i:04d}.safetensors")
+    subprocess.run([sys.executable, "-c", MANY, str(folder), str(tmp_path / "o.safetensors")], check=True)
+    made = tensors_of(tmp_path / "o.safetensors")
+    np.testing.assert_allclose(made["w"], 499.5, rtol=1e-6)
+    assert made["n"] == 999
 
 
 def test_leaving_the_range_of_the_result_is_refused(tmp_path: Path) -> None:

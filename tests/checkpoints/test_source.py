@@ -39,6 +39,32 @@ def test_a_file_gives_any_of_its_bytes(tmp_path: Path) -> None:
                 source.read(offset, count)
 
 
+def test_more_files_than_are_held_open_are_read_at_any_time(tmp_path: Path) -> None:
+    for i in range(200):
+        (tmp_path / str(i)).write_bytes(bytes([i]))
+    opened = [open_source(tmp_path / str(i)) for i in range(200)]
+    assert [source.read(0, 1)[0] for source in opened] == list(range(200))
+    assert [source.read(0, 1)[0] for source in reversed(opened)] == list(range(199, -1, -1))
+    for source in opened:
+        source.close()
+    with pytest.raises(ValueError, match="was closed"):
+        opened[0].read(0, 1)
+
+
+def test_a_file_in_place_of_the_one_that_was_opened_is_not_read(tmp_path: Path) -> None:
+    for i in range(100):
+        (tmp_path / str(i)).write_bytes(b"old")
+    opened = [open_source(tmp_path / str(i)) for i in range(100)]
+    (tmp_path / "new").write_bytes(b"new")
+    (tmp_path / "new").replace(tmp_path / "0")
+    (tmp_path / "99").unlink()
+    with pytest.raises(CheckpointError, match="0 was replaced or changed while it was read"):
+        opened[0].read(0, 3)
+    assert opened[99].read(0, 3) == b"old"  # it is still open
+    for source in opened:
+        source.close()
+
+
 @posix
 def test_what_is_no_file_is_refused_at_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")  # opening one waits for a writer

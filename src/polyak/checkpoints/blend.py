@@ -93,7 +93,8 @@ def blended(blends: Iterable[Blend]) -> Generator[Part]:
     Close it before the files: threads may be reading ahead.
 
     Raises:
-        CheckpointError: a file cannot be read or is damaged; a float is NaN or infinite, or becomes so.
+        CheckpointError: a file cannot be read or is damaged; a float is NaN, or infinite but not in all
+            inputs, or becomes so.
     """
     pool = ThreadPoolExecutor(_THREADS, "polyak-blend")
     waiting: deque[tuple[_Task, Future[_Result]]] = deque()
@@ -204,8 +205,27 @@ def _compute(task: _Task, scratch: _Scratch) -> _Result:
             _move_towards(mean, wide, term.share)
         values = scratch.take(3, blend.dtype, length)
         if not round_into(mean, _numbers(values)):
-            raise _not_finite(task)
+            infinite, signs = _equal_infinities(task)
+            mean[infinite] = 0  # where all inputs are the same infinity it came out as NaN
+            if not round_into(mean, _numbers(values)):
+                raise _not_finite(task)
+            _numbers(values)[infinite] = signs
     return _Result(values, sums)
+
+
+def _equal_infinities(task: _Task) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Where all inputs of a piece hold the same infinity, as attention masks do, and which it is."""
+    first = _numbers(_values(task, task.blend.terms[0]))
+    infinite = np.isinf(first)
+    for term in task.blend.terms[1:]:
+        infinite &= _numbers(_values(task, term)) == first
+    return infinite, first[infinite]
+
+
+def _values(task: _Task, term: Term) -> NDArray[Any]:
+    raw = np.empty(task.length, term.slot.dtype)
+    term.slot.read_into(task.start, raw)
+    return raw
 
 
 def _read(slot: Slot, start: int, buffer: NDArray[Any]) -> int | None:
@@ -228,16 +248,18 @@ def _numbers(array: NDArray[Any]) -> NDArray[Any]:
 
 def _not_finite(task: _Task) -> CheckpointError:
     """What to say of a piece whose mean is not finite, after looking at it once more."""
-    blend, start, length = task
+    blend = task.blend
+    equal, _ = _equal_infinities(task)
     for term in blend.terms:
-        raw = np.empty(length, term.slot.dtype)
-        term.slot.read_into(start, raw)
-        bad = np.flatnonzero(~np.isfinite(raw))
+        numbers = _numbers(_values(task, term))
+        bad = np.flatnonzero(~np.isfinite(numbers) & ~equal)
         if len(bad):
-            index = tuple(map(int, np.unravel_index(start + int(bad[0]), term.slot.shape)))
+            element = task.start + int(bad[0]) * task.length // len(numbers)  # of two numbers if complex
+            index = tuple(map(int, np.unravel_index(element, term.slot.shape)))
+            where = "" if np.isnan(numbers[bad[0]]) else ", but not in all files"
             return CheckpointError(
-                f"{term.file}: {blend.name} is {raw[bad[0]]} at {index}; an average with it would be nothing "
-                "else. Leave this checkpoint out. Nothing was written."
+                f"{term.file}: {blend.name} is {numbers[bad[0]]} at {index}{where}; no average with it is "
+                "finite. Leave this checkpoint out. Nothing was written."
             )
     return CheckpointError(
         f"{blend.name}: the average is beyond the range of {blend.dtype}, or was on the way there in "
@@ -283,7 +305,12 @@ def _averaged_whole(blend: Blend) -> Blend:
                     _move_towards(piece, into, term.share)
             del values
         if not np.isfinite(flat).all():
-            raise _not_finite(_Task(blend, 0, first.slot.size))
+            task = _Task(blend, 0, first.slot.size)
+            infinite, signs = _equal_infinities(task)
+            flat[infinite] = 0
+            if not np.isfinite(flat).all():
+                raise _not_finite(task)
+            flat[infinite] = signs
     return replace(blend, terms=[Term(_InMemory(mean), 1.0, first.file)])
 
 

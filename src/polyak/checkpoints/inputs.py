@@ -41,6 +41,9 @@ def open_inputs(paths: Sequence[Where], files: ExitStack, part: str | None) -> l
     """
     inputs = [_part_of(files.enter_context(open_weights(path)), part) for path in paths]
     opened = [one.weights for one in inputs]
+    for weights in opened:
+        if not weights.slots:
+            raise CheckpointError(f"{weights.where} holds no tensors, so there is nothing to average.")
     lines = [*_missing(opened), *_differing(opened)]
     if lines:
         more = [f"… and {len(lines) - _LISTED} more"] if len(lines) > _LISTED else []

@@ -84,8 +84,9 @@ def average(
 
     Raises:
         ConfigError: an argument is outside its rule.
-        CheckpointError: a checkpoint cannot be read, is damaged, holds NaN or infinity, or they do not
-            hold the same tensors (all differences are listed). Nothing is written then.
+        CheckpointError: a checkpoint cannot be read, is damaged, holds no tensors, holds NaN, or infinity
+            where others do not, or they do not hold the same tensors (all differences are listed).
+            Nothing is written then.
         MissingExtraError: a URL was given and fsspec is missing.
 
     Examples:

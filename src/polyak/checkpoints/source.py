@@ -6,14 +6,20 @@ import os
 import stat
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 from typing import Any, ClassVar, TypeAlias, TypeVar
+from weakref import WeakKeyDictionary
 
 from polyak.errors import CheckpointError, MissingExtraError
 
 Where: TypeAlias = str | os.PathLike[str]
 T = TypeVar("T")
+
+_OPEN = 64  # files of this machine held open at once; macOS allows a process 256 descriptors
 
 
 class Source(ABC):
@@ -73,24 +79,82 @@ class Source(ABC):
 
 
 class _Local(Source):
+    """A file of this machine, which need not stay open: a merge may read a thousand of them."""
+
     def __init__(self, path: Path) -> None:
         self.name = str(path)
         # A pipe or a device would block or never end.
         if not stat.S_ISREG(path.stat().st_mode):
             raise CheckpointError(f"{path} is no regular file.")
-        self._file = path.open("rb", buffering=0)
-        self.size = os.fstat(self._file.fileno()).st_size
+        self._path = path.absolute()
+        self._closed = False
         self._lock = threading.Lock()
+        self._identity: tuple[int, ...] | None = None
+        with _FILES.lend(self) as file:
+            self.size = os.fstat(file.fileno()).st_size
+
+    def open(self) -> FileIO:
+        """The file: the one that was opened first, or an error if another is now in its place."""
+        if self._closed:
+            raise ValueError(f"{self.name} was closed")
+        file = FileIO(os.fspath(self._path), "rb")
+        about = os.fstat(file.fileno())
+        identity = (about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns)
+        if identity != (self._identity or identity):
+            file.close()
+            raise CheckpointError(f"{self.name} was replaced or changed while it was read. Start again.")
+        self._identity = identity
+        return file
 
     def _read_some(self, offset: int, buffer: memoryview) -> int:
-        if hasattr(os, "preadv"):
-            return os.preadv(self._file.fileno(), [buffer], offset)
-        with self._lock:  # Windows and older macOS
-            self._file.seek(offset)
-            return self._file.readinto(buffer) or 0
+        with _FILES.lend(self) as file:
+            if hasattr(os, "preadv"):
+                return os.preadv(file.fileno(), [buffer], offset)
+            with self._lock:  # Windows and older macOS
+                file.seek(offset)
+                return file.readinto(buffer) or 0
 
     def close(self) -> None:
-        self._file.close()
+        self._closed = True
+        _FILES.drop(self)
+
+
+class _OpenFiles:
+    """The files that are open; beyond ``_OPEN`` the one read longest ago is closed until it is needed."""
+
+    def __init__(self) -> None:
+        self._files: WeakKeyDictionary[_Local, FileIO] = WeakKeyDictionary()
+        self._lent: Counter[_Local] = Counter()
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def lend(self, source: _Local) -> Iterator[FileIO]:
+        """The open file; it stays open at least until the block ends."""
+        with self._lock:
+            file = self._files.pop(source, None) or source.open()
+            self._files[source] = file  # last, for it was read last
+            self._lent[source] += 1
+            over = len(self._files) - _OPEN
+            idle = [one for one in self._files if one not in self._lent] if over > 0 else []
+            for one in idle[: max(0, over)]:
+                self._files.pop(one).close()
+        try:
+            yield file
+        finally:
+            with self._lock:
+                self._lent[source] -= 1
+                if not self._lent[source]:
+                    del self._lent[source]
+
+    def drop(self, source: _Local) -> None:
+        """Close a file that is not read any more."""
+        with self._lock:
+            file = self._files.pop(source, None)
+        if file is not None:
+            file.close()
+
+
+_FILES = _OpenFiles()
 
 
 class _Remote(Source):
