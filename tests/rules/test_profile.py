@@ -214,6 +214,15 @@ def test_initial_weight_is_that_of_the_parameters_at_start() -> None:
     assert p.weights()[:20].tolist() == [0.0] * 20
 
 
+def test_raw_checkpoints_in_a_mixture_began_nothing() -> None:
+    late = Profile.mix([Profile.raw(100), Profile.raw(200)], [0.25, 0.75])
+    assert late.initial_weight == 0
+    assert Profile.mix([Profile.raw(0), Profile.raw(200)], [0.25, 0.75]).initial_weight == 0.25
+    ema = Profile.from_decay(0.9, 30, start=20)
+    assert Profile.mix([ema, Profile.raw(30)], [0.5, 0.5]).initial_weight == pytest.approx(0.5 * 0.9**10)
+    assert Profile.raw(20).initial_weight == 1  # an average that was just set to these parameters
+
+
 @given(st.integers(0, 60), decays, st.integers(0, 40))
 def test_raw_is_one_point(step: int, decay: Decay, steps: int) -> None:
     assert Profile.raw(step).weights().tolist() == [0.0] * step + [1.0]

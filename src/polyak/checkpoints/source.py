@@ -7,7 +7,7 @@ import stat
 import threading
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
@@ -128,7 +128,7 @@ class _OpenFiles:
         self._lock = threading.Lock()
 
     @contextmanager
-    def lend(self, source: _Local) -> Iterator[FileIO]:
+    def lend(self, source: _Local) -> Generator[FileIO]:
         """The open file; it stays open at least until the block ends."""
         with self._lock:
             file = self._files.pop(source, None) or source.open()

@@ -173,8 +173,13 @@ class Profile:
 
     @cached_property
     def initial_weight(self) -> float:
-        """What still rests on the parameters averaging began with: θ₀, or those at ``start``."""
-        return float(sum(coefficient * _initial_weight(runs) for coefficient, runs in self.terms))
+        """What still rests on the parameters averaging began with: θ₀, or those at ``start``.
+
+        In a mixture, a term that is one later point of the trajectory, as a raw checkpoint is, began
+        nothing and does not count.
+        """
+        begun = [(c, runs) for c, runs in self.terms if len(self.terms) == 1 or not _is_point(runs)]
+        return float(sum(coefficient * _initial_weight(runs) for coefficient, runs in begun))
 
     @cached_property
     def mean_age(self) -> float:
@@ -314,6 +319,11 @@ def _updates_between(run: Run, start: int, low: int, high: int) -> tuple[int, in
 def _initial_weight(runs: Sequence[Run]) -> float:
     copied = list(takewhile(lambda run: run.decay == COPY, runs))
     return float(Profile(((1.0, tuple(runs)),)).weights()[_length(copied)])
+
+
+def _is_point(runs: Sequence[Run]) -> bool:
+    """Whether a history is the parameters after some step and nothing else; that of θ₀ is no run at all."""
+    return len(runs) > 0 and all(run.decay == COPY for run in runs)
 
 
 def _since(runs: Sequence[Run], step: int) -> tuple[Run, ...]:
