@@ -49,6 +49,34 @@ def test_running_statistics_are_buffers_to_the_policy(policy: str) -> None:
     assert ema.module[1]._mean.tolist() == [5, 5, 5]
 
 
+class Router(nn.Layer):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1D(2)
+        for name in ("expert_bias", "codebook"):
+            self.register_buffer(name, paddle.zeros([2]))
+
+
+def test_buffers_have_policies_by_name() -> None:
+    layer = Router()
+    ema = EMA(layer, 0.5, buffers={"*_bias": "average", "norm._mean": "copy"})
+    for buffer in (layer.expert_bias, layer.codebook, layer.norm._mean, layer.norm._variance):
+        fill(buffer, 3)
+    ema.update()
+    made = ema.module
+    found = [made.expert_bias, made.codebook, made.norm._mean, made.norm._variance]
+    assert [b.tolist() for b in found] == [[1.5, 1.5], [3, 3], [3, 3], [2, 2]]
+    with pytest.raises(ConfigError, match=r"buffers='codebok' matches no buffer.*codebook, norm\._mean"):
+        EMA(layer, buffers={"codebok": "average"})
+
+
+def test_a_name_with_brackets_is_itself() -> None:
+    layer = nn.LayerDict({"a[0]": nn.Linear(2, 2), "b": nn.Linear(2, 2)})
+    assert set(averages(EMA(layer, exclude="a[0].weight"))) == {"a[0].bias", "b.weight", "b.bias"}
+    with pytest.raises(ConfigError, match=r"write 'a\[\[\]0\]\.\*'"):
+        EMA(layer, exclude="a[0].*")
+
+
 @pytest.mark.parametrize("policy", ["auto", "copy", "average"])
 def test_spectral_norms_vectors_are_copied(policy: str) -> None:
     """They are directions: a mean of two of them is none."""

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from typing import Any, Generic, TypeVar
 
 from polyak.core.nonfinite import NonFinitePolicy, refuse_start
-from polyak.core.plan import Entry, Patterns, Plan, Selection, follow
+from polyak.core.plan import Entry, Patterns, Plan, Selection, as_patterns, follow, refuse_unmatched
 from polyak.core.state import Loaded, State, fill
 from polyak.core.tensors import T, Tensors
 from polyak.core.track import Track
@@ -52,7 +52,7 @@ class Averages(ABC, Generic[ModelT, T]):
         self._selection = selection
         self.copies: dict[str, T] = {}
         self.plan = self.planned(selection)
-        selection.check_against(self.plan.names())
+        selection.check_against(self.plan.entries)
         self._adopt(self.plan, {}, 0)
 
     @property
@@ -161,8 +161,9 @@ class Averages(ABC, Generic[ModelT, T]):
             self._adopt(plan, {}, 0)
             return
         plan = self.planned(self._selection, self.plan.having("average"))
-        chosen = Selection.of(names, None, "auto")
-        chosen.check_against(plan.names())
+        patterns = as_patterns(names)
+        refuse_unmatched("names", patterns, plan.names("average"), "averaged tensor")
+        chosen = Selection.of(patterns, None, "auto")
         kept = {name: average for name, average in self.first.tensors.items() if not chosen.takes([name])}
         self._adopt(plan, follow(self.plan.entries, plan.entries, kept), step)
 
@@ -190,7 +191,7 @@ class Averages(ABC, Generic[ModelT, T]):
             PlanError: one of them is missing there or has another shape.
         """
         plan = self.plan if model is None else self.plan_of(model)
-        places = {name: e.tensors for e in plan.entries.values() for name in (e.name, *e.aliases)}
+        places = {name: e.tensors for e in plan.entries.values() for name in e.names}
         held = self.shown(track)
         for name, tensor in held.items():
             if name not in places or tuple(places[name][0].shape) != tuple(tensor.shape):

@@ -193,7 +193,7 @@ class Verbs(ABC, Generic[ModelT, T]):
         """Start again from the model as it is now.
 
         Args:
-            names: globs of the tensors to start again; by default everything, schedules included.
+            names: names or globs of the tensors to start again; by default everything, schedules included.
                 ``ema.step`` goes on either way.
 
         Raises:

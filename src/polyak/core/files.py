@@ -51,7 +51,7 @@ def exported(plan: Plan[T], held: Mapping[str, T], kit: Tensors[T]) -> dict[str,
     for entry in plan.entries.values():
         if entry.saved:
             tensor = held.get(entry.name, entry.live)
-            tensors |= dict.fromkeys((entry.name, *entry.aliases), tensor)
+            tensors |= dict.fromkeys(entry.names, tensor)
     for name, tensor in tensors.items():
         try:
             kit.dtype_of(tensor)

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Generic, Literal, TypeAlias
+from typing import Generic, Literal, TypeAlias, get_args
 
 from polyak.core.live import held, none_held
 from polyak.core.tensors import T, TensorLike, alike
@@ -17,6 +17,7 @@ Kind: TypeAlias = Literal["parameter", "buffer"]
 Sort: TypeAlias = Literal["statistic", "vector", "other"]
 Role: TypeAlias = Literal["average", "copy", "share"]
 BufferPolicy: TypeAlias = Literal["auto", "copy", "average", "ignore"]
+Buffers: TypeAlias = BufferPolicy | Mapping[str, BufferPolicy]
 
 
 @dataclass
@@ -26,7 +27,8 @@ class Entry(Generic[T]):
     name: the first name it is reached by.  aliases: the others.
     tensors: the live objects; more than one when several parameters share one memory.
     role: average, copy (bit-equal to the model's at each update) or share (the model's own).
-    saved: belongs into a file of this average: persistent and not excluded.
+    saved: belongs in a file of this average: persistent and not excluded.
+    persistent: the model's own files hold it.
     """
 
     name: str
@@ -34,7 +36,12 @@ class Entry(Generic[T]):
     tensors: list[T]
     role: Role
     saved: bool
+    persistent: bool = True
     aliases: list[str] = field(default_factory=list[str])
+
+    @property
+    def names(self) -> list[str]:
+        return [self.name, *self.aliases]
 
     @property
     def live(self) -> T:
@@ -43,30 +50,63 @@ class Entry(Generic[T]):
 
 @dataclass(frozen=True)
 class Selection:
-    """What the user asked to have averaged."""
+    """What the user asked to have averaged.
+
+    buffers: (glob, policy) pairs; the first that matches a buffer decides, and the last matches all.
+    """
 
     include: tuple[str, ...] | None
     exclude: tuple[str, ...]
-    buffers: BufferPolicy
+    buffers: tuple[tuple[str, BufferPolicy], ...]
 
     @classmethod
-    def of(cls, include: Patterns, exclude: Patterns, buffers: BufferPolicy) -> Selection:
-        if buffers not in ("auto", "copy", "average", "ignore"):
-            raise ConfigError(f'buffers={buffers!r}: must be "auto", "copy", "average" or "ignore".')
-        return cls(None if include is None else _patterns(include), _patterns(exclude or ()), buffers)
+    def of(cls, include: Patterns, exclude: Patterns, buffers: Buffers) -> Selection:
+        rules = tuple(buffers.items()) if isinstance(buffers, Mapping) else (("*", buffers),)
+        for pattern, policy in rules:
+            if type(pattern) is not str or policy not in get_args(BufferPolicy):
+                raise ConfigError(
+                    f'buffers={buffers!r}: must be "auto", "copy", "average" or "ignore", or a dict from globs '
+                    "of names to these."
+                )
+        given = None if include is None else as_patterns(include)
+        return cls(given, as_patterns(exclude or ()), (*rules, ("*", "auto")))
 
     def takes(self, names: Sequence[str]) -> bool:
         return (self.include is None or _matches(self.include, names)) and not _matches(self.exclude, names)
 
-    def check_against(self, names: Sequence[str]) -> None:
-        """Every pattern must match something, or a typing mistake would average the wrong set in silence."""
+    def policy_of(self, names: Sequence[str]) -> BufferPolicy:
+        """What is to become of a buffer of these names."""
+        return self.buffers[self._rule_of(names)][1]
+
+    def check_against(self, entries: Mapping[str, Entry[T]]) -> None:
+        """Every pattern must do something, or a typing mistake would average the wrong set in silence.
+
+        Raises:
+            ConfigError: one does not.
+        """
+        names = [name for entry in entries.values() for name in entry.names]
         for argument, patterns in (("include", self.include or ()), ("exclude", self.exclude)):
-            for pattern in patterns:
-                if not any(fnmatchcase(name, pattern) for name in names):
-                    few = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
-                    raise ConfigError(
-                        f"{argument}={pattern!r} matches no tensor; the model's names are {few}"
-                    )
+            refuse_unmatched(argument, patterns, names, "tensor")
+        saved = [e for e in entries.values() if e.kind == "buffer" and e.persistent and self.takes(e.names)]
+        names = [name for entry in saved for name in entry.names]
+        for place, (pattern, policy) in enumerate(self.buffers):
+            if pattern == "*":
+                continue
+            refuse_unmatched("buffers", (pattern,), names, "buffer that is saved")
+            decided = [entry for entry in saved if self._rule_of(entry.names) == place]
+            if not decided:
+                raise ConfigError(
+                    f"buffers={{{pattern!r}: …}} decides nothing: the first pattern that matches does, and an "
+                    "earlier one matches each of its buffers. Put it before that."
+                )
+            if policy == "average" and all(entry.role == "copy" for entry in decided):
+                raise ConfigError(
+                    f'buffers={{{pattern!r}: "average"}} averages nothing: {decided[0].name} is '
+                    f"{decided[0].live.dtype}, and integers and the vectors of spectral norm are only copied."
+                )
+
+    def _rule_of(self, names: Sequence[str]) -> int:
+        return next(i for i, (pattern, _) in enumerate(self.buffers) if _matches((pattern,), names))
 
 
 @dataclass(frozen=True)
@@ -104,7 +144,7 @@ def planned(
     first: dict[object, Seen[T]] = {}
     for one in seen:
         if one.identity not in entries:
-            entries[one.identity] = Entry(one.name, one.kind, [one.tensor], "share", True)
+            entries[one.identity] = Entry(one.name, one.kind, [one.tensor], "share", True, one.persistent)
             first[one.identity] = one
             continue
         entry = entries[one.identity]
@@ -112,12 +152,13 @@ def planned(
         if all(one.tensor is not known for known in entry.tensors):
             entry.tensors.append(one.tensor)
     for identity, entry in entries.items():
-        entry.saved = selection.takes([entry.name, *entry.aliases]) and first[identity].persistent
+        entry.saved = selection.takes(entry.names) and entry.persistent
         if not entry.saved:
             continue
         if entry.kind == "buffer":
-            entry.role = _buffer_role(first[identity], selection.buffers)
-            entry.saved = selection.buffers != "ignore"
+            policy = selection.policy_of(entry.names)
+            entry.role = _buffer_role(first[identity], policy)
+            entry.saved = policy != "ignore"
         elif not _inexact(entry.live):
             entry.role = "copy"
         elif entry.name in kept or any(trained(t) or id(t) in kept for t in entry.tensors):
@@ -164,9 +205,9 @@ class Plan(ABC, Generic[T]):
     def having(self, role: Role) -> list[Entry[T]]:
         return [entry for entry in self.entries.values() if entry.role == role]
 
-    def names(self) -> list[str]:
-        """Every name and alias, in the model's order."""
-        return [name for entry in self.entries.values() for name in (entry.name, *entry.aliases)]
+    def names(self, role: Role) -> list[str]:
+        """Every name and alias of the tensors in a role, in the model's order."""
+        return [name for entry in self.having(role) for name in entry.names]
 
 
 def follow(
@@ -198,9 +239,25 @@ def follow(
     return heirs
 
 
-def _patterns(given: str | Sequence[str]) -> tuple[str, ...]:
+def as_patterns(given: str | Sequence[str]) -> tuple[str, ...]:
     return (given,) if isinstance(given, str) else tuple(given)
 
 
 def _matches(patterns: Sequence[str], names: Sequence[str]) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in patterns for name in names)
+    """Whether one of the patterns is one of the names, which may hold brackets, or a glob of it."""
+    return any(name == pattern or fnmatchcase(name, pattern) for pattern in patterns for name in names)
+
+
+def refuse_unmatched(argument: str, patterns: Sequence[str], names: Sequence[str], what: str) -> None:
+    """Refuse a pattern that is none of the names and no glob of one.
+
+    Raises:
+        ConfigError: it names the pattern and some of the names there are.
+    """
+    for pattern in patterns:
+        if _matches((pattern,), names):
+            continue
+        few = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
+        literal = pattern.replace("[", "[[]")
+        meant = f" A [ in a glob begins a set of characters: write {literal!r}." * _matches((literal,), names)
+        raise ConfigError(f"{argument}={pattern!r} matches no {what}; the model's names are {few}.{meant}")

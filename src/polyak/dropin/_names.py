@@ -30,7 +30,7 @@ class Names:
             module.named_parameters(remove_duplicate=False), module.named_buffers(remove_duplicate=False)
         )
         mine = set(map(id, entry.tensors))
-        role = self.role([entry.name, *entry.aliases, *(n for n, t in named if id(t) in mine)])
+        role = self.role([*entry.names, *(n for n, t in named if id(t) in mine)])
         return role if role != "average" or inexact(entry.live) else "copy"
 
     def role(self, names: Collection[str]) -> Role:

@@ -11,7 +11,7 @@ from paddle.optimizer import Optimizer
 
 from polyak.core.ema import Verbs, check_pace
 from polyak.core.nonfinite import NonFinitePolicy
-from polyak.core.plan import BufferPolicy, Patterns, Selection
+from polyak.core.plan import Buffers, Patterns, Selection
 from polyak.core.track import named_decays
 from polyak.paddle.attach import Attachment
 from polyak.paddle.averages import Averages
@@ -28,10 +28,12 @@ class EMA(Verbs[nn.Layer, Tensor]):
         layer: any ``paddle.nn.Layer``, wrapped by ``paddle.DataParallel`` or fleet or not.
         decay: β, a schedule, or several by name (``{"short": 0.999, "long": HalfLife(steps=5000)}``),
             kept side by side. A plain 0.9999 keeps 90 % of θ₀ after 1000 steps; ``Warmup`` does not.
-        include: name globs (``"head.*"``); only tensors that match are averaged.
-        exclude: name globs; tensors that match are not. A pattern that matches nothing is an error.
+        include: names or globs of them (``"head.*"``); only tensors that match are averaged.
+        exclude: names or globs; tensors that match are not. A pattern that matches nothing is an error.
         buffers: "auto" averages BatchNorm's ``_mean`` and ``_variance`` and copies every other buffer bit
             by bit; "copy" copies all, "average" averages all floating ones, "ignore" leaves the layer's own.
+            By name: ``{"*expert_bias": "average", "*": "auto"}``; the first glob that matches decides, and what
+            none matches is "auto".
         dtype: storage. By default float32, or the parameter's own dtype where that is wider; "bfloat16" and
             "float16" round stochastically, so that the average keeps moving; "split" keeps bfloat16 and 8
             further bits. These and ``compensated`` need the C kernel, on a CPU.
@@ -70,7 +72,7 @@ class EMA(Verbs[nn.Layer, Tensor]):
         decay: float | Decay | Mapping[str, float | Decay] = 0.9999,
         include: Patterns = None,
         exclude: Patterns = None,
-        buffers: BufferPolicy = "auto",
+        buffers: Buffers = "auto",
         dtype: Any = None,
         *,
         every: int = 1,

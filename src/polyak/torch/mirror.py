@@ -138,7 +138,7 @@ class Mirror:
         return pairing
 
     def _paired(self, module: nn.Module, averaged: Found, followed: Found) -> Pairing:
-        places = {name: e.live for e in followed.entries.values() for name in (e.name, *e.aliases)}
+        places = {name: e.live for e in followed.entries.values() for name in e.names}
         averages: dict[str, Tensor] = {}
         copies: list[tuple[Tensor, Tensor]] = []
         for name, entry in averaged.entries.items():
