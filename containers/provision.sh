@@ -55,8 +55,8 @@ run lock_all_but "$unlocked"
 export PIP_CONSTRAINT="$constraints" PIP_NO_CACHE_DIR=1
 run "$prefix/bin/pip" install ${WHEELS:+--extra-index-url "$WHEELS"} "$framework" "${sources}[images]"
 
-# Only the C kernel needed these.
-run apt-get purge -qq --auto-remove gcc libc6-dev python3-dev
+# Only the C kernel needed these. Triton needs them again: it builds its launcher on the GPU it first meets.
+[ "$flavour" = torch-cuda ] || run apt-get purge -qq --auto-remove gcc libc6-dev python3-dev
 run rm -rf /var/lib/apt/lists /var/cache/apt
 run useradd --system --create-home --home-dir /var/lib/polyak polyak
 

@@ -44,10 +44,19 @@ def check_engine(asked: EngineName) -> None:
         raise ConfigError(f'engine="triton": {_NO_TRITON}.')
 
 
-def choice(pair: Pair, asked: EngineName) -> EngineName:
-    """The name of the engine asked for where it can take the pair; else the fastest that can."""
+def choice(pair: Pair, asked: EngineName, skip: bool) -> EngineName:
+    """The name of the engine asked for where it can take the pair; else the fastest that can.
+
+    Args:
+        pair: θ and its averages.
+        asked: the engine to prefer, or "auto".
+        skip: whether elements that cannot be stored are skipped, which is a kernel of its own.
+
+    Raises:
+        ConfigError: "triton" was asked for and does not run on the pair's device.
+    """
     able: list[EngineName] = []
-    if triton is not None and triton.takes(pair):
+    if _triton_runs(pair, asked, skip):
         able.append("triton")
     if native is not None and native.takes(pair):
         able.append("native")
@@ -55,6 +64,17 @@ def choice(pair: Pair, asked: EngineName) -> EngineName:
         able.append("blocked")
     able.append("foreach")
     return asked if asked in able else able[0]
+
+
+def _triton_runs(pair: Pair, asked: EngineName, skip: bool) -> bool:
+    if triton is None or asked == "foreach" or not triton.takes(pair):
+        return False
+    if pair.live.is_cpu and asked != "triton":
+        return False  # Triton's interpreter, which is for debugging kernels
+    why_not = triton.failure(pair, skip)
+    if why_not and asked == "triton":
+        raise ConfigError(f'engine="triton": {why_not}. engine="auto" takes another.')
+    return not why_not
 
 
 def made(name: EngineName, pairs: Sequence[Pair], seed: int) -> Engine:
@@ -86,7 +106,7 @@ def recordable(engine: Engine) -> Triton:
     return engine
 
 
-def described(engine: Engine, asked: EngineName) -> str:
+def described(engine: Engine, asked: EngineName, skip: bool) -> str:
     """The engine's name, and why it is not a faster one."""
     pair = engine.pairs[0]
     if engine.name == asked:
@@ -95,5 +115,14 @@ def described(engine: Engine, asked: EngineName) -> str:
         return engine.name
     if engine.name == "blocked":
         return f"blocked ({NO_KERNEL if native is None else _UNKNOWN.format(pair.name, pair.live.dtype)})"
-    missing = _NO_TRITON if pair.live.is_cuda and triton is None else f"{pair.name} is on {pair.live.device}"
-    return f"foreach ({missing})"
+    return f"foreach ({_no_triton(pair, skip)})"
+
+
+def _no_triton(pair: Pair, skip: bool) -> str:
+    if pair.live.is_cuda:
+        if triton is None:
+            return _NO_TRITON
+        if triton.takes(pair):
+            return triton.failure(pair, skip)
+    kept = pair.averages[0]
+    return f"{pair.name}: {pair.live.dtype} on {pair.live.device} into {kept.dtype} on {kept.device}"

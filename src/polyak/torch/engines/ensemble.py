@@ -43,6 +43,7 @@ class Ensemble:
         self, pairs: Sequence[Pair], copies: Sequence[tuple[Tensor, Tensor]], settings: Settings, tally: Tally
     ) -> None:
         self._settings, self._tally = settings, tally
+        self._skip = settings.policy == "skip"
         groups = _grouped(pairs, settings.overlap)
         carried = {device for how, device, _ in groups if how == "offload"}
         for device in carried & {source.device for _, source in copies}:
@@ -65,7 +66,7 @@ class Ensemble:
     @property
     def name(self) -> str:
         """The engines in use and why no faster one is."""
-        return "; ".join(described(engine, self._settings.engine) for engine in self._engines)
+        return "; ".join(described(engine, self._settings.engine, self._skip) for engine in self._engines)
 
     def update(self, betas: Sequence[float], step: int) -> None:
         """One update of every track; ``betas[k]`` is the composed decay of track k.
@@ -76,8 +77,7 @@ class Ensemble:
         if self._settings.policy == "raise":
             refuse_nonfinite([name for engine in self._engines for name in engine.bad()], step)
         weights = tuple([1 - beta for beta in betas])
-        skip = self._settings.policy == "skip"
-        marks = [engine.update(weights, step, skip) for engine in self._engines]
+        marks = [engine.update(weights, step, self._skip) for engine in self._engines]
         if marks != self._nothing:
             self._tally.add(marks)
         self._copy()
@@ -100,7 +100,7 @@ class Ensemble:
             )
         engines = [recordable(engine) for engine in self._engines]
         for engine in engines:
-            engine.record(self._settings.policy == "skip")
+            engine.record(self._skip)
         self._copy()
         self._recorded = engines
 
@@ -181,5 +181,5 @@ def _grouped(pairs: Sequence[Pair], overlap: bool) -> dict[tuple[Way, torch.devi
 def _chosen(pairs: Sequence[Pair], settings: Settings) -> list[Engine]:
     groups: dict[EngineName, list[Pair]] = {}
     for pair in pairs:
-        groups.setdefault(choice(pair, settings.engine), []).append(pair)
+        groups.setdefault(choice(pair, settings.engine, settings.policy == "skip"), []).append(pair)
     return [made(name, members, settings.seed) for name, members in groups.items()]

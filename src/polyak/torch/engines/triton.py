@@ -3,17 +3,22 @@
 Tensors alike in θ's dtype and in storage share a launch. The tables of addresses are made once; they are
 good as long as the plan is: the plan notices before every update when θ has moved, and the averages'
 memory is kept alive here. Nothing waits for the device, and counts stay there.
+
+Whether Triton works is known only once it ran: it builds a launcher with the system's C compiler, writes to
+a cache, and compiles for the GPU at hand. So each variant of the kernel is launched once, with no effect,
+before an engine is made of it, and not in the first step of a training run.
 """
 
 from __future__ import annotations
 
-import os
 import struct
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
+from triton import JITFunction
 
 from polyak.errors import ConfigError
 from polyak.torch.engines import triton_kernels as kernels
@@ -37,6 +42,10 @@ _STORE: dict[tuple[torch.dtype, torch.dtype | None], str] = {
 _BLOCK = cast(int, kernels.BLOCK.value)
 _WIDE = 16  # bytes one access can move, if the address is a multiple of them
 _WARPS = 8  # 16 elements a thread
+_OLDEST = (7, 0)  # compute capability; the kernel's atomics do not exist on Pascal (GTX 10xx, P100)
+
+# Triton decides when a kernel is defined; TRITON_INTERPRET set later changes nothing.
+INTERPRETED = not isinstance(cast(object, kernels.average), JITFunction)
 
 
 class _Group(NamedTuple):
@@ -113,36 +122,76 @@ class Triton:
         scalars.copy_(host, non_blocking=True)
 
     def _launch(self, scalars: Tensor, skip: bool) -> None:
-        kernel = cast(Any, kernels.average)
-        with torch.cuda.device_of(scalars):
-            for group in self._groups:
-                kernel[(len(group.blocks),)](
-                    group.table,
-                    group.blocks,
-                    scalars,
-                    self._seen,
-                    self.counts.tensors,
-                    self.counts.updates,
-                    TRACKS=self._tracks,
-                    LIVE=group.live,
-                    STORE=group.store,
-                    LARGEST=group.largest,
-                    SKIP=skip,
-                    num_warps=_WARPS,
-                )
+        for group in self._groups:
+            _launch(group, scalars, self._seen, self.counts, skip)
 
 
 def takes(pair: Pair) -> bool:
-    """Whether the kernel knows these dtypes and can see the tensors as plain memory of one GPU."""
+    """Whether the kernel knows these dtypes and can see the tensors as plain memory of one GPU.
+
+    Interpreted, it sees the host's memory instead.
+    """
     device = pair.live.device
     known = pair.live.dtype in _LIVE and _storage(pair) in _STORE
-    runs = device.type == "cuda" or (device.type == "cpu" and _interpreted())
-    return known and runs and all(t.device == device for t in (*pair.averages, *pair.lows)) and pair.dense
+    seen = device.type in (("cpu", "cuda") if INTERPRETED else ("cuda",))
+    return known and seen and all(t.device == device for t in (*pair.averages, *pair.lows)) and pair.dense
 
 
-def _interpreted() -> bool:
-    """Whether Triton runs kernels in Python on the host, where plain memory is the CPU's."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
+def failure(pair: Pair, skip: bool) -> str:
+    """Why the variant of the kernel that this pair needs does not run on its device; "" if it does."""
+    device = pair.live.device
+    return _failure(device, _LIVE[pair.live.dtype], _storage(pair), len(pair.averages), skip)
+
+
+@cache
+def _failure(
+    device: torch.device, live: str, storage: tuple[torch.dtype, torch.dtype | None], tracks: int, skip: bool
+) -> str:
+    if device.type == "cuda" and INTERPRETED:
+        return "TRITON_INTERPRET was set at import, and Triton's interpreter reads host memory only"
+    try:
+        if device.type == "cuda" and torch.cuda.get_device_capability(device) < _OLDEST:
+            return f"{torch.cuda.get_device_name(device)} is too old: compute capability below {_OLDEST}"
+        _launch_nothing(device, live, storage, tracks, skip)
+    except Exception as error:  # of Triton, its compiler, the C compiler, the driver, the file system
+        first = str(error).strip().partition("\n")[0]
+        return f"Triton does not run here: {type(error).__name__}: {first}"
+    return ""
+
+
+def _launch_nothing(
+    device: torch.device, live: str, storage: tuple[torch.dtype, torch.dtype | None], tracks: int, skip: bool
+) -> None:
+    """Compile and launch a variant of the kernel, for one block of a tensor without elements."""
+
+    def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
+        return torch.zeros(shape, dtype=dtype, device=device)
+
+    table = zeros(1, cast(int, kernels.COLUMNS.value) + 2 * tracks)
+    group = _Group(table, zeros(1, 2, dtype=torch.int32), live, _STORE[storage], torch.finfo(storage[0]).max)
+    counts = Counts(zeros(1, dtype=torch.int32), zeros(dtype=torch.int32))
+    _launch(group, zeros(cast(int, kernels.SCALARS.value) + tracks), zeros(2), counts, skip)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)  # a launch can fail after it returned
+
+
+def _launch(group: _Group, scalars: Tensor, seen: Tensor, counts: Counts, skip: bool) -> None:
+    kernel = cast(Any, kernels.average)
+    with torch.cuda.device_of(scalars):
+        kernel[(len(group.blocks),)](
+            group.table,
+            group.blocks,
+            scalars,
+            seen,
+            counts.tensors,
+            counts.updates,
+            TRACKS=len(scalars) - cast(int, kernels.SCALARS.value),
+            LIVE=group.live,
+            STORE=group.store,
+            LARGEST=group.largest,
+            SKIP=skip,
+            num_warps=_WARPS,
+        )
 
 
 def _device(pairs: Sequence[Pair]) -> torch.device:
