@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 import polyak
 from polyak.torch.engines import ensemble
 from polyak.torch.engines.contract import Pair
+from polyak.torch.engines.pinned import packed, pinned_like
 
 LATE = 0.02  # seconds; an unordered update is this much too late
 
@@ -30,6 +31,7 @@ class LateLane:
 
     def __init__(self, gate: threading.Event | None = None) -> None:
         self._thread, self._gate = ThreadPoolExecutor(1), gate
+        self.used: list[Tensor] = []
 
     def run(self, job: Callable[[], object]) -> Future[None]:
         def late() -> None:
@@ -47,8 +49,11 @@ class LateLane:
     def wait(self, ticket: Future[None]) -> None:
         ticket.result()
 
-    def staging(self, like: Tensor) -> Tensor:
-        return torch.empty_like(like)
+    def uses(self, tensors: Sequence[Tensor]) -> None:
+        self.used += tensors
+
+    def staging(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        return pinned_like(tensors, pin=False)
 
 
 def beside(how: str, pair: Pair) -> str:

@@ -12,13 +12,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from polyak.torch.engines.contract import Counts, Engine, Pair
+from polyak.torch.engines.copies import Copies
 from polyak.torch.engines.foreach import bad_names
+from polyak.torch.engines.pinned import pinned_like
 
 
 class Lane(Protocol):
@@ -36,8 +39,12 @@ class Lane(Protocol):
         """The host waits for the ticket."""
         ...
 
-    def staging(self, like: Tensor) -> Tensor:
-        """Host memory that copies of ``like`` can go to without the host."""
+    def uses(self, tensors: Sequence[Tensor]) -> None:
+        """Jobs read or write these: their memory is not given to others before the jobs are done."""
+        ...
+
+    def staging(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Pinned host buffers shaped like these, for asynchronous copies."""
         ...
 
 
@@ -51,7 +58,7 @@ class CudaLane:
         self._side.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._side):
             job()
-            ticket = torch.cuda.Event()
+            ticket = torch.cuda.Event(blocking=True)  # a host thread that waits sleeps, and burns no core
             ticket.record(self._side)
         return ticket
 
@@ -61,20 +68,31 @@ class CudaLane:
     def wait(self, ticket: torch.cuda.Event) -> None:
         ticket.synchronize()
 
-    def staging(self, like: Tensor) -> Tensor:
-        return torch.empty_like(like, device="cpu", pin_memory=True)
+    def uses(self, tensors: Sequence[Tensor]) -> None:
+        for tensor in tensors:
+            tensor.record_stream(self._side)
+
+    def staging(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        return pinned_like(tensors)
 
 
 class Aside:
     """What both ways have in common: one update under way at most.
 
     guarded: somebody calls ``before_step`` before θ is written again.
+
+    Args:
+        lane: where updates run.
+        tensors: of the device, which updates read or write.
     """
 
-    def __init__(self, lane: Lane) -> None:
+    def __init__(self, lane: Lane, tensors: Sequence[Tensor]) -> None:
         self.guarded = False
         self._lane = lane
         self._ticket: Any = None
+        # Aliases, so that the memory an update under way reads stays even if ``p.data`` is pointed elsewhere.
+        self._kept = [tensor.detach() for tensor in tensors]
+        lane.uses(self._kept)
 
     def before_step(self) -> None:
         """θ is about to be written."""
@@ -94,7 +112,7 @@ class Aside:
 class Offload(Aside):
     """θ on a device, averages on the host: copied to pinned memory that lasts, averaged on a thread.
 
-    The device needs no memory for it. The host needs the size of θ once.
+    The device needs no memory for it. The host needs the size of θ once, pinned.
 
     Args:
         pairs: θ on one device, averages on the host.
@@ -110,11 +128,16 @@ class Offload(Aside):
         lane: Lane,
         make: Callable[[Sequence[Pair]], Sequence[Engine]],
     ) -> None:
-        super().__init__(lane)
-        self._live = [pair.live for pair in pairs] + [source for _, source in copies]
-        staged = [lane.staging(pair.live) for pair in pairs]
-        self._targets = staged + [target for target, _ in copies]
-        self._inner = make([replace(pair, live=s) for pair, s in zip(pairs, staged, strict=True)])
+        live = [pair.live for pair in pairs] + [source for _, source in copies]
+        super().__init__(lane, live)
+        staged = lane.staging(live)
+        self._to_host = Copies(zip(staged, self._kept, strict=True))
+        # To pageable memory a GPU copies only while the host waits, so buffers are staged as well.
+        targets = [target for target, _ in copies]
+        self._followers = Copies(zip(targets, staged[len(pairs) :], strict=True))
+        self._inner = make(
+            [replace(pair, live=s) for pair, s in zip(pairs, staged[: len(pairs)], strict=True)]
+        )
         self._device_pairs = pairs
         self.pairs = [pair for engine in self._inner for pair in engine.pairs]
         self.name = ", ".join([*(engine.name for engine in self._inner), "offloaded"])
@@ -128,7 +151,7 @@ class Offload(Aside):
     def update(self, weights: Sequence[float], step: int, skip: bool) -> Tensor | None:
         """Begin an update. The one before is finished first; what its thread raised comes out here."""
         self.wait()
-        ticket = self._lane.run(self._copy)
+        ticket = self._lane.run(partial(self._to_host.run, non_blocking=True))
         self._pending = self._worker.submit(self._average, ticket, weights, step, skip)
         self._began(ticket)
 
@@ -137,17 +160,16 @@ class Offload(Aside):
         if pending is not None:
             pending.result()
 
-    @torch.no_grad()
-    def _copy(self) -> None:
-        for target, source in zip(self._targets, self._live, strict=True):
-            target.copy_(source, non_blocking=True)
-
     def _average(self, ticket: Any, weights: Sequence[float], step: int, skip: bool) -> None:
         self._lane.wait(ticket)
+        self._followers.run()
         marks = [engine.update(weights, step, skip) for engine in self._inner]
         if any(mark is not None for mark in marks):
             known = zip(marks, self._inner, strict=True)
-            each = [torch.zeros(len(e.pairs), dtype=torch.bool) if m is None else m for m, e in known]
+            each = [
+                torch.zeros(len(e.pairs), dtype=torch.bool, device="cpu") if m is None else m
+                for m, e in known
+            ]
             _count(self.counts, torch.cat(each))
 
 
@@ -160,7 +182,8 @@ class Overlapped(Aside):
     """
 
     def __init__(self, inner: Engine, lane: Lane) -> None:
-        super().__init__(lane)
+        tensors = [t for pair in inner.pairs for t in (pair.live, *pair.averages, *pair.lows)]
+        super().__init__(lane, tensors)
         self._inner = inner
         self.pairs, self.bad = inner.pairs, inner.bad
         self.name = f"{inner.name}, overlapped"

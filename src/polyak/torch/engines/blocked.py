@@ -48,7 +48,7 @@ class Blocked:
             if not skip or block.seen_finite():
                 block.blend(weights, step)
                 continue
-            marks = torch.zeros(len(self.pairs), dtype=torch.bool) if marks is None else marks
+            marks = _no_marks(len(self.pairs)) if marks is None else marks
             for i, pair in block.members:
                 found = blend_pair(pair, weights, block.seed, step, skip=True)
                 marks[i] |= bool(found)
@@ -126,7 +126,11 @@ def _scratch(pair: Pair) -> Tensor | None:
     """
     if pair.storage.itemsize < 4 or pair.lows or is_direct(pair):
         return None
-    return torch.empty(CHUNK, dtype=pair.storage)
+    return torch.empty(CHUNK, dtype=pair.storage, device="cpu")
+
+
+def _no_marks(size: int) -> Tensor:
+    return torch.zeros(size, dtype=torch.bool, device="cpu")
 
 
 def _sizes(members: Sequence[tuple[int, Pair]]) -> list[int]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import cmath
+import math
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from polyak.torch.engines.contract import Pair
 from polyak.torch.engines.rounding import compensate, draw_key, join, random_bits, split, stochastic_round
 
 CHUNK = 1 << 19  # elements at a time: 2 MiB of float32, which caches hold; half of it took 10 % longer
+DEVICE_CHUNK = 1 << 24  # on a GPU each call costs microseconds whatever its size; 64 MiB of float32
 
 
 class Chunk(NamedTuple):
@@ -26,19 +28,24 @@ class Chunk(NamedTuple):
 
 
 def chunks(pair: Pair) -> Iterator[Chunk]:
-    """Slices of at most ``CHUNK`` elements, or one slice across the longest dimension."""
+    """Slices of at most ``chunk_for`` elements, or one slice across the longest dimension."""
     tensors = [pair.live, *pair.averages, *pair.lows]
     tracks = len(pair.averages)
     if pair.dense:
         tensors = [tensor.as_strided((tensor.numel(),), (1,)) for tensor in tensors]
     shape = tensors[0].shape
     longest = max(range(len(shape)), key=shape.__getitem__)
-    rows = max(1, CHUNK * shape[longest] // shape.numel())
+    rows = max(1, chunk_for(tensors[1].device) * shape[longest] // shape.numel())
     first = 0
     for i in range(0, shape[longest], rows):
         live, *kept = [t.narrow(longest, i, min(rows, shape[longest] - i)) for t in tensors]
         yield Chunk(first, live.to(kept[0].device, pair.arithmetic), kept[:tracks], kept[tracks:])
         first += live.numel()
+
+
+def chunk_for(device: torch.device) -> int:
+    """Elements averaged at a time on a device."""
+    return CHUNK if device.type == "cpu" else DEVICE_CHUNK
 
 
 def shaped(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
@@ -67,6 +74,29 @@ def looks_storable(values: list[Tensor], storage: torch.dtype) -> bool:
     return torch.stack(norms).sum().item() <= torch.finfo(storage).max
 
 
+def largest_values(values: Sequence[Tensor]) -> list[float]:
+    """``max |x|`` of each tensor, as float32; NaN or infinity where one is in it, or where it may be.
+
+    Calls and waits do not grow with the number of tensors: a few for each dtype, one wait for each device.
+    """
+    groups: dict[tuple[torch.device, torch.dtype], list[int]] = {}
+    for i, value in enumerate(values):
+        groups.setdefault((value.device, value.dtype), []).append(i)
+    order: dict[torch.device, list[int]] = {}
+    norms: dict[torch.device, list[Tensor]] = {}
+    out = [math.nan] * len(values)
+    for (device, dtype), places in groups.items():
+        if dtype.itemsize == 1:  # torch has no norm of 8-bit floats
+            continue
+        each = torch._foreach_norm([values[i].detach() for i in places], math.inf)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+        norms.setdefault(device, []).append(torch.stack(each).to(torch.float32))
+        order.setdefault(device, []).extend(places)
+    for device, found in norms.items():
+        for i, norm in zip(order[device], cast(list[float], torch.cat(found).tolist()), strict=True):
+            out[i] = norm
+    return out
+
+
 def blend_pair(pair: Pair, weights: Sequence[float], seed: int, step: int, skip: bool) -> Tensor | None:
     """One update of a pair, chunk by chunk.
 
@@ -84,7 +114,7 @@ def blend_pair(pair: Pair, weights: Sequence[float], seed: int, step: int, skip:
             low = chunk.lows[track] if chunk.lows else None
             key = draw_key(seed, step, pair.key, track)
             _blend(chunk, chunk.averages[track], low, weight, key, fine)
-    return torch.tensor(False) if skip and found is None else found
+    return torch.tensor(False, device="cpu") if skip and found is None else found
 
 
 def _blend(

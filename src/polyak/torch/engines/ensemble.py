@@ -14,6 +14,7 @@ from polyak.errors import ConfigError, PlanError
 from polyak.torch.engines.aside import Aside, CudaLane, Lane, Offload, Overlapped
 from polyak.torch.engines.choose import EngineName, choice, described, made, recordable
 from polyak.torch.engines.contract import Engine, Pair
+from polyak.torch.engines.copies import Copies
 from polyak.torch.engines.tally import Tally
 from polyak.torch.storage import Settings
 
@@ -57,7 +58,7 @@ class Ensemble:
             self._guardable += [e for e in engines if isinstance(e, Aside) and not buffers]
         inline = [copy for copy in copies if copy[1].device not in carried]
         self._asides = [engine for engine in self._engines if isinstance(engine, Aside)]
-        self._copies = [target for target, _ in inline], [source for _, source in inline]
+        self._copies = Copies(inline)
         self._nothing = [None] * len(self._engines)
         self._on_gpu = any(pair.live.is_cuda for pair in pairs)
         self._recorded: list[Triton] = []  # whose updates a graph holds
@@ -80,7 +81,7 @@ class Ensemble:
         marks = [engine.update(weights, step, self._skip) for engine in self._engines]
         if marks != self._nothing:
             self._tally.add(marks)
-        self._copy()
+        self._copies.run()
 
     def capturing(self) -> bool:
         """Whether a CUDA graph is being captured, in which an update can only be recorded."""
@@ -101,7 +102,7 @@ class Ensemble:
         engines = [recordable(engine) for engine in self._engines]
         for engine in engines:
             engine.record(self._skip)
-        self._copy()
+        self._copies.run()
         self._recorded = engines
 
     def replay(self, graph: Graph, betas: Sequence[float], step: int) -> None:
@@ -138,11 +139,8 @@ class Ensemble:
         """Whether ``before_step`` is called before θ is written. Only under ``overlap`` is it relied on."""
         for aside in self._guardable:
             aside.guarded = guarded and self._settings.overlap
-
-    def _copy(self) -> None:
-        if self._copies[0]:
-            with torch.no_grad():
-                torch._foreach_copy_(*self._copies)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+        if not guarded:  # an update may be under way that only the next step would have waited for
+            self.before_step()
 
     def _made(
         self, how: Way, device: torch.device, pairs: Sequence[Pair], copies: Sequence[tuple[Tensor, Tensor]]

@@ -17,10 +17,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from polyak.torch.engines.chunks import blend_pair, chunks, looks_storable, shaped, storable
+from polyak.torch.engines.chunks import (
+    DEVICE_CHUNK,
+    blend_pair,
+    chunks,
+    largest_values,
+    looks_storable,
+    shaped,
+    storable,
+)
 from polyak.torch.engines.contract import Counts, Pair
 
-_BATCH = 1 << 22  # elements masked at a time: temporaries of some 16 MiB of float32
+_BATCH = 1 << 22  # elements masked at a time on a CPU: temporaries of some 16 MiB of float32
 
 
 class Foreach:
@@ -36,8 +44,9 @@ class Foreach:
 
     def __init__(self, pairs: Sequence[Pair], seed: int) -> None:
         self.pairs, self._seed = pairs, seed
-        self._direct = _alike([pair for pair in pairs if is_direct(pair)])
-        self._batches = [batch for group in self._direct for batch in _batches(group)]
+        groups = _alike([pair for pair in pairs if _unrounded(pair)])
+        self._direct = [group for group in groups if is_direct(group[0])]
+        self._batches = [(is_direct(group[0]), batch) for group in groups for batch in _batches(group)]
 
     def bad(self) -> list[str]:
         return bad_names(self.pairs)
@@ -45,13 +54,13 @@ class Foreach:
     @torch.no_grad()
     def update(self, weights: Sequence[float], step: int, skip: bool) -> Tensor | None:
         marks: dict[str, Tensor | None] = {}
-        if skip:
-            for batch in self._batches:
-                marks |= zip([pair.name for pair in batch], _blend_finite(batch, weights), strict=True)
-        else:
-            for group in self._direct:
-                _lerp(group, weights)
-                marks |= dict.fromkeys([pair.name for pair in group])
+        for direct, batch in self._batches:
+            if skip or not direct:
+                found = _blend_batch(batch, weights, skip)
+                marks |= zip([pair.name for pair in batch], found, strict=True)
+        for group in [] if skip else self._direct:
+            _lerp(group, weights)
+            marks |= dict.fromkeys([pair.name for pair in group])
         for pair in self.pairs:
             if pair.name not in marks:
                 marks[pair.name] = blend_pair(pair, weights, self._seed, step, skip)
@@ -66,32 +75,41 @@ def _lerp(group: Sequence[Pair], weights: Sequence[float]) -> None:
         torch._foreach_lerp_([pair.averages[track] for pair in group], live, weight)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
 
 
-def _blend_finite(batch: Sequence[Pair], weights: Sequence[float]) -> list[Tensor]:
-    """A batch where θ is finite, in as many launches whatever the number of tensors; marks of the others."""
+def _blend_batch(
+    batch: Sequence[Pair], weights: Sequence[float], skip: bool
+) -> Sequence[Tensor] | Sequence[None]:
+    """A batch, under ``skip`` where θ is finite, in as many calls whatever the number of tensors.
+
+    Returns:
+        Under ``skip`` which tensors were not finite throughout, bool [] each.
+    """
     live = [pair.live for pair in batch]
-    if live[0].is_cpu and looks_storable(live, batch[0].storage):
+    if skip and live[0].is_cpu and is_direct(batch[0]) and looks_storable(live, batch[0].storage):
         _lerp(batch, weights)
-        return [torch.tensor(False)] * len(batch)
-    theta = torch.cat([tensor.reshape(-1) for tensor in live])
-    fine = torch.isfinite(theta)
+        return [torch.tensor(False, device="cpu")] * len(batch)
+    theta = torch.cat([tensor.reshape(-1) for tensor in live]).to(batch[0].arithmetic)
+    fine = torch.isfinite(theta) if skip else None
     for track, weight in enumerate(weights):
         averages = [pair.averages[track] for pair in batch]
         old = torch.cat([tensor.reshape(-1) for tensor in averages])
-        new = old.lerp_(torch.where(fine, theta, old), weight)
+        new = old.lerp_(theta if fine is None else torch.where(fine, theta, old), weight)
         torch._foreach_copy_(averages, shaped(new, averages))  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
-    norms = torch._foreach_norm(live, math.inf)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+    if fine is None:
+        return [None] * len(batch)
+    norms = torch._foreach_norm(shaped(theta, live), math.inf)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
     return list(~torch.stack(norms).isfinite())
 
 
 def _batches(group: Sequence[Pair]) -> list[list[Pair]]:
     """As many tensors as temporaries may be large; a larger tensor goes chunk by chunk, and is in none."""
+    most = _BATCH if group[0].live.is_cpu else DEVICE_CHUNK
     batches: list[list[Pair]] = [[]]
     filled = 0
     for pair in group:
         size = pair.live.numel()
-        if size > _BATCH:
+        if size > most:
             continue
-        if filled + size > _BATCH:
+        if filled + size > most:
             batches.append([])
             filled = 0
         batches[-1].append(pair)
@@ -106,13 +124,21 @@ def is_direct(pair: Pair) -> bool:
     return same and average.dtype.itemsize >= 4 and not pair.lows
 
 
+def _unrounded(pair: Pair) -> bool:
+    """Whether θ goes into the averages at most converted."""
+    average = pair.averages[0]
+    return average.dtype.itemsize >= 4 and average.device == pair.live.device and not pair.lows
+
+
 def bad_names(pairs: Sequence[Pair]) -> list[str]:
-    """Those of which some elements cannot be stored."""
-    return [p.name for p in pairs if not all(bool(storable(c.live, p.storage).all()) for c in chunks(p))]
+    """Those of which some elements cannot be stored. Where there are none, waits for each device once."""
+    largest = largest_values([pair.live for pair in pairs])
+    bad = [p for p, value in zip(pairs, largest, strict=True) if not value <= torch.finfo(p.storage).max]
+    return [p.name for p in bad if not all(bool(storable(c.live, p.storage).all()) for c in chunks(p))]
 
 
 def _alike(pairs: Sequence[Pair]) -> list[list[Pair]]:
     groups: dict[object, list[Pair]] = {}
     for pair in pairs:
-        groups.setdefault((pair.live.device, pair.live.dtype), []).append(pair)
+        groups.setdefault((pair.live.device, pair.live.dtype, pair.storage), []).append(pair)
     return list(groups.values())

@@ -39,7 +39,7 @@ class Native:
 
     def update(self, weights: Sequence[float], step: int, skip: bool) -> Tensor | None:
         marks = self._tables.update(weights, step, skip, torch.get_num_threads())
-        return None if marks is None else torch.tensor(marks, dtype=torch.bool)
+        return None if marks is None else torch.tensor(marks, dtype=torch.bool, device="cpu")
 
 
 def takes(pair: Pair) -> bool:

@@ -118,7 +118,7 @@ class Triton:
         bits = struct.unpack(f"{len(weights)}q", struct.pack(f"{len(weights)}d", *weights))
         words = [self._seed, _signed(step), self._number, *bits]
         # Pinned memory of its own each time: torch gives it out again only when the copy is done.
-        host = torch.tensor(words, dtype=torch.int64, pin_memory=scalars.is_cuda)
+        host = torch.tensor(words, dtype=torch.int64, device="cpu", pin_memory=scalars.is_cuda)
         scalars.copy_(host, non_blocking=True)
 
     def _launch(self, scalars: Tensor, skip: bool) -> None:
@@ -232,10 +232,10 @@ def _row(pair: Pair, place: int) -> list[int]:
 
 def _blocks(pairs: Sequence[Pair]) -> Tensor:
     """int32 [programs, 2]: which of the pairs, and which of its blocks."""
-    each = torch.tensor([-(-pair.live.numel() // _BLOCK) for pair in pairs])
-    pair = torch.repeat_interleave(torch.arange(len(pairs)), each)
+    each = torch.tensor([-(-pair.live.numel() // _BLOCK) for pair in pairs], device="cpu")
+    pair = torch.repeat_interleave(torch.arange(len(pairs), device="cpu"), each)
     before = torch.repeat_interleave(each.cumsum(0) - each, each)
-    return torch.stack([pair, torch.arange(len(pair)) - before], dim=1).to(torch.int32)
+    return torch.stack([pair, torch.arange(len(pair), device="cpu") - before], dim=1).to(torch.int32)
 
 
 def _signed(word: int) -> int:
