@@ -100,6 +100,9 @@ def test_a_plan_is_the_same_but_for_the_framework(flavour: str, package: str, lo
     other = planned("torch-cpu").replace(f"torch=={locked('torch')}", f"{package}=={locked(locked_as)}")
     if package.startswith("paddle"):
         other = other.replace("lock_all_but ^$", "lock_all_but ^(nvidia|cuda)-")
+    if flavour == "torch-cuda":  # Triton builds its launcher on the GPU it first meets
+        other = "".join(line for line in other.splitlines(keepends=True) if " purge " not in line)
+        assert " gcc libc6-dev python3-dev\n" in plan
     assert plan == other
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import polyak
 from polyak.torch.engines import ensemble
 from polyak.torch.engines.contract import Pair
-from polyak.torch.engines.pinned import packed, pinned_like
+from polyak.torch.engines.pinned import pinned_like
 
 LATE = 0.02  # seconds; an unordered update is this much too late
 

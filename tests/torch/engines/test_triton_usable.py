@@ -48,9 +48,7 @@ def test_a_driver_that_refuses_leaves_the_tensor_to_foreach_and_metrics_say_why(
 
 @absent
 def test_triton_asked_for_by_name_is_refused_with_the_reason() -> None:
-    with pytest.raises(
-        ConfigError, match=r'engine="triton": Triton does not run here: .*"auto" takes'
-    ):
+    with pytest.raises(ConfigError, match=r'engine="triton": Triton does not run here: .*"auto" takes'):
         choose.choice(on_gpu(), "triton", skip=True)
 
 
