@@ -63,13 +63,13 @@ class Averages(core.Averages[nn.Layer, Tensor]):
 
     def moved(self, tensor: Tensor, entry: Entry[Tensor], copy: bool) -> Tensor:
         if copy or tensor.place != entry.live.place:
-            return tensors.copied_to(tensor, entry.live.place)
-        return tensor
+            tensor = tensors.copied_to(tensor, entry.live.place)
+        return tensors.laid_out_as(entry.live, tensor)
 
     def copied(self, entry: Entry[Tensor], kept: Tensor | None) -> Tensor:
         live = entry.live
-        if kept is None or (kept.dtype, kept.shape, kept.place) != (live.dtype, live.shape, live.place):
-            return live.detach().clone()
+        if kept is None or _form(kept) != _form(live):
+            return tensors.laid_out_as(live, live.detach().clone())
         tensors.overwrite(kept, live)  # so that a layer made on it goes on following
         return kept
 
@@ -123,3 +123,7 @@ class Averages(core.Averages[nn.Layer, Tensor]):
 
     def _kind_of_model(self) -> str:
         return type(unwrap(self.model)).__name__
+
+
+def _form(tensor: Tensor) -> tuple[object, ...]:
+    return tensor.dtype, tensor.shape, tensor.place, tensor.strides if tensor.is_dense() else None

@@ -15,7 +15,7 @@ from paddle import Tensor
 from polyak.core import NO_KERNEL
 from polyak.errors import ConfigError
 from polyak.paddle.storage import EngineName
-from polyak.paddle.tensors import alias, cast, wide
+from polyak.paddle.tensors import alias, cast, fills_memory, wide
 
 try:
     from polyak.core import native
@@ -169,7 +169,8 @@ def _why_not(pair: Pair) -> str:
 
 def _kernel_takes(pair: Pair) -> bool:
     tensors = (pair.live, *pair.averages, *pair.lows)
-    plain = all(t.place.is_cpu_place() and t.is_dense() and t.is_contiguous() for t in tensors)
+    plain = all(t.place.is_cpu_place() and t.is_dense() and t.strides == pair.live.strides for t in tensors)
+    plain = plain and fills_memory(pair.live)
     return native is not None and plain and native.takes(_name(pair.live), _store(pair))
 
 

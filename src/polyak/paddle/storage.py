@@ -10,7 +10,7 @@ from paddle import Tensor
 
 from polyak.core.nonfinite import NonFinitePolicy, check_policy
 from polyak.errors import ConfigError
-from polyak.paddle.tensors import cast, put
+from polyak.paddle.tensors import cast, laid_out_as, put
 
 EngineName: TypeAlias = Literal["auto", "native", "ops"]
 
@@ -55,10 +55,10 @@ class Settings:
         """θ as an average to begin with, and its low part."""
         dtype = self._dtype_of(live)
         with paddle.no_grad():
-            average = cast(live.detach(), dtype).clone()
+            average = laid_out_as(live, cast(live.detach(), dtype).clone())
             if self.low is None or dtype not in (paddle.float32, paddle.bfloat16):
                 return average, None
-            low = paddle.zeros_like(average, dtype=self.low)
+            low = laid_out_as(live, paddle.zeros_like(average, dtype=self.low))
             put(average, low, live)
         return average, low
 

@@ -13,7 +13,7 @@ from paddle import Tensor
 
 from polyak.core.live import claim
 from polyak.core.plan import Plan
-from polyak.paddle.tensors import alias, cast, to
+from polyak.paddle.tensors import alias, cast, laid_out_as, to
 
 
 def swap_in(plan: Plan[Tensor], averages: Mapping[str, Tensor], undo: ExitStack) -> None:
@@ -30,7 +30,7 @@ def swap_in(plan: Plan[Tensor], averages: Mapping[str, Tensor], undo: ExitStack)
         average = averages[entry.name]
         for live in entry.tensors:
             undo.callback(_point, live, live.detach())  # the same memory, which it keeps alive
-            _point(live, alias(to(cast(average, live.dtype), live.place)))
+            _point(live, laid_out_as(live, alias(to(cast(average, live.dtype), live.place))))
 
 
 def _point(live: Tensor, memory: Tensor) -> None:

@@ -76,6 +76,34 @@ def alias(tensor: Tensor) -> Tensor:
     return twin
 
 
+def laid_out_as(live: Tensor, tensor: Tensor) -> Tensor:
+    """The tensor itself where its axes lie in memory as those of ``live`` do; else a copy that lies so.
+
+    What ``transpose`` gives is a view, so a layer may hold its weights in any order of axes.
+    """
+    if tensor.strides == live.strides or not live.is_dense():
+        return tensor
+    order = _axes(live)
+    back = sorted(range(live.ndim), key=order.__getitem__)
+    with paddle.no_grad():
+        return tensor.transpose(order).contiguous().transpose(back)
+
+
+def fills_memory(tensor: Tensor) -> bool:
+    """Whether it is all of one stretch of memory, in whatever order of its axes."""
+    step = 1
+    for axis in reversed(_axes(tensor)):
+        if tensor.shape[axis] != 1 and tensor.strides[axis] != step:
+            return False
+        step *= tensor.shape[axis]
+    return True
+
+
+def _axes(tensor: Tensor) -> list[int]:
+    """From the one whose neighbours lie farthest apart to the one whose lie side by side."""
+    return sorted(range(tensor.ndim), key=lambda axis: -tensor.strides[axis])
+
+
 def cast(tensor: Tensor, dtype: Any) -> Tensor:
     """The tensor itself where it has that dtype already."""
     return tensor if tensor.dtype == dtype else tensor.astype(dtype)
@@ -137,7 +165,8 @@ def on_host(tensor: Tensor) -> Tensor:
 def as_array(tensor: Tensor) -> NDArray[Any]:
     """A tensor's values for NumPy; a copy."""
     dtype = dtype_of(tensor)
-    plain = tensor.detach().contiguous()
+    # contiguous() of a view moves the tensor itself to other memory, so an alias takes that.
+    plain = tensor.detach() if tensor.is_contiguous() else alias(tensor).contiguous()
     if plain.dtype in _AS_INTEGERS:
         plain = plain.reshape([-1]).view(_AS_INTEGERS[plain.dtype])
     return plain.numpy().view(dtype).reshape(tuple(tensor.shape))

@@ -19,7 +19,7 @@ from polyak.torch.engines.contract import Pair
 from polyak.torch.engines.ensemble import Ensemble, Graph
 from polyak.torch.engines.tally import Tally
 from polyak.torch.plan import Plan, unwrap
-from polyak.torch.storage import Settings, outside_inference_mode, stored
+from polyak.torch.storage import Settings, laid_out_as, outside_inference_mode, stored
 from polyak.torch.swap import Swap
 
 
@@ -67,11 +67,12 @@ class Averages(core.Averages[nn.Module, Tensor]):
 
     def moved(self, tensor: Tensor, entry: Entry[Tensor], copy: bool) -> Tensor:
         with outside_inference_mode():
-            return tensor.to(self.settings.device or entry.live.device, copy=copy)
+            there = self.settings.device or entry.live.device
+            return laid_out_as(entry.live, tensor).to(there, copy=copy)
 
     def copied(self, entry: Entry[Tensor], kept: Tensor | None) -> Tensor:
         fresh = stored(entry.live, entry.live.dtype, self.settings.device)
-        if kept is None or (kept.dtype, kept.shape, kept.device) != (fresh.dtype, fresh.shape, fresh.device):
+        if kept is None or _form(kept) != _form(fresh):
             return fresh
         with outside_inference_mode():  # so that a module made on it goes on following
             return kept.copy_(fresh)
@@ -154,3 +155,7 @@ class Averages(core.Averages[nn.Module, Tensor]):
 
     def _kind_of_model(self) -> str:
         return type(unwrap(self.model)).__name__
+
+
+def _form(tensor: Tensor) -> tuple[object, ...]:
+    return tensor.dtype, tensor.shape, tensor.device, tensor.stride()

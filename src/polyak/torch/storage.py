@@ -105,3 +105,15 @@ def stored(live: Tensor, dtype: torch.dtype, device: torch.device | None) -> Ten
     """A copy of a tensor: same strides, own memory."""
     with outside_inference_mode():
         return live.detach().to(device or live.device, dtype, copy=True, memory_format=torch.preserve_format)
+
+
+def laid_out_as(live: Tensor, tensor: Tensor) -> Tensor:
+    """The tensor itself where its strides are those a copy of ``live`` has; else a copy that has them.
+
+    A model may turn to channels-last at any time. Kernels run slower on weights in another layout than their
+    inputs', and ``torch.compile`` compiles again for them.
+    """
+    strides = torch.empty_like(live, device="meta").stride()
+    if tensor.stride() == strides:
+        return tensor
+    return torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
