@@ -369,6 +369,7 @@ def test_parameters_of_every_form(engine: str) -> None:
         "slice": memory[2:6],
         "rest": memory[6:],
         "transposed": paddle.as_strided(paddle.rand([12]), [4, 3], [1, 4]),
+        "gaps": paddle.as_strided(paddle.rand([24]), [4, 3], [6, 2]),
     }
     for name, value in forms.items():
         parameter = paddle.create_parameter([1], value.dtype)

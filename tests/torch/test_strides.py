@@ -64,7 +64,7 @@ def test_averages_take_the_models_layout_whenever_it_turns(options: dict[str, An
                 assert strides(model) == ours
     assert ours["0.weight"] != strides(plain)["0.weight"]
     for (name, mine), theirs in zip(values(ema).items(), values(beside).values(), strict=True):
-        if options.get("dtype") is not torch.bfloat16:  # its random bits go by position in memory
+        if "dtype" not in options:  # random bits go by position in memory
             torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-7, msg=name)
         torch.testing.assert_close(mine, theirs, rtol=2e-2, atol=1e-2, msg=name)
 

@@ -81,7 +81,7 @@ def laid_out_as(live: Tensor, tensor: Tensor) -> Tensor:
 
     What ``transpose`` gives is a view, so a layer may hold its weights in any order of axes.
     """
-    if tensor.strides == live.strides or not live.is_dense():
+    if tensor.strides == live.strides or not live.is_dense() or _axes(tensor) == _axes(live):
         return tensor
     order = _axes(live)
     back = sorted(range(live.ndim), key=order.__getitem__)
@@ -91,11 +91,11 @@ def laid_out_as(live: Tensor, tensor: Tensor) -> Tensor:
 
 def fills_memory(tensor: Tensor) -> bool:
     """Whether it is all of one stretch of memory, in whatever order of its axes."""
-    step = 1
+    step, shape, strides = 1, typed("list[int]", tensor.shape), tensor.strides
     for axis in reversed(_axes(tensor)):
-        if tensor.shape[axis] != 1 and tensor.strides[axis] != step:
+        if shape[axis] != 1 and strides[axis] != step:
             return False
-        step *= tensor.shape[axis]
+        step *= shape[axis]
     return True
 
 
