@@ -49,11 +49,13 @@ def test_reset_takes_such_a_name() -> None:
 @pytest.mark.parametrize("argument", ["include", "exclude", "reset", "buffers"])
 def test_a_glob_with_a_bracket_that_means_itself_is_told_how_to_write_it(argument: str) -> None:
     pattern = "block[1].*_mean" if argument == "buffers" else "block[0].*"
+    given = {pattern: "copy"} if argument == "buffers" else pattern
+
+    def give() -> None:
+        EMA(bracketed()).reset(pattern) if argument == "reset" else EMA(bracketed(), **{argument: given})
+
     with pytest.raises(ConfigError, match=r"matches no .*write 'block\[\[\]") as error:
-        if argument == "reset":
-            EMA(bracketed()).reset(pattern)
-        else:
-            EMA(bracketed(), **{argument: {pattern: "copy"} if argument == "buffers" else pattern})
+        give()
     written = str(error.value).partition("write '")[2].partition("'")[0]
     assert averaged(EMA(bracketed(), include=written))
 

@@ -61,12 +61,13 @@ class Selection:
 
     @classmethod
     def of(cls, include: Patterns, exclude: Patterns, buffers: Buffers) -> Selection:
-        rules = tuple(buffers.items()) if isinstance(buffers, Mapping) else (("*", buffers),)
+        named: Mapping[str, BufferPolicy] = buffers if isinstance(buffers, Mapping) else {"*": buffers}
+        rules = tuple(named.items())
         for pattern, policy in rules:
             if type(pattern) is not str or policy not in get_args(BufferPolicy):
                 raise ConfigError(
-                    f'buffers={buffers!r}: must be "auto", "copy", "average" or "ignore", or a dict from globs '
-                    "of names to these."
+                    f'buffers={buffers!r}: must be "auto", "copy", "average" or "ignore", or a dict of these '
+                    "by names or globs of them."
                 )
         given = None if include is None else as_patterns(include)
         return cls(given, as_patterns(exclude or ()), (*rules, ("*", "auto")))
@@ -96,13 +97,13 @@ class Selection:
             decided = [entry for entry in saved if self._rule_of(entry.names) == place]
             if not decided:
                 raise ConfigError(
-                    f"buffers={{{pattern!r}: …}} decides nothing: the first pattern that matches does, and an "
-                    "earlier one matches each of its buffers. Put it before that."
+                    f"buffers={{{pattern!r}: …}} decides nothing: the first pattern that matches does, and "
+                    "an earlier one matches each of its buffers. Put it before that."
                 )
             if policy == "average" and all(entry.role == "copy" for entry in decided):
                 raise ConfigError(
                     f'buffers={{{pattern!r}: "average"}} averages nothing: {decided[0].name} is '
-                    f"{decided[0].live.dtype}, and integers and the vectors of spectral norm are only copied."
+                    f"{decided[0].live.dtype}; integers and the vectors of spectral norm are only copied."
                 )
 
     def _rule_of(self, names: Sequence[str]) -> int:
@@ -240,6 +241,7 @@ def follow(
 
 
 def as_patterns(given: str | Sequence[str]) -> tuple[str, ...]:
+    """One pattern or several."""
     return (given,) if isinstance(given, str) else tuple(given)
 
 

@@ -32,7 +32,7 @@ class EMA(Verbs[nn.Layer, Tensor]):
         exclude: names or globs; tensors that match are not. A pattern that matches nothing is an error.
         buffers: "auto" averages BatchNorm's ``_mean`` and ``_variance`` and copies every other buffer bit
             by bit; "copy" copies all, "average" averages all floating ones, "ignore" leaves the layer's own.
-            By name: ``{"*expert_bias": "average", "*": "auto"}``; the first glob that matches decides, and what
+            By name: ``{"*expert_bias": "average", "*": "auto"}``: the first glob that matches decides; what
             none matches is "auto".
         dtype: storage. By default float32, or the parameter's own dtype where that is wider; "bfloat16" and
             "float16" round stochastically, so that the average keeps moving; "split" keeps bfloat16 and 8
