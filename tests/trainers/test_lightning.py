@@ -18,6 +18,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import polyak
+from polyak.checkpoints.describe import Checkpoint, describe
 from tests.shims import torchvision_without_ops
 
 torchvision_without_ops()
@@ -243,16 +244,108 @@ def test_a_fresh_process_tests_the_average_in_the_checkpoint(tmp_path: Path) -> 
 
 
 def test_a_checkpoint_without_an_average_is_not_evaluated_as_one(tmp_path: Path) -> None:
-    average, module = WeightAverage(0.9), Digits()
-    run = trainer(tmp_path, average, max_epochs=1)
-    run.fit(module, loader())
-    run.save_checkpoint(tmp_path / "light.ckpt", weights_only=True)
-    with pytest.raises(polyak.CheckpointError, match=r"light\.ckpt holds no average to evaluate"):
-        run.test(module, loader(), ckpt_path=tmp_path / "light.ckpt")
+    plain, module = trainer(tmp_path, max_epochs=1), Digits()
+    plain.fit(module, loader())
+    plain.save_checkpoint(tmp_path / "plain.ckpt")
+    run = trainer(tmp_path, WeightAverage(0.9))
+    with pytest.raises(polyak.CheckpointError, match=r"plain\.ckpt holds no average to evaluate"):
+        run.test(module, loader(), ckpt_path=tmp_path / "plain.ckpt")
     with pytest.raises(polyak.CheckpointError, match="holds no average of polyak"):
-        load(tmp_path / "light.ckpt", Digits())
+        load(tmp_path / "plain.ckpt", Digits())
     raw = WeightAverage(0.9, evaluate="raw")
-    trainer(tmp_path, raw).test(module, loader(), ckpt_path=tmp_path / "light.ckpt", verbose=False)
+    trainer(tmp_path, raw).test(module, loader(), ckpt_path=tmp_path / "plain.ckpt", verbose=False)
+
+
+def test_a_checkpoint_of_the_weights_only_holds_the_average_too(tmp_path: Path) -> None:
+    average, module = WeightAverage(0.9), Digits()
+    saver = each_epoch(tmp_path, save_weights_only=True)
+    run = trainer(tmp_path, average, saver, max_epochs=1, enable_checkpointing=True)
+    run.fit(module, loader(), loader())
+    path = tmp_path / "step=16.ckpt"
+    written = torch.load(path, weights_only=True)
+    assert "optimizer_states" not in written
+    assert same(written["state_dict"], module.state_dict())
+    assert roles(path) == {"average": "average", "raw": "raw"}
+    assert same(load(path, Digits()).module.state_dict(), average.ema.module.state_dict())
+    fresh = Digits()
+    trainer(tmp_path, WeightAverage(0.9)).test(fresh, loader(), ckpt_path=path, verbose=False)
+    assert torch.equal(fresh.seen["test"], average.ema.module.net[0].weight)
+
+
+def roles(path: Path) -> dict[str, str]:
+    found = describe(path)
+    assert isinstance(found, Checkpoint)
+    return {one.name: one.role for one in found.parts if one.role != "optimizer"}
+
+
+def several() -> list[WeightAverage]:
+    return [
+        WeightAverage(0.5),
+        WeightAverage(0.99, name="slow", evaluate="raw"),
+        WeightAverage({"a": 0.9, "b": 0.8}, name="head", evaluate="raw", include="net.3.*"),
+    ]
+
+
+def test_several_averages_of_one_module_resume_each_from_its_own_key(tmp_path: Path) -> None:
+    def fit(epochs: int, averages: list[WeightAverage], path: Path | None = None) -> Any:
+        options: dict[str, Any] = {"logger": CSVLogger(tmp_path), "log_every_n_steps": 5}
+        saver = each_epoch(tmp_path)
+        run = trainer(tmp_path, *averages, saver, max_epochs=epochs, enable_checkpointing=True, **options)
+        run.fit(Digits(), loader(), ckpt_path=path)
+        return run
+
+    whole, again = several(), several()
+    fit(2, whole)
+    run = fit(2, again[::-1], tmp_path / "step=16.ckpt")  # the order of callbacks may change
+    for one, other in zip(whole, again, strict=True):
+        assert one.ema.step == other.ema.step == 32
+        assert one.ema.tracks.keys() == other.ema.tracks.keys()
+        for track in one.ema.tracks:
+            assert same(dict(one.ema.tracks[track].tensors), dict(other.ema.tracks[track].tensors))
+    path = tmp_path / "step=32.ckpt"
+    named = ("average", "slow-average", "head-a", "head-b")
+    assert roles(path) == {**dict.fromkeys(named, "average"), "raw": "raw"}
+    slow = load(path, Digits(), name="slow")
+    assert same(slow.module.state_dict(), whole[1].ema.module.state_dict())
+    with pytest.raises(
+        polyak.CheckpointError, match="no average of the name 'fast', but of '', 'slow', 'head'"
+    ):
+        load(path, Digits(), name="fast")
+    with open(Path(run.logger.log_dir) / "metrics.csv") as file:
+        logged = next(csv.reader(file))
+    assert {"ema/decay", "ema/slow/decay", "ema/head/a/decay"} <= set(logged)
+    tested = Digits()  # the one that evaluates comes after one that only has its average
+    trainer(tmp_path, *several()[::-1]).test(tested, loader(), ckpt_path=path, verbose=False)
+    assert torch.equal(tested.seen["test"], whole[0].ema.module.net[0].weight)
+
+
+def test_averages_that_would_be_mixed_up_are_refused(tmp_path: Path) -> None:
+    for one, other, words in (
+        (WeightAverage(0.5), WeightAverage(0.9, evaluate="raw"), "several WeightAverage have name=''"),
+        (WeightAverage(0.5), WeightAverage(0.9, name="b"), "'b' and '' would both evaluate net.0.bias"),
+    ):
+        with pytest.raises(polyak.ConfigError, match=words):
+            trainer(tmp_path, one, other, max_epochs=1).fit(Digits(), loader())
+
+
+def test_halves_of_a_module_are_evaluated_together_and_saved_raw_meanwhile(tmp_path: Path) -> None:
+    class Eager(pl.Callback):
+        def on_validation_batch_end(self, trainer: Any, *_: Any) -> None:
+            for name, light in (("whole", False), ("light", True)):
+                trainer.save_checkpoint(tmp_path / f"{name}.ckpt", weights_only=light)
+
+    first = WeightAverage(0.9, name="first", include="net.0.*")
+    last, module = WeightAverage(0.5, name="last", include="net.3.*"), Digits()
+    trainer(tmp_path, first, last, Eager(), max_epochs=1).fit(module, loader(), loader())
+    assert torch.equal(module.seen["validation"], first.ema.module.net[0].weight)
+    for name in ("whole", "light"):
+        written = torch.load(tmp_path / f"{name}.ckpt", weights_only=True)
+        assert same(written["state_dict"], module.state_dict())
+        assert same(written["polyak.last"]["ema"]["tracks"]["average"]["tensors"], averages_of(last))
+
+
+def averages_of(average: WeightAverage) -> dict[str, torch.Tensor]:
+    return dict(average.ema.tracks["average"].tensors)
 
 
 def test_averaging_can_begin_in_a_run_that_had_none(tmp_path: Path) -> None:

@@ -15,7 +15,19 @@ from polyak.trainers.common import begun_from
 KEY = "polyak"  # in a checkpoint: {"state_dict": "raw", "ema": the state}, the former what `state_dict` holds
 
 
-def load(path: str | os.PathLike[str], model: nn.Module, *, weights_only: bool = True, **options: Any) -> EMA:
+def key_of(name: str) -> str:
+    """Where a checkpoint has the average of this name."""
+    return f"{KEY}.{name}" if name else KEY
+
+
+def load(
+    path: str | os.PathLike[str],
+    model: nn.Module,
+    *,
+    name: str = "",
+    weights_only: bool = True,
+    **options: Any,
+) -> EMA:
     """Read a checkpoint: the raw weights into ``model``, the average into the EMA that is returned.
 
     From there ``ema.save("average.safetensors")``, ``ema.copy_to()`` or ``ema.module``.
@@ -23,6 +35,7 @@ def load(path: str | os.PathLike[str], model: nn.Module, *, weights_only: bool =
     Args:
         path: written while ``WeightAverage`` was among the callbacks.
         model: the module, built as for training.
+        name: of the ``WeightAverage``, where the run had several.
         weights_only: refuse a file that holds Python objects, as ``torch.load`` does.
         options: ``include``, ``exclude``, ``buffers``, ``dtype`` … that ``WeightAverage`` was given.
 
@@ -33,10 +46,12 @@ def load(path: str | os.PathLike[str], model: nn.Module, *, weights_only: bool =
         CheckpointError: the file holds no average, or does not match the model or the options.
     """
     checkpoint = torch.load(path, map_location="cpu", weights_only=weights_only)
-    if KEY not in checkpoint:
+    if key_of(name) not in checkpoint:
+        others = [key.removeprefix(KEY).removeprefix(".") for key in checkpoint if key.startswith(KEY)]
         raise CheckpointError(
-            f"{path} holds no average of polyak. Save with save_weights_only=False while WeightAverage is "
-            "among the callbacks."
+            f"{path} holds no average of the name {name!r}, but of {', '.join(map(repr, others))}: say name=…"
+            if others
+            else f"{path} holds no average of polyak. Save while WeightAverage is among the callbacks."
         )
     model.load_state_dict(checkpoint["state_dict"])
-    return begun_from(checkpoint[KEY]["ema"], model, options)
+    return begun_from(checkpoint[key_of(name)]["ema"], model, options)

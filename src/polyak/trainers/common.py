@@ -18,10 +18,10 @@ from polyak.torch import EMA
 _LOGGED = ("decay", "mean_age", "distance", "skipped")
 
 
-def numbers(ema: EMA) -> dict[str, float]:
+def numbers(ema: EMA, group: str = "ema") -> dict[str, float]:
     """``ema/decay``, ``ema/mean_age``, ``ema/distance``, ``ema/skipped``; ``ema/short/decay`` for several."""
     return {
-        f"ema/{key}": float(value)
+        f"{group}/{key}": float(value)
         for key, value in ema.metrics().items()
         if key.rpartition("/")[2] in _LOGGED
     }

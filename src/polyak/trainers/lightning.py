@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from copy import deepcopy
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,7 +16,7 @@ from polyak.errors import CheckpointError, ConfigError, MissingExtraError, PlanE
 from polyak.rules import Decay
 from polyak.torch import EMA
 from polyak.torch.attach import Attachment
-from polyak.trainers.checkpoint import KEY
+from polyak.trainers.checkpoint import key_of
 from polyak.trainers.checkpoint import load as load
 from polyak.trainers.common import check_evaluate, numbers
 
@@ -39,12 +40,15 @@ class WeightAverage(Callback):
     """Average the module's weights after each optimizer step; validate, test and predict on the average.
 
     Training, ``state_dict`` in checkpoints and the module after ``fit`` are the raw weights. The average is
-    in ``ema`` and, complete, under ``"polyak"`` in each checkpoint: ``ckpt_path`` continues bit for bit.
+    in ``ema`` and, complete, under ``"polyak"`` in each checkpoint, those of ``save_weights_only=True``
+    included: ``ckpt_path`` continues bit for bit.
 
     Args:
         decay: β, a schedule, or several by name.
         evaluate: the track to validate, test and predict on; the first if None. "raw" for the raw weights.
         optimizer: which optimizer's steps count, where the module has several.
+        name: tells several of these callbacks apart, which average a generator and a critic, or one module
+            twice: ``"polyak.name"`` in checkpoints, ``ema/name/…`` in logs.
         options: every other argument of ``polyak.EMA``.
 
     Raises:
@@ -57,15 +61,18 @@ class WeightAverage(Callback):
         *,
         evaluate: str | None = None,
         optimizer: int | None = None,
+        name: str = "",
         **options: Any,
     ) -> None:
         super().__init__()
         check_evaluate(evaluate, named_decays(decay))
+        self.name, self._key, self._group = name, key_of(name), f"ema/{name}" if name else "ema"
         self._decay, self._evaluate, self._optimizer, self._options = decay, evaluate, optimizer, options
         self._ema: EMA | None = None
         self._attachment: Attachment | None = None
         self._live = ExitStack()  # open while the average is in the module
         self._found: dict[str, Any] | None = None  # in the checkpoint of this run
+        self._strategy: Any = None  # whose checkpoints hold the average
         self._stage = ""
         self._logged = 0
 
@@ -83,7 +90,17 @@ class WeightAverage(Callback):
         return self._ema
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if [one.name for one in _averages(trainer)].count(self.name) > 1:
+            raise ConfigError(
+                f"callbacks: several WeightAverage have name={self.name!r}, and a checkpoint holds one "
+                'average of each name. Give them names, as in WeightAverage(0.9999, name="slow").'
+            )
         self._stage, self._found = stage, None
+        if self._strategy is not trainer.strategy:
+            self._strategy = trainer.strategy
+            # Lightning asks no callback what a file of save_weights_only=True is to hold.
+            saving = partial(self._save_with, trainer, trainer.strategy.save_checkpoint)
+            trainer.strategy.save_checkpoint = saving
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.strategy.restore_checkpoint_after_setup:
@@ -92,6 +109,7 @@ class WeightAverage(Callback):
                 'in each process. Use strategy="ddp" or a single device.'
             )
         self._begin(trainer, pl_module)
+        self._refuse_two_at_once(trainer)
         which = self._optimizer
         if which is None and len(trainer.optimizers) != 1:
             raise ConfigError(
@@ -109,16 +127,19 @@ class WeightAverage(Callback):
         step = self.ema.step
         every: int = trainer.log_every_n_steps  # pyright: ignore
         if step != self._logged and every and step % every == 0:
-            self._logged, told = step, numbers(self.ema)
+            self._logged, told = step, numbers(self.ema, self._group)
             for logger in trainer.loggers:
                 logger.log_metrics(told, step=trainer.global_step - 1)  # Lightning's own count begins at 0
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._stage != "fit":
+        averages = _averages(trainer)
+        if self._stage != "fit" and self is averages[0]:  # all of them before the first is in the module
             with torch.inference_mode(False):  # what is made inside could never be updated
-                self._begin(trainer, pl_module)
-        if self._ema is not None and self._ema.model is pl_module and self._evaluate != "raw":
-            self._live.enter_context(self._ema.average_parameters(self._evaluate))
+                for average in averages:
+                    average._begin(trainer, pl_module)
+                    average._refuse_two_at_once(trainer)
+        if self._evaluates(pl_module):
+            self._go_live()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._live.close()
@@ -137,18 +158,20 @@ class WeightAverage(Callback):
     ) -> None:
         if self._ema is None:
             return
-        if was_live := self._ema.live != "raw":  # another callback saves in the middle of a validation
-            self._live.close()
-            # A copy, because going back to the average may write to the same memory.
-            checkpoint["state_dict"] = deepcopy(trainer.strategy.lightning_module_state_dict())
-        checkpoint[KEY] = {"state_dict": "raw", "ema": self._ema.state_dict()}
-        if was_live:
-            self._live.enter_context(self._ema.average_parameters(self._evaluate))
+        live = [one for one in _averages(trainer) if one._ema is not None and one._ema.live != "raw"]
+        for one in live:  # somebody saves in the middle of a validation
+            one._live.close()
+        if live:  # a copy, because going back to the average may write to the same memory
+            raw = deepcopy(trainer.strategy.lightning_module_state_dict())
+            checkpoint["state_dict"] = {name: raw[name] for name in checkpoint["state_dict"]}
+        checkpoint[self._key] = {"state_dict": "raw", "ema": self._ema.state_dict()}
+        for one in live:
+            one._go_live()
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        self._found = checkpoint.get(KEY)
+        self._found = checkpoint.get(self._key)
 
     def _begin(self, trainer: Trainer, module: LightningModule) -> None:
         """Have the average that belongs to the weights this run begins with."""
@@ -162,15 +185,55 @@ class WeightAverage(Callback):
         if found is not None:
             self.ema.load_state_dict(found["ema"])
         elif path and self._stage == "fit":
-            warnings.warn(f"{path} holds no average: averaging begins at its weights.", stacklevel=2)
+            warnings.warn(
+                f"{path} holds no average under {self._key!r}: averaging begins at its weights.", stacklevel=2
+            )
         elif path and self._evaluate != "raw":
             raise CheckpointError(
-                f"{path} holds no average to evaluate. Save with save_weights_only=False while WeightAverage "
-                'is among the callbacks, or evaluate what there is: WeightAverage(evaluate="raw").'
+                f"{path} holds no average to evaluate under {self._key!r}. Save while WeightAverage is among "
+                'the callbacks, or evaluate what there is: WeightAverage(evaluate="raw").'
             )
+
+    def _evaluates(self, module: LightningModule) -> bool:
+        return self._ema is not None and self._ema.model is module and self._evaluate != "raw"
+
+    def _go_live(self) -> None:
+        self._live.enter_context(self.ema.average_parameters(self._evaluate))
+
+    def _refuse_two_at_once(self, trainer: Trainer) -> None:
+        """A parameter can hold one average at a time."""
+        module = trainer.lightning_module
+        for other in _averages(trainer):
+            if other is self or not (self._evaluates(module) and other._evaluates(module)):
+                continue
+            if shared := self._averaged() & other._averaged():
+                raise ConfigError(
+                    f"callbacks: WeightAverage {self.name!r} and {other.name!r} would both evaluate "
+                    f'{min(shared)}. Give one of them evaluate="raw", or use one callback with two tracks.'
+                )
+
+    def _averaged(self) -> set[str]:
+        return {name for track in self.ema.tracks.values() for name in track.tensors}
+
+    def _save_with(
+        self,
+        trainer: Trainer,
+        save: Callable[..., None],
+        checkpoint: dict[str, Any],
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        if self._key not in checkpoint:
+            self.on_save_checkpoint(trainer, trainer.lightning_module, checkpoint)
+            checkpoint.setdefault("callbacks", {})  # without it no callback is asked when the file is loaded
+        save(checkpoint, *args, **kwargs)
 
     def _let_go(self) -> None:
         self._live.close()
         if self._attachment is not None:
             self._attachment.remove()
             self._attachment = None
+
+
+def _averages(trainer: Trainer) -> list[WeightAverage]:
+    return [one for one in trainer.callbacks if isinstance(one, WeightAverage)]  # pyright: ignore

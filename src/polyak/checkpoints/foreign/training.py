@@ -69,10 +69,10 @@ def lightning(tree: Any, where: str) -> Recognised | None:
     model, step = state["state_dict"], whole(state.get("global_step"))
     rest = optimizer_in(state)
     notes = (f"version {state['pytorch-lightning_version']}, epoch {state.get('epoch')}",)
-    own = state_of_ema(mapping(mapping(state.get(KEY)).get("ema")), f"{KEY}.ema")
-    if own is not None:
+    own = [one for key in state if (one := _kept_by_polyak(state, str(key))) is not None]
+    if own:
         raw = part("raw", "raw", "state_dict", model)
-        averages = (completed(one, raw) for one in own.parts)
+        averages = (completed(one, raw) for found in own for one in found.parts)
         return Recognised("lightning", (*averages, raw, *rest), step, notes=notes)
     if is_weights(state.get("current_model_state")):
         average = part("average", "average", "state_dict", model)
@@ -101,6 +101,17 @@ def lightning(tree: Any, where: str) -> Recognised | None:
             "lightning", (part("weights", "unknown", "state_dict", model, note), *rest), step, notes=notes
         )
     return Recognised("lightning", (part("raw", "raw", "state_dict", model), *rest), step, notes=notes)
+
+
+def _kept_by_polyak(state: Mapping[str, Any], key: str) -> Recognised | None:
+    """The average of one callback of polyak's, under "polyak" or, of several, under "polyak.NAME"."""
+    if key.split(".")[0] != KEY:
+        return None
+    found = state_of_ema(mapping(mapping(state[key]).get("ema")), f"{key}.ema")
+    name = key.removeprefix(KEY).removeprefix(".")
+    if found is None or not name:
+        return found
+    return replace(found, parts=tuple(replace(one, name=f"{name}-{one.name}") for one in found.parts))
 
 
 def ultralytics(tree: Any, where: str) -> Recognised | None:
