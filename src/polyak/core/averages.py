@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import ExitStack
 from typing import Any, Generic, TypeVar
 
+from polyak.core.live import Exchange
 from polyak.core.nonfinite import NonFinitePolicy, refuse_start
 from polyak.core.plan import Entry, Patterns, Plan, Selection, as_patterns, follow, refuse_unmatched
 from polyak.core.state import Loaded, State, fill
@@ -97,8 +97,8 @@ class Averages(ABC, Generic[ModelT, T]):
         """Updates in which some θ was not finite, and in how many of them each tensor was."""
 
     @abstractmethod
-    def swap_in(self, track: Track[T], undo: ExitStack) -> None:
-        """Put a track's averages into the live model; unwinding ``undo`` takes them out again."""
+    def exchange(self, track: Track[T]) -> Exchange:
+        """What puts a track's averages into the live model and takes them out again."""
 
     @abstractmethod
     def cloned(self, track: Track[T]) -> ModelT:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import secrets
 from abc import ABC
-from collections.abc import Callable, Generator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Generic
 
 from polyak.checkpoints.snapshots import Captured
 from polyak.core import files, metrics, resumables, snapshots
 from polyak.core.averages import Averages, ModelT
 from polyak.core.clock import Clock
+from polyak.core.live import Block, Exchange
 from polyak.core.plan import Patterns
 from polyak.core.state import LoadReport, State, read, whole
 from polyak.core.tensors import T
@@ -50,9 +51,6 @@ class Verbs(ABC, Generic[ModelT, T]):
         self.run = secrets.token_hex(8)
         self._clock = Clock.at(0, {track.decay.unit for track in self.tracks.values()})
         self._watches: list[Watch] = []
-        self._live: str | None = None
-        self._blocks = 0  # average_parameters() blocks open now
-        self._undo = ExitStack()  # takes the average out of the model again
 
     @property
     def model(self) -> ModelT:
@@ -73,7 +71,8 @@ class Verbs(ABC, Generic[ModelT, T]):
     @property
     def live(self) -> str:
         """Whose weights the model holds now: "raw", or the name of a track."""
-        return self._live or "raw"
+        exchange = self._averages.plan.exchange()
+        return exchange.track if exchange is not None and exchange.owner is self._averages else "raw"
 
     @property
     def module(self) -> ModelT:
@@ -86,7 +85,7 @@ class Verbs(ABC, Generic[ModelT, T]):
         It is rebuilt when the model's structure changes. It computes in the storage dtype: the float32
         average of a bfloat16 model takes float32 inputs; ``average_parameters`` keeps the model's dtype.
         """
-        if not self._live:  # what is not averaged is the model's own, and must not be another EMA's average
+        if self.live == "raw":  # what is not averaged is the model's own, not to be another EMA's average
             self._refuse_while_swapped("module")
         self._follow_model()
         return self._averages.module_of(self._track(track))
@@ -138,8 +137,7 @@ class Verbs(ABC, Generic[ModelT, T]):
                     f"call ema.update({unit}=…) yourself."
                 )
 
-    @contextmanager
-    def average_parameters(self, track: str | None = None) -> Generator[ModelT]:
+    def average_parameters(self, track: str | None = None) -> Block[ModelT]:
         """The live model holds the average while the block runs, the raw weights after, whatever happens.
 
         Where dtype and device agree the model points at the average's own memory: nothing is copied. So
@@ -149,30 +147,11 @@ class Verbs(ABC, Generic[ModelT, T]):
         Args:
             track: which average; the first if there is only one or none is named.
 
-        Yields:
-            The live model.
-
-        Raises:
-            SwapError: another average is live.
+        Returns:
+            A context manager that gives the live model; also a decorator. Entering raises SwapError while
+            another average is live.
         """
-        chosen = self._track(track)
-        if self._live not in (None, chosen.name):
-            raise SwapError(f"track {self._live!r} is live; leave its block before entering {chosen.name!r}.")
-        if self._live is None:
-            self._follow_model()
-            with ExitStack() as undo:
-                self._averages.swap_in(chosen, undo)
-                self._undo = undo.pop_all()
-            self._live = chosen.name
-        self._blocks += 1
-        try:
-            yield self.model
-        finally:
-            # Generators and tasks may leave blocks in another order than they entered: the last restores.
-            self._blocks -= 1
-            if self._blocks == 0:
-                self._live = None
-                self._undo.close()
+        return Block(self.model, partial(self._exchange, track))
 
     def copy_to(self, model: ModelT | None = None, track: str | None = None) -> None:
         """Overwrite a model's weights with the average, for good.
@@ -316,16 +295,30 @@ class Verbs(ABC, Generic[ModelT, T]):
     def _settings(self) -> dict[str, int]:
         return {"every": self.every, "start": self.start, "seed": self._seed}
 
+    def _exchange(self, track: str | None) -> Exchange:
+        chosen = self._track(track)
+        exchange = self._averages.plan.exchange()
+        if exchange is None or exchange.owner is not self._averages:
+            self._follow_model()
+            return self._averages.exchange(chosen)
+        if exchange.track != chosen.name:
+            raise SwapError(
+                f"track {exchange.track!r} is live; leave its block before entering {chosen.name!r}."
+            )
+        return exchange
+
     def _refuse_while_swapped(self, verb: str) -> None:
-        if self._live or self._averages.plan.holds_average():
-            whose = f"the average {self._live!r}" if self._live else "the average of another EMA"
+        exchange = self._averages.plan.exchange()
+        if exchange is not None:
+            mine = exchange.owner is self._averages
+            whose = f"the average {exchange.track!r}" if mine else "the average of another EMA"
             raise SwapError(
                 f"{verb}: the model holds {whose} now, not the raw weights. "
                 "Leave the average_parameters() block first."
             )
 
     def _follow_model(self) -> None:
-        if not self._live and not self._averages.plan.holds_average():
+        if self._averages.plan.exchange() is None:
             self._averages.follow(self.step)
 
 

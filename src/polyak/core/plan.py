@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Generic, Literal, TypeAlias, get_args
 
-from polyak.core.live import held, none_held
+from polyak.core.live import Exchange, exchange_in, none_held
 from polyak.core.tensors import T, TensorLike, alike
 from polyak.errors import ConfigError, PlanError
 
@@ -197,11 +197,11 @@ class Plan(ABC, Generic[T]):
     def stale(self) -> bool:
         """Whether the model holds other tensors than planned, or one of them moved to other memory."""
 
-    def holds_average(self) -> bool:
-        """Whether any of the live tensors holds an average now, whosever it is."""
+    def exchange(self) -> Exchange | None:
+        """The average that is in the live tensors now, whichever EMA owns it."""
         if none_held():
-            return False
-        return held(id(tensor) for entry in self.entries.values() for tensor in entry.tensors)
+            return None
+        return exchange_in(id(tensor) for entry in self.entries.values() for tensor in entry.tensors)
 
     def having(self, role: Role) -> list[Entry[T]]:
         return [entry for entry in self.entries.values() if entry.role == role]

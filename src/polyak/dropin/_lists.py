@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from polyak.core.live import finished
 from polyak.errors import ConfigError
 from polyak.torch.mirror import Pairing, inexact
 
@@ -64,8 +65,12 @@ def matching(lives: Sequence[nn.Parameter], averages: Sequence[Tensor]) -> Seque
 
 def overwrite(lives: Sequence[Tensor], values: Sequence[Tensor]) -> None:
     """Write values into parameters unseen by autograd, so a loss computed before still goes backward."""
-    for live, value in zip(lives, values, strict=True):
-        live.data.copy_(value)
+
+    def write() -> None:
+        for live, value in zip(lives, values, strict=True):
+            live.data.copy_(value)
+
+    finished(write)
 
 
 def restored(stored: list[Tensor] | None) -> list[Tensor]:

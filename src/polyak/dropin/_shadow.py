@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 
 from torch import Tensor, nn
 
-from polyak.core.live import claim
+from polyak.core.live import finished
 from polyak.dropin._lists import Lists
 from polyak.errors import ConfigError, PlanError, SwapError
 from polyak.rules.decay import check_beta
+from polyak.torch.swap import ModelExchange
 
 
 class Shadow:
@@ -36,23 +36,31 @@ class Shadow:
     def _put_in(self, model: nn.Module) -> None:
         """The model points at the averages' memory where dtype and device agree: nothing is copied."""
         self._refuse_while_applied("apply")
-        lives, undo = self._lives(model), ExitStack()
-        memories = {name: self.shadow[name].to(live.device, live.dtype) for name, live in lives.items()}
-        claim({id(live): name for name, live in lives.items()}, undo)
-        self._release = weakref.finalize(self, _release, undo, lives)
-        self.backup = {name: live.data for name, live in lives.items()}
-        for name, live in lives.items():
-            live.data = memories[name]
+        lives = self._lives(model)
+        memories = [self.shadow[name].to(live.device, live.dtype) for name, live in lives.items()]
+        names = {id(live): name for name, live in lives.items()}
+        exchange = ModelExchange(names, list(lives.values()), memories)
+        try:
+            self.backup = {name: live.data for name, live in lives.items()}
+            self._release = weakref.finalize(self, exchange.forget)
+            exchange.enter(exchange)  # a block that only restore() ends
+        except BaseException:
+            self._take_out(model)
+            raise
 
     def _take_out(self, model: nn.Module) -> None:
         if not self.backup:
             raise SwapError("restore: the model holds its raw weights already; apply the averages first.")
         lives = self._lives(model)
-        for name, raw in self.backup.items():
-            lives[name].data = raw
-        if self._release is not None:
-            self._release()
-        self.backup, self._release = {}, None
+
+        def back() -> None:
+            for name, raw in self.backup.items():
+                lives[name].data = raw
+            if self._release is not None:
+                self._release()
+            self.backup, self._release = {}, None
+
+        finished(back)
 
     def _refuse_while_applied(self, verb: str) -> None:
         if self.backup:
@@ -82,8 +90,3 @@ class Shadow:
                 raise ConfigError(f"state_dict: {name} is {found}; here it is {tuple(mine.shape)}.")
         for name, mine in self.shadow.items():
             mine.copy_(averages[name])
-
-
-def _release(undo: ExitStack, lives: object) -> None:
-    """``lives`` are kept alive until then, so that nobody else gets the ids that are claimed."""
-    undo.close()

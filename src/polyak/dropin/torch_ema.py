@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Generator, Iterable, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from polyak.core.live import Block
 from polyak.dropin._lists import Lists, matching, moved, overwrite, restored, tensors_in
 from polyak.errors import ConfigError
 from polyak.rules import Capped
 from polyak.rules.decay import check_beta
-from polyak.torch.swap import swapped
+from polyak.torch.swap import exchange_of
 
 Parameters = Iterable[nn.Parameter] | None
 
@@ -79,11 +79,9 @@ class ExponentialMovingAverage:
         """
         overwrite(self._lives(parameters), restored(self.collected_params))
 
-    @contextmanager
-    def average_parameters(self, parameters: Parameters = None) -> Generator[None]:
+    def average_parameters(self, parameters: Parameters = None) -> Block[None]:
         """The parameters hold their averages while the block runs. Nothing is copied; it must not nest."""
-        with swapped(self._lives(parameters), self.shadow_params):
-            yield
+        return Block(None, lambda: exchange_of(self._lives(parameters), self.shadow_params))
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> None:
         """Move what is kept; floating tensors change their dtype too."""

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 
 from paddle import Tensor, nn
 
 from polyak.core import averages as core
+from polyak.core.live import Exchange
 from polyak.core.nonfinite import refuse_nonfinite
 from polyak.core.plan import Entry, Selection
 from polyak.core.track import Track
 from polyak.errors import ConfigError
-from polyak.paddle import swap, tensors
+from polyak.paddle import tensors
 from polyak.paddle.clone import clone_onto
 from polyak.paddle.engine import Engine, Pair, described, engines
 from polyak.paddle.plan import Plan, unwrap
 from polyak.paddle.storage import Settings
+from polyak.paddle.swap import LayerExchange
 from polyak.rules import Decay
 
 
@@ -113,8 +114,8 @@ class Averages(core.Averages[nn.Layer, Tensor]):
         self.skipped()
         self._skipped = skipped
 
-    def swap_in(self, track: Track[Tensor], undo: ExitStack) -> None:
-        swap.swap_in(self.plan, self.shown(track), undo)
+    def exchange(self, track: Track[Tensor]) -> Exchange:
+        return LayerExchange(self.plan, self.shown(track), track.name, self)
 
     def cloned(self, track: Track[Tensor]) -> nn.Layer:
         held, entries = self.held(track), self.plan.entries

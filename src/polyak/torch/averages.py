@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import cast
 
 from torch import Tensor, nn
 
 from polyak.core import averages as core
+from polyak.core.live import Exchange
 from polyak.core.plan import Entry, Selection
 from polyak.core.track import Track
 from polyak.errors import ConfigError, PlanError
@@ -134,10 +135,10 @@ class Averages(core.Averages[nn.Module, Tensor]):
     def resume_counts(self, skipped: tuple[int, dict[str, int]]) -> None:
         self._tally = Tally(*skipped)
 
-    def swap_in(self, track: Track[Tensor], undo: ExitStack) -> None:
+    def exchange(self, track: Track[Tensor]) -> Exchange:
         if track.name not in self._swaps:
             self._swaps[track.name] = Swap(cast(Plan, self.plan), self.held(track))
-        self._swaps[track.name].enter(self.shown(track), undo)
+        return self._swaps[track.name].exchange(self.shown(track), track.name, self)
 
     def cloned(self, track: Track[Tensor]) -> nn.Module:
         held = self.held(track)

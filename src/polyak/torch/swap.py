@@ -9,8 +9,7 @@ weights of a cuDNN RNN), whose addresses other code relies on.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Generator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from itertools import repeat
 from operator import attrgetter
 from typing import Any, TypeAlias
@@ -18,12 +17,11 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from polyak.core.live import claim
-from polyak.core.plan import Entry
+from polyak.core.live import Exchange
 from polyak.torch.plan import Plan
 
-# A live tensor, the memory it had, and a copy of the values where the memory itself was written to.
-Touched: TypeAlias = tuple[Tensor, Tensor, Tensor | None]
+# A module's dictionary, and the tensors that belong there.
+Place: TypeAlias = tuple[dict[str, Any], dict[str, Any]]
 
 _data = attrgetter("data")
 
@@ -46,53 +44,76 @@ class Swap:
         chosen = list(zip(pairs, exchanged, strict=True))
         self._exchanged = [live for (live, _), can in chosen if can]
         self._memories = [averages[entry.name] for (_, entry), can in chosen if can]
-        self._others: list[tuple[Tensor, Entry[Tensor], bool]] = [
-            (live, entry, _memory(live) in shared) for (live, entry), can in chosen if not can
-        ]
+        others = [pair for pair, can in chosen if not can]
+        self._cast = [(live, entry) for live, entry in others if _memory(live) not in shared]
+        self._fixed = [(live, entry) for live, entry in others if _memory(live) in shared]
 
-    def enter(self, averages: Mapping[str, Tensor], undo: ExitStack) -> None:
-        """Put the averages into the live model; unwinding ``undo`` takes them out again.
-
-        The way back is noted before each tensor is touched, so an exception at any point restores all.
+    def exchange(self, averages: Mapping[str, Tensor], track: str, owner: object) -> Exchange:
+        """The way of the averages into the live model and out again; nothing is touched yet.
 
         Args:
             averages: those the swap was made for, or the same in another dtype where they are cast anyway.
-            undo: gets the way back.
-
-        Raises:
-            SwapError: another average is in some of these tensors.
+            track: whose they are.
+            owner: likewise.
         """
-        claim(self._names, undo)
-        undo.callback(_put_back, self._places)
-        undo.callback(_point_all, self._exchanged, list(map(_data, self._exchanged)))
-        _point_all(self._exchanged, self._memories)
-        touched: list[Touched] = []
-        undo.callback(_take_out, touched)
+        cast = [(live, averages[entry.name].to(live.device, live.dtype)) for live, entry in self._cast]
+        fixed = [(live, averages[entry.name]) for live, entry in self._fixed]
+        lives = self._exchanged + [live for live, _ in cast]
+        memories = self._memories + [memory for _, memory in cast]
+        return ModelExchange(self._names, lives, memories, fixed, self._places, track, owner)
+
+
+class ModelExchange(Exchange):
+    """Averages on their way into live tensors.
+
+    Args:
+        names: of the tensors, by id.
+        lives: tensors that are pointed at other memory.
+        memories: that memory.
+        fixed: tensors that stay where they are, and the averages whose values they get.
+        places: where the tensors are; see ``_places``.
+        track: whose averages they are.
+        owner: likewise.
+    """
+
+    def __init__(
+        self,
+        names: Mapping[int, str],
+        lives: Sequence[Tensor],
+        memories: Sequence[Tensor],
+        fixed: Sequence[tuple[Tensor, Tensor]] = (),
+        places: Sequence[Place] = (),
+        track: str = "average",
+        owner: object = None,
+    ) -> None:
+        super().__init__(names, track, owner)
+        self._lives, self._memories, self._fixed, self._places = lives, memories, fixed, places
+        self._raw = list(map(_data, lives))
+        self._fixed_raw = [(live, live.data, live.detach().clone()) for live, _ in fixed]
+
+    def put_in(self) -> None:
+        _point_all(self._lives, self._memories)
         with torch.no_grad():
-            for live, entry, fixed in self._others:
-                average = averages[entry.name]
-                touched.append((live, live.data, live.detach().clone() if fixed else None))
-                if fixed:
-                    live.copy_(average)
-                else:
-                    _point(live, average.to(live.device, live.dtype))
+            for live, average in self._fixed:
+                live.copy_(average)
+
+    def take_out(self) -> None:
+        for store, tensors in self._places:
+            store.update(tensors)
+        _point_all(self._lives, self._raw)
+        with torch.no_grad():
+            for live, memory, backup in reversed(self._fixed_raw):  # memories may overlap
+                live.data = memory  # the block may have called .half() and the like
+                memory.copy_(backup)
 
 
-@contextmanager
-def swapped(lives: Sequence[Tensor], averages: Sequence[Tensor]) -> Generator[None]:
-    """The live tensors hold the averages while the block runs, for those who have no plan.
+def exchange_of(lives: Sequence[Tensor], averages: Sequence[Tensor]) -> Exchange:
+    """The way of averages into live tensors, for those who have no plan.
 
     Tensors point at the averages' memory where dtype and device agree; elsewhere at a cast of it.
-
-    Raises:
-        SwapError: another average is in one of them.
     """
     memories = [a.detach().to(t.device, t.dtype) for t, a in zip(lives, averages, strict=True)]
-    with ExitStack() as undo:
-        claim(dict.fromkeys(map(id, lives), "a parameter"), undo)
-        undo.callback(_point_all, lives, list(map(_data, lives)))
-        _point_all(lives, memories)
-        yield
+    return ModelExchange(dict.fromkeys(map(id, lives), "a parameter"), lives, memories)
 
 
 def _can_exchange(live: Tensor, average: Tensor, shared: set[object]) -> bool:
@@ -105,27 +126,10 @@ def _point_all(lives: Sequence[Tensor], memories: Sequence[Tensor]) -> None:
     deque(map(setattr, lives, repeat("data"), memories), maxlen=0)
 
 
-def _take_out(touched: Sequence[Touched]) -> None:
-    with torch.no_grad():
-        for live, memory, backup in reversed(touched):  # memories may overlap
-            _point(live, memory)  # a fixed one too: the block may have called .half() and the like
-            if backup is not None:
-                memory.copy_(backup)
-
-
-def _point(live: Tensor, memory: Tensor) -> None:
-    live.data = memory
-
-
-def _places(plan: Plan, ids: Collection[int]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+def _places(plan: Plan, ids: Collection[int]) -> list[Place]:
     """Where the tensors are: ``.half()`` and some forward passes put new buffers in their place."""
     found = [(store, {key: t for key, t in store.items() if id(t) in ids}) for store in plan.contents.stores]
     return [(store, tensors) for store, tensors in found if tensors]
-
-
-def _put_back(places: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> None:
-    for store, tensors in places:
-        store.update(tensors)
 
 
 def _sharing_memory(plan: Plan) -> set[object]:
