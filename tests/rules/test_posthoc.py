@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 
@@ -81,7 +82,7 @@ def test_whatever_is_stored_the_answer_is_a_mixture_no_worse_than_the_best_of_th
     r, w = matrix(stored, LENGTH + 1), matrix([target], LENGTH + 1)[0]
     assert np.isfinite(found.coefficients).all()
     assert found.noise_gain == pytest.approx(np.abs(found.coefficients).sum())
-    assert found.coefficients.sum() == pytest.approx(1, abs=1e-9 * found.noise_gain)
+    assert math.fsum(found.coefficients) == pytest.approx(1, abs=1e-12)
     off = np.linalg.norm(r.T @ found.coefficients - w) / away(target, LENGTH + 1)
     rounding = 1e-6 * found.noise_gain / away(target, LENGTH + 1)  # what cancels among large coefficients
     assert found.error == pytest.approx(off, rel=1e-4, abs=1e-5 + rounding)

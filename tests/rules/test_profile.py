@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from polyak import CheckpointError, ConfigError, Constant, Decay, Power, Profile, Uniform, compose, reference
-from polyak.rules import COPY, History, Run, profile
+from polyak.rules import COPY, History, Run, windows
 
 from .strategies import ONE_OF_EACH, decays, histories, mixtures, recursed, trajectory
 
@@ -25,7 +25,7 @@ short_windows = st.integers(1, 20)
 
 @given(histories, seeds, short_windows)
 def test_any_history_equals_the_recursion(runs: tuple[Run, ...], seed: int, window: int) -> None:
-    with patch.object(profile, "_WINDOW", window):
+    with patch.object(windows, "WINDOW", window):
         w = Profile(((1.0, runs),)).weights()
     theta = trajectory(len(w) - 1, seed)
     assert w @ theta == pytest.approx(recursed(runs, theta), abs=1e-12)
@@ -37,7 +37,7 @@ def test_any_history_equals_the_recursion(runs: tuple[Run, ...], seed: int, wind
 def test_a_mixture_of_histories_is_the_mixture_of_their_averages(
     mixed: Profile, seed: int, window: int
 ) -> None:
-    with patch.object(profile, "_WINDOW", window):
+    with patch.object(windows, "WINDOW", window):
         w = mixed.weights()
     theta = trajectory(mixed.steps, seed)
     expected = sum(coefficient * recursed(runs, theta) for coefficient, runs in mixed.terms)
@@ -158,7 +158,7 @@ def damaged(text: str, place: tuple[Any, ...], garbage: Any) -> str:
         ('{"decays":[{"kind":"Uniform"}],"terms":[[1' + "0" * 400 + ",[[0,0,1,1,1]]]]}", "too large"),
         ('{"decays":[{"kind":"Uniform"}],"terms":[[1.0,[[0,0,-1,1,1]]]]}', "count ≥ 1"),
         ('{"decays":[{"kind":"Uniform"}],"terms":[[1.0,[[0,0,1,1,0]]]]}', "advance ≥ 1"),
-        ('{"decays":[{"kind":"Uniform"}],"terms":[[1.0,[[-1,0,1,1,1]]]]}', "decay ≥ 0"),
+        ('{"decays":[{"kind":"Uniform"}],"terms":[[1.0,[[-1,0,1,1,1]]]]}', "run [-1, 0, 1, 1, 1]"),
         ('{"decays":[{"kind":"Uniform"}],"terms":[[1.0,[[0,0,1.5,1,1]]]]}', "count ≥ 1"),
         ('{"decays":[{"kind":"Uniform"}],"terms":[[1.0,[[0,0,1,1]]]]}', "run [0, 0, 1, 1]"),
     ],
@@ -210,7 +210,7 @@ def test_the_half_life_of_what_never_left_the_beginning_is_its_age() -> None:
 def test_initial_weight_is_that_of_the_parameters_at_start() -> None:
     p = Profile.from_decay(0.9, 30, start=20)
     assert p.initial_weight == pytest.approx(0.9**10)
-    assert p.weights()[20] == p.initial_weight
+    assert p.weights()[20] == pytest.approx(p.initial_weight, rel=1e-14)
     assert p.weights()[:20].tolist() == [0.0] * 20
 
 

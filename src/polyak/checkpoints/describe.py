@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -26,7 +25,7 @@ from polyak.rules import Decay, Profile
 
 Integrity: TypeAlias = Literal["verified", "no checksums", "not checked"]
 
-_LONGEST = 100_000_000  # steps of a profile whose figures are worked out: a few seconds
+_EFFORT = 1 << 23  # evaluations of a decay that the figures of a profile may take: less than a second
 _PIECE = 1 << 24  # bytes summed together
 
 
@@ -189,7 +188,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Decay):
         return value.to_config()
     if isinstance(value, Profile):
-        return json.loads(value.to_json())
+        return value.to_config()
     if isinstance(value, Reach):
         return value._asdict()
     if is_dataclass(value):
@@ -202,8 +201,8 @@ def _plain(value: Any) -> Any:
 
 
 def figures_of(profile: Profile) -> Figures | None:
-    """The numbers of a profile; None for one so long that working them out would take minutes."""
-    if profile.steps > _LONGEST:
+    """The numbers of a profile; None where working them out would take seconds."""
+    if profile.effort > _EFFORT:
         return None
     return Figures(profile.mean_age, profile.half_life, profile.effective_samples, profile.initial_weight)
 
@@ -246,7 +245,7 @@ def _own(weights: Weights, where: str, integrity: Integrity) -> Checkpoint:
         if resumable
         else (_average(weights, header),),
         integrity=integrity,
-        notes=(*_late(header), *_origin(header)),
+        notes=(*_late(header), *_exactness(header.profile), *_origin(header)),
     )
 
 
@@ -268,6 +267,12 @@ def _late(header: Header) -> tuple[str, ...]:
     return (
         f"{len(header.joined)} tensors joined the average later than the rest; their profiles are shorter",
     )
+
+
+def _exactness(profile: Profile | None) -> tuple[str, ...]:
+    if profile is None or not profile.within:
+        return ()
+    return (f"its history was merged: the weight up to any step is exact within {profile.within:.2g}",)
 
 
 def _origin(header: Header) -> tuple[str, ...]:

@@ -197,7 +197,7 @@ def _restored(track: Track[T], state: State, joining: dict[str, int], report: Lo
         clock=_count("clock", state["clock"]),
         beta=beta,
         joined=_counts(state["joined"]) | joining,
-        history=History(runs),
+        history=History(runs, profile.within),
     )
 
 

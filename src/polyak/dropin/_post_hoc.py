@@ -315,7 +315,7 @@ class PostHocEMA(nn.Module):
         """
         if len(newest) < 2:
             return 0.0
-        gram, _ = gram_of(profiles)
+        gram = gram_of(profiles)
         span = float(gram[0, 0] + gram[1, 1] - 2 * gram[0, 1])
         apart = size = 0.0
         for name, slot in newest[0].items():

@@ -36,6 +36,7 @@ class Decay(ABC):
 
     unit: ClassVar[Unit] | Unit = "steps"
     constant: ClassVar[bool] = False  # βₜ is the same at every t
+    closed: ClassVar[bool] = False  # products takes as long for any k
     _kinds: ClassVar[dict[str, type[Decay]]] = {}
 
     def __init_subclass__(cls) -> None:
@@ -51,6 +52,10 @@ class Decay(ABC):
         for i in range(1, k + 1):
             out *= self.betas(t + i)
         return out
+
+    def effort(self, k: int) -> int:
+        """How many evaluations of βₜ one of ``products(t, k)`` takes."""
+        return 1 if self.closed else k
 
     def __call__(self, t: int) -> float:
         """βₜ at one time t ≥ 1."""
@@ -177,7 +182,7 @@ class Constant(Decay):
     """
 
     beta: float
-    constant = True
+    constant = closed = True
 
     def __post_init__(self) -> None:
         check_beta("beta", self.beta)
@@ -185,7 +190,7 @@ class Constant(Decay):
     def betas(self, t: Array) -> Array:
         return np.full_like(t, self.beta)
 
-    def products(self, t: Array, k: int) -> Array:
+    def products(self, t: Array, k: int | Array) -> Array:
         return np.full_like(t, self.beta**k)
 
 
@@ -215,7 +220,7 @@ class HalfLife(Decay):
     steps: float | None = None
     samples: float | None = None
     tokens: float | None = None
-    constant = True
+    constant = closed = True
 
     def __post_init__(self) -> None:
         given = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
@@ -238,5 +243,5 @@ class HalfLife(Decay):
     def betas(self, t: Array) -> Array:
         return self.products(t, 1)
 
-    def products(self, t: Array, k: int) -> Array:
+    def products(self, t: Array, k: int | Array) -> Array:
         return np.full_like(t, 2.0 ** (-k / self.length))

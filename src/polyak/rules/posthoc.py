@@ -138,7 +138,9 @@ class Problem(NamedTuple):
         """One pass over all profiles."""
         raw = Profile.raw(max(profile.steps for profile in (*profiles, *targets)))
         noise = np.zeros(len(profiles)) if rounding is None else np.asarray(rounding, np.float64)
-        return cls(*gram_of([*profiles, *targets, raw], movement), noise)
+        all_of_them = [*profiles, *targets, raw]
+        total = np.array([profile.total for profile in all_of_them])
+        return cls(gram_of(all_of_them, movement), total, noise)
 
     def solution(self, kept: Sequence[int], target: int) -> Solution:
         """The best mixture of the stored averages with these indices, for the target of this number."""
@@ -164,7 +166,7 @@ def movement_of(profiles: Sequence[Profile], distances: Sequence[float]) -> Move
     """
     rates: dict[int, tuple[float, float]] = {}
     for profile, distance in zip(profiles, distances, strict=True):
-        gram, _ = gram_of([profile, Profile.raw(profile.steps)])
+        gram = gram_of([profile, Profile.raw(profile.steps)])
         span = _quadratic(gram, [0, 1], np.array([1.0, -1.0]))
         if span and distance and span < rates.get(profile.steps, (math.inf, 0.0))[0]:
             rates[profile.steps] = span, distance / span
@@ -174,8 +176,8 @@ def movement_of(profiles: Sequence[Profile], distances: Sequence[float]) -> Move
     return Movement(ends, [rates[end][1] for end in ends])
 
 
-def gram_of(profiles: Sequence[Profile], movement: Movement = STEADY) -> tuple[Array, Array]:
-    """``Gᵢⱼ = Σₜ vₜ·Rᵢ(t)·Rⱼ(t)`` over t = 1 … T, and the sum of each profile."""
+def gram_of(profiles: Sequence[Profile], movement: Movement = STEADY) -> Array:
+    """``Gᵢⱼ = Σₜ vₜ·Rᵢ(t)·Rⱼ(t)`` over t = 1 … T."""
     points = 1 + max(profile.steps for profile in profiles)
     gram, tail = np.zeros((len(profiles), len(profiles))), np.zeros((len(profiles), 1))
     for rows in zip(*(profile.windows(points) for profile in profiles), strict=True):
@@ -186,7 +188,7 @@ def gram_of(profiles: Sequence[Profile], movement: Movement = STEADY) -> tuple[A
         rates = movement.at(np.arange(max(low, 1), low + weights.shape[1], dtype=np.float64))
         gram += (moved * rates) @ np.transpose(moved)
         tail = tails[:, :1]
-    return gram, tail[:, 0]
+    return gram
 
 
 def _quadratic(gram: Array, chosen: list[int], vector: Array) -> float:
@@ -211,4 +213,9 @@ def _constrained(gram: Array, right: Array, total: Array, size: float) -> Array:
     both = np.stack([right, total]) / norms
     free, pull = ((both @ vectors) / (values + shift)) @ np.transpose(vectors)
     constraint = total / norms
-    return (free + (1 - constraint @ free) / (constraint @ pull) * pull) / norms
+    found = (free + (1 - constraint @ free) / (constraint @ pull) * pull) / norms
+    # Where twins nearly cancel, rounding leaves the sum 10⁻⁹ off: the smallest coefficient, whose digits
+    # reach furthest down, takes the rest, found in a sum that does not round.
+    least = int(np.argmin(np.where(total != 0, np.abs(found), np.inf)))
+    found[least] += (1 - math.fsum((total * found).tolist())) / total[least]
+    return found

@@ -19,36 +19,32 @@ from dataclasses import dataclass
 from functools import cached_property, reduce
 from itertools import takewhile
 from operator import add
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from polyak.errors import CheckpointError, ConfigError
-from polyak.rules.decay import Array, Constant, Decay, as_decay
+from polyak.rules.decay import Array, Decay, as_decay
+from polyak.rules.runs import COPY, Run, coarsened, effects, length, remaining
+from polyak.rules.windows import Strand, edges, strands, windows
 
-COPY = Constant(0.0)
-_WINDOW = 1 << 14  # points looked at together: 128 KiB of float64, which stays in cache
-
-
-class Run(NamedTuple):
-    """``count`` updates at a steady pace; the j-th applies ``B(clock + (j-1)·advance, advance)``.
-
-    Each moves ``stride`` training steps on; ``advance`` is the same span in the decay's own unit.
-    """
-
-    decay: Decay
-    clock: int
-    count: int  # pyright: ignore[reportIncompatibleMethodOverride]  # tuple.count is not missed here
-    stride: int
-    advance: int
+_GROUPS = 1 << 9  # of a history whose updates differ in size: 1/512 of the weight may be moved within one
+_RUNS = 8 * _GROUPS  # that a history may grow to; merging leaves four for each group at most
+_DECAYS = 1 << 12  # different ones in a file's profile
+_CALL = 300  # evaluations of a decay that take as long as the call for a run
 
 
 class History:
-    """The growing list of runs behind an average; ``record`` costs O(1) and merges equal updates."""
+    """The growing list of runs behind an average; ``record`` costs O(1) and merges equal updates.
 
-    def __init__(self, runs: Sequence[Run] = ()) -> None:
-        self._closed = list(runs[:-1])
+    Updates of varying size (tokens, accumulated batches) are a run each. Of more than some thousand runs the
+    old ones are merged (see ``coarsened``), and the profile says how exact it then is.
+    """
+
+    def __init__(self, runs: Sequence[Run] = (), within: float = 0.0) -> None:
+        self._closed, self._within = list(runs[:-1]), within
         self._last = runs[-1] if runs else None
+        self._bound()
 
     def record(self, decay: Decay, clock: int, stride: int, advance: int) -> None:
         """One update: ``decay`` from ``clock`` over ``advance`` of its units, ``stride`` training steps."""
@@ -59,11 +55,19 @@ class History:
                 self._last = Run(d, c, n + 1, s, a)
                 return
             self._closed.append(last)
+            if len(self._closed) > _RUNS:
+                self._bound()
         self._last = Run(decay, clock, 1, stride, advance)
+
+    def _bound(self) -> None:
+        if len(self._closed) > _RUNS:
+            merged = coarsened(self._closed, _GROUPS)
+            if len(merged) < len(self._closed):
+                self._closed, self._within = merged, 1 / _GROUPS
 
     def restart(self, step: int) -> None:
         """A copy of the parameters at ``step``: nothing before it matters any more."""
-        self._closed = []
+        self._closed, self._within = [], 0.0
         self._last = Run(COPY, 0, 1, step, 1)
 
     @property
@@ -71,7 +75,7 @@ class History:
         return (*self._closed, self._last) if self._last is not None else ()
 
     def profile(self) -> Profile:
-        return Profile(((1.0, self.runs),))
+        return Profile(((1.0, self.runs),), self._within)
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,8 @@ class Profile:
 
     Args:
         terms: pairs (coefficient, runs). Made by ``from_decay``, ``raw``, ``+``, ``*`` and by averages.
+        within: how far the weight of all points up to any step may be from the true one: 0 unless a history
+            of thousands of updates of varying size was merged.
 
     Examples:
         >>> p = Profile.from_decay(0.5, steps=2)
@@ -90,6 +96,7 @@ class Profile:
     """
 
     terms: tuple[tuple[float, tuple[Run, ...]], ...]
+    within: float = 0.0
 
     @classmethod
     def from_decay(cls, decay: float | Decay, steps: int, *, every: int = 1, start: int = 0) -> Profile:
@@ -133,17 +140,22 @@ class Profile:
         return reduce(add, (profile * weight for profile, weight in zip(profiles, weights, strict=True)))
 
     def __add__(self, other: Profile) -> Profile:
-        return Profile(self.terms + other.terms)
+        return Profile(self.terms + other.terms, self.within + other.within)
 
     def __mul__(self, factor: float) -> Profile:
-        return Profile(tuple((coefficient * factor, runs) for coefficient, runs in self.terms))
+        terms = tuple((coefficient * factor, runs) for coefficient, runs in self.terms)
+        return Profile(terms, self.within * abs(factor))
 
     __rmul__ = __mul__
 
     @cached_property
     def steps(self) -> int:
         """T, the last training step the profile knows of."""
-        return max((_length(runs) for _, runs in self.terms), default=0)
+        return max(self._lengths, default=0)
+
+    @cached_property
+    def _lengths(self) -> list[int]:
+        return [length(runs) for _, runs in self.terms]
 
     def weights(self) -> Array:
         """w, float64 of shape [T + 1]: the weight of each θₜ, oldest first."""
@@ -158,18 +170,33 @@ class Profile:
         Windows of two profiles asked for the same number of points line up, which is how a Gram
         matrix over a million steps is summed in a few megabytes.
         """
-        streams = [_windows(runs, points) for _, runs in self.terms]
-        for low in _edges(points):
-            high = min(low + _WINDOW, points)
+        streams = [windows(strand, points) for strand in self._strands]
+        for low, high in edges(points):
             window = np.zeros(high - low)
-            for (coefficient, _), stream in zip(self.terms, streams, strict=True):
-                window += coefficient * next(stream)
+            for stream in streams:
+                window += next(stream)
             yield low, window
 
     @cached_property
+    def _strands(self) -> list[Strand]:
+        return strands(self.terms)
+
+    @cached_property
+    def effort(self) -> int:
+        """How much work its weights are, in evaluations of a decay of about 50 ns each."""
+        updates = (
+            run.count * run.decay.effort(run.advance) + _CALL for one in self._strands for run in one.runs
+        )
+        return sum(updates) + self.steps * (1 + len(self._strands)) // 16
+
+    @cached_property
+    def _effects(self) -> list[tuple[Array, Array]]:
+        return [effects(runs) for _, runs in self.terms]
+
+    @property
     def total(self) -> float:
         """``Σwₜ``: 1 for an average."""
-        return float(sum(window.sum() for _, window in self.windows(self.steps + 1)))
+        return math.fsum(coefficient for coefficient, _ in self.terms)
 
     @cached_property
     def initial_weight(self) -> float:
@@ -178,17 +205,23 @@ class Profile:
         In a mixture, a term that is one later point of the trajectory, as a raw checkpoint is, began
         nothing and does not count.
         """
-        begun = [(c, runs) for c, runs in self.terms if len(self.terms) == 1 or not _is_point(runs)]
-        return float(sum(coefficient * _initial_weight(runs) for coefficient, runs in begun))
+        begun = zip(self.terms, self._effects, strict=True)
+        return math.fsum(
+            coefficient * remaining(logs)[len(list(takewhile(lambda run: run.decay == COPY, runs)))]
+            for (coefficient, runs), (logs, _) in begun
+            if len(self.terms) == 1 or not _is_point(runs)
+        )
 
     @cached_property
     def mean_age(self) -> float:
         """``Σwₜ·(T-t) / Σwₜ``, in training steps."""
         ages = (
-            window @ (self.steps - low - np.arange(len(window)))
-            for low, window in self.windows(self.steps + 1)
+            coefficient * (gains @ remaining(logs)[1:] + self.steps - steps)
+            for (coefficient, _), (logs, gains), steps in zip(
+                self.terms, self._effects, self._lengths, strict=True
+            )
         )
-        return float(sum(ages)) / self.total
+        return math.fsum(ages) / self.total
 
     @cached_property
     def effective_samples(self) -> float:
@@ -203,35 +236,64 @@ class Profile:
         points: exactly ``ln ½ / ln β`` for a constant β that has run long enough. When more than
         half rests on the oldest point, its age.
         """
-        ages, newer = (
-            np.empty(0),
-            np.zeros(1),
-        )  # ages of the points seen, weight of all points newer than each
+        if len(self.terms) != 1:
+            return self._age_of(0.5)
+        # What the newest runs left of all before them says at once how many of them are young enough.
+        runs, left = self.terms[0][1], remaining(self._effects[0][0])
+        kept = int(np.searchsorted(left, 0.5, side="right"))
+        return length(runs[kept:]) + Profile(((1.0, runs[:kept]),))._age_of(0.5 / left[kept])
+
+    def _age_of(self, share: float) -> float:
+        """The age beyond which this share of the weight lies."""
+        ages = np.empty(0)  # of the points seen
+        newer = np.zeros(1)  # the weight of all points newer than each
         for low, window in self.windows(self.steps + 1):
             seen = np.flatnonzero(window)[::-1]
             ages = np.append(ages, self.steps - low - seen)
             newer = np.append(newer, newer[-1] + np.cumsum(window[seen]) / self.total)
-            crossed = int(np.searchsorted(newer, 0.5 * (1 - 1e-15)))
+            crossed = int(np.searchsorted(newer, (1 - share) * (1 - 1e-15)))
             if crossed < len(ages):
                 older = 1 - newer[crossed - 1 : crossed + 1]  # R at the points on either side of the crossing
-                share = math.log(2 * older[0]) / math.log(older[0] / older[1]) if older[1] > 0 else 0.0
-                return float(ages[crossed - 1] + share * (ages[crossed] - ages[crossed - 1]))
+                part = math.log(older[0] / share) / math.log(older[0] / older[1]) if older[1] > 0 else 0.0
+                return float(ages[crossed - 1] + part * (ages[crossed] - ages[crossed - 1]))
         return float(ages[-1]) if len(ages) else 0.0
 
     def since(self, step: int) -> Profile:
         """The same history for a tensor that joined at ``step`` with the value it had then."""
-        return Profile(tuple((coefficient, _since(runs, step)) for coefficient, runs in self.terms))
+        terms = tuple((coefficient, _since(runs, step)) for coefficient, runs in self.terms)
+        return Profile(terms, self.within)
+
+    def to_config(self) -> dict[str, Any]:
+        """The histories, run-length encoded, as values that JSON has."""
+        places: dict[Decay, int] = {}
+        terms = [
+            [coefficient, [[places.setdefault(run.decay, len(places)), *run[1:]] for run in runs]]
+            for coefficient, runs in self.terms
+        ]
+        exactness = {"within": self.within} if self.within else {}
+        return {"decays": [decay.to_config() for decay in places], "terms": terms, **exactness}
 
     def to_json(self) -> str:
-        """The histories, run-length encoded: a few hundred bytes whatever the number of steps."""
-        decays: list[Decay] = []
-        terms: list[list[Any]] = []
-        for coefficient, runs in self.terms:
-            for run in runs:
-                if run.decay not in decays:
-                    decays.append(run.decay)
-            terms.append([coefficient, [[decays.index(run.decay), *run[1:]] for run in runs]])
-        return json.dumps({"decays": [d.to_config() for d in decays], "terms": terms}, separators=(",", ":"))
+        """The histories as text: a few hundred bytes whatever the number of steps, if updates are equal."""
+        return json.dumps(self.to_config(), separators=(",", ":"))
+
+    @classmethod
+    def from_config(cls, data: Any) -> Profile:
+        """What ``to_config`` returned, perhaps through JSON.
+
+        Raises:
+            CheckpointError: it is no profile.
+        """
+        try:
+            if len(data["decays"]) > _DECAYS:
+                raise ValueError(f"it has {len(data['decays']):,} decays, at most {_DECAYS:,} are read")
+            decays = [Decay.from_config(config) for config in data["decays"]]
+            terms = tuple(
+                (_finite(c), tuple(_run(decays, *run) for run in runs)) for c, runs in data["terms"]
+            )
+            return cls(tuple(terms), abs(_finite(data.get("within", 0.0))))
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
+            raise CheckpointError(f"profile {str(data)[:80]!r} cannot be read: {error}") from error
 
     @classmethod
     def from_json(cls, text: str) -> Profile:
@@ -241,12 +303,8 @@ class Profile:
             CheckpointError: the text is not a profile.
         """
         try:
-            data = json.loads(text)
-            decays = [Decay.from_config(config) for config in data["decays"]]
-            return cls(
-                tuple((_finite(c), tuple(_run(decays, *run) for run in runs)) for c, runs in data["terms"])
-            )
-        except (KeyError, TypeError, ValueError, IndexError, OverflowError, RecursionError) as error:
+            return cls.from_config(json.loads(text))
+        except (TypeError, ValueError, RecursionError) as error:
             raise CheckpointError(f"profile {text[:80]!r} cannot be read: {error}") from error
 
 
@@ -257,68 +315,18 @@ def _finite(coefficient: float) -> float:
 
 
 def _run(decays: Sequence[Decay], *numbers: int) -> Run:
-    least = (0, 0, 1, 0, 1)
-    if len(numbers) != 5 or any(type(n) is not int or n < low for n, low in zip(numbers, least, strict=True)):
+    if not (
+        len(numbers) == 5
+        and all(type(n) is int for n in numbers)
+        and 0 <= min(numbers) <= max(numbers) < 1 << 63
+        and min(numbers[2], numbers[4]) >= 1
+        and (numbers[3] >= 1 or numbers[2] == 1)  # only a copy takes no step
+    ):
         raise ValueError(
-            f"run {list(numbers)} is not [decay ≥ 0, clock ≥ 0, count ≥ 1, stride ≥ 0, advance ≥ 1]"
+            f"run {list(numbers)} is not [decay, clock ≥ 0, count ≥ 1, stride ≥ 1, advance ≥ 1, all < 2⁶³]"
         )
     index, clock, count, stride, advance = numbers
     return Run(decays[index], clock, count, stride, advance)
-
-
-def _length(runs: Sequence[Run]) -> int:
-    return sum(run.count * run.stride for run in runs)
-
-
-def _edges(points: int) -> range:
-    return range((points - 1) // _WINDOW * _WINDOW, -1, -_WINDOW)
-
-
-def _windows(runs: Sequence[Run], points: int) -> Iterator[Array]:
-    """The weights one history gives to θ₀ … θ_(points-1), newest window first.
-
-    Going backwards, the log of the product of all later decays is a running sum: no L_T - Lₜ is ever
-    formed, so nothing cancels and a decay of 0 (log -∞) simply ends the past.
-    """
-    ends = np.cumsum([run.count * run.stride for run in runs]).tolist()
-    later = 0.0
-    for low in _edges(points):
-        high = min(low + _WINDOW, points)
-        window = np.zeros(high - low)
-        for run, end in zip(reversed(runs), reversed(ends), strict=True):
-            first, last = _updates_between(run, end - run.count * run.stride, low, high)
-            if first > last:
-                continue
-            j = np.arange(last, first - 1, -1, dtype=np.float64)
-            betas = _betas(run, j)
-            with np.errstate(divide="ignore"):
-                logs = later + np.cumsum(np.log(betas))
-            kept = np.exp(np.concatenate(([later], logs[:-1])))  # what all later updates left of each
-            window[(end - run.count * run.stride - low + j * run.stride).astype(np.intp)] += (
-                1 - betas
-            ) * kept
-            later = float(logs[-1])
-        if low == 0:
-            window[0] += math.exp(later)
-        yield window
-
-
-def _betas(run: Run, j: Array) -> Array:
-    """The decay of the j-th updates of a run, j ≥ 1."""
-    before = run.clock + (j - 1) * run.advance
-    return run.decay.betas(before + 1) if run.advance == 1 else run.decay.products(before, run.advance)
-
-
-def _updates_between(run: Run, start: int, low: int, high: int) -> tuple[int, int]:
-    """First and last j of the run's updates whose point ``start + j·stride`` lies in [low, high)."""
-    if run.stride == 0:
-        return (1, run.count) if low <= start < high else (1, 0)
-    return max(1, -((start - low) // run.stride)), min(run.count, (high - 1 - start) // run.stride)
-
-
-def _initial_weight(runs: Sequence[Run]) -> float:
-    copied = list(takewhile(lambda run: run.decay == COPY, runs))
-    return float(Profile(((1.0, tuple(runs)),)).weights()[_length(copied)])
 
 
 def _is_point(runs: Sequence[Run]) -> bool:

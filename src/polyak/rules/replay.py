@@ -51,7 +51,8 @@ def replay(kept: Profile, decay: float | Decay, at: int, last: int | None = None
             run = Run(chosen, clock, run.count, run.stride, advance)
             clock += run.count * advance
         runs.append(run)
-    return Profile(((1.0, tuple(runs)),))
+    within = 1.0 if kept.within else 0.0  # how exact a merged history is, it is for its own decay only
+    return Profile(((1.0, tuple(runs)),), within)
 
 
 def _until(runs: tuple[Run, ...], at: int) -> list[Run]:

@@ -42,6 +42,7 @@ class Debiased(Decay):
     """
 
     beta: float
+    closed = True
 
     def __post_init__(self) -> None:
         check_beta("beta", self.beta)
@@ -189,6 +190,8 @@ class Uniform(Decay):
     Source: Polyak & Juditsky 1992; Izmailov et al. 2018, arXiv 1803.05407.
     """
 
+    closed = True
+
     def betas(self, t: Array) -> Array:
         return (t - 1) / t
 
@@ -221,6 +224,7 @@ class Power(Decay):
 
     sigma_rel: float | None = None
     gamma: float | None = None
+    closed = True
 
     def __post_init__(self) -> None:
         if (self.sigma_rel is None) == (self.gamma is None):
@@ -319,6 +323,9 @@ class Piecewise(Decay):
                 f"piece {foreign[0]} counts {foreign[0].unit}: the pieces of Piecewise count steps."
             )
 
+    def effort(self, k: int) -> int:
+        return sum(decay.effort(1) for _, decay in self.pieces) * k
+
     def betas(self, t: Array) -> Array:
         out = self.pieces[-1][1].betas(t)
         for until, decay in reversed(self.pieces[:-1]):
@@ -372,6 +379,7 @@ class Anneal(Decay):
 
     steps: int
     shape: Literal["linear", "cosine"] = "cosine"
+    closed = True
 
     def __post_init__(self) -> None:
         check_whole("steps", self.steps, 1)
