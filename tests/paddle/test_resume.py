@@ -8,9 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from paddle import nn
 
-from .conftest import assert_equal
+from polyak.paddle import EMA
+
+from .conftest import array, assert_equal, averages, fill, network
 from .resume_worker import CASES, STEPS, Run, saved
 
 
@@ -37,3 +41,52 @@ def test_continuing_equals_never_having_stopped(killed: Path, case: str) -> None
     assert got.pop("run") != expected.pop("run")  # the run goes on under its first id
     assert_equal(got, expected)
     assert_equal(dict(resumed.layer.state_dict()), dict(whole.layer.state_dict()))
+
+
+def freeze(layer: nn.Layer, frozen: bool) -> None:
+    for parameter in layer.parameters():
+        parameter.stop_gradient = frozen
+
+
+def half_frozen() -> nn.Layer:
+    layer = network()
+    freeze(layer[0], True)
+    return layer
+
+
+@pytest.mark.parametrize("by_file", [False, True])
+def test_a_layer_unfrozen_since_the_beginning_goes_on_with_its_average(by_file: bool, tmp_path: Path) -> None:
+    layer = half_frozen()
+    ema = EMA(layer, 0.9)
+    ema.update()
+    freeze(layer[0], False)
+    for value in (1, 2, 4):
+        fill(layer[0].weight, value)
+        ema.update()
+    again = half_frozen()
+    again.set_state_dict(layer.state_dict())
+    resumed = EMA(again, 0.9)
+    if by_file:
+        ema.save(tmp_path / "a.safetensors", resumable=True)
+        resumed.load(tmp_path / "a.safetensors")
+    else:
+        resumed.load_state_dict(ema.state_dict())
+    freeze(again[0], False)
+    for one, average in ((layer, ema), (again, resumed)):
+        fill(one[0].weight, 8)
+        average.update()
+    assert averages(resumed).keys() == averages(ema).keys()
+    for name, average in averages(ema).items():
+        np.testing.assert_array_equal(array(averages(resumed)[name]), array(average))
+    assert resumed.tracks["average"].joined == ema.tracks["average"].joined == {"0.weight": 2, "0.bias": 2}
+
+
+def test_a_layer_frozen_then_and_trained_now_joins_with_its_present_value() -> None:
+    ema = EMA(half_frozen(), 0.9)
+    ema.update()
+    layer = network()
+    resumed = EMA(layer, 0.9)
+    fill(layer[0].weight, 7)
+    assert not resumed.load_state_dict(ema.state_dict())
+    assert (array(averages(resumed)["0.weight"]) == 7).all()
+    assert resumed.tracks["average"].joined == {"0.weight": 1, "0.bias": 1}

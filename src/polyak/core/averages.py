@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
 from polyak.core.live import Exchange
@@ -167,13 +168,34 @@ class Averages(ABC, Generic[ModelT, T]):
         kept = {name: average for name, average in self.first.tensors.items() if not chosen.takes([name])}
         self._adopt(plan, follow(self.plan.entries, plan.entries, kept), step)
 
-    def restore(self, loaded: Loaded[T], state: State) -> None:
-        """Take over a state that was read and checked."""
+    def with_room_for(self, names: Collection[str], step: int) -> tuple[Plan[T], dict[str, Track[T]]]:
+        """The plan in which parameters of these names are averaged though frozen, and the tracks with them.
+
+        Nothing is changed here.
+        """
+        frozen = [entry for entry in self.plan.frozen() if entry.name in names]
+        if not frozen:
+            return self.plan, dict(self.tracks)
+        plan = self.planned(self._selection, [*self.plan.having("average"), *frozen])
+        joined = dict.fromkeys([entry.name for entry in frozen], step) if step else {}
+        heirs, tracks = {name: name for name in self.first.tensors}, dict[str, Track[T]]()
+        for name, track in self.tracks.items():
+            tensors, lows = self._tensors(plan.having("average"), track, heirs)
+            later = track.joined | joined
+            tracks[name] = replace(track, tensors=tensors, lows=lows, joined=later, module=None)
+        return plan, tracks
+
+    def restore(self, loaded: Loaded[T], state: State, plan: Plan[T], tracks: Mapping[str, Track[T]]) -> None:
+        """Take over a state that was read and checked against this plan and these tracks."""
         self.settle()
         for name, track in loaded.tracks.items():
             fill(track.tensors, track.lows, state["tracks"][name], self.kit)
+            for newcomer in loaded.joining:
+                live = plan.entries[newcomer].live
+                self.kit.put(track.tensors[newcomer], track.lows.get(newcomer), live)
         fill(self.copies, {}, {"tensors": state["copies"]}, self.kit)
-        self.tracks.update(loaded.tracks)
+        self.plan = plan
+        self.tracks.update({**tracks, **loaded.tracks})
         self.resume_counts(loaded.skipped)
         self.prepare()
         self._look(self.first.tensors)

@@ -15,7 +15,7 @@ from polyak.core.averages import Averages, ModelT
 from polyak.core.clock import Clock
 from polyak.core.live import Block, Exchange
 from polyak.core.plan import Patterns
-from polyak.core.state import LoadReport, State, read, whole
+from polyak.core.state import LoadReport, State, averaged_in, read, whole
 from polyak.core.tensors import T
 from polyak.core.track import Track
 from polyak.errors import CheckpointError, ConfigError, SwapError
@@ -190,13 +190,19 @@ class Verbs(ABC, Generic[ModelT, T]):
         state before the next update or copy it. ``torch.load(weights_only=True)`` reads it back.
         """
         self._refuse_while_swapped("state_dict")
-        return whole(self.tracks, self._averages.copies, self._averages.skipped(), self._settings) | {
+        averages = self._averages
+        frozen = [entry.name for entry in averages.plan.frozen()]
+        return whole(self.tracks, averages.copies, frozen, averages.skipped(), self._settings) | {
             "run": self.run,
             **self._clock._asdict(),
         }
 
     def load_state_dict(self, state: State, strict: bool = True) -> LoadReport:
         """Continue where ``state_dict`` left off, bit for bit.
+
+        What is frozen may differ: a parameter averaged there and frozen here is averaged on, and one that
+        was frozen there and is trained here joins with the value it has now. So load the model's weights
+        first.
 
         Args:
             state: from ``state_dict``, of an EMA over the same model with the same schedules.
@@ -211,10 +217,12 @@ class Verbs(ABC, Generic[ModelT, T]):
         """
         self._refuse_while_swapped("load_state_dict")
         self._follow_model()
-        loaded, report = read(state, self.tracks, self._averages.copies, self._settings, self._averages.kit)
+        averages = self._averages
+        plan, tracks = averages.with_room_for(averaged_in(state), self.step)
+        loaded, report = read(state, tracks, averages.copies, self._settings, averages.kit)
         if strict and report:
             raise CheckpointError(f"{report}. Nothing was loaded; strict=False takes what fits.")
-        self._averages.restore(loaded, state)
+        averages.restore(loaded, state, plan, tracks)
         self._clock = self._clock._replace(step=loaded.step, waiting=loaded.waiting, elapsed=loaded.elapsed)
         self.run = loaded.run
         return report

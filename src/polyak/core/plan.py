@@ -206,6 +206,10 @@ class Plan(ABC, Generic[T]):
     def having(self, role: Role) -> list[Entry[T]]:
         return [entry for entry in self.entries.values() if entry.role == role]
 
+    def frozen(self) -> list[Entry[T]]:
+        """Parameters that would be averaged if they were trained."""
+        return [entry for entry in self.having("share") if entry.kind == "parameter" and entry.saved]
+
     def names(self, role: Role) -> list[str]:
         """Every name and alias of the tensors in a role, in the model's order."""
         return [name for entry in self.having(role) for name in entry.names]

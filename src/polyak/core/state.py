@@ -6,7 +6,7 @@ The state holds nothing but dicts, lists, strings, numbers and tensors, so ``tor
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeAlias
 
@@ -49,6 +49,7 @@ class Loaded(Generic[T]):
     """A state read and checked, nothing of it applied yet.
 
     skipped: updates in which some θ was not finite, and in how many of them each tensor was.
+    joining: tensors that were frozen there and are averaged here: they join with the values θ has now.
     """
 
     tracks: dict[str, Track[T]]
@@ -57,11 +58,13 @@ class Loaded(Generic[T]):
     elapsed: dict[Unit, int]
     run: str
     skipped: tuple[int, dict[str, int]]
+    joining: Collection[str]
 
 
 def whole(
     tracks: Mapping[str, Track[T]],
     copies: Mapping[str, T],
+    frozen: Sequence[str],
     skipped: tuple[int, dict[str, int]],
     settings: Mapping[str, int],
 ) -> State:
@@ -72,7 +75,16 @@ def whole(
         "skipped": list(skipped),
         "tracks": {name: track_state(track) for name, track in tracks.items()},
         "copies": dict(copies),
+        **({"frozen": list(frozen)} if frozen else {}),
     }
+
+
+def averaged_in(state: State) -> set[str]:
+    """The names that a state holds averages of; none if it is malformed, which ``read`` then says."""
+    try:
+        return {str(name) for track in state["tracks"].values() for name in track["tensors"]}
+    except (KeyError, TypeError, AttributeError):
+        return set()
 
 
 def track_state(track: Track[Any]) -> State:
@@ -126,11 +138,14 @@ def _read(
     report.missing += [f"track {name}" for name in tracks if name not in theirs]
     report.unexpected += [f"track {name}" for name in theirs if name not in tracks]
     step = _count("step", state["step"])
+    frozen = set(map(str, state.get("frozen", ())))
+    joining: set[str] = set()
     restored: dict[str, Track[T]] = {}
     for name, track in tracks.items():
         if name in theirs:
             where = f"{name}/" if len(tracks) > 1 else ""
-            left = _compare(track.tensors, dict(theirs[name]["tensors"]), where, report, tensors)
+            left = _compare(track.tensors, dict(theirs[name]["tensors"]), where, report, tensors, frozen)
+            joining |= frozen.intersection(left)
             _check_lows(theirs[name], tensors)
             unequal = track.lows.keys() ^ dict(theirs[name].get("lows", {})).keys()
             parts = ("one part to two", "two parts to one")
@@ -149,6 +164,7 @@ def _read(
         elapsed={track.decay.unit: elapsed.get(track.decay.unit, 0) for track in tracks.values()},
         run=str(state["run"]),
         skipped=(_count("skipped", updates), _counts(named)),
+        joining=joining,
     )
 
 
@@ -213,11 +229,16 @@ def _check_lows(state: State, tensors: Tensors[Any]) -> None:
 
 
 def _compare(
-    mine: Mapping[str, T], theirs: Mapping[str, Any], where: str, report: LoadReport, tensors: Tensors[T]
+    mine: Mapping[str, T],
+    theirs: Mapping[str, Any],
+    where: str,
+    report: LoadReport,
+    tensors: Tensors[T],
+    frozen: Collection[str] = (),
 ) -> list[str]:
-    """Report what differs; the names returned are those that keep their own tensor."""
+    """Report what differs and was not frozen; the names returned are those that keep their own tensor."""
     left = [name for name in mine if name not in theirs]
-    report.missing += [f"{where}{name}" for name in left]
+    report.missing += [f"{where}{name}" for name in left if name not in frozen]
     report.unexpected += [f"{where}{name}" for name in theirs if name not in mine]
     for name in [name for name in mine if name in theirs]:
         a, b = mine[name], theirs[name]
