@@ -210,6 +210,9 @@ static PyMethodDef methods[] = {
     {"use", py_use, METH_VARARGS, "use(variant): which of them to run; the best unless told."},
     {"holds", polyak_holds, METH_O, "holds(contents): see core/watch.py"},
     {"agree", (PyCFunction)(void (*)(void))polyak_agree, METH_FASTCALL, "agree(readings[, first, last]): likewise"},
+    {"layouts", polyak_layouts, METH_VARARGS, "layouts(exchange, tensors, addresses): likewise"},
+    {"unmoved", (PyCFunction)(void (*)(void))polyak_unmoved, METH_FASTCALL,
+     "unmoved(exchange, tensors, layouts): likewise"},
     {NULL, NULL, 0, NULL},
 };
 

@@ -7,5 +7,7 @@
 
 PyObject *polyak_holds(PyObject *self, PyObject *contents);
 PyObject *polyak_agree(PyObject *self, PyObject *const *args, Py_ssize_t n);
+PyObject *polyak_layouts(PyObject *self, PyObject *args);
+PyObject *polyak_unmoved(PyObject *self, PyObject *const *args, Py_ssize_t n);
 
 #endif

@@ -1,13 +1,13 @@
 """Whether what a plan was made from is still there: asked before every update, so at the speed of C.
 
-Where the kernel was built its two functions answer; these here say what they do.
+Where the kernel was built its functions answer; these here say what they do.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 ANYTHING = object()  # stands for a value that may be replaced by any other
 
@@ -63,9 +63,76 @@ def _agree(then: Readings, first: int = 0, last: int | None = None) -> bool:
     return now == [values[first:last] for values in then.values]
 
 
+class Memory(Protocol):
+    """Where tensors lie and in what form."""
+
+    def unmoved(self) -> bool:
+        """Whether all of them are still there, in that form."""
+        ...
+
+
+class Described:
+    """As the framework's DLPack interface describes them, which the kernel asks.
+
+    Raises:
+        Exception: it does not know one of them (sparse, quantised), or gives another address than ``address``.
+    """
+
+    def __init__(self, exchange: object, tensors: list[Any], address: Callable[[Any], object]) -> None:
+        self._exchange, self._tensors = exchange, tensors
+        self._layouts = _native.layouts(exchange, tensors, list(map(address, tensors)))
+
+    def unmoved(self) -> bool:
+        return _native.unmoved(self._exchange, self._tensors, self._layouts)
+
+
+class Read:
+    """As reading them in Python gives, which costs more.
+
+    Args:
+        tensors: any.
+        places: read of all of them each time. The size is one, because an allocator may hand the same
+            address out again.
+        forms: read of a part of them at a time: another dtype on the same memory is no accident, and would
+            cost as much to see as all the rest.
+    """
+
+    def __init__(self, tensors: list[Any], places: Reads, forms: Reads) -> None:
+        self._places, self._forms = readings(places, tensors), readings(forms, tensors)
+        self._turn = 0
+
+    def unmoved(self) -> bool:
+        first, last = self._turn, self._turn + _AT_ONCE
+        self._turn = last if last < len(self._forms.objects) else 0
+        return agree(self._places) and agree(self._forms, first, last)
+
+
+_AT_ONCE = 64  # tensors whose forms one look takes in
+Reads: TypeAlias = Sequence[Callable[[Any], object]]
+
+
+def memory(tensors: Iterable[Any], exchange: object, places: Reads, forms: Reads) -> Memory:
+    """Where tensors lie now.
+
+    Args:
+        tensors: dense ones of one framework.
+        exchange: the framework's ``__dlpack_c_exchange_api__``, None where it has none.
+        places: what to read where that does not serve, the address first; see ``Read``.
+        forms: likewise.
+    """
+    held = list(tensors)
+    if _native is not None and exchange is not None:
+        try:
+            return Described(exchange, held, places[0])
+        except Exception:  # it has no words for one of them
+            pass
+    return Read(held, places, forms)
+
+
 try:
     from polyak.core import _native
 except ImportError:  # not built
+    _native = None
     holds, agree = _holds, _agree
 else:
     holds, agree = _native.holds, _native.agree

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from polyak.core.plan import BufferPolicy, Entry, Role, Selection
-from polyak.core.watch import agree
 from polyak.errors import PlanError
 from polyak.torch.engines.contract import Pair
 from polyak.torch.engines.ensemble import Ensemble
@@ -59,7 +58,7 @@ class Pairing:
 
     def stale(self) -> bool:
         """Whether one of the tensors moved to other memory."""
-        return not agree(self._memory)
+        return not self._memory.unmoved()
 
     def update(self, beta: float, step: int) -> None:
         """One update with decay β; ``step`` makes the random bits of 16-bit averages."""
@@ -160,9 +159,9 @@ class _Scripted:
 
     def stale(self) -> bool:
         """Whether the model holds other tensors than found, or one of them moved to other memory."""
-        now, then = self._all(entries(dict(walk(self._model)), self._selection)), self._memory.objects
+        now, then = self._all(entries(dict(walk(self._model)), self._selection)), self._all(self.entries)
         same = len(now) == len(then) and all(map(is_, now, then))
-        return not (same and agree(self._memory))
+        return not (same and self._memory.unmoved())
 
     def _all(self, found: dict[str, Entry[Tensor]]) -> list[Tensor]:
         return [tensor for entry in found.values() for tensor in entry.tensors]

@@ -19,7 +19,7 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from polyak.checkpoints.foreign.states import WRAPPED
 from polyak.core import plan as core
 from polyak.core.plan import Entry, Kind, Seen, Selection, planned
-from polyak.core.watch import Readings, agree, contents, holds, readings
+from polyak.core.watch import Memory, agree, contents, holds, memory, readings
 from polyak.errors import PlanError
 from polyak.torch.buffers import sort_of
 
@@ -55,35 +55,27 @@ class Plan(core.Plan[Tensor]):
             tensor for entry in self.entries.values() for tensor in entry.tensors if _has_address(tensor)
         ]
         self._memory = memory_of(tensors)
-        self._forms = readings((_dtype, Tensor.stride), tensors)
         shared = [e for e in self.entries.values() if e.kind == "parameter" and e.role == "share"]
         frozen = [t for entry in shared for t in entry.tensors if not t.requires_grad]
         self._frozen = readings((_requires_grad,), frozen)
-        self._turn = 0
 
     def stale(self) -> bool:
         """Whether the model holds other tensors than planned, or one of them moved to other memory.
 
-        Looks into the modules' own dictionaries, without walking the module. The size is looked at beside the
-        address, because an allocator may hand the same address out again. Another dtype or other strides on
-        the same memory are no accident and cost as much to see as all the rest: they are looked for in a
-        part of a large model at a time.
+        Looks into the modules' own dictionaries, without walking the module.
         """
-        first, last = self._turn, self._turn + _AT_ONCE
-        self._turn = last if last < len(self._forms.objects) else 0
-        same = holds(self.contents) and agree(self._memory) and agree(self._frozen)
-        return not (same and agree(self._forms, first, last))
+        return not (holds(self.contents) and self._memory.unmoved() and agree(self._frozen))
 
 
-_AT_ONCE = 64  # tensors whose dtype and strides one look takes in
 _requires_grad = attrgetter("requires_grad")
 _nbytes = attrgetter("nbytes")
 _dtype = attrgetter("dtype")
+_EXCHANGE: object = getattr(Tensor, "__dlpack_c_exchange_api__", None)  # since torch 2.10
 
 
-def memory_of(tensors: Sequence[Tensor]) -> Readings:
-    """Where tensors lie and how large they are: what tells that one of them moved."""
-    return readings((Tensor.data_ptr, _nbytes), tensors)
+def memory_of(tensors: Sequence[Tensor]) -> Memory:
+    """Where tensors lie and in what form: what tells that one of them moved."""
+    return memory(tensors, _EXCHANGE, (Tensor.data_ptr, _nbytes), (_dtype, Tensor.stride))
 
 
 def unwrap(module: nn.Module) -> nn.Module:
