@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
+from polyak.core.kept import Kept
 from polyak.core.live import Exchange
 from polyak.core.nonfinite import NonFinitePolicy, refuse_start
 from polyak.core.plan import Entry, Patterns, Plan, Selection, as_patterns, follow, refuse_unmatched
@@ -134,11 +135,17 @@ class Averages(ABC, Generic[ModelT, T]):
         """Notice what changed in the model since the plan was made; newcomers join at ``step``.
 
         Raises:
-            PlanError: an averaged tensor has another shape now. Nothing is changed then.
+            PlanError: an averaged tensor has another shape now, or somebody took an average's memory away.
+                Nothing is changed then.
         """
         if self.plan.stale():
             plan = self.planned(self._selection, self.plan.having("average"))
+            self._kept.check()
             self._adopt(plan, follow(self.plan.entries, plan.entries, self.first.tensors), step)
+        elif self._kept.moved():
+            self._kept.check()
+            self.settle()
+            self._prepare()
 
     def mend(self) -> None:
         """Elements that had nothing finite to begin with begin with θ now; all others stay as they are."""
@@ -197,7 +204,7 @@ class Averages(ABC, Generic[ModelT, T]):
         self.plan = plan
         self.tracks.update({**tracks, **loaded.tracks})
         self.resume_counts(loaded.skipped)
-        self.prepare()
+        self._prepare()
         self._look(self.first.tensors)
 
     def module_of(self, track: Track[T]) -> ModelT:
@@ -236,7 +243,19 @@ class Averages(ABC, Generic[ModelT, T]):
         self.plan = plan
         self._look([entry.name for entry in newcomers] + [n for n in self._unfit if n in self.first.tensors])
         self.copies = {e.name: self.copied(e, self.copies.get(e.name)) for e in plan.having("copy")}
+        self._prepare()
+
+    def _prepare(self) -> None:
         self.prepare()
+        self._kept = Kept(self._all_kept(), self.kit)
+
+    def _all_kept(self) -> dict[str, T]:
+        """Every tensor an update writes to."""
+        kept = {f"the copy of {name}": copy for name, copy in self.copies.items()}
+        for track in self.tracks.values():
+            kept |= {f"the average {track.name!r} of {name}": t for name, t in track.tensors.items()}
+            kept |= {f"what {track.name!r} keeps below {name}": t for name, t in track.lows.items()}
+        return kept
 
     def _check_start(self, entries: Sequence[Entry[T]]) -> None:
         if self._policy == "raise":

@@ -7,6 +7,8 @@ from typing import Any, Protocol, TypeVar
 
 from numpy.typing import NDArray
 
+from polyak.core.watch import Unmoved
+
 
 class TensorLike(Protocol):
     """What every framework's tensor tells in the same words."""
@@ -38,6 +40,14 @@ class Tensors(Protocol[T]):
 
     def overwrite(self, target: T, source: T, /) -> None:
         """Copy the values of a tensor of the same shape, from wherever it is and whatever its dtype."""
+        ...
+
+    def holds_values(self, tensor: T, /) -> bool:
+        """Whether it has all the memory that its shape needs."""
+        ...
+
+    def watched(self, tensors: Sequence[T], /) -> Unmoved:
+        """Watch where tensors lie and in what form."""
         ...
 
     def squared_distance(self, average: T, other: T | None, /) -> float:

@@ -6,8 +6,9 @@ Where the kernel was built its functions answer; these here say what they do.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from itertools import chain
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 ANYTHING = object()  # stands for a value that may be replaced by any other
 
@@ -63,31 +64,13 @@ def _agree(then: Readings, first: int = 0, last: int | None = None) -> bool:
     return now == [values[first:last] for values in then.values]
 
 
-class Memory(Protocol):
-    """Where tensors lie and in what form."""
-
-    def unmoved(self) -> bool:
-        """Whether all of them are still there, in that form."""
-        ...
+# Whether tensors still lie where they lay, in the form they had, when this was made.
+Unmoved: TypeAlias = Callable[[], bool]
+Reads: TypeAlias = Sequence[Callable[[Any], object]]
 
 
-class Described:
-    """As the framework's DLPack interface describes them, which the kernel asks.
-
-    Raises:
-        Exception: it does not know one of them (sparse, quantised), or gives another address than ``address``.
-    """
-
-    def __init__(self, exchange: object, tensors: list[Any], address: Callable[[Any], object]) -> None:
-        self._exchange, self._tensors = exchange, tensors
-        self._layouts = _native.layouts(exchange, tensors, list(map(address, tensors)))
-
-    def unmoved(self) -> bool:
-        return _native.unmoved(self._exchange, self._tensors, self._layouts)
-
-
-class Read:
-    """As reading them in Python gives, which costs more.
+class _Read:
+    """Where tensors lie and in what form, read in Python.
 
     Args:
         tensors: any.
@@ -101,32 +84,34 @@ class Read:
         self._places, self._forms = readings(places, tensors), readings(forms, tensors)
         self._turn = 0
 
-    def unmoved(self) -> bool:
+    def __call__(self) -> bool:
         first, last = self._turn, self._turn + _AT_ONCE
         self._turn = last if last < len(self._forms.objects) else 0
         return agree(self._places) and agree(self._forms, first, last)
 
 
 _AT_ONCE = 64  # tensors whose forms one look takes in
-Reads: TypeAlias = Sequence[Callable[[Any], object]]
 
 
-def memory(tensors: Iterable[Any], exchange: object, places: Reads, forms: Reads) -> Memory:
-    """Where tensors lie now.
+def watched(tensors: Iterable[Any], exchange: object, places: Reads, forms: Reads) -> Unmoved:
+    """Watch where tensors lie and in what form.
 
     Args:
         tensors: dense ones of one framework.
-        exchange: the framework's ``__dlpack_c_exchange_api__``, None where it has none.
-        places: what to read where that does not serve, the address first; see ``Read``.
+        exchange: the framework's ``__dlpack_c_exchange_api__``, None where it has none. Through it the kernel
+            sees all of a tensor at the price of reading its address in Python.
+        places: what to read where that does not serve, the address first; see ``_Read``.
         forms: likewise.
     """
     held = list(tensors)
     if _native is not None and exchange is not None:
         try:
-            return Described(exchange, held, places[0])
-        except Exception:  # it has no words for one of them
+            layouts = _native.layouts(exchange, held, list(map(places[0], held)))
+        except Exception:  # it has no words for one of them (quantised), or another address
             pass
-    return Read(held, places, forms)
+        else:
+            return partial(_native.unmoved, exchange, held, layouts)
+    return _Read(held, places, forms)
 
 
 try:

@@ -23,9 +23,9 @@ from paddle.nn.layer.norm import _BatchNormBase
 
 from polyak.core import plan as core
 from polyak.core.plan import Entry, Kind, Seen, Selection, Sort, planned
-from polyak.core.watch import Memory, agree, contents, holds, memory, readings
+from polyak.core.watch import agree, contents, holds, readings
 from polyak.errors import PlanError
-from polyak.paddle.tensors import holds_values
+from polyak.paddle.tensors import holds_values, watched
 
 _RUNNING_STATISTICS = ("_mean", "_variance")
 _SPECTRAL_VECTORS = ("weight_u", "weight_v")
@@ -60,25 +60,17 @@ class Plan(core.Plan[Tensor]):
             changing=lambda store, key: key in fleeting.get(id(store), ()),
         )
         tensors = [tensor for entry in self.entries.values() for tensor in entry.tensors]
-        self._memory = memory_of(tensors)
+        self._unmoved = watched(tensors)
         shared = [e for e in self.entries.values() if e.kind == "parameter" and e.role == "share"]
         frozen = [t for entry in shared for t in entry.tensors if t.stop_gradient]
         self._frozen = readings((_stop_gradient,), frozen)
 
     def stale(self) -> bool:
         """Whether the layer holds other tensors than planned, or one of them moved or became another."""
-        return not (holds(self._contents) and self._memory.unmoved() and agree(self._frozen))
+        return not (holds(self._contents) and self._unmoved() and agree(self._frozen))
 
 
 _stop_gradient = attrgetter("stop_gradient")
-_dtype = attrgetter("dtype")
-_shape = attrgetter("shape")
-_EXCHANGE: object = getattr(Tensor, "__dlpack_c_exchange_api__", None)  # since Paddle 3.3
-
-
-def memory_of(tensors: Sequence[Tensor]) -> Memory:
-    """Where tensors lie and in what form: what tells that one of them moved."""
-    return memory(tensors, _EXCHANGE, (Tensor.data_ptr, _shape), (_dtype,))
 
 
 def unwrap(layer: nn.Layer) -> nn.Layer:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any
 from typing import cast as typed
 
@@ -11,7 +13,9 @@ from numpy.typing import NDArray
 from paddle import Tensor
 
 from polyak.checkpoints.dtypes import BY_NAME, NAMES
+from polyak.core import watch
 from polyak.core.parts import join, split
+from polyak.core.watch import Unmoved
 from polyak.errors import CheckpointError
 
 _DTYPES: dict[Any, np.dtype[Any]] = {
@@ -35,6 +39,8 @@ _AS_INTEGERS = {
     paddle.float8_e4m3fn: paddle.int8,
     paddle.float8_e5m2: paddle.int8,
 }
+_shape, _dtype = attrgetter("shape"), attrgetter("dtype")
+_EXCHANGE: object = getattr(Tensor, "__dlpack_c_exchange_api__", None)  # since Paddle 3.3
 _TWO_PARTS = ((paddle.bfloat16, paddle.int8), (paddle.float32, paddle.float32))
 
 
@@ -64,6 +70,11 @@ def overwrite(target: Tensor, source: Tensor) -> None:
 def holds_values(tensor: Tensor) -> bool:
     """Whether it is initialised, for which Paddle takes nothing without elements."""
     return 0 in tensor.shape or tensor._is_initialized() is True
+
+
+def watched(tensors: Sequence[Tensor]) -> Unmoved:
+    """Watch where tensors lie and in what form."""
+    return watch.watched(tensors, _EXCHANGE, (Tensor.data_ptr, _shape), (_dtype,))
 
 
 def alias(tensor: Tensor) -> Tensor:

@@ -106,8 +106,10 @@ class Averages(core.Averages[nn.Module, Tensor]):
     def recorded(self) -> bool:
         if not self._engines.capturing():
             return False
-        if self.plan.stale():
-            raise PlanError("the model's tensors moved after the last update: let a step run, then capture.")
+        if self.plan.stale() or self._kept.moved():
+            raise PlanError(
+                "the model's tensors or averages moved after the last update: let a step run, then capture."
+            )
         self._engines.record()
         return True
 

@@ -18,8 +18,9 @@ from polyak.errors import PlanError
 from polyak.torch.engines.contract import Pair
 from polyak.torch.engines.ensemble import Ensemble
 from polyak.torch.engines.tally import Tally
-from polyak.torch.plan import Plan, entries, memory_of, walk
+from polyak.torch.plan import Plan, entries, walk
 from polyak.torch.storage import Settings
+from polyak.torch.tensors import watched
 
 # What becomes of a tensor of the module that holds averages: averaged, copied at each update, or left alone.
 Roles: TypeAlias = Callable[[nn.Module, Entry[Tensor]], Role]
@@ -49,7 +50,7 @@ class Pairing:
     ) -> None:
         pairs = [Pair(name, _place(lives, name, mine), (mine,)) for name, mine in averages.items()]
         tensors = [t for pair in pairs for t in (pair.averages[0], pair.live)]
-        self._memory = memory_of(tensors + [t for copy in copies for t in copy])
+        self._unmoved = watched(tensors + [t for copy in copies for t in copy])
         self.tally = Tally()
         self._copies = list(copies)
         self._pairs = pairs
@@ -58,7 +59,7 @@ class Pairing:
 
     def stale(self) -> bool:
         """Whether one of the tensors moved to other memory."""
-        return not self._memory.unmoved()
+        return not self._unmoved()
 
     def update(self, beta: float, step: int) -> None:
         """One update with decay β; ``step`` makes the random bits of 16-bit averages."""
@@ -155,13 +156,13 @@ class _Scripted:
     def __init__(self, model: nn.Module, selection: Selection) -> None:
         self._model, self._selection = model, selection
         self.entries = entries(dict(walk(model)), selection)
-        self._memory = memory_of(self._all(self.entries))
+        self._unmoved = watched(self._all(self.entries))
 
     def stale(self) -> bool:
         """Whether the model holds other tensors than found, or one of them moved to other memory."""
         now, then = self._all(entries(dict(walk(self._model)), self._selection)), self._all(self.entries)
         same = len(now) == len(then) and all(map(is_, now, then))
-        return not (same and self._memory.unmoved())
+        return not (same and self._unmoved())
 
     def _all(self, found: dict[str, Entry[Tensor]]) -> list[Tensor]:
         return [tensor for entry in found.values() for tensor in entry.tensors]

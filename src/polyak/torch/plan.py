@@ -19,9 +19,10 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from polyak.checkpoints.foreign.states import WRAPPED
 from polyak.core import plan as core
 from polyak.core.plan import Entry, Kind, Seen, Selection, planned
-from polyak.core.watch import Memory, agree, contents, holds, memory, readings
+from polyak.core.watch import agree, contents, holds, readings
 from polyak.errors import PlanError
 from polyak.torch.buffers import sort_of
+from polyak.torch.tensors import holds_values, watched
 
 
 class Plan(core.Plan[Tensor]):
@@ -51,10 +52,7 @@ class Plan(core.Plan[Tensor]):
             for m in unique
             for store in (m._parameters, m._buffers, m._modules)  # pyright: ignore[reportPrivateUsage]
         )
-        tensors = [
-            tensor for entry in self.entries.values() for tensor in entry.tensors if _has_address(tensor)
-        ]
-        self._memory = memory_of(tensors)
+        self._unmoved = watched([tensor for entry in self.entries.values() for tensor in entry.tensors])
         shared = [e for e in self.entries.values() if e.kind == "parameter" and e.role == "share"]
         frozen = [t for entry in shared for t in entry.tensors if not t.requires_grad]
         self._frozen = readings((_requires_grad,), frozen)
@@ -64,18 +62,10 @@ class Plan(core.Plan[Tensor]):
 
         Looks into the modules' own dictionaries, without walking the module.
         """
-        return not (holds(self.contents) and self._memory.unmoved() and agree(self._frozen))
+        return not (holds(self.contents) and self._unmoved() and agree(self._frozen))
 
 
 _requires_grad = attrgetter("requires_grad")
-_nbytes = attrgetter("nbytes")
-_dtype = attrgetter("dtype")
-_EXCHANGE: object = getattr(Tensor, "__dlpack_c_exchange_api__", None)  # since torch 2.10
-
-
-def memory_of(tensors: Sequence[Tensor]) -> Memory:
-    """Where tensors lie and in what form: what tells that one of them moved."""
-    return memory(tensors, _EXCHANGE, (Tensor.data_ptr, _nbytes), (_dtype, Tensor.stride))
 
 
 def unwrap(module: nn.Module) -> nn.Module:
@@ -158,6 +148,11 @@ def _identity(tensor: Tensor, name: str) -> object:
         raise PlanError(
             f"{name} is a {type(tensor).__name__}, whose values are in other tensors: sharded, or "
             f"quantised. {_WHOLE}"
+        )
+    if not holds_values(tensor):  # here it would read beyond the end
+        raise PlanError(
+            f"{name} is {tensor.dtype} {tuple(tensor.shape)} on a storage of only "
+            f"{tensor.untyped_storage().nbytes()} bytes: give it back its size before the next update."
         )
     return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride(), tensor.device
 

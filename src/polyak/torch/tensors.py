@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any, cast
 
 import numpy as np
@@ -10,6 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from polyak.checkpoints.dtypes import BY_NAME
+from polyak.core import watch
+from polyak.core.watch import Unmoved
 from polyak.errors import CheckpointError
 from polyak.torch.engines.chunks import looks_storable
 from polyak.torch.engines.rounding import join, split
@@ -37,6 +41,9 @@ _DTYPES: dict[torch.dtype, np.dtype[Any]] = {
 _E8M0: torch.dtype | None = getattr(torch, "float8_e8m0fnu", None)  # since torch 2.7
 if _E8M0 is not None:
     _DTYPES[_E8M0] = BY_NAME["F8_E8M0"]
+
+_nbytes, _dtype = attrgetter("nbytes"), attrgetter("dtype")
+_EXCHANGE: object = getattr(Tensor, "__dlpack_c_exchange_api__", None)  # since torch 2.10
 
 # Averages kept in two parts: "split" and compensated.
 _TWO_PARTS = ((torch.bfloat16, torch.int8), (torch.float32, torch.float32))
@@ -66,6 +73,23 @@ def overwrite(target: Tensor, source: Tensor) -> None:
     """Copy the values of a tensor of the same shape, from wherever it is and whatever its dtype."""
     with torch.no_grad():
         target.copy_(source)
+
+
+def holds_values(tensor: Tensor) -> bool:
+    """Whether its storage is as large as its shape needs; somebody may have resized it."""
+    if tensor.layout != torch.strided or tensor.numel() == 0:
+        return True
+    last = sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.untyped_storage().nbytes() >= (tensor.storage_offset() + last + 1) * tensor.itemsize
+
+
+def watched(tensors: Sequence[Tensor]) -> Unmoved:
+    """Watch where tensors lie and in what form.
+
+    Sparse ones are left out: they have several memories, and no address.
+    """
+    dense = [tensor for tensor in tensors if tensor.layout == torch.strided]
+    return watch.watched(dense, _EXCHANGE, (Tensor.data_ptr, _nbytes), (_dtype, Tensor.stride))
 
 
 def squared_distance(average: Tensor, other: Tensor | None) -> float:
