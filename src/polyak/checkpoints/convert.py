@@ -20,10 +20,8 @@ from polyak.checkpoints.shards import write_sharded
 from polyak.checkpoints.source import Where, is_url
 from polyak.checkpoints.weights import Weights
 from polyak.errors import CheckpointError, ConfigError
-from polyak.rules import Profile
 
 SUFFIX = ".safetensors"
-UPDATES = "updates"  # of a foreign average, kept in the header's state so that the way back has it
 
 
 @dataclass(frozen=True)
@@ -131,7 +129,7 @@ def chosen_parts(found: Recognised, part: str | None, where: str) -> Sequence[Pa
     models = [one for one in found.parts if one.role != "optimizer" and one.tensors]
     if not models:
         raise CheckpointError(f"{where} holds no weights of a model, so there is nothing to convert.")
-    asked = [one for one in models if part is None or part in (one.name, one.role)]
+    asked = [one for one in models if part is None or one.is_called(part)]
     if not asked:
         raise ConfigError(
             f"part={part!r}: {where} holds {', '.join(f'{one.name} ({one.role})' for one in models)}."
@@ -139,21 +137,8 @@ def chosen_parts(found: Recognised, part: str | None, where: str) -> Sequence[Pa
     return asked
 
 
-def header_of_part(found: Recognised, part: Part) -> Header | None:
-    """As much as the file says of a set of weights; None when nothing says whether it is averaged."""
-    if part.header is not None:
-        return part.header
-    if part.role == "raw":
-        profile = None if found.step is None else Profile.raw(found.step)
-        return Header("raw", found.step, None, profile, "raw", "")
-    if part.role == "average":
-        state = {"library": found.library} | ({} if found.updates is None else {UPDATES: found.updates})
-        return Header(part.name, found.step, found.decay, None, "average", "", state=state)
-    return None
-
-
 def _metadata(weights: Weights, found: Recognised, plan: Plan) -> dict[str, str]:
-    header = header_of_part(found, plan.part)
+    header = found.header_of(plan.part)
     told = {} if header is None else _renamed(header, plan).to_metadata()
     if is_own(weights):
         return told

@@ -16,9 +16,9 @@ from typing import Any, Literal, TypeAlias, cast, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from polyak.checkpoints.convert import UPDATES, Plan, chosen_parts
+from polyak.checkpoints.convert import Plan, chosen_parts
 from polyak.checkpoints.dtypes import BFLOAT16
-from polyak.checkpoints.foreign import Part, recognise
+from polyak.checkpoints.foreign import UPDATES, Part, recognise
 from polyak.checkpoints.formats import open_weights
 from polyak.checkpoints.naming import NameMap
 from polyak.checkpoints.schema import Header

@@ -92,24 +92,33 @@ def _torch_ema(state: Mapping[str, Any], path: str) -> Recognised | None:
         return None
     updates = whole(state["num_updates"])
     decay = _try(lambda: (Constant if updates is None else Capped)(float(state["decay"])))
-    parts = [_numbered("average", "average", f"{path}.shadow_params", state["shadow_params"], "torch_ema")]
+    parts = [numbered("average", "average", f"{path}.shadow_params", state["shadow_params"], "torch_ema")]
     if state["collected_params"]:
         stored = f"{path}.collected_params"
-        parts.append(_numbered("raw", "raw", stored, state["collected_params"], "torch_ema"))
+        parts.append(numbered("raw", "raw", stored, state["collected_params"], "torch_ema"))
     return Recognised("torch_ema", tuple(parts), updates=updates, decay=decay)
 
 
 def _diffusers(state: Mapping[str, Any], path: str) -> Recognised | None:
     if not {"decay", "optimization_step", "shadow_params", "update_after_step"} <= set(state):
         return None
-    average = _numbered("average", "average", f"{path}.shadow_params", state["shadow_params"], "diffusers")
+    average = numbered("average", "average", f"{path}.shadow_params", state["shadow_params"], "diffusers")
     step, decay, notes = diffusers_schedule(state)
     return Recognised("diffusers", (average,), step=step, updates=step, decay=decay, notes=notes)
 
 
-def _optimizer(state: Mapping[str, Any], path: str) -> Recognised | None:
-    if not {"state", "param_groups"} <= set(state) or not isinstance(state["param_groups"], list):
+def _nemo(state: Mapping[str, Any], path: str) -> Recognised | None:
+    """NeMo's EMA optimizer, which keeps the average beside the state of the one it wraps."""
+    if not {"opt", "ema", "current_step", "decay", "every_n_steps"} <= set(state):
         return None
+    average = numbered("average", "average", f"{path}.ema", state["ema"], "NeMo")
+    decay = _try(lambda: Constant(float(state["decay"]))) if state["every_n_steps"] == 1 else None
+    return Recognised("NeMo", (average,), decay=decay)
+
+
+def _optimizer(state: Mapping[str, Any], path: str) -> Recognised | None:
+    if not {"state", "param_groups"} <= set(state) or isinstance(state["param_groups"], Slot):
+        return None  # in a distributed checkpoint the groups are a dict
     tensors: dict[str, Slot] = {}
     for key, moments in mapping(state["state"]).items():
         tensors |= {f"{key}.{name}": slot for name, slot in _slots(mapping(moments)).items()}
@@ -123,6 +132,7 @@ _RECOGNISERS: tuple[Callable[[Mapping[str, Any], str], Recognised | None], ...] 
     _post_hoc_ema,
     _torch_ema,
     _diffusers,
+    _nemo,
     _optimizer,
 )
 
@@ -174,7 +184,8 @@ def _try(make: Callable[[], Decay]) -> Decay | None:
         return None
 
 
-def _numbered(name: str, role: Role, path: str, values: Any, library: str) -> Part:
+def numbered(name: str, role: Role, path: str, values: Any, library: str) -> Part:
+    """Tensors in a list, numbered."""
     listed: list[Any] = list(values) if isinstance(values, (list, tuple)) else []  # pyright: ignore[reportUnknownArgumentType]
     tensors = {str(i): value for i, value in enumerate(listed) if isinstance(value, Slot)}
     return Part(name, role, path.removeprefix("."), tensors, (_NO_NAMES.format(library=library),))

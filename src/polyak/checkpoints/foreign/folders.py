@@ -8,15 +8,28 @@ from collections.abc import Mapping
 from typing import Any
 
 from polyak.checkpoints.foreign.averagers import diffusers_schedule
-from polyak.checkpoints.foreign.parts import Part, Recognised, Role, mapping, unwrapped
+from polyak.checkpoints.foreign.inside import divided
+from polyak.checkpoints.foreign.parts import (
+    Part,
+    Recognised,
+    Role,
+    mapping,
+    tensors_in,
+    tree_of,
+    unwrapped,
+    whole,
+)
+from polyak.checkpoints.foreign.steps import Step
 from polyak.checkpoints.source import beside, exists, open_source
-from polyak.checkpoints.weights import Weights
+from polyak.checkpoints.weights import Slot, Weights
 from polyak.errors import CheckpointError
 
 _POLYAK = "polyak.safetensors"  # in a checkpoint of Hugging Face's Trainer
 _REGISTERED = "custom_checkpoint_0.pkl"  # in what Accelerate saves, beside the model
 _MODEL = re.compile(r"(adapter_|pytorch_)?model\b")
-_CONFIG_LIMIT = 1 << 24  # bytes; configs take a few thousand
+_TRAINER_STATE = "trainer_state.json"
+_ZERO_COST = re.compile(r"ema([._-]|$)")
+_LIMIT = 1 << 24  # bytes; configs take a few thousand, a log of a million steps some more
 
 
 def transformers(weights: Weights) -> Recognised | None:
@@ -41,7 +54,7 @@ def diffusers(weights: Weights) -> Recognised | None:
     """A model folder of diffusers; ``EMAModel.save_pretrained`` adds its own settings to the config."""
     if weights.format not in ("safetensors", "pytorch"):
         return None
-    config = _config_beside(weights.where)
+    config = _json_beside(weights.where, "config.json")
     if "_diffusers_version" not in config:
         return None
     model = f"{config.get('_class_name')}, diffusers {config['_diffusers_version']}"
@@ -53,29 +66,51 @@ def diffusers(weights: Weights) -> Recognised | None:
     return Recognised("diffusers", (average,), step, step, decay, (model, *notes))
 
 
-def paddle_detection(weights: Weights) -> Recognised | None:
-    """The pair ``NAME.pdparams`` and ``NAME.pdema``, in which the former is the average.
+def paddle(weights: Weights) -> Recognised | None:
+    """Files of Paddle by their endings: ``.pdopt``, and the pair ``NAME.pdparams`` and ``NAME.pdema``.
 
-    PaddleDetection exchanges them on purpose, so that what one deploys is the average. A ``.pdparams``
-    alone may hold either.
+    PaddleDetection exchanges the pair on purpose, so that what one deploys is the average. A ``.pdparams``
+    alone may hold either. PaddleNLP's zero-cost checkpoints have an average in ``ema….pdopt``.
     """
     if weights.format != "paddle":
         return None
     stem, _, ending = weights.where.rpartition(".")
+    name = stem.replace("\\", "/").rpartition("/")[2]
     if ending == "pdopt":
-        part = Part("optimizer", "optimizer", "", dict(weights.slots))
-        return Recognised("paddle", (part,))
-    if ending not in ("pdparams", "pdema"):
+        return _zero_cost(weights) if _ZERO_COST.match(name) else _all_optimizer(weights)
+    flat = weights.slots.keys() <= mapping(tree_of(weights)).keys()
+    if ending not in ("pdparams", "pdema") or not flat:
         return None
     if not exists(f"{stem}.pdema") or not exists(f"{stem}.pdparams"):
         note = "beside a .pdema file it would be the average; alone nothing says whether it is"
-        return Recognised("paddle", (_all("weights", "unknown", weights),), notes=(note,))
-    name = stem.replace("\\", "/").rpartition("/")[2]
+        found = divided(_all("weights", "unknown", weights))
+        return found or Recognised("paddle", (_all("weights", "unknown", weights),), notes=(note,))
     if ending == "pdparams":
         notes = (f"PaddleDetection keeps the average here; the raw model is {name}.pdema",)
         return Recognised("PaddleDetection", (_all("average", "average", weights),), notes=notes)
     notes = (f"PaddleDetection keeps the raw model here; the average is {name}.pdparams",)
     return Recognised("PaddleDetection", (_all("raw", "raw", weights),), notes=notes)
+
+
+def _all_optimizer(weights: Weights) -> Recognised:
+    return Recognised("paddle", (Part("optimizer", "optimizer", "", dict(weights.slots)),))
+
+
+def _zero_cost(weights: Weights) -> Recognised:
+    """One rank's average: the float32 parameters by their names in the model, the others' master weights."""
+    tree = mapping(tree_of(weights))
+    named = {str(name): slot for name, slot in tree.items() if isinstance(slot, Slot)}
+    masters = tensors_in(tree.get("master_weights"))
+    notes = ("an average by the name of its file; it is one rank's share",)
+    if masters:
+        notes += ("master weights have the names of Paddle's parameters, which fit no layer's state_dict",)
+    return Recognised("PaddleNLP", (Part("average", "average", "", named | masters, notes),))
+
+
+def step_beside(where: str) -> Step | None:
+    """The step in ``trainer_state.json``, which the Trainers of Hugging Face and PaddleNLP write."""
+    number = whole(_json_beside(where, _TRAINER_STATE).get("global_step"))
+    return None if number is None else Step(number, _TRAINER_STATE)
 
 
 def _all(name: str, role: Role, weights: Weights) -> Part:
@@ -86,12 +121,12 @@ def _is_model(where: str) -> bool:
     return _MODEL.match(where.replace("\\", "/").rpartition("/")[2]) is not None
 
 
-def _config_beside(where: str) -> Mapping[str, Any]:
-    path = beside(where, "config.json")
+def _json_beside(where: str, name: str) -> Mapping[str, Any]:
+    path = beside(where, name)
     if not exists(path):
         return {}
     with open_source(path) as source:
-        if source.size > _CONFIG_LIMIT:
+        if source.size > _LIMIT:
             return {}
         text = source.read(0, source.size)
     try:

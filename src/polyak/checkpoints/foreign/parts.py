@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias, cast
 
 import numpy as np
 
+from polyak.checkpoints.formats.dcp import Unread
 from polyak.checkpoints.formats.records import Record
 from polyak.checkpoints.schema import Header
 from polyak.checkpoints.weights import Slot, Weights
 from polyak.errors import CheckpointError
-from polyak.rules import Decay
+from polyak.rules import Decay, Profile
 
 Role: TypeAlias = Literal["average", "raw", "optimizer", "unknown"]
 
 # Of one model's modules. A tree that shares its branches can spell more than any memory holds, and a
 # module that holds itself has no end.
 _MOST, _DEEPEST = 1_000_000, 200
+UPDATES = "updates"  # of a foreign average, kept in the header's state so that the way back has it
 _WRAPPERS = ("module.", "_orig_mod.")  # put before every name by DataParallel, AveragedModel, torch.compile
 
 
@@ -42,6 +44,10 @@ class Part:
     notes: tuple[str, ...] = ()
     header: Header | None = field(default=None, repr=False)
 
+    def is_called(self, wanted: str) -> bool:
+        """Whether a user who names a set of weights means this one: by its name, its role or its key."""
+        return wanted in (self.name, self.role, self.path)
+
 
 @dataclass(frozen=True)
 class Recognised:
@@ -51,6 +57,7 @@ class Recognised:
         library: "timm", "lightning", …; "polyak" for its own; "" when nothing says.
         parts: the sets of weights, averages first.
         step: training steps, as far as the file counts them.
+        step_key: where in the file that number is; "" where a header of polyak's has it.
         updates: of the average, as far as the file counts them.
         decay: the schedule, where the file holds all of it.
         notes: what a reader should know.
@@ -62,6 +69,19 @@ class Recognised:
     updates: int | None = None
     decay: Decay | None = None
     notes: tuple[str, ...] = ()
+    step_key: str = ""
+
+    def header_of(self, part: Part) -> Header | None:
+        """As much as the file says of one of its sets; None when nothing says whether it is averaged."""
+        if part.header is not None:
+            return part.header
+        if part.role == "raw":
+            profile = None if self.step is None else Profile.raw(self.step)
+            return Header("raw", self.step, None, profile, "raw", "")
+        if part.role == "average":
+            state = {"library": self.library} | ({} if self.updates is None else {UPDATES: self.updates})
+            return Header(part.name, self.step, self.decay, None, "average", "", state=state)
+        return None
 
 
 def tree_of(weights: Weights) -> Any:
@@ -116,13 +136,28 @@ def below(tensors: Mapping[str, Slot], prefix: str) -> dict[str, Slot]:
     return {name.removeprefix(prefix): slot for name, slot in tensors.items() if name.startswith(prefix)}
 
 
+def same_shapes(a: Mapping[str, Slot], b: Mapping[str, Slot]) -> bool:
+    """Whether two sets hold tensors of the same names and shapes."""
+    return a.keys() == b.keys() and all(a[name].shape == b[name].shape for name in a)
+
+
 def same_values(a: Mapping[str, Slot], b: Mapping[str, Slot]) -> bool:
     """Whether two sets of tensors are equal; the smallest are read first, up to one that differs."""
-    if a.keys() != b.keys() or any(a[name].shape != b[name].shape for name in a):
-        return False
-    return all(
+    return same_shapes(a, b) and all(
         np.array_equal(a[name].read(), b[name].read()) for name in sorted(a, key=lambda name: a[name].size)
     )
+
+
+def at(tree: Any, path: str) -> Any:
+    """What stands under keys joined by dots; a number counts in a list; None where there is nothing."""
+    for key in path.split("."):
+        if isinstance(tree, (list, tuple)):
+            listed = cast("Sequence[Any]", tree)
+            place = int(key) if key.lstrip("-").isdecimal() else len(listed)
+            tree = listed[place] if -len(listed) <= place < len(listed) else None
+        else:
+            tree = mapping(tree).get(key)
+    return tree
 
 
 def mapping(tree: Any) -> Mapping[Any, Any]:
@@ -134,6 +169,8 @@ def mapping(tree: Any) -> Mapping[Any, Any]:
 
 def whole(value: Any) -> int | None:
     """A count in a file, plain or as a tensor of one element; None when it is none."""
+    if isinstance(value, Unread):
+        value = value.read()
     if isinstance(value, Slot) and value.size == 1 and value.dtype.kind in "iuf":
         number = float(value.read().reshape(-1)[0])
         return int(number) if number.is_integer() and number >= 0 else None

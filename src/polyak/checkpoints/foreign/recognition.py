@@ -8,22 +8,22 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, cast
 
-from polyak.checkpoints.foreign import folders, training
+from polyak.checkpoints.foreign import folders, layouts, training
 from polyak.checkpoints.foreign.averagers import state_of_an_averager
+from polyak.checkpoints.foreign.inside import divided
+from polyak.checkpoints.foreign.keys import PLAIN, by_keys
+from polyak.checkpoints.foreign.lightning import lightning
 from polyak.checkpoints.foreign.parts import (
     Part,
     Recognised,
     Role,
-    is_state_dict,
     is_weights,
-    mapping,
-    part,
     tensors_in,
     tree_of,
     unwrapped,
-    whole,
 )
-from polyak.checkpoints.foreign.states import completed, resumable
+from polyak.checkpoints.foreign.states import resumable
+from polyak.checkpoints.foreign.steps import step_inside
 from polyak.checkpoints.layout import SUMS
 from polyak.checkpoints.note import has_note, read_note
 from polyak.checkpoints.read import header_of
@@ -32,10 +32,9 @@ from polyak.checkpoints.weights import Weights
 from polyak.errors import CheckpointError
 
 NOTED = "a note of polyak's beside the file says so"
-PLAIN = "plain weights: nothing says whether they are averaged"
 _REWRITTEN = "a header of polyak's, but another program wrote the file anew: what it says may be true no more"
-_RAW = ("model", "state_dict", "model_state_dict", "module", "net", "raw")
-_AVERAGE = re.compile(r"(^|_)(ema|swa|averaged?|shadow)(_|$)|_ema$|^ema", re.IGNORECASE)
+_LIBRARIES = (training.timm, lightning, training.ultralytics, training.edm2, layouts.by_layout)
+_BESIDE = (folders.transformers, folders.diffusers, folders.accelerate, folders.paddle)
 
 
 def recognise(weights: Weights) -> Recognised:
@@ -67,19 +66,17 @@ def recognise(weights: Weights) -> Recognised:
 
 def _by_structure(weights: Weights) -> Recognised:
     tree = tree_of(weights)
-    for recogniser in (training.timm, training.lightning, training.ultralytics, training.edm2):
-        found = recogniser(tree, weights.where)
-        if found is not None:
-            return _ordered(found)
-    found = state_of_an_averager(tree, "")
-    for look_beside in (
-        folders.transformers,
-        folders.diffusers,
-        folders.accelerate,
-        folders.paddle_detection,
-    ):
+    found = next((f for library in _LIBRARIES if (f := library(tree, weights.where)) is not None), None)
+    found = found or state_of_an_averager(tree, "")
+    for look_beside in _BESIDE:
         found = found or look_beside(weights)
-    return _ordered(found or _by_keys(tree) or _plain(weights, tree))
+    found = found or by_keys(tree) or _plain(weights, tree)
+    step = None if is_weights(tree) else step_inside(tree)
+    if step is None and found.step is None:
+        step = folders.step_beside(weights.where)
+    if step is not None:
+        found = replace(found, step=step.number, step_key=step.source)
+    return _ordered(found)
 
 
 def is_own(weights: Weights) -> bool:
@@ -114,51 +111,14 @@ def _own(weights: Weights) -> Recognised:
     return Recognised("polyak", (part,), header.step, None, header.decay)
 
 
-def _by_keys(tree: Any) -> Recognised | None:
-    """A training script's own dict: each entry by what it is, or else by what its key calls it."""
-    state = mapping(tree)
-    inner: list[Recognised] = []
-    parts: list[Part] = []
-    for key, value in state.items():
-        found = state_of_an_averager(value, str(key))
-        if found is not None:
-            inner.append(found)
-        elif is_weights(value):
-            parts.append(_called(str(key), value))
-    if (not inner and not parts) or is_state_dict(tree):
-        return None
-    parts += [one for found in inner for one in found.parts]
-    averaged = any(one.role == "average" for one in parts)
-    parts = [_beside_an_average(one) if averaged else one for one in parts]
-    raw = [one for one in parts if one.role == "raw"]
-    if len(raw) == 1:
-        parts = [completed(one, raw[0]) if one.header is not None else one for one in parts]
-    averagers = [found for found in inner if found.library != "torch.optim"]
-    first = averagers[0] if len(averagers) == 1 else Recognised("", ())
-    step = next(
-        (n for key in ("global_step", "step") if (n := whole(state.get(key))) is not None), first.step
-    )
-    notes = first.notes if averaged else (*first.notes, PLAIN)
-    return replace(first, parts=tuple(parts), step=step, notes=notes)
-
-
-def _called(key: str, value: Any) -> Part:
-    if _AVERAGE.search(key):
-        return part("average", "average", key, value, f"an average by its key {key!r} alone")
-    return part(key, "unknown", key, value)
-
-
-def _beside_an_average(one: Part) -> Part:
-    """What stands beside an average under a model's usual key is the model that trains."""
-    if one.role == "unknown" and one.path in _RAW:
-        return replace(one, name="raw", role="raw")
-    return one
-
-
 def _plain(weights: Weights, tree: Any) -> Recognised:
     note = _REWRITTEN if KEY in weights.metadata else PLAIN
     tensors = tensors_in(tree) if is_weights(tree) else dict(weights.slots)
-    return Recognised("", (unwrapped(Part("weights", "unknown", "", tensors)),), notes=(note,))
+    whole = unwrapped(Part("weights", "unknown", "", tensors))
+    found = None if has_note(weights) else divided(whole)
+    if found is not None and any(one.role == "average" for one in found.parts):
+        return found
+    return replace(found or Recognised("", (whole,)), notes=(note,))
 
 
 def _ordered(found: Recognised) -> Recognised:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import PurePath
 from typing import Any
 
@@ -16,12 +15,9 @@ from polyak.checkpoints.foreign.parts import (
     is_weights,
     mapping,
     part,
-    same_values,
     whole,
 )
-from polyak.checkpoints.foreign.states import completed, state_of_ema
 from polyak.checkpoints.formats.records import Record
-from polyak.checkpoints.schema import KEY
 from polyak.checkpoints.source import beside, exists
 from polyak.errors import ConfigError
 from polyak.rules import Constant, Decay, Power
@@ -56,72 +52,14 @@ def _timm_decay(args: Mapping[str, Any]) -> tuple[Decay | None, tuple[str, ...]]
         return None, (f"its arguments say model_ema_decay={beta}, which is no decay",)
 
 
-def lightning(tree: Any, where: str) -> Recognised | None:
-    """``Trainer.save_checkpoint``, with or without a callback that averages.
-
-    While a WeightAveraging callback is at work, ``state_dict`` is the average and the model that trains
-    stands under ``current_model_state``. Polyak's callback leaves ``state_dict`` the model that trains.
-    """
-    del where
-    state = mapping(tree)
-    if "pytorch-lightning_version" not in state or not is_weights(state.get("state_dict")):
-        return None
-    model, step = state["state_dict"], whole(state.get("global_step"))
-    rest = optimizer_in(state)
-    notes = (f"version {state['pytorch-lightning_version']}, epoch {state.get('epoch')}",)
-    own = [one for key in state if (one := _kept_by_polyak(state, str(key))) is not None]
-    if own:
-        raw = part("raw", "raw", "state_dict", model)
-        averages = (completed(one, raw) for found in own for one in found.parts)
-        return Recognised("lightning", (*averages, raw, *rest), step, notes=notes)
-    if is_weights(state.get("current_model_state")):
-        average = part("average", "average", "state_dict", model)
-        raw = part("raw", "raw", "current_model_state", state["current_model_state"])
-        if same_values(average.tensors, raw.tensors):
-            note = "equal to the average: Lightning copies it over the model when training ends"
-            raw = replace(raw, notes=(*raw.notes, note))
-        parts = (average, raw)
-        updates = whole(mapping(state.get("averaging_state")).get("n_averaged"))
-        return Recognised("lightning", (*parts, *rest), step, updates, notes=notes)
-    callbacks = mapping(state.get("callbacks"))
-    for name, kept in callbacks.items():
-        average = mapping(kept).get("average_model_state")
-        if is_weights(average):  # StochasticWeightAveraging
-            path = f"callbacks.{name}.average_model_state"
-            parts = (part("average", "average", path, average), part("raw", "raw", "state_dict", model))
-            return Recognised(
-                "lightning", (*parts, *rest), step, whole(mapping(kept).get("n_averaged")), notes=notes
-            )
-    if any("WeightAveraging" in str(name) for name in callbacks):
-        note = (
-            "a weight averaging callback was there but at rest: after training state_dict is the average, "
-            "before it began the raw model"
-        )
-        return Recognised(
-            "lightning", (part("weights", "unknown", "state_dict", model, note), *rest), step, notes=notes
-        )
-    return Recognised("lightning", (part("raw", "raw", "state_dict", model), *rest), step, notes=notes)
-
-
-def _kept_by_polyak(state: Mapping[str, Any], key: str) -> Recognised | None:
-    """The average of one callback of polyak's, under "polyak" or, of several, under "polyak.NAME"."""
-    if key.split(".")[0] != KEY:
-        return None
-    found = state_of_ema(mapping(mapping(state[key]).get("ema")), f"{key}.ema")
-    name = key.removeprefix(KEY).removeprefix(".")
-    if found is None or not name:
-        return found
-    return replace(found, parts=tuple(replace(one, name=f"{name}-{one.name}") for one in found.parts))
-
-
 def ultralytics(tree: Any, where: str) -> Recognised | None:
-    """``BaseTrainer.save_model``: models pickled whole, the average in half precision.
+    """``BaseTrainer.save_model`` and YOLOv5's: models pickled whole, the average in half precision.
 
     ``strip_optimizer``, which ends a training, moves the average to ``model`` and sets the epoch to -1.
     """
     state = mapping(tree)
     models = {key: state[key] for key in ("ema", "model") if is_module(state.get(key))}
-    if not models or not all(_of(model, "ultralytics") for model in models.values()):
+    if not models or not all(_is_yolo(model) for model in models.values()):
         return None
     stripped = "ema" not in models and state.get("epoch") == -1
     parts: list[Part] = []
@@ -167,5 +105,8 @@ def edm2(tree: Any, where: str) -> Recognised | None:
     return Recognised("edm2", (part("average", "average", "ema", model),), decay=decay, notes=tuple(notes))
 
 
-def _of(model: Any, library: str) -> bool:
-    return isinstance(model, Record) and model.module.split(".")[0] == library
+def _is_yolo(model: Any) -> bool:
+    """Of the package, or of the repositories of YOLOv5 and those made from it, whose models are scripts."""
+    return isinstance(model, Record) and (
+        model.module.startswith("ultralytics.") or model.module in ("models.yolo", "models.common")
+    )

@@ -29,6 +29,8 @@ from polyak.errors import CheckpointError
 METADATA = ".metadata"
 _ROOM = "torch.distributed.checkpoint"
 _CELLS = 1 << 22
+_SMALL = 1 << 12  # bytes of a value that is read: a pickled number takes one thousand
+_DEEPEST = 100  # keys that lead to an entry
 _BYTES = np.dtype(np.uint8)
 
 
@@ -85,13 +87,54 @@ def read_folder(folder: Where) -> Weights:
                 if entry.name == "TensorStorageMetadata":
                     slots[_text(name)] = _tensor(name, _attributes(entry), stored, files)
                 else:
-                    others[name] = entry
+                    others[_text(name)] = _unread(stored.get((name, None)), files)
+            tree = _nested(others | slots, metadata.state.get("planner_data"))
             opened.pop_all()
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
         raise CheckpointError(
             f"{folder} is no distributed checkpoint known here: its {METADATA} is malformed ({error!r:.200})."
         ) from error
-    return Weights(str(folder), "dcp", slots, others=others | slots, sources=tuple(files.values()))
+    return Weights(str(folder), "dcp", slots, others=tree, sources=tuple(files.values()))
+
+
+@dataclass(frozen=True)
+class Unread:
+    """A value that is no tensor, left in its file: most are settings of optimizers, and can be very many."""
+
+    window: _Window | None
+
+    def read(self) -> Any:
+        """What was pickled; None if it is large, or nothing that can be read."""
+        if self.window is None or self.window.size > _SMALL:
+            return None
+        try:
+            return tree_of_zip(self.window)
+        except CheckpointError:
+            return None
+
+
+def _unread(info: Mapping[str, Any] | None, files: Mapping[str, Source]) -> Unread:
+    if info is None:
+        return Unread(None)
+    return Unread(_Window(files[info["relative_path"]], int(info["offset"]), int(info["length"])))
+
+
+def _nested(flat: Mapping[str, Any], paths: Any) -> dict[str, Any]:
+    """The state dict as it was before it was flattened, if the metadata says where each entry was.
+
+    Lists become dicts with their places as keys.
+    """
+    if not isinstance(paths, dict):
+        return dict(flat)
+    nested: dict[str, Any] = {}
+    for name, value in flat.items():
+        path = cast("dict[str, Any]", paths).get(name, (name,))
+        *outer, last = [str(key) for key in path[:_DEEPEST]]
+        place = nested
+        for key in outer:
+            place = place.setdefault(key, {})
+        place[last] = value
+    return nested
 
 
 def _tensor(

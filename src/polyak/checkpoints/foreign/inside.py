@@ -1,0 +1,153 @@
+"""Averages inside one state dict: child modules that are copies of the model beside them.
+
+A name alone proves nothing, for a layer too may be called "ema". A child is an average if it is called one
+and each of its tensors has a counterpart of the same name and shape in the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+
+from polyak.checkpoints.foreign.parts import Part, Recognised, below, whole
+from polyak.checkpoints.foreign.states import completed
+from polyak.checkpoints.foreign.vocabulary import is_average, is_optimizer, partners
+from polyak.checkpoints.weights import Slot
+from polyak.rules import Capped, Constant, Decay
+
+Tensors: TypeAlias = Mapping[str, Slot]
+_MOST = 256  # children of one model that are looked at
+_COUNTERS = ("decay", "num_updates", "n_averaged", "initted", "step", "steps")  # of averaging classes
+# What averaging classes call the copy inside them; "online_model" is where ema-pytorch keeps the original.
+_INNER = ("ema_model.", "module.", "model.", "shadow.", "_orig_mod.")
+_ORIGINAL = "online_model."
+
+
+class _Copy(NamedTuple):
+    """An average: the child module it is, its tensors by the names of those they follow, its counters."""
+
+    root: str
+    tensors: dict[str, Slot]
+    counters: dict[str, Slot]
+    squeezed: bool
+
+
+def divided(one: Part) -> Recognised | None:
+    """The averages in a set of weights, and the rest of it; None if it holds none.
+
+    Averages have the names of the tensors they follow and are completed by what is not averaged, so that
+    they are loaded where the raw weights would be.
+    """
+    children = _children(one.tensors)
+    if len(children) > _MOST:
+        return None
+    suspects = {root for root in children if is_average(root) or partners(root)}
+    optimizers = {root for root in children if is_optimizer(root)}
+    rest = _without(one.tensors, suspects | optimizers)
+    copies = [copy for root in sorted(suspects) if (copy := _copy(root, children[root], rest)) is not None]
+    taken = optimizers.union(copy.root for copy in copies)
+    left = _without(one.tensors, taken)
+    if not taken or not left:
+        return None
+    aside = tuple(Part("optimizer", "optimizer", _under(one, r), children[r]) for r in sorted(optimizers))
+    if not copies:
+        return Recognised("", (replace(one, tensors=left), *aside))
+    raw = Part("raw", "raw", one.path, left, one.notes)
+    joined = _joined(copies)
+    averages = tuple(completed(_average(one, copy), raw) for copy in joined)
+    decay, updates = _schedule(joined[0].counters)
+    library = "latent-diffusion" if any(copy.squeezed for copy in copies) else ""
+    return Recognised(library, (*averages, raw, *aside), updates=updates, decay=decay)
+
+
+def _average(one: Part, copy: _Copy) -> Part:
+    why = "an average by its name, with the names and shapes of the model beside it"
+    return Part("average", "average", _under(one, copy.root), copy.tensors, (*one.notes, why))
+
+
+def _under(one: Part, root: str) -> str:
+    return f"{one.path}.{root}" if one.path else root
+
+
+def _children(tensors: Tensors) -> dict[str, dict[str, Slot]]:
+    """The tensors of each child module, by their names in it."""
+    children: dict[str, dict[str, Slot]] = {}
+    for name, slot in tensors.items():
+        root, dot, inner = name.partition(".")
+        if dot:
+            children.setdefault(root, {})[inner] = slot
+    return children
+
+
+def _without(tensors: Tensors, roots: set[str]) -> dict[str, Slot]:
+    return {name: slot for name, slot in tensors.items() if name.partition(".")[0] not in roots}
+
+
+def _copy(root: str, tensors: Tensors, rest: Tensors) -> _Copy | None:
+    counters = {name: tensors[name] for name in _COUNTERS if name in tensors and tensors[name].size == 1}
+    inner = {n: s for n, s in tensors.items() if n not in counters and not n.startswith(_ORIGINAL)}
+    if not inner:
+        return None
+    for names in _unwrapped(inner):
+        for prefix in _prefixes(root, rest):
+            if _follow(names, rest, lambda name, prefix=prefix: prefix + name):
+                return _Copy(root, {prefix + n: slot for n, slot in names.items()}, counters, False)
+    if is_average(root) and not any("." in name for name in inner):
+        for prefix in ("model.", ""):  # LitEma, of latent diffusion, takes the dots out of names
+            dotted = {n.removeprefix(prefix).replace(".", ""): n for n in rest if n.startswith(prefix)}
+            if _follow(inner, rest, lambda name, dotted=dotted: dotted.get(name, "")):
+                return _Copy(root, {dotted[n]: slot for n, slot in inner.items()}, counters, True)
+    return None
+
+
+def _unwrapped(tensors: Tensors) -> Iterator[Tensors]:
+    """The tensors by their names, then without what wraps them, as long as one wrapper holds them all."""
+    while True:
+        yield tensors
+        wrapper = next((w for w in _INNER if tensors and all(n.startswith(w) for n in tensors)), None)
+        if wrapper is None:
+            return
+        tensors = below(tensors, wrapper)
+
+
+def _prefixes(root: str, rest: Tensors) -> Sequence[str]:
+    """What may stand before the names of the model that a child follows."""
+    named = tuple(f"{name}." for name in partners(root))
+    if not is_average(root):
+        return named
+    return (*named, "", *(f"{child}." for child in _children(rest)))
+
+
+def _follow(tensors: Tensors, rest: Tensors, followed: Callable[[str], str]) -> bool:
+    """Whether the tensor that each of these follows, by its name, is there and of the same shape."""
+    return all(
+        (other := rest.get(followed(name))) is not None and other.shape == slot.shape
+        for name, slot in tensors.items()
+    )
+
+
+def _joined(copies: Sequence[_Copy]) -> list[_Copy]:
+    """Copies of different modules, as one average; copies of the same are several."""
+    joined: list[_Copy] = []
+    for copy in copies:
+        for i, one in enumerate(joined):
+            if not one.tensors.keys() & copy.tensors.keys():
+                joined[i] = one._replace(tensors=one.tensors | copy.tensors)
+                break
+        else:
+            joined.append(copy)
+    return joined
+
+
+def _schedule(counters: Tensors) -> tuple[Decay | None, int | None]:
+    """LitEma counts from 0 when its decay warms up, as ``min(β, (1+t)/(10+t))``, and holds -1 when not."""
+    updates = whole(counters.get("num_updates", counters.get("n_averaged")))
+    if "decay" not in counters or "num_updates" not in counters:
+        return None, updates
+    beta = float(str(np.float32(counters["decay"].read().reshape(-1)[0])))
+    if not 0 <= beta <= 1:
+        return None, updates
+    return (Constant(beta) if updates is None else Capped(beta)), updates
