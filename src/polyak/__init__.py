@@ -44,6 +44,7 @@ from polyak.rules import Piecewise as Piecewise
 from polyak.rules import Power as Power
 from polyak.rules import Profile as Profile
 from polyak.rules import Ramp as Ramp
+from polyak.rules import Recency as Recency
 from polyak.rules import Uniform as Uniform
 from polyak.rules import Warmup as Warmup
 from polyak.rules import compose as compose
@@ -78,6 +79,7 @@ __all__ = [
     "Power",
     "Profile",
     "Ramp",
+    "Recency",
     "ServerError",
     "SwapError",
     "Uniform",

@@ -5,6 +5,8 @@ from polyak.rules.decay import Decay as Decay
 from polyak.rules.decay import HalfLife as HalfLife
 from polyak.rules.decay import as_decay as as_decay
 from polyak.rules.decay import compose as compose
+from polyak.rules.pointwise import Recency as Recency
+from polyak.rules.pointwise import annealed as annealed
 from polyak.rules.posthoc import Solution as Solution
 from polyak.rules.posthoc import solve as solve
 from polyak.rules.posthoc import solve_each as solve_each
