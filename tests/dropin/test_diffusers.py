@@ -83,11 +83,20 @@ def test_it_is_diffusers_step_by_step(options: dict[str, Any], frozen: bool) -> 
 def test_a_module_means_its_parameters_with_warmup() -> None:
     model = network()
     a, b = both(model)
-    with pytest.warns(FutureWarning):
-        a.step(model)
-    b.step(model)
+    for ema in (a, b):
+        with pytest.warns(FutureWarning, match=r"(?s)odule.*deprecated.*parameters"):
+            ema.step(model)
     agree(a, b)
     assert b.use_ema_warmup
+
+
+@pytest.mark.parametrize("old", [{"max_value": 0.9}, {"min_value": 0.1}, {"device": "cpu"}, {}], ids=str)
+def test_what_the_original_calls_deprecated_is_called_so_here(old: dict[str, Any]) -> None:
+    model = network()
+    for library in (theirs, ours):
+        with pytest.warns(FutureWarning, match=next(iter(old), "odule")) as told:
+            library.EMAModel(model.parameters() if old else model, **old)
+        assert len(told) == 1
 
 
 @pytest.mark.parametrize("foreach", [False, True])

@@ -147,8 +147,13 @@ def test_wrong_arguments_are_refused() -> None:
         ours.MomentumAnnealingEMA(network(), gamma=0)
     with pytest.raises(ConfigError, match="interval"):
         ours.StochasticWeightAverage(network(), interval=0)
-    with pytest.warns(UserWarning, match=r"momentum=0\.9"):
-        ours.ExponentialMovingAverage(network(), 0.9)
+
+
+@pytest.mark.parametrize("kind", ["ExponentialMovingAverage", "MomentumAnnealingEMA"])
+def test_a_decay_given_as_momentum_is_warned_of_where_it_was_given(kind: str) -> None:
+    with pytest.warns(UserWarning, match=r"momentum=0\.9999 ") as told:
+        getattr(ours, kind)(network(), 0.9999)
+    assert [warning.filename for warning in told] == [__file__]
 
 
 # What is different.

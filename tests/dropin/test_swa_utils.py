@@ -179,8 +179,10 @@ def test_a_layer_added_to_the_model_shifts_no_pair() -> None:
     for name, child in model.named_children():
         grown.add_module(name, child)
     a.update_parameters(grown)
-    b.update_parameters(grown)
     assert torch.equal(a.module[0].weight, grown.extra.weight), "torch pairs by position"
+    with pytest.raises(PlanError, match=r"extra\.weight is in the model and has no average"):
+        b.update_parameters(grown)
+    b.update_parameters(model)
     assert torch.equal(b.module[0].weight, model[0].weight)
     with pytest.raises(PlanError, match=r"1\.weight is missing"):
         b.update_parameters(nn.Sequential(nn.Linear(2, 2)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
 from typing import Any, cast
@@ -16,6 +17,8 @@ from polyak.rules import Capped, Warmup
 from polyak.rules.decay import check, check_beta
 
 Parameters = Iterable[nn.Parameter] | nn.Module
+_OLD = {"max_value": "decay", "min_value": "min_decay", "device": "to()"}
+_MODULE = "parameters is a module, which is deprecated: pass its parameters()."
 _KINDS: dict[str, type] = {
     "decay": Real,
     "min_decay": Real,
@@ -73,8 +76,12 @@ class EMAModel:
         model_config: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        if unknown := sorted(kwargs.keys() - {"max_value", "min_value", "device"}):
+        if unknown := sorted(kwargs.keys() - _OLD.keys()):
             raise ConfigError(f"{', '.join(unknown)}: no such argument.")
+        for name in [key for key, value in kwargs.items() if value is not None]:
+            warnings.warn(f"{name} is an old argument: use {_OLD[name]}.", FutureWarning, stacklevel=2)
+        if isinstance(parameters, nn.Module):
+            warnings.warn(f"{_MODULE} It also means use_ema_warmup=True.", FutureWarning, stacklevel=2)
         self.decay: float = _first(kwargs.get("max_value"), decay)
         self.min_decay: float = _first(kwargs.get("min_value"), min_decay)
         check_beta("decay", self.decay)
@@ -136,6 +143,8 @@ class EMAModel:
 
     def step(self, parameters: Parameters) -> None:
         """Take the parameters' present values in. Call it after each optimizer step."""
+        if isinstance(parameters, nn.Module):
+            warnings.warn(_MODULE, FutureWarning, stacklevel=2)
         lives = self._lives(parameters)
         beta = self.get_decay(self.optimization_step + 1)
         self._lists.update(self.shadow_params, lives, [not p.requires_grad for p in lives], beta)

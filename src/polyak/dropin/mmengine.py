@@ -170,7 +170,7 @@ class ExponentialMovingAverage(_Known):
         if momentum > 0.5:
             warnings.warn(
                 f"momentum={momentum} is the weight of the newest parameters, usually far below 0.5.",
-                stacklevel=2,
+                stacklevel=3 if isinstance(self, MomentumAnnealingEMA) else 2,
             )
         self.momentum = momentum
 

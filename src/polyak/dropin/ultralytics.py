@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 
-from torch import nn
+from torch import Tensor, nn
 
+from polyak.core.plan import Entry, Role
 from polyak.dropin._copy import copied, without_gradients
 from polyak.rules import Ramp
-from polyak.torch.mirror import Mirror
+from polyak.torch.mirror import Mirror, role_in_state_dict
 from polyak.torch.plan import unwrap
+
+_TEACHER = "teacher_model"
+
+
+def _without_teacher(module: nn.Module, entry: Entry[Tensor]) -> Role:
+    """A distilled model holds its teacher, which is not trained."""
+    return "share" if entry.name.startswith(f"{_TEACHER}.") else role_in_state_dict(module, entry)
 
 
 class ModelEMA:
@@ -40,14 +48,12 @@ class ModelEMA:
 
     def __init__(self, model: nn.Module, decay: float = 0.9999, tau: float = 2000, updates: int = 0) -> None:
         self.ema = without_gradients(copied(unwrap(model)).eval())
-        if "teacher_model" in dict(self.ema.named_children()):
-            self.ema.register_module(
-                "teacher_model", None
-            )  # a distilled model holds its teacher, which is not trained
+        if _TEACHER in dict(self.ema.named_children()):
+            self.ema.register_module(_TEACHER, None)
         self.updates, self.enabled = updates, True
         self._ramp = Ramp(decay, tau)
         self.decay: Callable[[int], float] = self._decay
-        self._mirror = Mirror()
+        self._mirror = Mirror(roles=_without_teacher)
 
     def update(self, model: nn.Module) -> None:
         """Take the model's present weights in."""

@@ -133,9 +133,20 @@ class Mirror:
             if mine is module and live is model and not averaged.stale() and not followed.stale():
                 return pairing
         averaged, followed = _found(module, self._selection), _found(model, self._selection)
+        self._refuse_newcomers(model, averaged, followed)
         pairing = self._paired(module, averaged, followed)
         self._known = module, model, averaged, followed, pairing
         return pairing
+
+    def _refuse_newcomers(self, model: nn.Module, averaged: Found, followed: Found) -> None:
+        """A layer added to the model later would stay out of the average without a word."""
+        known = {name for e in averaged.entries.values() for name in (e.name, *e.aliases)}
+        new = [e for e in followed.entries.values() if known.isdisjoint((e.name, *e.aliases)) and e.saved]
+        if joining := [entry.name for entry in new if self._roles(model, entry) != "share"]:
+            raise PlanError(
+                f"{joining[0]} is in the model and has no average: it was added after the average was made. "
+                "Make a new one of the model as it is now."
+            )
 
     def _paired(self, module: nn.Module, averaged: Found, followed: Found) -> Pairing:
         places = {name: e.live for e in followed.entries.values() for name in e.names}
