@@ -19,8 +19,10 @@ from polyak.torch.averages import Averages
 from polyak.torch.engines.choose import EngineName
 from polyak.torch.engines.ensemble import Graph
 from polyak.torch.storage import DType, Settings
+from polyak.torch.untraced import untraced_methods
 
 
+@untraced_methods("update", "replay")
 class EMA(Verbs[nn.Module, Tensor]):
     """One or several averages of a model's weights, updated after each optimizer step.
 

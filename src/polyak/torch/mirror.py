@@ -21,6 +21,7 @@ from polyak.torch.engines.tally import Tally
 from polyak.torch.plan import Plan, entries, walk
 from polyak.torch.storage import Settings
 from polyak.torch.tensors import watched
+from polyak.torch.untraced import untraced
 
 # What becomes of a tensor of the module that holds averages: averaged, copied at each update, or left alone.
 Roles: TypeAlias = Callable[[nn.Module, Entry[Tensor]], Role]
@@ -61,6 +62,7 @@ class Pairing:
         """Whether one of the tensors moved to other memory."""
         return not self._unmoved()
 
+    @untraced
     def update(self, beta: float, step: int) -> None:
         """One update with decay β; ``step`` makes the random bits of 16-bit averages."""
         self._engines.update((beta,), step)
