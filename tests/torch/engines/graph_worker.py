@@ -35,6 +35,15 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
+UNANNOUNCED: tuple[dict[str, Any], ...] = (
+    {},
+    {"on_nonfinite": "ignore"},
+    {"on_nonfinite": "ignore", "compensated": True},
+    {"on_nonfinite": "ignore", "dtype": torch.bfloat16},
+    {"on_nonfinite": "ignore", "dtype": "split"},
+)
+
+
 class Tape(TorchDispatchMode):
     """A graph for a device that there is none of."""
 
@@ -147,9 +156,9 @@ def both(device: str, options: dict[str, Any]) -> dict[str, Any]:
     return out
 
 
-def unannounced(device: str) -> tuple[Any, Any]:
-    """What there is to see of an average before and after a graph replayed by itself, twice."""
-    ema = average(device, decay=0.9)
+def unannounced(device: str, **options: Any) -> tuple[Any, Any]:
+    """What there is to see of an average before and after a graph replayed by itself, twice, with θ NaN."""
+    ema = average(device, decay=0.9, **options)
     ema.update()
     graph = captured(device, ema.update)
 
@@ -207,4 +216,5 @@ if __name__ == "__main__":
     if device == "cpu":
         ensemble.Ensemble.capturing = lambda self: tape.on
     runs = {name: both(device, options) for name, options in OPTIONS.items()}
-    torch.save({"runs": runs, "unannounced": unannounced(device), "refused": refused(device)}, file)
+    alone = [unannounced(device, **options) for options in UNANNOUNCED]
+    torch.save({"runs": runs, "unannounced": alone, "refused": refused(device)}, file)

@@ -73,7 +73,7 @@ def test_each_variant_of_the_kernel_is_tried_once(monkeypatch: pytest.MonkeyPatc
         assert choose.choice(on_gpu(), "auto", skip=True) == "triton"
     choose.choice(on_gpu(), "auto", skip=False)
     float32 = ("float32", (torch.float32, None), 1)
-    assert tried == [(*float32, True), (*float32, False)]
+    assert tried == [(*float32, True, False), (*float32, False, False)]
 
 
 def test_an_engine_asked_for_by_another_name_compiles_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

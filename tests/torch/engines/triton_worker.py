@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.registers import ptx_of
 from polyak.torch.engines import triton, triton_kernels
 from polyak.torch.engines.contract import Pair
 from polyak.torch.engines.rounding import split
@@ -129,7 +130,7 @@ def averaged(device: str) -> dict[tuple[str, str, int], Any]:
             for which, weights in enumerate(WEIGHTS if live == torch.float32 else WEIGHTS[:1]):
                 run = moved(pairs(live, store), device)
                 assert all(map(triton.takes, run))
-                triton.Triton(run, SEED).update(weights, STEP, skip=which == 0)
+                triton.Triton(run, SEED, beside=which == 1).update(weights, STEP, skip=which == 0)
                 assert within(run), (live, store)
                 out[str(live), store, which] = parts(run)
     return out
@@ -190,22 +191,10 @@ def launched(device: str) -> int:
 
 def compiled(architecture: str) -> dict[tuple[str, str], str]:
     """The kernel's assembly by θ's dtype and storage; for an NVIDIA GPU that need not be here."""
-    from triton import compile as build
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    target = GPUTarget("cuda", int(architecture), 32)
-    pointers = ("table", "blocks", "scalars", "seen", "tensors", "updates")
-    types = ("*i64", "*i32", "*i64", "*i64", "*i32", "*i32")
-    out: dict[tuple[str, str], str] = {}
     kinds = [("float32", store) for store in STORES] + [(str(live)[6:], "float32") for live in LIVE[1:]]
-    for live, store in kinds:
-        given = {"TRACKS": 3, "LIVE": live, "STORE": store, "LARGEST": 65504.0, "SKIP": True}
-        signature = {**dict(zip(pointers, types, strict=True)), **dict.fromkeys(given, "constexpr")}
-        aligned = {(i,): [["tt.divisibility", 16]] for i in range(len(pointers))}
-        source = ASTSource(triton_kernels.average, signature, constexprs=given, attrs=aligned)
-        out[live, store] = build(source, target=target, options={"num_warps": 8}).asm["ptx"]
-    return out
+    return {
+        (live, store): ptx_of(int(architecture), live, store, 3, persistent=False) for live, store in kinds
+    }
 
 
 if __name__ == "__main__":

@@ -44,19 +44,20 @@ def check_engine(asked: EngineName) -> None:
         raise ConfigError(f'engine="triton": {_NO_TRITON}.')
 
 
-def choice(pair: Pair, asked: EngineName, skip: bool) -> EngineName:
+def choice(pair: Pair, asked: EngineName, skip: bool, beside: bool = False) -> EngineName:
     """The name of the engine asked for where it can take the pair; else the fastest that can.
 
     Args:
         pair: θ and its averages.
         asked: the engine to prefer, or "auto".
-        skip: whether elements that cannot be stored are skipped, which is a kernel of its own.
+        skip: elements that cannot be stored are skipped.
+        beside: updates run beside the training. Triton has a kernel for each case.
 
     Raises:
         ConfigError: "triton" was asked for and does not run on the pair's device.
     """
     able: list[EngineName] = []
-    if _triton_runs(pair, asked, skip):
+    if _triton_runs(pair, asked, skip, beside):
         able.append("triton")
     if native is not None and native.takes(pair):
         able.append("native")
@@ -66,25 +67,25 @@ def choice(pair: Pair, asked: EngineName, skip: bool) -> EngineName:
     return asked if asked in able else able[0]
 
 
-def _triton_runs(pair: Pair, asked: EngineName, skip: bool) -> bool:
+def _triton_runs(pair: Pair, asked: EngineName, skip: bool, beside: bool) -> bool:
     if triton is None or asked == "foreach" or not triton.takes(pair):
         return False
     if pair.live.is_cpu and asked != "triton":
         return False  # Triton's interpreter, which is for debugging kernels
-    why_not = triton.failure(pair, skip)
+    why_not = triton.failure(pair, skip, beside)
     if why_not and asked == "triton":
         raise ConfigError(f'engine="triton": {why_not}. engine="auto" takes another.')
     return not why_not
 
 
-def made(name: EngineName, pairs: Sequence[Pair], seed: int) -> Engine:
+def made(name: EngineName, pairs: Sequence[Pair], seed: int, beside: bool = False) -> Engine:
     """The engine of that name."""
     if name == "native":
         assert native is not None
         return native.Native(pairs, seed)
     if name == "triton":
         assert triton is not None
-        return triton.Triton(pairs, seed)
+        return triton.Triton(pairs, seed, beside)
     return Blocked(pairs, seed) if name == "blocked" else Foreach(pairs, seed)
 
 

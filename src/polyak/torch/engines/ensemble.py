@@ -147,7 +147,7 @@ class Ensemble:
     ) -> Sequence[Engine]:
         if how == "offload":
             return [Offload(pairs, copies, lane_of(device), partial(_chosen, settings=self._settings))]
-        engines = _chosen(pairs, self._settings)
+        engines = _chosen(pairs, self._settings, beside=how == "overlap")
         return [Overlapped(engine, lane_of(device)) for engine in engines] if how == "overlap" else engines
 
 
@@ -176,8 +176,8 @@ def _grouped(pairs: Sequence[Pair], overlap: bool) -> dict[tuple[Way, torch.devi
     return groups
 
 
-def _chosen(pairs: Sequence[Pair], settings: Settings) -> list[Engine]:
+def _chosen(pairs: Sequence[Pair], settings: Settings, beside: bool = False) -> list[Engine]:
     groups: dict[EngineName, list[Pair]] = {}
     for pair in pairs:
-        groups.setdefault(choice(pair, settings.engine, settings.policy == "skip"), []).append(pair)
-    return [made(name, members, settings.seed) for name, members in groups.items()]
+        groups.setdefault(choice(pair, settings.engine, settings.policy == "skip", beside), []).append(pair)
+    return [made(name, members, settings.seed, beside) for name, members in groups.items()]

@@ -68,6 +68,7 @@ class Triton:
     Args:
         pairs: θ and averages by name, none of them empty, on one GPU, such as the kernel ``takes``.
         seed: makes, with the step, the random bits that round 16-bit averages.
+        beside: updates run beside other kernels, so few programs do all the work; not yet run on a GPU.
 
     Raises:
         ConfigError: the pairs are on several devices.
@@ -75,9 +76,10 @@ class Triton:
 
     name = "triton"
 
-    def __init__(self, pairs: Sequence[Pair], seed: int) -> None:
+    def __init__(self, pairs: Sequence[Pair], seed: int, beside: bool = False) -> None:
         self.pairs, self._seed, self._number = pairs, _signed(seed), 0
         device = _device(pairs)
+        self._programs = _room(device) if beside else None
         groups: dict[tuple[str, str], list[int]] = {}
         for place, pair in enumerate(pairs):
             groups.setdefault((_LIVE[pair.live.dtype], _store(pair)), []).append(place)
@@ -123,7 +125,7 @@ class Triton:
 
     def _launch(self, scalars: Tensor, skip: bool) -> None:
         for group in self._groups:
-            _launch(group, scalars, self._seen, self.counts, skip)
+            _launch(group, scalars, self._seen, self.counts, skip, self._programs)
 
 
 def takes(pair: Pair) -> bool:
@@ -137,22 +139,28 @@ def takes(pair: Pair) -> bool:
     return known and seen and all(t.device == device for t in (*pair.averages, *pair.lows)) and pair.dense
 
 
-def failure(pair: Pair, skip: bool) -> str:
+def failure(pair: Pair, skip: bool, beside: bool = False) -> str:
     """Why the variant of the kernel that this pair needs does not run on its device; "" if it does."""
-    device = pair.live.device
-    return _failure(device, _LIVE[pair.live.dtype], _storage(pair), len(pair.averages), skip)
+    return _failure(
+        pair.live.device, _LIVE[pair.live.dtype], _storage(pair), len(pair.averages), skip, beside
+    )
 
 
 @cache
 def _failure(
-    device: torch.device, live: str, storage: tuple[torch.dtype, torch.dtype | None], tracks: int, skip: bool
+    device: torch.device,
+    live: str,
+    storage: tuple[torch.dtype, torch.dtype | None],
+    tracks: int,
+    skip: bool,
+    beside: bool,
 ) -> str:
     if device.type == "cuda" and INTERPRETED:
         return "TRITON_INTERPRET was set at import, and Triton's interpreter reads host memory only"
     try:
         if device.type == "cuda" and torch.cuda.get_device_capability(device) < _OLDEST:
             return f"{torch.cuda.get_device_name(device)} is too old: compute capability below {_OLDEST}"
-        _launch_nothing(device, live, storage, tracks, skip)
+        _launch_nothing(device, live, storage, tracks, skip, beside)
     except Exception as error:  # of Triton, its compiler, the C compiler, the driver, the file system
         first = str(error).strip().partition("\n")[0]
         return f"Triton does not run here: {type(error).__name__}: {first}"
@@ -160,7 +168,12 @@ def _failure(
 
 
 def _launch_nothing(
-    device: torch.device, live: str, storage: tuple[torch.dtype, torch.dtype | None], tracks: int, skip: bool
+    device: torch.device,
+    live: str,
+    storage: tuple[torch.dtype, torch.dtype | None],
+    tracks: int,
+    skip: bool,
+    beside: bool,
 ) -> None:
     """Compile and launch a variant of the kernel, for one block of a tensor without elements."""
 
@@ -170,26 +183,41 @@ def _launch_nothing(
     table = zeros(1, cast(int, kernels.COLUMNS.value) + 2 * tracks)
     group = _Group(table, zeros(1, 2, dtype=torch.int32), live, _STORE[storage], torch.finfo(storage[0]).max)
     counts = Counts(zeros(1, dtype=torch.int32), zeros(dtype=torch.int32))
-    _launch(group, zeros(cast(int, kernels.SCALARS.value) + tracks), zeros(2), counts, skip)
+    _launch(
+        group, zeros(cast(int, kernels.SCALARS.value) + tracks), zeros(2), counts, skip, 1 if beside else None
+    )
     if device.type == "cuda":
         torch.cuda.synchronize(device)  # a launch can fail after it returned
 
 
-def _launch(group: _Group, scalars: Tensor, seen: Tensor, counts: Counts, skip: bool) -> None:
+def _room(device: torch.device) -> int:
+    """Programs that leave most of a GPU to others: one for each multiprocessor, which runs several."""
+    if device.type != "cuda":
+        return 1
+    return cast(int, torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+def _launch(
+    group: _Group, scalars: Tensor, seen: Tensor, counts: Counts, skip: bool, programs: int | None
+) -> None:
+    """All blocks of a group, by ``programs`` that take turns, or by a program each."""
     kernel = cast(Any, kernels.average)
+    count = len(group.blocks)
     with torch.cuda.device_of(scalars):
-        kernel[(len(group.blocks),)](
+        kernel[(count if programs is None else min(programs, count),)](
             group.table,
             group.blocks,
             scalars,
             seen,
             counts.tensors,
             counts.updates,
+            count,
             TRACKS=len(scalars) - cast(int, kernels.SCALARS.value),
             LIVE=group.live,
             STORE=group.store,
             LARGEST=group.largest,
             SKIP=skip,
+            PERSISTENT=programs is not None,
             num_warps=_WARPS,
         )
 

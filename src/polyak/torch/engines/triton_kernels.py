@@ -23,10 +23,61 @@ COLUMNS = tl.constexpr(5)  # of a row: θ, elements, of them in aligned memory, 
 SCALARS = tl.constexpr(3)  # of an update before its weights: seed, step, number
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def average(
     table,
     blocks,
+    scalars,
+    seen,
+    tensors,
+    updates,
+    count,
+    TRACKS: tl.constexpr,
+    LIVE: tl.constexpr,
+    STORE: tl.constexpr,
+    LARGEST: tl.constexpr,
+    SKIP: tl.constexpr,
+    PERSISTENT: tl.constexpr,
+):
+    """``avg ← avg + w·(θ - avg)``, block by block.
+
+    Args:
+        table: int64 [pairs, COLUMNS + 2·TRACKS]: of each its columns, addresses of averages, then of lows.
+        blocks: int32 [count, 2]: a row of the table, and which of its blocks.
+        scalars: int64 [SCALARS + TRACKS]: seed, step, number of the update, bits of the float64 weights.
+        seen: int64 [1 + all pairs]: the last update counted, of all tensors and of each.
+        tensors, updates: as in ``Counts``.
+        count: blocks in all.
+        LIVE, STORE: the dtype of θ; of the averages, or "split" or "compensated".
+        LARGEST: what the storage can hold.
+        SKIP: elements of θ beyond that keep their average, and are counted.
+        PERSISTENT: few programs take turns at the blocks, which leaves room on the GPU for other kernels;
+            otherwise there is a program for each block.
+    """
+    if PERSISTENT:
+        for number in range(tl.program_id(0), count, tl.num_programs(0)):
+            _one(
+                table,
+                blocks + 2 * number,
+                scalars,
+                seen,
+                tensors,
+                updates,
+                TRACKS,
+                LIVE,
+                STORE,
+                LARGEST,
+                SKIP,
+            )
+    else:
+        at = blocks + 2 * tl.program_id(0)
+        _one(table, at, scalars, seen, tensors, updates, TRACKS, LIVE, STORE, LARGEST, SKIP)
+
+
+@triton.jit
+def _one(
+    table,
+    at,
     scalars,
     seen,
     tensors,
@@ -37,32 +88,28 @@ def average(
     LARGEST: tl.constexpr,
     SKIP: tl.constexpr,
 ):
-    """``avg ← avg + w·(θ - avg)`` in one block of one tensor.
-
-    Args:
-        table: int64 [pairs, COLUMNS + 2·TRACKS]: of each its columns, addresses of averages, then of lows.
-        blocks: int32 [programs, 2]: a row of the table, and which of its blocks.
-        scalars: int64 [SCALARS + TRACKS]: seed, step, number of the update, bits of the float64 weights.
-        seen: int64 [1 + all pairs]: the last update counted, of all tensors and of each.
-        tensors, updates: as in ``Counts``.
-        LIVE, STORE: the dtype of θ; of the averages, or "split" or "compensated".
-        LARGEST: what the storage can hold.
-        SKIP: elements of θ beyond that keep their average, and are counted.
-    """
-    at = blocks + 2 * tl.program_id(0)
+    """The block that ``at`` names."""
     row = table + tl.load(at).to(tl.int64) * (COLUMNS + 2 * TRACKS)
     first = tl.load(at + 1).to(tl.int64) * BLOCK
+    live = tl.load(row)
+    left = tl.minimum(tl.load(row + 1) - first, BLOCK).to(tl.int32)
     # Known alignment and no mask make the memory accesses 16 bytes wide.
     if first + BLOCK <= tl.load(row + 2):
-        _block(row, first, scalars, seen, tensors, updates, TRACKS, LIVE, STORE, LARGEST, SKIP, True)
+        _block(
+            row, live, first, left, scalars, seen, tensors, updates, TRACKS, LIVE, STORE, LARGEST, SKIP, True
+        )
     else:
-        _block(row, first, scalars, seen, tensors, updates, TRACKS, LIVE, STORE, LARGEST, SKIP, False)
+        _block(
+            row, live, first, left, scalars, seen, tensors, updates, TRACKS, LIVE, STORE, LARGEST, SKIP, False
+        )
 
 
 @triton.jit
 def _block(
     row,
+    live,
     first,
+    left,
     scalars,
     seen,
     tensors,
@@ -74,13 +121,12 @@ def _block(
     SKIP: tl.constexpr,
     WHOLE: tl.constexpr,
 ):
+    """Elements ``first`` to ``first + left``. Places in a block are 32-bit, which takes fewer registers."""
     i = tl.arange(0, BLOCK // 2)
-    at0 = first + (i // 512 * 1024 + i % 512)
+    at0 = i // 512 * 1024 + i % 512
     at1 = at0 + 512
-    size = tl.load(row + 1)
-    live = tl.load(row)
-    x0 = _widened(live, at0, size, LIVE, STORE, WHOLE)
-    x1 = _widened(live, at1, size, LIVE, STORE, WHOLE)
+    x0 = _widened(live, first, at0, left, LIVE, STORE, WHOLE)
+    x1 = _widened(live, first, at1, left, LIVE, STORE, WHOLE)
     fine0 = tl.abs(x0) <= LARGEST  # false for a NaN
     fine1 = tl.abs(x1) <= LARGEST
     for track in tl.static_range(TRACKS):
@@ -91,8 +137,13 @@ def _block(
         words = _words((first // 2).to(tl.uint32) + i.to(tl.uint32), key)
         random0 = (words & 0xFFFF).to(tl.int32)
         random1 = (words >> 16).to(tl.int32)
-        _blend(address, low, at0, size, x0, fine0, weight, random0, STORE, SKIP, WHOLE)
-        _blend(address, low, at1, size, x1, fine1, weight, random1, STORE, SKIP, WHOLE)
+        # All is loaded before anything is stored: to the compiler the addresses may be the same.
+        a0, b0 = _kept(address, low, first, at0, left, STORE, WHOLE)
+        a1, b1 = _kept(address, low, first, at1, left, STORE, WHOLE)
+        new0, rest0 = _blended(a0, b0, x0, weight, random0, STORE)
+        new1, rest1 = _blended(a1, b1, x1, weight, random1, STORE)
+        _keep(address, low, first, at0, left, new0, rest0, a0, b0, fine0, STORE, SKIP, WHOLE)
+        _keep(address, low, first, at1, left, new1, rest1, a1, b1, fine1, STORE, SKIP, WHOLE)
     if SKIP:  # noqa: SIM102 -- this one is decided when the kernel is compiled
         if tl.min((fine0 & fine1).to(tl.int32), axis=0) == 0:
             number = tl.load(scalars + 2)
@@ -109,70 +160,87 @@ def _count(seen, count, number):
 
 
 @triton.jit
-def _blend(
+def _kept(address, low, first, at, left, STORE: tl.constexpr, WHOLE: tl.constexpr):
+    """One tile of an average and of what is kept below it; 16-bit formats by their bits, as any GPU can."""
+    if STORE == "compensated":
+        a = _load(address, first, at, left, tl.pointer_type(tl.float32), WHOLE)
+        b = _load(low, first, at, left, tl.pointer_type(tl.float32), WHOLE)
+        return a, b
+    elif STORE == "split":
+        a = _load(address, first, at, left, tl.pointer_type(tl.int16), WHOLE)
+        b = _load(low, first, at, left, tl.pointer_type(tl.int8), WHOLE)
+        return a, b
+    elif STORE == "bfloat16":
+        a = _load(address, first, at, left, tl.pointer_type(tl.int16), WHOLE)
+        return a, a
+    elif STORE == "float16":
+        a = _load(address, first, at, left, tl.pointer_type(tl.float16), WHOLE)
+        return a, a
+    elif STORE == "float64":
+        a = _load(address, first, at, left, tl.pointer_type(tl.float64), WHOLE)
+        return a, a
+    else:
+        a = _load(address, first, at, left, tl.pointer_type(tl.float32), WHOLE)
+        return a, a
+
+
+@triton.jit
+def _blended(a, b, x, weight, random, STORE: tl.constexpr):
+    """A tile averaged: what is to be kept, and below it."""
+    if STORE == "compensated":
+        w = weight.to(tl.float32)
+        # Of weights 0 and 1 nothing is computed: θ may be NaN where nothing moves, θ - a may overflow.
+        step = w * tl.where((weight > 0) & (weight < 1), (x - a) - b, 0.0) + b
+        total = a + step
+        taken = total - a
+        lost = (a - (total - taken)) + (step - taken)
+        return tl.where(weight < 1, total, x), tl.where(weight < 1, lost, 0.0)
+    elif STORE == "split":
+        whole = (a.to(tl.int32) << 16) + (b.to(tl.int32) << 8)
+        new = (_bits(_lerp(whole.to(tl.float32, bitcast=True), x, weight)) + (random & 0xFF)) >> 8
+        high = (new + 0x80) >> 8
+        return high.to(tl.int16), (new - (high << 8)).to(tl.int8)
+    elif STORE == "bfloat16":
+        new = ((_bits(_lerp(_from_bfloat16(a), x, weight)) + random) >> 16).to(tl.int16)
+        return new, new
+    elif STORE == "float16":
+        new = _round_float16(_lerp(a.to(tl.float32), x, weight), random)
+        return new, new
+    else:
+        new = _lerp(a, x, weight)
+        return new, new
+
+
+@triton.jit
+def _keep(
     address,
     low,
+    first,
     at,
-    size,
-    x,
+    left,
+    new,
+    rest,
+    a,
+    b,
     fine,
-    weight,
-    random,
     STORE: tl.constexpr,
     SKIP: tl.constexpr,
     WHOLE: tl.constexpr,
 ):
-    """One tile of one track. 16-bit formats are handled by their bits, which any GPU can."""
-    if STORE == "compensated":
-        a = _load(address, at, size, tl.pointer_type(tl.float32), WHOLE)
-        b = _load(low, at, size, tl.pointer_type(tl.float32), WHOLE)
-        w = weight.to(tl.float32)
-        step = w * ((x - a) - b) + b
-        total = a + step
-        taken = total - a
-        lost = (a - (total - taken)) + (step - taken)
-        # At weight 1 θ itself, since θ - a may overflow where θ cannot.
-        _store(
-            address,
-            at,
-            size,
-            tl.where(weight < 1, total, x),
-            a,
-            fine,
-            tl.pointer_type(tl.float32),
-            SKIP,
-            WHOLE,
-        )
-        _store(
-            low, at, size, tl.where(weight < 1, lost, 0.0), b, fine, tl.pointer_type(tl.float32), SKIP, WHOLE
-        )
-    elif STORE == "split":
-        a = _load(address, at, size, tl.pointer_type(tl.int16), WHOLE)
-        b = _load(low, at, size, tl.pointer_type(tl.int8), WHOLE)
-        whole = (a.to(tl.int32) << 16) + (b.to(tl.int32) << 8)
-        new = (_bits(_lerp(whole.to(tl.float32, bitcast=True), x, weight)) + (random & 0xFF)) >> 8
-        high = (new + 0x80) >> 8
-        _store(address, at, size, high.to(tl.int16), a, fine, tl.pointer_type(tl.int16), SKIP, WHOLE)
-        _store(low, at, size, (new - (high << 8)).to(tl.int8), b, fine, tl.pointer_type(tl.int8), SKIP, WHOLE)
-    elif STORE == "bfloat16":
-        a = _load(address, at, size, tl.pointer_type(tl.int16), WHOLE)
-        new = (_bits(_lerp(_from_bfloat16(a), x, weight)) + random) >> 16
-        _store(address, at, size, new.to(tl.int16), a, fine, tl.pointer_type(tl.int16), SKIP, WHOLE)
-    elif STORE == "float16":
-        a = _load(address, at, size, tl.pointer_type(tl.float16), WHOLE)
-        new = _round_float16(_lerp(a.to(tl.float32), x, weight), random)
-        _store(address, at, size, new, a, fine, tl.pointer_type(tl.float16), SKIP, WHOLE)
-    else:
-        a = _load(address, at, size, tl.pointer_type(x.dtype), WHOLE)
-        _store(address, at, size, _lerp(a, x, weight), a, fine, tl.pointer_type(x.dtype), SKIP, WHOLE)
+    _store(address, first, at, left, new, a, fine, SKIP, WHOLE)
+    if STORE == "compensated" or STORE == "split":
+        _store(low, first, at, left, rest, b, fine, SKIP, WHOLE)
 
 
 @triton.jit
 def _lerp(a, x, weight):
-    """``a + w·(x - a)``, written from the nearer end, where it is exact; at weight 1 x, whatever a is."""
+    """``a + w·(x - a)``, written from the nearer end, where it is exact.
+
+    At weight 1 it is x whatever a is, and at weight 0 a whatever x is: a replay that nobody prepared.
+    """
     far = weight >= 0.5
     of = tl.where(far, weight - 1, weight).to(x.dtype)
-    return tl.where(far, x, a) + of * tl.where(weight < 1, x - a, 0.0)
+    return tl.where(far, x, a) + of * tl.where((weight > 0) & (weight < 1), x - a, 0.0)
 
 
 @triton.jit
@@ -199,16 +267,16 @@ def _round_float16(x, random):
 
 
 @triton.jit
-def _widened(address, at, size, LIVE: tl.constexpr, STORE: tl.constexpr, WHOLE: tl.constexpr):
+def _widened(address, first, at, left, LIVE: tl.constexpr, STORE: tl.constexpr, WHOLE: tl.constexpr):
     """θ as the arithmetic wants it."""
     if LIVE == "bfloat16":
-        x = _from_bfloat16(_load(address, at, size, tl.pointer_type(tl.int16), WHOLE))
+        x = _from_bfloat16(_load(address, first, at, left, tl.pointer_type(tl.int16), WHOLE))
     elif LIVE == "float16":
-        x = _load(address, at, size, tl.pointer_type(tl.float16), WHOLE).to(tl.float32)
+        x = _load(address, first, at, left, tl.pointer_type(tl.float16), WHOLE).to(tl.float32)
     elif LIVE == "float64":
-        x = _load(address, at, size, tl.pointer_type(tl.float64), WHOLE)
+        x = _load(address, first, at, left, tl.pointer_type(tl.float64), WHOLE)
     else:
-        x = _load(address, at, size, tl.pointer_type(tl.float32), WHOLE)
+        x = _load(address, first, at, left, tl.pointer_type(tl.float32), WHOLE)
     if STORE == "float64":
         return x.to(tl.float64)
     else:
@@ -216,24 +284,24 @@ def _widened(address, at, size, LIVE: tl.constexpr, STORE: tl.constexpr, WHOLE: 
 
 
 @triton.jit
-def _load(address, at, size, POINTER: tl.constexpr, WHOLE: tl.constexpr):
-    pointer = address.to(POINTER)
+def _load(address, first, at, left, POINTER: tl.constexpr, WHOLE: tl.constexpr):
+    pointer = address.to(POINTER) + first
     if WHOLE:
         return tl.load(tl.multiple_of(pointer, 16) + at)
     else:
-        return tl.load(pointer + at, mask=at < size, other=0)
+        return tl.load(pointer + at, mask=at < left, other=0)
 
 
 @triton.jit
-def _store(address, at, size, new, old, fine, POINTER: tl.constexpr, SKIP: tl.constexpr, WHOLE: tl.constexpr):
+def _store(address, first, at, left, new, old, fine, SKIP: tl.constexpr, WHOLE: tl.constexpr):
     """What is skipped is written back rather than masked, which would narrow the accesses."""
-    pointer = address.to(POINTER)
+    pointer = address.to(tl.pointer_type(old.dtype)) + first
     if SKIP:
         new = tl.where(fine, new, old)
     if WHOLE:
         tl.store(tl.multiple_of(pointer, 16) + at, new)
     else:
-        tl.store(pointer + at, new, mask=at < size)
+        tl.store(pointer + at, new, mask=at < left)
 
 
 @triton.jit
