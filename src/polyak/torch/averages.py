@@ -50,6 +50,8 @@ class Averages(core.Averages[nn.Module, Tensor]):
         self._guards = 0  # optimizers that call before_step
         self._swaps: dict[str, Swap] = {}
         self._graph: Graph | None = None  # what the next update is part of
+        # Graphs hold addresses of engines' tables and of averages: all of them stay as long as this does.
+        self._captured: list[Ensemble] = []
         self._engines = Ensemble((), (), settings, self._tally)
         super().__init__(model, decays, selection, settings.policy, tensors)
 
@@ -110,12 +112,25 @@ class Averages(core.Averages[nn.Module, Tensor]):
             raise PlanError(
                 "the model's tensors or averages moved after the last update: let a step run, then capture."
             )
+        self._refuse_host_buffers()
         self._engines.record()
+        if self._engines not in self._captured:
+            self._captured.append(self._engines)
         return True
 
     @contextmanager
     def replaying(self, graph: Graph) -> Generator[None]:
-        """The next update is the one that ``graph`` holds. It is replayed once, with an update or without."""
+        """The next update is the one that ``graph`` holds. It is replayed once, with an update or without.
+
+        Raises:
+            PlanError: no update of the present engines was captured. Nothing was replayed or counted.
+        """
+        if self.plan.stale() or self._kept.moved() or self._engines not in self._captured:
+            raise PlanError(
+                "no update of the model's present tensors was captured: capture a graph in which "
+                "ema.update() is called, and again whenever the model's tensors have moved, a state was "
+                "loaded or the average was reset."
+            )
         self._graph = graph
         try:
             yield
@@ -123,6 +138,16 @@ class Averages(core.Averages[nn.Module, Tensor]):
                 graph.replay()
         finally:
             self._graph = None
+
+    def _refuse_host_buffers(self) -> None:
+        devices = {entry.live.device for entry in self.plan.having("average")}
+        for entry in self.plan.having("copy"):
+            if entry.live.device not in devices:
+                raise ConfigError(
+                    f"{entry.name} is a buffer on {entry.live.device} that the average copies: a graph would "
+                    "copy it while captured and never again. Move it to the model's device, or leave it out "
+                    f"(exclude={entry.name!r}), or call ema.update() after graph.replay() instead."
+                )
 
     def _taken(self) -> Graph | None:
         graph, self._graph = self._graph, None

@@ -6,8 +6,11 @@ graph is a tape: what is told to the device while it records is kept and not don
 
 from __future__ import annotations
 
+import copy
+import gc
 import math
 import sys
+import weakref
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from functools import partial
@@ -211,10 +214,55 @@ def refused(device: str) -> dict[str, str]:
     return out
 
 
+def left_behind(device: str, every: int) -> dict[str, dict[str, Any]]:
+    """Replays after the engine a graph was captured with was replaced, at each step of ``every``.
+
+    Returns:
+        For each way to replace it what every replay said, whether any moved anything, and whether the
+        engine that the graph points to is still there.
+    """
+    out: dict[str, dict[str, Any]] = {}
+    for how in ("load_state_dict", "reset", "moved"):
+        ema = average(device, decay=0.9, every=every)
+        for _ in range(every):
+            ema.update()
+        graph = captured(device, ema.update)
+        engine = weakref.ref(ema._averages._engines)  # pyright: ignore[reportPrivateUsage]
+        if how == "load_state_dict":
+            ema.load_state_dict(copy.deepcopy(ema.state_dict()))
+        elif how == "reset":
+            ema.reset()
+        else:
+            ema.model[0].weight.data = ema.model[0].weight.data.clone()
+        gc.collect()
+        before = seen(ema)
+        said = [error(lambda ema=ema, graph=graph: ema.replay(graph)) for _ in range(2 * every)]
+        after = seen(ema)
+        kept = all(map(torch.equal, before["tensors"].values(), after["tensors"].values()))
+        same = kept and (before["step"], before["profiles"]) == (after["step"], after["profiles"])
+        out[how] = {"said": said, "same": same, "alive": engine() is not None}
+    return out
+
+
+def host_buffer(device: str) -> str:
+    """What is said when a copied buffer is not on the model's device."""
+    model = network(device)
+    model.register_buffer("table", torch.zeros(3, device="meta" if device == "cpu" else "cpu"))
+    model.table = torch.zeros(3)
+    ema = polyak.EMA(model, 0.9, engine="triton")
+    ema.update()
+    entry = ema._averages.plan.entries["table"]  # pyright: ignore[reportPrivateUsage]
+    if device == "cpu":  # there is but one device here: say that the rest of the model is on another
+        entry.tensors[0] = torch.zeros(3, device="meta")
+    return error(lambda: captured(device, ema.update))
+
+
 if __name__ == "__main__":
     device, file = sys.argv[1:]
     if device == "cpu":
         ensemble.Ensemble.capturing = lambda self: tape.on
     runs = {name: both(device, options) for name, options in OPTIONS.items()}
     alone = [unannounced(device, **options) for options in UNANNOUNCED]
-    torch.save({"runs": runs, "unannounced": alone, "refused": refused(device)}, file)
+    behind = {every: left_behind(device, every) for every in (1, 3)}
+    out = {"runs": runs, "unannounced": alone, "refused": refused(device), "left behind": behind}
+    torch.save(out | {"host buffer": host_buffer(device)}, file)

@@ -57,6 +57,22 @@ def test_what_cannot_be_captured_is_refused(found: dict[str, Any]) -> None:
     assert told["stale"].startswith("PlanError: the model's tensors moved after the last update")
 
 
+@pytest.mark.parametrize("every", [1, 3])
+@pytest.mark.parametrize("how", ["load_state_dict", "reset", "moved"])
+def test_a_graph_of_an_engine_left_behind_is_refused_at_every_step(
+    found: dict[str, Any], every: int, how: str
+) -> None:
+    behind = found["left behind"][every][how]
+    assert len(behind["said"]) == 2 * every
+    assert all(said.startswith("PlanError: no update of the model's present") for said in behind["said"])
+    assert behind["same"], "nothing was replayed or counted"
+    assert behind["alive"], "the graph still points to its tables"
+
+
+def test_a_buffer_that_no_graph_would_copy_is_refused_by_name(found: dict[str, Any]) -> None:
+    assert found["host buffer"].startswith("ConfigError: table is a buffer on ")
+
+
 def test_a_graph_of_tensors_left_behind_is_not_replayed(found: dict[str, Any]) -> None:
     assert found["refused"]["moved"].startswith("PlanError: no update of the model's present tensors")
     assert found["refused"]["never captured"].startswith("PlanError: no update of the model's present")

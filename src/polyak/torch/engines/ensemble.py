@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from polyak.core.nonfinite import refuse_nonfinite
-from polyak.errors import ConfigError, PlanError
+from polyak.errors import ConfigError
 from polyak.torch.engines.aside import Aside, CudaLane, Lane, Offload, Overlapped
 from polyak.torch.engines.choose import EngineName, choice, described, made, recordable
 from polyak.torch.engines.contract import Engine, Pair
@@ -106,16 +106,7 @@ class Ensemble:
         self._recorded = engines
 
     def replay(self, graph: Graph, betas: Sequence[float], step: int) -> None:
-        """The update that was recorded, with these decays, and all else in the graph.
-
-        Raises:
-            PlanError: it was not these tensors' update that was recorded.
-        """
-        if not self._recorded:
-            raise PlanError(
-                "no update of the model's present tensors was captured: capture a graph in which "
-                "ema.update() is called, and again whenever the model's tensors have moved."
-            )
+        """The update that was recorded, with these decays, and all else in the graph."""
         weights = tuple([1 - beta for beta in betas])
         for engine in self._recorded:
             engine.prepare(weights, step)
