@@ -145,6 +145,7 @@ class Scale(nn.Layer):
         return x * self.weight + self.bias
 
 
+@pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0:DeprecationWarning")  # Paddle's
 @pytest.mark.usefixtures("accelerated")
 @pytest.mark.parametrize(("name", "by"), ways("step", "unscale_ and step", "minimize"))
 def test_steps_that_a_scaler_skips_are_not_counted(name: str, by: str) -> None:
