@@ -55,6 +55,7 @@ if TYPE_CHECKING:
 
 __version__ = version("polyak")
 
+_ROOMS = ("paddle", "torch")
 _LAZY = {"EMA": "polyak.torch", "update_batchnorm": "polyak.torch"}
 
 __all__ = [
@@ -94,6 +95,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name in _ROOMS:  # so that polyak.paddle.EMA is there after ``import polyak``
+        return import_module(f"polyak.{name}")
     if name in _LAZY:
         return getattr(import_module(_LAZY[name]), name)
     raise AttributeError(f"module 'polyak' has no attribute {name!r}")

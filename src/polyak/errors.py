@@ -44,7 +44,8 @@ class ServerError(PolyakError):
 
 
 class MissingExtraError(PolyakError, ImportError):
-    """An optional package is not installed; the message holds the pip line."""
+    """An optional package is not installed; the message holds the pip line, and what serves without it."""
 
-    def __init__(self, package: str, extra: str) -> None:
-        super().__init__(f'{package} is not installed. Install it with: pip install "polyak[{extra}]"')
+    def __init__(self, package: str, extra: str, instead: str = "") -> None:
+        pip = f'{package} is not installed. Install it with: pip install "polyak[{extra}]"'
+        super().__init__(f"{pip}. {instead}" if instead else pip)

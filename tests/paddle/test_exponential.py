@@ -13,7 +13,8 @@ from paddle import Tensor, nn, static
 from paddle.base.layer_helper import LayerHelper
 from paddle.pir_utils import OldIrGuard
 
-from polyak import CheckpointError, ConfigError, PlanError, SwapError
+from polyak import CheckpointError, ConfigError, PlanError, SwapError, load
+from polyak.checkpoints.describe import describe
 from polyak.paddle import ExponentialMovingAverage
 
 from .conftest import array, assert_restored, fill, network, snapshot
@@ -184,11 +185,90 @@ def test_need_restore_false_leaves_the_average_in() -> None:
     with average.apply(need_restore=False):
         pass
     assert float(layer.weight.mean()) < 1.9
-    with pytest.raises(SwapError, match="the model holds the average"):
+    with pytest.raises(SwapError, match=r"^step: apply_to\(\) put the average .* Call restore\(\)"):
         average.step()
     average.restore()
     assert_restored(layer, before)
     average.step()
+
+
+VERBS: dict[str, Any] = {
+    "step": lambda average, path: average.step(),
+    "update": lambda average, path: average.update(),
+    "state_dict": lambda average, path: average.state_dict(),
+    "set_state_dict": lambda average, path: average.set_state_dict({}),
+    "save": lambda average, path: average.save(path),
+}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_restore_that_was_forgotten_is_named(verb: str, tmp_path: Path) -> None:
+    _, average = stepped()
+    average.apply_to()
+    with pytest.raises(SwapError, match=r"nothing has taken it out\. Call restore\(\) after evaluating"):
+        VERBS[verb](average, tmp_path / "average.safetensors")
+    assert list(tmp_path.iterdir()) == []
+    assert average.ema.live == "average"
+    average.restore()
+    average.step()
+    assert average.ema.step == 3
+
+
+def test_arguments_of_the_static_class_that_mean_nothing_here_are_taken() -> None:
+    layer, average = stepped(thres_steps=None, name="ema")
+    before, executor = snapshot(layer), static.Executor(paddle.CPUPlace())
+    with average.apply(executor, need_restore=True):
+        assert float(layer.weight.mean()) < 1.9
+    assert_restored(layer, before)
+    with average.apply(executor, False):
+        pass
+    average.restore(executor)
+    assert_restored(layer, before)
+
+
+REFUSED: dict[str, tuple[Any, str]] = {
+    "the decay first": (
+        lambda p: ExponentialMovingAverage(0.99),
+        r"parameters=0\.99: .*\(layer, decay=0\.99\)",
+    ),
+    "a step as a tensor": (
+        lambda p: ExponentialMovingAverage(p, 0.9, thres_steps=paddle.ones([1])),
+        r"thres_steps is a Tensor: must be True or False",
+    ),
+    "need_restore in place of the executor": (
+        lambda p: ExponentialMovingAverage(p).apply(False),
+        r"apply\(False\): first comes the executor.*need_restore=False",
+    ),
+    "restore of something": (lambda p: ExponentialMovingAverage(p).restore("cpu"), r"restore\('cpu'\)"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_arguments_of_the_static_class_that_mean_something_else_are_refused(what: str) -> None:
+    call, says = REFUSED[what]
+    with pytest.raises(ConfigError, match=says):
+        call(nn.Linear(2, 2).parameters())
+
+
+def test_a_file_made_of_a_list_says_that_its_names_fit_no_layer(tmp_path: Path) -> None:
+    layer, average = stepped()
+    with pytest.warns(
+        UserWarning, match=r"names its tensors as Paddle numbers parameters.*'linear_\d+\.\w_0'"
+    ):
+        average.save(tmp_path / "list.safetensors")
+    [note] = [n for n in describe(tmp_path / "list.safetensors").notes if "fit no layer" in n]
+    assert "use_structured_name=False" in note
+    missing, unexpected = layer.set_state_dict(
+        load(tmp_path / "list.safetensors").tensors, use_structured_name=False
+    )
+    assert (missing, unexpected) == ([], [])
+    with average.apply_to():
+        applied = array(layer.weight)
+    np.testing.assert_array_equal(load(tmp_path / "list.safetensors").tensors[layer.weight.name], applied)
+    whole = ExponentialMovingAverage(layer, 0.9)
+    whole.save(tmp_path / "layer.safetensors")
+    assert not any("fit no layer" in n for n in describe(tmp_path / "layer.safetensors").notes)
+    assert set(load(tmp_path / "layer.safetensors").tensors) == set(layer.state_dict())
 
 
 def test_applying_twice_is_refused_and_restores_nothing() -> None:

@@ -50,3 +50,19 @@ def test_without_paddle_the_error_is_the_pip_line(name: str) -> None:
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("polyak.errors.MissingExtraError")
     assert 'pip install "polyak[paddle]"' in last
+
+
+def test_the_front_door_leads_to_paddles_room() -> None:
+    done = python(
+        "import polyak, paddle; print(polyak.paddle.EMA(paddle.nn.Linear(2, 2)).step)\n"
+        "polyak.EMA(paddle.nn.Linear(2, 2))"
+    )
+    assert done.stdout.split() == ["0"]
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.endswith('pip install "polyak[torch]". Layers of PaddlePaddle go to polyak.paddle.EMA.')
+
+
+def test_the_command_that_measures_torch_names_paddles_way() -> None:
+    done = python("from polyak.cli import main; import sys; sys.argv = ['polyak', 'bench']; main()")
+    assert done.returncode == 1
+    assert "For PaddlePaddle: python -m benchmarks.paddle" in done.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -245,7 +246,7 @@ def _own(weights: Weights, where: str, integrity: Integrity) -> Checkpoint:
         if resumable
         else (_average(weights, header),),
         integrity=integrity,
-        notes=(*_late(header), *_exactness(header.profile), *_origin(header)),
+        notes=(*_late(header), *_exactness(header.profile), *_origin(header), *_numbered(weights)),
     )
 
 
@@ -266,6 +267,19 @@ def _late(header: Header) -> tuple[str, ...]:
         return ()
     return (
         f"{len(header.joined)} tensors joined the average later than the rest; their profiles are shorter",
+    )
+
+
+_NUMBERED = re.compile(r"\w+_\d+\.[wb]_\d+")
+
+
+def _numbered(weights: Weights) -> tuple[str, ...]:
+    """Paddle numbers parameters as a process makes them: linear_0.w_0."""
+    if not weights.slots or not all(_NUMBERED.fullmatch(name) for name in weights.slots):
+        return ()
+    return (
+        "its names are those Paddle numbers parameters by, which fit no layer's state_dict: "
+        "set_state_dict(…, use_structured_name=False) takes them where the numbers are the same",
     )
 
 

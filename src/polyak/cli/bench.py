@@ -21,6 +21,11 @@ from polyak.cli.extras import needs
 if TYPE_CHECKING:
     from polyak.bench.run import Report
 
+_PADDLE = (
+    "This command measures PyTorch. For PaddlePaddle: python -m benchmarks.paddle, in polyak's repository; "
+    'polyak.paddle.EMA\'s metrics()["engine"] says which engine runs.'
+)
+
 
 def bench(
     model: Annotated[
@@ -47,7 +52,7 @@ def bench(
 ) -> None:
     """Measure what an average costs here, beside other libraries."""
     options = Options(model, _names(against), dtype, params, tracks, threads, rounds, device)
-    with needs("torch", "torch"):
+    with needs("torch", "torch", instead=_PADDLE):
         from polyak.bench.run import run
 
         with _progress() as tick:

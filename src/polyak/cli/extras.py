@@ -9,12 +9,13 @@ from polyak.errors import MissingExtraError
 
 
 @contextmanager
-def needs(extra: str, *packages: str) -> Generator[None]:
+def needs(extra: str, *packages: str, instead: str = "") -> Generator[None]:
     """Turn a missing package, imported inside, into its pip line.
 
     Args:
         extra: the name of the extra that brings them.
         packages: top-level import names; any other missing module is a fault of ours and stays what it is.
+        instead: what serves without them.
 
     Raises:
         MissingExtraError: one of the packages is not installed.
@@ -24,4 +25,4 @@ def needs(extra: str, *packages: str) -> Generator[None]:
     except ModuleNotFoundError as error:
         if error.name not in packages:
             raise
-        raise MissingExtraError(error.name, extra) from error
+        raise MissingExtraError(error.name, extra, instead) from error

@@ -41,7 +41,7 @@ class Averages(core.Averages[nn.Layer, Tensor]):
         if not isinstance(layer, nn.Layer):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ConfigError(
                 f"layer is a {type(layer).__name__}: give the paddle.nn.Layer itself, not its parameters. "
-                "polyak.paddle.ExponentialMovingAverage takes a list of parameters."
+                "polyak.paddle.ExponentialMovingAverage takes a list of parameters, polyak.EMA torch modules."
             )
         self.settings = settings
         self._skipped: tuple[int, dict[str, int]] = (0, {})

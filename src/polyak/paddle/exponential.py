@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
 from paddle import Tensor, nn
+from paddle.static import Executor
 
 from polyak.core.state import LoadReport, State
 from polyak.errors import ConfigError, SwapError
@@ -20,13 +23,15 @@ class ExponentialMovingAverage:
     ``avgₜ = decay·avgₜ₋₁ + (1-decay)·θₜ``, ``avg₀ = θ₀``
 
     Args:
-        parameters: ``layer.parameters()``, or the layer itself: then its buffers, BatchNorm's statistics
-            among them, are averaged too, and the state goes by the layer's names.
+        parameters: the layer: its buffers, BatchNorm's statistics among them, are averaged too, and state
+            and files go by the layer's names. Or ``layer.parameters()``: then they go by the numbered names
+            that Paddle gives parameters ("linear_0.w_0"), which ``set_state_dict`` of no layer knows.
         decay: in [0, 1].
         bias_correction: ``avgₜ / (1-decayᵗ)`` with ``avg₀ = 0``: no weight on the initial parameters. These
             are the numbers that the static-graph class applies.
         thres_steps: ``βₜ = min(decay, (1+t)/(10+t))`` instead of decay. The static-graph class, given t,
             starts from 0 and divides by ``1-βₜᵗ``, so that its weights do not sum to 1; here they do.
+        name: the static-graph class's prefix of its variables, of which there are none here.
         options: of ``polyak.paddle.EMA``: ``dtype``, ``every``, ``start``, ``exclude``, …
 
     Raises:
@@ -52,18 +57,26 @@ class ExponentialMovingAverage:
         parameters: nn.Layer | Sequence[Tensor],
         decay: float = 0.999,
         bias_correction: bool = False,
-        thres_steps: bool = False,
+        thres_steps: bool | None = False,
+        name: str | None = None,
         **options: Any,
     ) -> None:
+        _refuse_static(parameters, thres_steps)
         if bias_correction and thres_steps:
             raise ConfigError("bias_correction=True and thres_steps=True: each is a schedule; choose one.")
         schedule: Decay = (Debiased if bias_correction else Capped if thres_steps else Constant)(decay)
         layer = parameters if isinstance(parameters, nn.Layer) else Parameters(parameters)
         self.ema = EMA(layer, schedule, **options)
         self._undo = ExitStack()
+        self._applied = False
 
     def step(self) -> None:
-        """Take the present parameters into the average. Call it after ``optimizer.step()``."""
+        """Take the present parameters into the average. Call it after ``optimizer.step()``.
+
+        Raises:
+            SwapError: the parameters hold the average.
+        """
+        self._refuse_while_applied("step")
         self.ema.update()
 
     def update(self) -> None:
@@ -79,28 +92,78 @@ class ExponentialMovingAverage:
         if self.ema.live != "raw":
             raise SwapError("apply_to: the parameters hold the average already. Call restore() first.")
         self._undo.enter_context(self.ema.average_parameters())
+        self._applied = True
         return Applied(self, need_restore=True)
 
-    def apply(self, need_restore: bool = True) -> Applied:
-        """``apply_to``, and with ``need_restore=False`` a ``with`` block leaves the average in."""
+    def apply(self, executor: Executor | None = None, need_restore: bool = True) -> Applied:
+        """``apply_to``, and with ``need_restore=False`` a ``with`` block leaves the average in.
+
+        Args:
+            executor: the static-graph class's; a dynamic graph needs none.
+            need_restore: put the raw parameters back at the end of the block.
+
+        Raises:
+            ConfigError: ``executor`` is something else.
+            SwapError: the average is in the parameters already.
+        """
+        _refuse_other("apply", executor)
         self.apply_to()
         return Applied(self, need_restore)
 
-    def restore(self) -> None:
-        """Put the raw parameters back; without an average in them nothing happens."""
+    def restore(self, executor: Executor | None = None) -> None:
+        """Put the raw parameters back; without an average in them nothing happens.
+
+        Raises:
+            ConfigError: ``executor`` is something else than the static-graph class's.
+        """
+        _refuse_other("restore", executor)
         self._undo.close()
+        self._applied = False
 
     def state_dict(self) -> State:
-        """Everything resuming takes, for ``paddle.save``."""
+        """Everything resuming takes, for ``paddle.save``.
+
+        Raises:
+            SwapError: the parameters hold the average.
+        """
+        self._refuse_while_applied("state_dict")
         return self.ema.state_dict()
+
+    def save(self, path: str | os.PathLike[str], **options: Any) -> None:
+        """Write the average as ``polyak.paddle.EMA.save`` does; ``options`` are that method's.
+
+        Raises:
+            CheckpointError: the file cannot be written. An old file is intact.
+            SwapError: the parameters hold the average.
+        """
+        self._refuse_while_applied("save")
+        self.ema.save(path, **options)
+        if isinstance(self.ema.model, Parameters):
+            warnings.warn(
+                f"{os.fspath(path)} names its tensors as Paddle numbers parameters, for instance "
+                f"{next(iter(self.ema.model.state_dict()))!r}: in a layer of the same process "
+                "set_state_dict(…, use_structured_name=False) takes them. "
+                "ExponentialMovingAverage(layer) saves under the layer's names, which fit anywhere.",
+                stacklevel=2,
+            )
 
     def set_state_dict(self, state: State) -> LoadReport:
         """Continue where ``state_dict`` left off, bit for bit.
 
         Raises:
             CheckpointError: the state is malformed or differs. Nothing is changed then.
+            SwapError: the parameters hold the average.
         """
+        self._refuse_while_applied("set_state_dict")
         return self.ema.load_state_dict(state)
+
+    def _refuse_while_applied(self, verb: str) -> None:
+        if self._applied:
+            raise SwapError(
+                f"{verb}: apply_to() put the average into the parameters, and nothing has taken it out. Call "
+                "restore() after evaluating, or apply in a with block; optimizer steps taken before that "
+                "change the average instead of the raw parameters."
+            )
 
 
 class Applied:
@@ -115,6 +178,28 @@ class Applied:
     def __exit__(self, *exception: object) -> None:
         if self._need_restore:
             self._average.restore()
+
+
+def _refuse_static(parameters: object, thres_steps: object) -> None:
+    """The static-graph class begins with its decay, and is given the step as a tensor."""
+    if isinstance(parameters, int | float):
+        raise ConfigError(
+            f"parameters={parameters}: unlike in a static graph, the layer or its parameters come first: "
+            f"ExponentialMovingAverage(layer, decay={parameters})."
+        )
+    if not isinstance(thres_steps, bool | None):
+        raise ConfigError(
+            f"thres_steps is a {type(thres_steps).__name__}: must be True or False. Steps are counted here, "
+            "so thres_steps=True gives the schedule min(decay, (1+t)/(10+t))."
+        )
+
+
+def _refuse_other(verb: str, executor: object) -> None:
+    if not isinstance(executor, Executor | None):
+        raise ConfigError(
+            f"{verb}({executor!r}): first comes the executor, as in a static graph, which may be left out. "
+            "Write apply(need_restore=False) by name."
+        )
 
 
 class Parameters(nn.Layer):

@@ -5,7 +5,8 @@ from polyak.errors import MissingExtraError
 try:
     import torch as _torch  # noqa: F401  # pyright: ignore[reportUnusedImport]
 except ModuleNotFoundError as error:
-    raise MissingExtraError("PyTorch", "torch") from error
+    instead = "Layers of PaddlePaddle go to polyak.paddle.EMA."
+    raise MissingExtraError("PyTorch", "torch", instead) from error
 
 from polyak.core.state import LoadReport as LoadReport
 from polyak.core.track import Track as Track

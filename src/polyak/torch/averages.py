@@ -43,7 +43,8 @@ class Averages(core.Averages[nn.Module, Tensor]):
     ) -> None:
         if not isinstance(model, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ConfigError(
-                f"model is a {type(model).__name__}: give the nn.Module itself, not its parameters."
+                f"model is a {type(model).__name__}: give the nn.Module itself, not its parameters. "
+                "Layers of PaddlePaddle go to polyak.paddle.EMA."
             )
         self.settings = settings
         self._tally = Tally()
