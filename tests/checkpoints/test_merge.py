@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import tracemalloc
+import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -28,9 +29,11 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 import polyak
-from polyak import CheckpointError, ConfigError, HalfLife, Profile, average
+from polyak import CheckpointError, ConfigError, HalfLife, Profile, Recency, average
 from polyak.checkpoints import blend, inputs
+from polyak.checkpoints.describe import describe
 from polyak.checkpoints.dtypes import BY_NAME, is_float
+from polyak.checkpoints.foreign.steps import step_in_name
 from polyak.checkpoints.formats import open_weights
 from polyak.checkpoints.layout import Spec
 from polyak.checkpoints.schema import Header
@@ -355,8 +358,9 @@ def test_a_flipped_bit_in_a_file_of_polyaks_is_seen(tensor: str, place: int, tmp
         ({"out": "memory://o.safetensors"}, "out='memory://o.safetensors': must be a file of this machine"),
         ({"weights": "even"}, "weights='even': must be \"uniform\""),
         ({"weights": [1.0]}, "weights=[1.0]: 1 for 2 checkpoints; give one each"),
-        ({"weights": [1, 2]}, "weights=[1.0, 2.0] sum to 3; those of an average sum to 1"),
+        ({"weights": [1, -1]}, "weights=[1.0, -1.0] sum to 0: must sum to more than 0"),
         ({"weights": [float("nan"), 1]}, "weights=[nan, 1.0] sum to nan"),
+        ({"weights": [float("inf"), 1]}, "weights=[inf, 1.0] sum to inf"),
         ({"dtype": "int8"}, "dtype='int8': must be None or one of float64, float32, float16, bfloat16"),
         ({"accumulate": "float16"}, "accumulate='float16': must be"),
         ({"max_shard_size": "5 apples"}, "max_shard_size='5 apples'"),
@@ -587,7 +591,7 @@ def test_profiles_are_mixed(tmp_path: Path) -> None:
     assert polyak.load(tmp_path / "o.safetensors").header == header
 
 
-@pytest.mark.parametrize("change", [{"profile": None}, {"joined": {"w": 5}}])
+@pytest.mark.parametrize("change", [{"profile": None, "role": "average"}, {"joined": {"w": 5}}])
 def test_what_is_not_known_of_all_is_not_claimed(change: dict[str, Any], tmp_path: Path) -> None:
     a, b = raw(tmp_path / "a.safetensors", 10), raw(tmp_path / "b.safetensors", 20, "other", **change)
     for paths in ([a, b], [b, a]):
@@ -613,7 +617,11 @@ def test_a_file_that_says_nothing_makes_a_result_that_says_nothing(tmp_path: Pat
     save_file({"w": np.ones(1, np.float32)}, tmp_path / "rewritten", rewritten)
     for other in ("foreign", "rewritten"):
         header = average([tmp_path / "a.safetensors", tmp_path / other], tmp_path / "o.safetensors").header
-        assert header == Header("average", None, None, None, "average", "")
+        files = [["a.safetensors", 10, 0.5], [other, None, 0.5]]
+        state = {"weights_of_files": files}
+        assert header == Header("average", None, None, None, "average", "", state=state)
+    [note] = describe(tmp_path / "o.safetensors").notes
+    assert note == "weights of files, not of training steps: 0.5 of rewritten, 0.5 of a.safetensors"
 
 
 def test_a_training_state_is_refused(tmp_path: Path) -> None:
@@ -625,7 +633,7 @@ def test_a_training_state_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_decay_interpolates_between_the_steps_in_the_headers(tmp_path: Path) -> None:
-    steps = [300, 100, 200]
+    steps = [100, 200, 300]
     paths = [raw(tmp_path / f"x{i}-1.safetensors", step, value=step) for i, step in enumerate(steps)]
     report = average(paths, tmp_path / "o.safetensors", HalfLife(steps=60))
     wanted = Profile.from_decay(HalfLife(steps=60), 300)
@@ -642,7 +650,8 @@ def test_a_decay_interpolates_between_the_steps_in_the_headers(tmp_path: Path) -
     [
         (["run7-step10.safetensors", "run7-step30.safetensors"], [10, 30]),
         (["checkpoint-10/model.safetensors", "checkpoint-30/model.safetensors"], [10, 30]),
-        (["epoch=2-step=40.safetensors", "epoch=1-step=20.safetensors"], [40, 20]),
+        (["epoch=1-step=20-v1.safetensors", "epoch=2-step=40.safetensors"], [20, 40]),
+        (["iter_900_ema_0.9999.safetensors", "val_loss=0.51-iter_1000.safetensors"], [900, 1000]),
     ],
 )
 def test_steps_stand_in_names(names: list[str], steps: list[int], tmp_path: Path) -> None:
@@ -659,15 +668,140 @@ def test_checkpoints_without_steps_are_refused(tmp_path: Path) -> None:
     folder = tmp_path / "nowhere"
     folder.mkdir()
     paths = two(folder, {"w": np.ones(1)}, {"w": np.ones(1)})
-    message = refusal(paths, folder / "o.safetensors", HalfLife(steps=3))
-    assert message.startswith(f"{paths[0]} does not say at which training step it was written")
+    for weights in (HalfLife(steps=3), Recency(3), "cosine"):
+        message = refusal(paths, folder / "o.safetensors", weights)
+        assert message.startswith(f"{paths[0]} does not say at which training step it was written")
 
 
-def test_twins_share_their_weight(tmp_path: Path) -> None:
-    paths = [raw(tmp_path / f"{i}.safetensors", step) for i, step in enumerate((5, 5, 9))]
-    report = average(paths, tmp_path / "o.safetensors", HalfLife(steps=3))
-    assert report.weights[0] == pytest.approx(report.weights[1], rel=0.02)
-    assert sum(report.weights) == pytest.approx(1)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model-v1.safetensors",
+        "best-epoch=3-val_loss=0.51.safetensors",
+        "ema_0.9999.safetensors",
+        "epoch_3.safetensors",
+        "checkpoint-4.safetensors",  # an epoch, for timm
+        "step=10-step=20.safetensors",
+        "step-10k.safetensors",
+        "step=0.5.safetensors",
+        "warmup_step=500.safetensors",
+        "timestep-10.safetensors",
+        "0005000.safetensors",
+    ],
+)
+def test_names_that_may_mean_something_else_are_no_steps(name: str, tmp_path: Path) -> None:
+    assert step_in_name(f"run/{name}") is None
+
+
+@pytest.mark.parametrize(
+    ("steps", "said"), [((5, 5, 9), "b.safetensors is of step 5 (header), again after"),
+                        ((5, 9, 7), "c.safetensors is of step 7 (header), before that after")]
+)  # fmt: skip
+def test_steps_that_do_not_rise_are_refused(steps: tuple[int, ...], said: str, tmp_path: Path) -> None:
+    paths = [raw(tmp_path / f"{n}.safetensors", step) for n, step in zip("abc", steps, strict=True)]
+    for weights in (HalfLife(steps=3), Recency(3), "1-sqrt"):
+        assert said in refusal(paths, tmp_path / "o.safetensors", weights)
+    average(paths, tmp_path / "o.safetensors")  # uniform needs none
+
+
+def test_the_step_inside_comes_before_the_one_in_the_name(tmp_path: Path) -> None:
+    files = {"epoch=7-step=1-v1.pt": {"global_step": 300}, "step=2.pt": {"meta": {"iter": 400}},
+             "x.pt": {"iteration": torch.tensor(500)}}  # fmt: skip
+    paths = [tmp_path / name for name in files]
+    for path, said in zip(paths, files.values(), strict=True):
+        torch.save({"model": {"w": torch.ones(2)}, **said}, path)
+    made = average(paths, tmp_path / "o.safetensors", Recency(100))
+    assert [(one.step, one.source) for one in made.files] == [
+        (300, "global_step"),
+        (400, "meta.iter"),
+        (500, "iteration"),
+    ]
+    assert made.weights == pytest.approx((1 / 7, 2 / 7, 4 / 7))
+    assert (made.header.step, made.header.profile) == (500, None)
+
+
+def test_the_trainers_state_beside_a_model_has_its_step(tmp_path: Path) -> None:
+    for step in (7, 9):
+        folder = tmp_path / f"run-{step}-5"
+        folder.mkdir()
+        save_file({"w": np.ones(1, np.float32)}, folder / "model.safetensors")
+        (folder / "trainer_state.json").write_text(json.dumps({"global_step": step, "log_history": []}))
+    made = average([tmp_path / "run-7-5", tmp_path / "run-9-5"], tmp_path / "o.safetensors", "linear")
+    assert [(one.step, one.source) for one in made.files] == [
+        (7, "trainer_state.json"),
+        (9, "trainer_state.json"),
+    ]
+    assert made.weights == (0.5, 0.5)
+
+
+def test_weights_are_divided_by_their_sum(tmp_path: Path) -> None:
+    paths = two(tmp_path, {"w": np.float32(1)}, {"w": np.float32(2)})
+    assert average(paths, tmp_path / "o.safetensors", [1, 3]).weights == (0.25, 0.75)
+    assert average(paths, tmp_path / "o.safetensors", [3, -1]).weights == (1.5, -0.5)
+
+
+def test_integers_are_those_of_the_newest(tmp_path: Path) -> None:
+    for step in (30, 10, 20):
+        tensors = {"w": np.ones(2, np.float32), "n": np.array(step)}
+        save_file(tensors, tmp_path / f"step-{step}.safetensors")
+    paths = [tmp_path / f"step-{step}.safetensors" for step in (10, 30, 20)]
+    made = average(paths, tmp_path / "o.safetensors")
+    assert tensors_of(tmp_path / "o.safetensors")["n"] == 30
+    assert made.newest == str(paths[1])
+
+
+def test_averages_of_no_known_profile_are_no_points_of_a_trajectory(tmp_path: Path) -> None:
+    paths = []
+    for step in (100, 200):
+        averaged = {"w": torch.ones(2), "n": torch.tensor(3)}
+        tree = {"arch": "x", "version": 2, "state_dict": averaged, "state_dict_ema": averaged, "step": step}
+        paths.append(tmp_path / f"{step}.pth.tar")
+        torch.save(tree, paths[-1])
+    message = refusal(paths, tmp_path / "o.safetensors", HalfLife(steps=50), part="average")
+    assert "holds an average whose profile is not known" in message
+    assert "--part raw" in message
+    made = average(paths, tmp_path / "o.safetensors", Recency(100), part="average").header
+    assert (made.profile, made.step) == (None, 200)
+    assert list(made.state) == ["weights_of_files"]
+    made = average(paths, tmp_path / "o.safetensors", HalfLife(steps=50), part="raw").header
+    assert made.profile is not None
+    assert made.profile.initial_weight == 0
+
+
+def test_who_asks_for_a_half_life_says_that_the_files_are_raw(tmp_path: Path) -> None:
+    for step in (100, 200):
+        save_file({"w": np.ones(1, np.float32)}, tmp_path / f"step-{step}.safetensors")
+    paths = [tmp_path / f"step-{step}.safetensors" for step in (100, 200)]
+    header = average(paths, tmp_path / "o.safetensors", HalfLife(steps=50)).header
+    assert header.profile == Profile.mix(
+        [Profile.raw(100), Profile.raw(200)],
+        solve([Profile.raw(100), Profile.raw(200)], Profile.from_decay(HalfLife(steps=50), 200)).coefficients,
+    )
+    assert "if the files merged were raw weights" in describe(tmp_path / "o.safetensors").notes[-1]
+    assert average(paths, tmp_path / "o.safetensors").header.profile is None
+
+
+def test_a_set_is_named_by_its_key_too_and_moments_are_never_averaged(tmp_path: Path) -> None:
+    import torch.distributed.checkpoint as dcp
+
+    net = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.Adam(net.parameters())
+    net(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    for step in (100, 200):
+        tree = {"model": net.state_dict(), "optim": optimizer.state_dict()}
+        with warnings.catch_warnings(action="ignore"):
+            dcp.save(tree, checkpoint_id=tmp_path / f"step-{step}")
+            dcp.save(tree | {"ema": net.state_dict()}, checkpoint_id=tmp_path / f"both-step-{step}")
+    plain = [tmp_path / f"step-{step}" for step in (100, 200)]
+    both = [tmp_path / f"both-step-{step}" for step in (100, 200)]
+    assert average(plain, tmp_path / "o.safetensors", HalfLife(steps=9)).averaged == ("bias", "weight")
+    assert "one is needed" in refusal(both, tmp_path / "o.safetensors")
+    for part in ("model", "raw", "ema", "average"):
+        assert average(both, tmp_path / "o.safetensors", part=part).averaged == ("bias", "weight")
+    torch.save(optimizer.state_dict(), tmp_path / "optimizer.pt")
+    message = refusal([tmp_path / "optimizer.pt"] * 2, tmp_path / "p.safetensors")
+    assert "holds no weights of a model" in message
 
 
 def test_averages_are_mixed_by_their_own_profiles(tmp_path: Path) -> None:
@@ -716,7 +850,8 @@ def test_a_part_that_polyak_averaged_brings_its_profile(tmp_path: Path) -> None:
     assert wanted.weights == pytest.approx(
         solve(held, Profile.from_decay(HalfLife(steps=5), 20)).coefficients
     )
-    assert average(paths, tmp_path / "q.safetensors", part="raw").header.profile is None
+    raws = average(paths, tmp_path / "q.safetensors", part="raw").header.profile
+    assert raws == Profile.mix([Profile.raw(10), Profile.raw(20)], [0.5, 0.5])
 
 
 # Over the network.

@@ -43,10 +43,14 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_as_a_person_runs_it(paths: list[str], tmp_path: Path) -> None:
     out = str(tmp_path / "o.safetensors")
-    shown = command(*paths, "-o", out, "--weights", "0.25,0.25,0.5")
+    shown = command(*paths, "-o", out, "--weights", "1,1,2")
     assert (shown.returncode, shown.stderr) == (0, "")
     assert shown.stdout == (
-        f"wrote {out}: 1 averaged with the weights 0.25, 0.25, 0.5; 1 copied from {paths[-1]}\n"
+        f"{'file':<{len(paths[0])}}  step            weight\n"
+        f"{paths[0]}  10 (file name)    0.25\n"
+        f"{paths[1]}  20 (file name)    0.25\n"
+        f"{paths[2]}  40 (file name)     0.5\n"
+        f"wrote {out}: 1 averaged; 1 copied from {paths[-1]}\n"
     )
     made = load_file(out)
     assert np.all(made["w"] == 27.5)
@@ -64,6 +68,11 @@ def test_json_is_all_that_is_printed(paths: list[str], tmp_path: Path) -> None:
         "out": out,
         "step": 40,
         "run": "",
+        "newest": paths[-1],
+        "files": [
+            {"file": path, "role": "unknown", "step": step, "source": "file name", "weight": weight}
+            for path, step, weight in zip(paths, STEPS, weights.tolist(), strict=True)
+        ],
         "averaged": ["w"],
         "copied": ["n"],
         "weights": weights.tolist(),
@@ -74,9 +83,11 @@ def test_json_is_all_that_is_printed(paths: list[str], tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("extra", "words"),
     [
-        (["--weights", "1,2,3"], "weights=[1.0, 2.0, 3.0] sum to 6"),
+        (["--weights", "1,-2,1"], "weights=[1.0, -2.0, 1.0] sum to 0"),
+        (["--shape", "square"], "--shape square: must be one of linear, cosine, 1-sqrt."),
+        (["--recency", "0"], "Recency(steps=0.0): must be a positive number of training steps."),
         (["--weights", "a,b"], "--weights a,b: must be uniform, or numbers like 0.2,0.3,0.5."),
-        (["--decay", "0.9", "--weights", "uniform"], "give one of --weights, --half-life and --decay."),
+        (["--decay", "0.9", "--weights", "uniform"], "--weights and --decay: give one of these."),
         (["--dtype", "int4"], "dtype='int4': must be None or one of float64,"),
         (["missing-50.safetensors"], "missing-50.safetensors cannot be opened"),
     ],
@@ -108,6 +119,8 @@ def test_no_place_to_write_to_is_a_usage_error(paths: list[str]) -> None:
         (["--accumulate", "float64", "--dtype", "float64"], np.float64, 70 / 3),
         (["--decay", "0"], np.float32, 40),
         (["--decay", "1"], np.float32, 10),
+        (["--recency", "10"], np.float32, (10 / 8 + 20 / 4 + 40) / (1 / 8 + 1 / 4 + 1)),
+        (["--shape", "linear"], np.float32, 10 + 10 * 5 / 6 + 20 * 2 / 6),
     ],
 )
 def test_options_reach_the_result(
@@ -132,7 +145,7 @@ def test_shards(paths: list[str], tmp_path: Path) -> None:
 def test_one_way_to_say_what_each_weighs(
     arguments: tuple[str | None, float | None, float | None],
 ) -> None:
-    with pytest.raises(ConfigError, match="give one of"):
+    with pytest.raises(ConfigError, match="give one of these"):
         Options(*arguments).weighting()
 
 

@@ -16,7 +16,7 @@ from polyak.checkpoints.archive import Archive
 from polyak.checkpoints.foreign import Part, is_own, recognise
 from polyak.checkpoints.formats import open_weights
 from polyak.checkpoints.read import header_of
-from polyak.checkpoints.schema import Header
+from polyak.checkpoints.schema import FILES, TAKEN_AS_RAW, Header
 from polyak.checkpoints.snapshots import found_in
 from polyak.checkpoints.source import Where, is_url
 from polyak.checkpoints.synthesis import Reach, reachable
@@ -28,6 +28,7 @@ Integrity: TypeAlias = Literal["verified", "no checksums", "not checked"]
 
 _EFFORT = 1 << 23  # evaluations of a decay that the figures of a profile may take: less than a second
 _PIECE = 1 << 24  # bytes summed together
+_NAMED = 6  # files of a merge that are named
 
 
 @dataclass(frozen=True)
@@ -290,8 +291,26 @@ def _exactness(profile: Profile | None) -> tuple[str, ...]:
 
 
 def _origin(header: Header) -> tuple[str, ...]:
-    origin = header.state.get("library") if header.role == "average" else None
-    return (f"converted from {origin or 'a file of no library that is known'}",) if origin is not None else ()
+    if header.role != "average":
+        return ()
+    notes: list[str] = []
+    if (origin := header.state.get("library")) is not None:
+        notes.append(f"converted from {origin or 'a file of no library that is known'}")
+    if (files := header.state.get(FILES)) is not None:
+        notes.append(f"weights of files, not of training steps: {_of_files(files)}")
+    if header.state.get(TAKEN_AS_RAW):
+        notes.append("its profile is right if the files merged were raw weights, which they did not say")
+    return tuple(notes)
+
+
+def _of_files(files: Any) -> str:
+    """The largest weights, of what ``average`` wrote into a header."""
+    try:
+        rows = sorted(((float(weight), str(name)) for name, _, weight in files), reverse=True)
+    except (TypeError, ValueError):
+        return "malformed"
+    more = f" and {len(rows) - _NAMED} more" if len(rows) > _NAMED else ""
+    return ", ".join(f"{weight:.4g} of {name}" for weight, name in rows[:_NAMED]) + more
 
 
 def _foreign(part: Part, decay: Decay | None) -> Weighting:

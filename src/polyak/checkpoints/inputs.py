@@ -1,20 +1,17 @@
-"""The checkpoints to average: opened, compared, and asked for their steps."""
+"""The checkpoints to average: opened, compared, each with its step where it has one."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import PurePath
 from typing import NamedTuple
 
 from polyak.checkpoints.dtypes import is_float
-from polyak.checkpoints.foreign import recognise
+from polyak.checkpoints.foreign import Role, recognise
+from polyak.checkpoints.foreign.steps import Step, step_in_name
 from polyak.checkpoints.formats import open_weights
 from polyak.checkpoints.formats.safetensors import SET
-from polyak.checkpoints.layout import SUMS
-from polyak.checkpoints.note import valid_note
 from polyak.checkpoints.schema import KEY, Header
 from polyak.checkpoints.source import Where
 from polyak.checkpoints.weights import Slot, Weights
@@ -26,10 +23,25 @@ _NAMED = 6  # tensors named of those a file lacks
 
 
 class Input(NamedTuple):
-    """An open checkpoint and, where it is known, what it is."""
+    """An open checkpoint and, where it is known, what it is.
+
+    weights: with the tensors of one set.
+    role: whose weights they are; "unknown" where nothing says.
+    header: what is known of them.
+    step: the training step they were written at, and where that was found.
+    """
 
     weights: Weights
+    role: Role
     header: Header | None
+    step: Step | None
+
+    @property
+    def profile(self) -> Profile | None:
+        """The weight of each point of the trajectory; None if nobody knows."""
+        if self.header is not None and self.header.profile is not None:
+            return self.header.profile
+        return Profile.raw(self.step.number) if self.role == "raw" and self.step is not None else None
 
 
 def open_inputs(paths: Sequence[Where], files: ExitStack, part: str | None) -> list[Input]:
@@ -41,9 +53,6 @@ def open_inputs(paths: Sequence[Where], files: ExitStack, part: str | None) -> l
     """
     inputs = [_part_of(files.enter_context(open_weights(path)), part) for path in paths]
     opened = [one.weights for one in inputs]
-    for weights in opened:
-        if not weights.slots:
-            raise CheckpointError(f"{weights.where} holds no tensors, so there is nothing to average.")
     lines = [*_missing(opened), *_differing(opened)]
     if lines:
         more = [f"… and {len(lines) - _LISTED} more"] if len(lines) > _LISTED else []
@@ -54,61 +63,47 @@ def open_inputs(paths: Sequence[Where], files: ExitStack, part: str | None) -> l
     return inputs
 
 
-def at_steps(inputs: Sequence[Input]) -> list[Input]:
-    """The same, each with a header that says its profile; without one, a file is raw at the step in its name.
-
-    Raises:
-        CheckpointError: one does not say its step.
-    """
-    return [
-        one
-        if one.header is not None and one.header.profile is not None
-        else Input(one.weights, _at_step_in_name(one.weights))
-        for one in inputs
-    ]
-
-
-def profiles_of(inputs: Sequence[Input]) -> list[Profile]:
-    """The profiles of inputs that have them."""
-    headers = [one.header for one in inputs]
-    return [header.profile for header in headers if header is not None and header.profile is not None]
-
-
 def is_real(slot: Slot) -> bool:
     """Whether a tensor holds real floats: averages of these can be rounded to another dtype."""
     return is_float(slot.dtype) and slot.dtype.kind != "c"
 
 
 def _part_of(weights: Weights, part: str | None) -> Input:
-    """One set of weights; a pickle may hold several, and other things."""
-    if weights.format not in ("pytorch", "paddle"):
-        return Input(weights, _header_of(weights))
-    sets = [one for one in recognise(weights).parts if one.role != "optimizer"]
-    chosen = [one for one in sets if part in (None, one.name, one.role)]
+    """One set of weights; a file may hold several, and other things."""
+    _refuse_fragments(weights)
+    found = recognise(weights)
+    sets = [one for one in found.parts if one.role != "optimizer" and one.tensors]
+    chosen = [one for one in sets if part is None or one.is_called(part)]
+    if not sets:
+        what = "no tensors" if not weights.slots else "no weights of a model"
+        raise CheckpointError(f"{weights.where} holds {what}, so there is nothing to average.")
     if len(chosen) != 1:
-        listed = "; ".join(f"{one.name} ({one.role}, under {one.path!r})" for one in sets) or "none"
+        listed = "; ".join(f"{one.name} ({one.role}, under {one.path!r})" for one in sets)
         asked = "one is needed" if part is None else f"{part!r} is {len(chosen)} of them"
         raise CheckpointError(
             f"{weights.where} holds these sets of weights: {listed}; {asked}. Say which with part= (--part)."
         )
-    return Input(replace(weights, slots=chosen[0].tensors), chosen[0].header)
+    [one] = chosen
+    said = "header" if weights.format == "safetensors" else "state of the average"
+    step = None if found.step is None else Step(found.step, found.step_key or said)
+    return Input(
+        weights=replace(weights, slots=one.tensors),
+        role=one.role,
+        header=found.header_of(one),
+        step=step or step_in_name(weights.where),
+    )
 
 
-def _header_of(weights: Weights) -> Header | None:
+def _refuse_fragments(weights: Weights) -> None:
     if SET in weights.metadata:
         raise CheckpointError(
             f"{weights.where} is one of several shards, a part of the tensors: give their index instead."
         )
-    if KEY not in weights.metadata:
-        return valid_note(weights)
-    header = Header.from_metadata(weights.metadata, weights.where)
-    if header.role == "resumable":
+    if KEY in weights.metadata and Header.from_metadata(weights.metadata, weights.where).role == "resumable":
         raise CheckpointError(
             f"{weights.where} holds a whole training state, not one set of weights: load it with ema.load "
             "and save the average alone, without resumable=True."
         )
-    # Written anew by another program, the tensors may no longer be those that the header speaks of.
-    return header if SUMS in weights.metadata else None
 
 
 def _missing(opened: Sequence[Weights]) -> Iterator[str]:
@@ -135,16 +130,3 @@ def _differing(opened: Sequence[Weights]) -> Iterator[str]:
 
 def _kind(slot: Slot) -> tuple[bool, bool]:
     return is_float(slot.dtype), is_real(slot)
-
-
-def _at_step_in_name(weights: Weights) -> Header:
-    path = PurePath(weights.where)
-    for part in (path.name, path.parent.name):
-        numbers = re.findall(r"\d+", part)
-        if numbers:
-            step = int(numbers[-1])
-            return Header("raw", step, None, Profile.raw(step), "raw", "")
-    raise CheckpointError(
-        f"{weights.where} does not say at which training step it was written: put the step into its name, "
-        "like checkpoint-5000.safetensors, or give a weight for each file."
-    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
@@ -16,17 +15,16 @@ from numpy.typing import NDArray
 
 from polyak.checkpoints.blend import Blend, Part, Term, blended, shares
 from polyak.checkpoints.dtypes import BY_NAME, is_float
-from polyak.checkpoints.inputs import Input, at_steps, is_real, open_inputs, profiles_of
+from polyak.checkpoints.inputs import Input, is_real, open_inputs
 from polyak.checkpoints.layout import SUMS, Spec, arrange
 from polyak.checkpoints.schema import KEY, Header
 from polyak.checkpoints.shards import write_sharded
 from polyak.checkpoints.source import Where, is_url
+from polyak.checkpoints.weighting import Contribution, Weighting, contributions, header_of, newest
 from polyak.errors import ConfigError
-from polyak.rules import Decay, Profile, solve
 
 RealType: TypeAlias = Literal["float64", "float32", "float16", "bfloat16"]
 Accumulate: TypeAlias = Literal["float32", "float64"]
-Weighting: TypeAlias = Literal["uniform"] | Profile | Decay | Sequence[float]
 
 _DTYPES = dict(zip(get_args(RealType), (BY_NAME[n] for n in ("F64", "F32", "F16", "BF16")), strict=True))
 
@@ -37,15 +35,19 @@ class Averaged:
 
     Args:
         averaged: the tensors that are means.
-        copied: integer and boolean tensors, which are those of the last checkpoint.
+        copied: integer and boolean tensors, which are those of the newest checkpoint.
         weights: of the checkpoints, in the order given.
         header: of the file written.
+        files: each checkpoint with its role, its step, where that was found, and its weight.
+        newest: the checkpoint of the latest step, or the last where not all say theirs.
     """
 
     averaged: tuple[str, ...] = field(repr=False)
     copied: tuple[str, ...] = field(repr=False)
     weights: tuple[float, ...]
     header: Header = field(repr=False)
+    files: tuple[Contribution, ...] = field(repr=False)
+    newest: str = field(repr=False)
 
 
 def average(
@@ -61,17 +63,19 @@ def average(
     """Average checkpoints of any format into one ``.safetensors`` file, piece by piece.
 
     ``Σ wᵢ·xᵢ`` for every float tensor, taken in float32 or wider whatever the storage and rounded once.
-    Integer and boolean tensors are copied from the last checkpoint, bit for bit.
+    Integer and boolean tensors are copied from the newest checkpoint, bit for bit.
 
     Args:
         paths: files, folders of shards or URLs, holding the same tensors.
         out: the file to write, ``name.safetensors``; it may be one of the inputs. It appears when it is
             complete, or not at all.
-        weights: "uniform"; a number for each checkpoint, 1 in sum; or the profile wanted of checkpoints
-            of one run (a decay means its profile up to the newest): ``polyak.rules.solve`` finds the
-            numbers, for raw checkpoints by linear interpolation between neighbours. What a file is stands
-            in its header; one without is raw, at the step that is the last number in its name or, if it
-            has none, its folder's.
+        weights: "uniform"; a number for each checkpoint, which are divided by their sum; ``Recency(steps)``,
+            which halves with age; "linear", "cosine" or "1-sqrt", which do what a learning rate falling
+            from the first checkpoint to the last would have done; or the profile wanted of checkpoints of
+            one run (a decay means its profile up to the newest): ``polyak.rules.solve`` finds the numbers,
+            for raw checkpoints by linear interpolation between neighbours. Weights of which nothing is
+            known are then taken for raw ones. All but the first two need rising steps: they are read from
+            the files, or else from names in which one number is called a step.
         dtype: of the averages of real numbers; by default that of the first checkpoint.
         accumulate: "float32" or "float64"; what is stored in float64 is always taken in it.
         max_shard_size: above this, write several files and an index; bytes, or text like "5GB".
@@ -80,13 +84,13 @@ def average(
 
     Returns:
         Which tensors were averaged and which copied, the weights used, and the header written: with the
-        profile of the result where those of the inputs are known.
+        profile of the result where those of the inputs are known, and else the weights of the files.
 
     Raises:
         ConfigError: an argument is outside its rule.
         CheckpointError: a checkpoint cannot be read, is damaged, holds no tensors, holds NaN, or infinity
-            where others do not, or they do not hold the same tensors (all differences are listed).
-            Nothing is written then.
+            where others do not, or they do not hold the same tensors (all differences are listed);
+            steps that are needed are not known or do not rise. Nothing is written then.
         MissingExtraError: a URL was given and fsspec is missing.
 
     Examples:
@@ -106,12 +110,11 @@ def average(
     _check(paths, out, dtype, accumulate)
     with ExitStack() as files:
         inputs = open_inputs(paths, files, part)
-        if isinstance(weights, (Profile, Decay)):
-            inputs = at_steps(inputs)
-        used = _weights(weights, inputs)
-        header = _header([one.header for one in inputs], used)
+        rows = contributions(weights, inputs, [os.fspath(path) for path in paths])
+        used = tuple(one.weight for one in rows)
+        header, latest = header_of(weights, inputs, rows), newest(inputs)
         metadata = _common_metadata(inputs) | header.to_metadata()
-        blends = _blends(inputs, used, _DTYPES.get(dtype or ""), np.dtype(accumulate))
+        blends = _blends(inputs, used, latest, _DTYPES.get(dtype or ""), np.dtype(accumulate))
         specs = {name: Spec(blend.dtype, blend.terms[0].slot.shape) for name, blend in blends.items()}
         # In the order of writing, so that reading can go ahead from one tensor to the next.
         specs = {name: specs[name] for name in arrange(specs, metadata).names}
@@ -120,7 +123,7 @@ def average(
             write_sharded(out, specs, metadata, pieces, max_shard_size)
     averaged = tuple(sorted(name for name, blend in blends.items() if blend.wide is not None))
     copied = tuple(sorted(name for name, blend in blends.items() if blend.wide is None))
-    return Averaged(averaged, copied, used, header)
+    return Averaged(averaged, copied, used, header, rows, rows[latest].file)
 
 
 def _check(paths: Sequence[Where], out: Where, dtype: str | None, accumulate: str) -> None:
@@ -136,49 +139,6 @@ def _check(paths: Sequence[Where], out: Where, dtype: str | None, accumulate: st
         )
 
 
-def _weights(weights: Weighting, inputs: Sequence[Input]) -> tuple[float, ...]:
-    if isinstance(weights, (Profile, Decay)):
-        held = profiles_of(inputs)
-        newest = max(profile.steps for profile in held)
-        wanted = Profile.from_decay(weights, newest) if isinstance(weights, Decay) else weights
-        used = tuple(solve(held, wanted).coefficients.tolist())
-    elif isinstance(weights, str):
-        if weights != "uniform":
-            raise ConfigError(f'weights={weights!r}: must be "uniform", a profile, a decay or numbers.')
-        used = (1 / len(inputs),) * len(inputs)
-    else:
-        used = tuple(float(weight) for weight in weights)
-    if len(used) != len(inputs):
-        raise ConfigError(f"weights={list(used)}: {len(used)} for {len(inputs)} checkpoints; give one each.")
-    total = math.fsum(used)
-    if not abs(total - 1) <= 1e-6:  # NaN fails as well
-        raise ConfigError(
-            f"weights={list(used)} sum to {total:g}; those of an average sum to 1. Divide each by the sum."
-        )
-    return used
-
-
-def _header(headers: Sequence[Header | None], used: Sequence[float]) -> Header:
-    """What the average of files with these headers is: as much as they all say."""
-    known = [header for header in headers if header is not None]
-    if len(known) < len(headers):
-        return Header("average", None, None, None, "average", "")
-    first, *others = known
-    steps = [header.step for header in known if header.step is not None]
-    profiles = [header.profile for header in known if header.profile is not None]
-    # A tensor's own profile can be told only if it joined all averages at the same step.
-    told = len(profiles) == len(known) and all(other.joined == first.joined for other in others)
-    return Header(
-        track="average",
-        step=max(steps) if len(steps) == len(known) else None,
-        decay=None,
-        profile=Profile.mix(profiles, used) if told else None,
-        role="average",
-        run=first.run if all(other.run == first.run for other in others) else "",
-        joined=first.joined if told else {},
-    )
-
-
 def _common_metadata(inputs: Sequence[Input]) -> dict[str, str]:
     """What all files say alike, such as the "format" that Hugging Face libraries ask for."""
     first, *others = (one.weights.metadata for one in inputs)
@@ -187,23 +147,28 @@ def _common_metadata(inputs: Sequence[Input]) -> dict[str, str]:
 
 
 def _blends(
-    inputs: Sequence[Input], used: Sequence[float], dtype: np.dtype[Any] | None, wide: np.dtype[Any]
+    inputs: Sequence[Input],
+    used: Sequence[float],
+    latest: int,
+    dtype: np.dtype[Any] | None,
+    wide: np.dtype[Any],
 ) -> dict[str, Blend]:
     terms = shares(used)
-    return {name: _blend(name, inputs, terms, dtype, wide) for name in inputs[0].weights.slots}
+    return {name: _blend(name, inputs, terms, latest, dtype, wide) for name in inputs[0].weights.slots}
 
 
 def _blend(
     name: str,
     inputs: Sequence[Input],
     terms: Sequence[tuple[int, float]],
+    latest: int,
     dtype: np.dtype[Any] | None,
     wide: np.dtype[Any],
 ) -> Blend:
     slots = [one.weights.slots[name] for one in inputs]
     files = [one.weights.where for one in inputs]
     if not is_float(slots[0].dtype):
-        return Blend(name, [Term(slots[-1], 1.0, files[-1])], slots[-1].dtype, None)
+        return Blend(name, [Term(slots[latest], 1.0, files[latest])], slots[latest].dtype, None)
     made = dtype if dtype is not None and is_real(slots[0]) else slots[0].dtype
     widest = max(_width(d) for d in (made, *(slot.dtype for slot in slots)))
     chosen = [Term(slots[i], share, files[i]) for i, share in terms]

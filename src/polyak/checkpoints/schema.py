@@ -13,6 +13,9 @@ from polyak.rules import Decay, Profile
 Role: TypeAlias = Literal["average", "raw", "resumable"]
 FORMAT = 1
 KEY = "polyak"
+# In the state of a merged file's header.
+FILES = "weights_of_files"  # where no profile is known: [name, step or null, weight] of each
+TAKEN_AS_RAW = "taken_as_raw"  # the files did not say that they are raw; the user who merged them did
 
 
 @dataclass(frozen=True)

@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
-from rich.console import Console
 
 from polyak.checkpoints import merge
+from polyak.checkpoints.weighting import Contribution
 from polyak.cli.progress import progress
 from polyak.errors import ConfigError
-from polyak.rules import Constant, HalfLife
+from polyak.rules import Constant, HalfLife, Recency
+from polyak.rules.pointwise import Shape
 
 
 @dataclass(frozen=True)
 class Options:
-    """What each checkpoint shall weigh; at most one of the three is given."""
+    """What each checkpoint shall weigh; at most one of these is given."""
 
-    weights: str | None
-    half_life: float | None
-    decay: float | None
+    weights: str | None = None
+    half_life: float | None = None
+    decay: float | None = None
+    recency: float | None = None
+    shape: str | None = None
 
     def weighting(self) -> Any:
         """The ``weights`` of ``polyak.average``.
@@ -30,12 +34,19 @@ class Options:
         Raises:
             ConfigError: several were given, or the numbers are none.
         """
-        if sum(value is not None for value in (self.weights, self.half_life, self.decay)) > 1:
-            raise ConfigError("give one of --weights, --half-life and --decay.")
+        given = [f"--{name.replace('_', '-')}" for name, value in asdict(self).items() if value is not None]
+        if len(given) > 1:
+            raise ConfigError(f"{' and '.join(given)}: give one of these.")
         if self.half_life is not None:
             return HalfLife(steps=self.half_life)
         if self.decay is not None:
             return Constant(self.decay)
+        if self.recency is not None:
+            return Recency(steps=self.recency)
+        if self.shape is not None:
+            if self.shape not in get_args(Shape):
+                raise ConfigError(f"--shape {self.shape}: must be one of {', '.join(get_args(Shape))}.")
+            return self.shape
         if self.weights is None or self.weights == "uniform":
             return "uniform"
         try:
@@ -50,12 +61,19 @@ def average(
     checkpoints: Annotated[list[str], typer.Argument(help="Files, folders of shards, or URLs.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The .safetensors file to write.")],
     weights: Annotated[
-        str | None, typer.Option(help="Like 0.2,0.3,0.5, one for each.", show_default="uniform")
+        str | None, typer.Option(help="Like 2,3,5, one for each.", show_default="uniform")
     ] = None,
     half_life: Annotated[
         float | None, typer.Option(help="In training steps, over those the checkpoints were written at.")
     ] = None,
     decay: Annotated[float | None, typer.Option(help="The same, said as β per training step.")] = None,
+    recency: Annotated[
+        float | None,
+        typer.Option(help="Weights that halve with so many steps of age, of any files."),
+    ] = None,
+    shape: Annotated[
+        str | None, typer.Option(help="As if the learning rate had fallen: linear, cosine or 1-sqrt.")
+    ] = None,
     dtype: Annotated[
         str | None,
         typer.Option(help="float32, float16, bfloat16 or float64.", show_default="the first one's"),
@@ -68,7 +86,7 @@ def average(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Average checkpoints of any kind into one file."""
-    weighting = Options(weights, half_life, decay).weighting()
+    weighting = Options(weights, half_life, decay, recency, shape).weighting()
     words: dict[str, Any] = {"dtype": dtype, "accumulate": accumulate}  # average checks them
     with progress("averaging") as moved:
         made = merge.average(
@@ -76,13 +94,20 @@ def average(
         )
     if as_json:
         figures = {"averaged": made.averaged, "copied": made.copied, "weights": made.weights}
-        print(json.dumps({"out": str(out), "step": made.header.step, "run": made.header.run, **figures}))
+        files = [one._asdict() for one in made.files]
+        told = {"step": made.header.step, "run": made.header.run, "newest": made.newest, "files": files}
+        print(json.dumps({"out": str(out), **told, **figures}))
         return
-    shown = ", ".join(f"{weight:.4g}" for weight in made.weights)
-    Console().print(
-        f"wrote {out}: {len(made.averaged)} averaged with the weights {shown}; "
-        f"{len(made.copied)} copied from {checkpoints[-1]}",
-        highlight=False,
-        soft_wrap=True,
-        markup=False,
-    )
+    print("\n".join(_table(made.files)))
+    print(f"wrote {out}: {len(made.averaged)} averaged; {len(made.copied)} copied from {made.newest}")
+
+
+def _table(files: Sequence[Contribution]) -> Iterator[str]:
+    """Each file with its step, where that was found, and its weight; whose weights, where a file says."""
+    rows = [("file", "step", "weight", "")]
+    for one in files:
+        step = "not known" if one.step is None else f"{one.step:,} ({one.source})"
+        rows.append((one.file, step, f"{one.weight:.4g}", "" if one.role == "unknown" else one.role))
+    widths = [max(len(row[i]) for row in rows) for i in range(3)]
+    for file, step, weight, role in rows:
+        yield f"{file:<{widths[0]}}  {step:<{widths[1]}}  {weight:>{widths[2]}}  {role}".rstrip()
