@@ -27,6 +27,7 @@ typedef struct {
     Tensor *tensor;
     Slice *slice;
     int64_t *unit;
+    uint64_t step;        /* of the last update */
     unsigned char *found; /* tensors with elements that cannot be stored, in the last run */
 } Table;
 
@@ -144,6 +145,7 @@ static PyObject *run(Table *table, const Update *update, int threads) {
     polyak_run(work, &job, table->units, threads);
     for (int64_t i = 0; i < table->tensors; i++) found += table->found[i];
     Py_END_ALLOW_THREADS
+    if (update->write) table->step = update->step;
     if (!found) Py_RETURN_NONE;
     return PyBytes_FromStringAndSize((const char *)table->found, (Py_ssize_t)table->tensors);
 }
@@ -180,6 +182,12 @@ static PyObject *py_look(PyObject *self, PyObject *args) {
     return run(table, &update, threads);
 }
 
+static PyObject *py_taken(PyObject *self, PyObject *capsule) {
+    (void)self;
+    const Table *table = PyCapsule_GetPointer(capsule, "polyak.table");
+    return table ? PyLong_FromUnsignedLongLong(table->step) : NULL;
+}
+
 static PyObject *py_variants(PyObject *self, PyObject *none) {
     (void)self, (void)none;
     PyObject *names = PyTuple_New(variant_count);
@@ -206,6 +214,7 @@ static PyMethodDef methods[] = {
      "update(table, weights, seed, step, skip, threads): None, or a byte per tensor: 1 where theta cannot be "
      "stored"},
     {"look", py_look, METH_VARARGS, "look(table, threads): the same without writing"},
+    {"taken", py_taken, METH_O, "taken(table): the step of its last update, 0 before the first"},
     {"variants", py_variants, METH_NOARGS, "Instruction sets this processor can run, best first."},
     {"use", py_use, METH_VARARGS, "use(variant): which of them to run; the best unless told."},
     {"holds", polyak_holds, METH_O, "holds(contents): see core/watch.py"},

@@ -86,6 +86,13 @@ class Averages(ABC, Generic[ModelT, T]):
     def update(self, betas: Sequence[float], step: int) -> None:
         """θ into every average with the composed decay of each track, and buffers copied."""
 
+    @abstractmethod
+    def took(self, step: int) -> bool | None:
+        """After an update was interrupted: whether the averages took it, copied buffers then as well.
+
+        None if some of them did and others may not have.
+        """
+
     def recorded(self) -> bool:
         """Whether the device records what it is told, to run it later; if so, an update was recorded."""
         return False

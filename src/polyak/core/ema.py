@@ -17,8 +17,8 @@ from polyak.core.live import Block, Exchange
 from polyak.core.plan import Patterns
 from polyak.core.state import LoadReport, State, averaged_in, read, whole
 from polyak.core.tensors import T
-from polyak.core.track import Track
-from polyak.errors import CheckpointError, ConfigError, SwapError
+from polyak.core.track import Act, Track
+from polyak.errors import CheckpointError, ConfigError, PlanError, SwapError
 from polyak.rules.decay import check_whole
 
 
@@ -50,6 +50,7 @@ class Verbs(ABC, Generic[ModelT, T]):
         self.every, self.start, self._seed = every, start, seed
         self.run = secrets.token_hex(8)
         self._clock = Clock.at(0, {track.decay.unit for track in self.tracks.values()})
+        self._pending: tuple[Clock, list[Act]] | None = None  # what an update under way makes of the counters
         self._watches: list[Watch] = []
 
     @property
@@ -116,12 +117,46 @@ class Verbs(ABC, Generic[ModelT, T]):
         self._averages.mend()
         tracks = self._averages.tracks.values()
         betas = [0.0 if copying else track.coming(clock.elapsed[track.decay.unit]) for track in tracks]
-        self._averages.update(betas, clock.step)
-        for track, beta in zip(tracks, betas, strict=True):
-            track.acted(beta, clock.waiting, clock.elapsed[track.decay.unit], clock.step if copying else None)
-        self._clock = Clock.at(clock.step, clock.elapsed)
+        copied_at = clock.step if copying else None
+        acts = [
+            track.act(beta, clock.waiting, clock.elapsed[track.decay.unit], copied_at)
+            for track, beta in zip(tracks, betas, strict=True)
+        ]
+        self._pending = Clock.at(clock.step, clock.elapsed), acts
+        try:
+            self._averages.update(betas, clock.step)
+            self._count()
+        except BaseException:
+            self._resolve()
+            raise
         for watch in tuple(self._watches):
             watch.call()
+
+    def _count(self) -> None:
+        """Let the counters follow what the averages took. Twice is the same as once."""
+        if self._pending is not None:
+            clock, acts = self._pending
+            for track, act in zip(self._averages.tracks.values(), acts, strict=True):
+                track.enter(act)
+            self._clock, self._pending = clock, None
+
+    def _resolve(self) -> None:
+        """After an interrupt in an update: count it if all averages took it, forget it if none did."""
+        if self._pending is not None:
+            took = self._averages.took(self._pending[0].step)
+            if took:
+                self._count()
+            elif took is False:
+                self._pending = None
+
+    def _refuse_while_torn(self, verb: str) -> None:
+        self._resolve()
+        if self._pending is not None:
+            raise PlanError(
+                f"{verb}: the update at step {self._pending[0].step} was interrupted when some averages had "
+                "taken it and others had not. Continue from a saved state with ema.load(…) or "
+                "load_state_dict(…), or start again from the model with ema.reset()."
+            )
 
     def check_counts_steps(self) -> None:
         """Refuse decays in samples or tokens, which an optimizer does not know.
@@ -181,7 +216,7 @@ class Verbs(ABC, Generic[ModelT, T]):
         self._refuse_while_swapped("reset")
         self._averages.restart(names, self.step)
         if names is None:
-            self._clock = Clock.at(self.step, self._clock.elapsed)
+            self._clock, self._pending = Clock.at(self.step, self._clock.elapsed), None
 
     def state_dict(self) -> State:
         """Everything resuming takes: schedules, counters, histories, random state, averages.
@@ -224,7 +259,7 @@ class Verbs(ABC, Generic[ModelT, T]):
             raise CheckpointError(f"{report}. Nothing was loaded; strict=False takes what fits.")
         averages.restore(loaded, state, plan, tracks)
         self._clock = self._clock._replace(step=loaded.step, waiting=loaded.waiting, elapsed=loaded.elapsed)
-        self.run = loaded.run
+        self.run, self._pending = loaded.run, None
         return report
 
     def save(
@@ -324,6 +359,8 @@ class Verbs(ABC, Generic[ModelT, T]):
                 f"{verb}: the model holds {whose} now, not the raw weights. "
                 "Leave the average_parameters() block first."
             )
+        if self._pending is not None and verb not in ("reset", "load_state_dict"):
+            self._refuse_while_torn(verb)
 
     def _follow_model(self) -> None:
         if self._averages.plan.exchange() is None:

@@ -69,6 +69,14 @@ class Tables:
         found = [_native.update(table, weights, self._seed, step, skip, threads) for table, _ in self._tables]
         return None if found == self._nothing else self._marks(found)
 
+    def took(self, step: int) -> bool | None:
+        """Whether the averages took the update of this step; None if some tables did.
+
+        The kernel notes the step itself: between an update and a note in Python an interrupt could come.
+        """
+        answers = {_native.taken(table) == step for table, _ in self._tables}
+        return answers.pop() if len(answers) == 1 else None
+
     def _marks(self, found: Sequence[bytes | None]) -> list[int]:
         marks = [0] * self._size
         for bad, (_, group) in zip(found, self._tables, strict=True):

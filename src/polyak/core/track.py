@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Generic
+from typing import Any, Generic, NamedTuple
 
 from polyak.core.tensors import T
 from polyak.errors import ConfigError, PlanError
 from polyak.rules import Decay, History, Profile, as_decay, compose
+from polyak.rules.runs import COPY, Run
+
+
+class Act(NamedTuple):
+    """What an update makes of a track's last run, of its decay last applied and of its time."""
+
+    run: Run
+    beta: float
+    clock: int
 
 
 @dataclass
@@ -65,13 +74,21 @@ class Track(Generic[T]):
             self._known = advance, beta
         return self._known[1]
 
-    def acted(self, beta: float, stride: int, advance: int, copied_at: int | None) -> None:
-        """Enter an update into the history: ``stride`` steps, ``advance`` of the schedule's unit."""
+    def act(self, beta: float, stride: int, advance: int, copied_at: int | None) -> Act:
+        """An update of ``stride`` steps, ``advance`` of the schedule's unit, for ``enter``."""
         if copied_at is None:
-            self.history.record(self.decay, self.clock, stride, advance)
+            run = self.history.coming(self.decay, self.clock, stride, advance)
         else:
-            self.history.restart(copied_at)
-        self.beta, self.clock = beta, self.clock + advance
+            run = Run(COPY, 0, 1, copied_at, 1)
+        return Act(run, beta, self.clock + advance)
+
+    def enter(self, act: Act) -> None:
+        """Enter an update that the averages took into the history; twice is the same as once."""
+        if act.run.decay is COPY:
+            self.history.restart(act.run.stride)
+        else:
+            self.history.take(act.run)
+        self.beta, self.clock = act.beta, act.clock
 
     @property
     def profile(self) -> Profile:

@@ -96,8 +96,13 @@ class Averages(core.Averages[nn.Layer, Tensor]):
         weights = tuple([1 - beta for beta in betas])
         for engine in self._engines:
             engine.update(weights, step, self.settings.policy == "skip")
-        for kept, live in self._copies:
-            tensors.overwrite(kept, live)
+        self._copy()
+
+    def took(self, step: int) -> bool | None:
+        answers = {engine.took(step) for engine in self._engines}
+        if answers == {True}:
+            self._copy()
+        return answers.pop() if len(answers) == 1 else None
 
     def settle(self) -> None:
         """Nothing runs beside the training."""
@@ -121,6 +126,10 @@ class Averages(core.Averages[nn.Layer, Tensor]):
         held, entries = self.held(track), self.plan.entries
         tensors = {id(live): held[name] for name in held for live in entries[name].tensors}
         return clone_onto(self.model, tensors)
+
+    def _copy(self) -> None:
+        for kept, live in self._copies:
+            tensors.overwrite(kept, live)
 
     def _kind_of_model(self) -> str:
         return type(unwrap(self.model)).__name__

@@ -13,6 +13,7 @@ import paddle
 from paddle import Tensor
 
 from polyak.core import NO_KERNEL
+from polyak.core.several import Several
 from polyak.errors import ConfigError
 from polyak.paddle.storage import EngineName
 from polyak.paddle.tensors import alias, cast, fills_memory, wide
@@ -56,6 +57,10 @@ class Engine(Protocol):
         """``avg ← avg + w·(θ - avg)`` in every track, under ``skip`` where θ can be stored."""
         ...
 
+    def took(self, step: int) -> bool | None:
+        """Whether the averages took the update of this step; None if an interrupt came in its middle."""
+        ...
+
     def skipped(self) -> tuple[int, dict[str, int]]:
         """Updates with such elements since last asked, and in how many of them each tensor had some."""
         ...
@@ -77,6 +82,9 @@ class Native:
         marks = self._tables.look(self._threads)
         return [pair.name for pair, mark in zip(self.pairs, marks, strict=True) if mark]
 
+    def took(self, step: int) -> bool | None:
+        return self._tables.took(step)
+
     def update(self, weights: Sequence[float], step: int, skip: bool) -> None:
         marks = self._tables.update(weights, step, skip, self._threads)
         if marks is not None:
@@ -89,7 +97,7 @@ class Native:
         return updates, named
 
 
-class Operators:
+class Operators(Several):
     """Averages on any device with Paddle's own operators, a few per tensor; in float32 or float64."""
 
     name = "ops"
@@ -109,6 +117,7 @@ class Operators:
         return [pair.name for pair, whole in zip(self.pairs, fine, strict=True) if not bool(whole)]
 
     def update(self, weights: Sequence[float], step: int, skip: bool) -> None:
+        self.began = step
         bad: list[Tensor] = []
         with paddle.no_grad():
             for pair in self.pairs:
@@ -123,6 +132,7 @@ class Operators:
                 marks = paddle.stack(bad)
                 self._tensors += marks.astype("int32")
                 self._updates += marks.any().astype("int32")
+        self.ended = step
 
     def skipped(self) -> tuple[int, dict[str, int]]:
         counts = cast_type("list[int]", self._tensors.tolist())

@@ -48,16 +48,26 @@ class History:
 
     def record(self, decay: Decay, clock: int, stride: int, advance: int) -> None:
         """One update: ``decay`` from ``clock`` over ``advance`` of its units, ``stride`` training steps."""
+        self.take(self.coming(decay, clock, stride, advance))
+
+    def coming(self, decay: Decay, clock: int, stride: int, advance: int) -> Run:
+        """The last run after such an update, for ``take``; nothing is changed yet."""
         last = self._last
         if last is not None:
             d, c, n, s, a = last
             if d is decay and s == stride and a == advance and c + n * a == clock:
-                self._last = Run(d, c, n + 1, s, a)
-                return
+                return Run(d, c, n + 1, s, a)
+        return Run(decay, clock, 1, stride, advance)
+
+    def take(self, run: Run) -> None:
+        """Enter what ``coming`` returned; twice, after an interrupt in the middle, is the same as once."""
+        last = self._last
+        begins = run.count == 1 and run is not last
+        if begins and last is not None and (not self._closed or self._closed[-1] is not last):
             self._closed.append(last)
-            if len(self._closed) > _RUNS:
-                self._bound()
-        self._last = Run(decay, clock, 1, stride, advance)
+        self._last = run
+        if begins and len(self._closed) > _RUNS:
+            self._bound()
 
     def _bound(self) -> None:
         if len(self._closed) > _RUNS:
@@ -67,8 +77,7 @@ class History:
 
     def restart(self, step: int) -> None:
         """A copy of the parameters at ``step``: nothing before it matters any more."""
-        self._closed, self._within = [], 0.0
-        self._last = Run(COPY, 0, 1, step, 1)
+        self._closed, self._within, self._last = [], 0.0, Run(COPY, 0, 1, step, 1)
 
     @property
     def runs(self) -> tuple[Run, ...]:

@@ -106,6 +106,9 @@ class Averages(core.Averages[nn.Module, Tensor]):
         else:
             self._engines.replay(graph, betas, step)
 
+    def took(self, step: int) -> bool | None:
+        return self._engines.took(step)
+
     def recorded(self) -> bool:
         if not self._engines.capturing():
             return False

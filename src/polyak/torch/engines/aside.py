@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from polyak.core.several import Several
 from polyak.torch.engines.contract import Counts, Engine, Pair
 from polyak.torch.engines.copies import Copies
 from polyak.torch.engines.foreach import bad_names
@@ -76,7 +77,7 @@ class CudaLane:
         return pinned_like(tensors)
 
 
-class Aside:
+class Aside(Several):
     """What both ways have in common: one update under way at most.
 
     guarded: somebody calls ``before_step`` before θ is written again.
@@ -103,7 +104,7 @@ class Aside:
         """The averages are about to be read."""
         self.before_step()
 
-    def _began(self, ticket: Any) -> None:
+    def _hold(self, ticket: Any) -> None:
         self._ticket = ticket
         if not self.guarded:
             self.before_step()
@@ -151,14 +152,20 @@ class Offload(Aside):
     def update(self, weights: Sequence[float], step: int, skip: bool) -> Tensor | None:
         """Begin an update. The one before is finished first; what its thread raised comes out here."""
         self.wait()
+        self.began = step
         ticket = self._lane.run(partial(self._to_host.run, non_blocking=True))
         self._pending = self._worker.submit(self._average, ticket, weights, step, skip)
-        self._began(ticket)
+        self._hold(ticket)
+        self.ended = step
 
     def wait(self) -> None:
-        pending, self._pending = self._pending, None
+        pending = self._pending
         if pending is not None:
-            pending.result()
+            try:
+                pending.result()
+            finally:  # an interrupt while it runs leaves it to the next who waits
+                if pending.done():
+                    self._pending = None
 
     def _average(self, ticket: Any, weights: Sequence[float], step: int, skip: bool) -> None:
         self._lane.wait(ticket)
@@ -195,7 +202,9 @@ class Overlapped(Aside):
         def job() -> None:
             _count(self.counts, self._inner.update(weights, step, skip))
 
-        self._began(self._lane.run(job))
+        self.began = step
+        self._hold(self._lane.run(job))
+        self.ended = step
 
 
 def _count(counts: Counts, marks: Tensor | None) -> None:

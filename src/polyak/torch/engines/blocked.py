@@ -11,12 +11,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from polyak.core.several import Several
 from polyak.torch.engines.chunks import CHUNK, blend_pair, looks_storable, shaped
 from polyak.torch.engines.contract import Counts, Pair
 from polyak.torch.engines.foreach import bad_names, is_direct
 
 
-class Blocked:
+class Blocked(Several):
     """Averages on the CPU prepared for updating; see ``Foreach``.
 
     Args:
@@ -42,6 +43,7 @@ class Blocked:
 
     @torch.no_grad()
     def update(self, weights: Sequence[float], step: int, skip: bool) -> Tensor | None:
+        self.began = step
         marks: Tensor | None = None
         for block in self._blocks:
             block.convert()
@@ -52,6 +54,7 @@ class Blocked:
             for i, pair in block.members:
                 found = blend_pair(pair, weights, block.seed, step, skip=True)
                 marks[i] |= bool(found)
+        self.ended = step
         return marks
 
 

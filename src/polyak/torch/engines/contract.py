@@ -85,6 +85,10 @@ class Engine(Protocol):
         """Tensors with elements that are not finite or beyond the storage's range. Waits for the device."""
         ...
 
+    def took(self, step: int) -> bool | None:
+        """Whether the averages took the update of this step; None if an interrupt came in its middle."""
+        ...
+
     def update(self, weights: Sequence[float], step: int, skip: bool) -> Tensor | None:
         """``avg ← avg + w·(θ - avg)`` in every track; ``weights[k]`` is 1-β of track k.
 

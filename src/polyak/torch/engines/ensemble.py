@@ -83,6 +83,16 @@ class Ensemble:
             self._tally.add(marks)
         self._copies.run()
 
+    def took(self, step: int) -> bool | None:
+        """After an update was interrupted: whether all averages took it, copied buffers then as well.
+
+        None if some did and others may not have.
+        """
+        answers = {engine.took(step) for engine in self._engines}
+        if answers == {True}:
+            self._copies.run()
+        return answers.pop() if len(answers) == 1 else None
+
     def capturing(self) -> bool:
         """Whether a CUDA graph is being captured, in which an update can only be recorded."""
         # Asked without a GPU in play, torch would set one up.
@@ -109,8 +119,11 @@ class Ensemble:
         """The update that was recorded, with these decays, and all else in the graph."""
         weights = tuple([1 - beta for beta in betas])
         for engine in self._recorded:
+            engine.began = step
             engine.prepare(weights, step)
         graph.replay()
+        for engine in self._recorded:
+            engine.ended = step
 
     def wait(self) -> None:
         """Finish what runs beside the training: somebody is about to read the averages.

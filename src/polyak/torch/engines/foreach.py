@@ -17,6 +17,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from polyak.core.several import Several
 from polyak.torch.engines.chunks import (
     DEVICE_CHUNK,
     blend_pair,
@@ -31,7 +32,7 @@ from polyak.torch.engines.contract import Counts, Pair
 _BATCH = 1 << 22  # elements masked at a time on a CPU: temporaries of some 16 MiB of float32
 
 
-class Foreach:
+class Foreach(Several):
     """Averages prepared for updating.
 
     Args:
@@ -53,6 +54,7 @@ class Foreach:
 
     @torch.no_grad()
     def update(self, weights: Sequence[float], step: int, skip: bool) -> Tensor | None:
+        self.began = step
         marks: dict[str, Tensor | None] = {}
         for direct, batch in self._batches:
             if skip or not direct:
@@ -64,6 +66,7 @@ class Foreach:
         for pair in self.pairs:
             if pair.name not in marks:
                 marks[pair.name] = blend_pair(pair, weights, self._seed, step, skip)
+        self.ended = step
         device = self.pairs[0].averages[0].device
         found = [mark.to(device) for pair in self.pairs if (mark := marks[pair.name]) is not None]
         return torch.stack(found) if skip else None

@@ -37,6 +37,9 @@ class Native:
         marks = self._tables.look(torch.get_num_threads())
         return [pair.name for pair, bad in zip(self.pairs, marks, strict=True) if bad]
 
+    def took(self, step: int) -> bool | None:
+        return self._tables.took(step)
+
     def update(self, weights: Sequence[float], step: int, skip: bool) -> Tensor | None:
         marks = self._tables.update(weights, step, skip, torch.get_num_threads())
         return None if marks is None else torch.tensor(marks, dtype=torch.bool, device="cpu")

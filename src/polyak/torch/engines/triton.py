@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from triton import JITFunction
 
+from polyak.core.several import Several
 from polyak.errors import ConfigError
 from polyak.torch.engines import triton_kernels as kernels
 from polyak.torch.engines.contract import Counts, Pair
@@ -58,7 +59,7 @@ class _Group(NamedTuple):
     largest: float
 
 
-class Triton:
+class Triton(Several):
     """Averages on a GPU prepared for updating; see ``Foreach``.
 
     In a CUDA graph ``record`` takes the place of ``update``: what it launches reads from device memory what
@@ -103,7 +104,9 @@ class Triton:
 
     def update(self, weights: Sequence[float], step: int, skip: bool) -> None:
         self._send(self._now, weights, step)
+        self.began = step
         self._launch(self._now, skip)
+        self.ended = step
 
     def prepare(self, weights: Sequence[float], step: int) -> None:
         """What the next replay of a recorded update uses."""
