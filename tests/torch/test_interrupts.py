@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, cast
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+import polyak
+from polyak import PlanError
 from polyak.torch import EMA
-from tests.interrupts import every_line
+from polyak.torch.engines.choose import EngineName
+from tests.interrupts import STRIDE, every_line
+
+
+@pytest.fixture(autouse=True)
+def _grad_mode() -> Iterator[None]:
+    """An interrupt between the end of a ``with torch.no_grad()`` and what it calls leaves torch without."""
+    yield
+    torch.set_grad_enabled(True)
 
 
 def mixed() -> nn.Module:
@@ -78,3 +91,128 @@ def test_around_a_block_the_raw_weights_come_back(kind: str, way: str) -> None:
         with ema.average_parameters():
             assert ema.live == "average"
         assert same(state(ema.model), raw[-1])
+
+
+def network() -> nn.Module:
+    return nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Linear(3, 2).bfloat16())
+
+
+Says = dict[str, object]
+
+
+def says(ema: EMA) -> Says:
+    """All that an average holds and says of itself, tensors copied."""
+    return copy.deepcopy(ema.state_dict()) | {"run": None}
+
+
+def equal(one: object, other: object) -> bool:
+    if isinstance(one, Tensor):
+        return torch.equal(one, cast(Tensor, other))
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
+    return one == other
+
+
+def averaging(engine: EngineName = "auto", **options: Any) -> EMA:
+    torch.manual_seed(0)
+    ema = EMA(network(), {"short": 0.5, "long": polyak.Warmup(0.9)}, engine=engine, **options)
+    for _ in range(2):
+        moved(ema.model)
+        ema.update()
+    moved(ema.model)
+    return ema
+
+
+def unfreeze(ema: EMA) -> EMA:
+    ema.model[0].register_parameter("more", nn.Parameter(torch.ones(3)))
+    return ema
+
+
+def loaded(ema: EMA) -> object:
+    torch.manual_seed(1)
+    other = EMA(network(), {"short": 0.5, "long": polyak.Warmup(0.9)})
+    other.update()
+    state = says(other) | {"run": "x"}
+    return lambda: ema.load_state_dict(state)
+
+
+VERBS: dict[str, tuple[Callable[[], EMA], Callable[[EMA], Any]]] = {
+    "update": (averaging, lambda ema: ema.update),
+    "update, copying": (lambda: averaging(start=5), lambda ema: ema.update),
+    "update, waiting": (lambda: averaging(every=2), lambda ema: ema.update),
+    "update, with a newcomer": (lambda: unfreeze(averaging()), lambda ema: ema.update),
+    "reset": (averaging, lambda ema: ema.reset),
+    "reset of one": (averaging, lambda ema: partial(ema.reset, "0.weight")),
+    "load_state_dict": (averaging, loaded),
+}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_averages_counters_and_histories_change_together_or_not_at_all(verb: str) -> None:
+    start, which = VERBS[verb]
+    before, done = says(start()), start()
+    which(done)()
+    after = says(done)
+    seen = {"before": 0, "after": 0}
+    stride = STRIDE if verb in ("update", "update, copying", "update, waiting") else 6 * STRIDE - 5
+
+    def make() -> Ran:
+        ema = start()
+        return which(ema), ema
+
+    for line, ema in every_line(make, stride):
+        now = says(ema)
+        seen["after" if equal(now, after) else "before"] += 1
+        if not equal(now, after):  # a newcomer may be there already, without a step that counts
+            assert equal(now, before) or "newcomer" in verb, line
+            which(ema)()
+            assert equal(says(ema), after), line
+    assert min(seen.values()) > 0 or verb == "update, waiting", seen
+
+
+@pytest.mark.parametrize("engine", ["foreach", "blocked"])
+def test_an_engine_of_several_operations_says_that_an_update_is_torn(engine: EngineName) -> None:
+    before, done = says(averaging(engine)), averaging(engine)
+    done.update()
+    after, torn = says(done), 0
+
+    def make() -> Ran:
+        ema = averaging(engine)
+        return ema.update, ema
+
+    for line, ema in every_line(make):
+        try:
+            now = says(ema)
+        except PlanError:
+            torn += 1
+            for verb in (ema.update, lambda ema=ema: ema.save("never.safetensors")):
+                with pytest.raises(
+                    PlanError, match="the update at step 3 was interrupted when some averages had"
+                ):
+                    verb()
+            ema.reset()
+            ema.update()
+        else:
+            assert equal(now, before) or equal(now, after), line
+    assert torn > 1
+
+
+def test_copy_to_is_finished() -> None:
+    ema = averaging()
+    ema.copy_to(whole := network())
+    before, after = state(network()), state(whole)
+    assert not same(before, after)
+
+    def make() -> tuple[Callable[[], object], nn.Module]:
+        torch.manual_seed(0)
+        model = network()
+        starts.append(state(model))
+        return partial(ema.copy_to, model), model
+
+    starts: list[list[tuple[int, Tensor]]] = []
+    for line, model in every_line(make):
+        values = [t for _, t in state(model)]
+        whole_or_none = [
+            all(torch.equal(a, b) for a, (_, b) in zip(values, of, strict=True)) for of in (after, starts[-1])
+        ]
+        assert any(whole_or_none), line

@@ -7,12 +7,13 @@ them, store them, average them, put them into the model and take them out again.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 from polyak.core.kept import Kept
-from polyak.core.live import Exchange
+from polyak.core.live import Exchange, finished
 from polyak.core.nonfinite import NonFinitePolicy, refuse_start
 from polyak.core.plan import Entry, Patterns, Plan, Selection, as_patterns, follow, refuse_unmatched
 from polyak.core.state import Loaded, State, fill
@@ -166,21 +167,28 @@ class Averages(ABC, Generic[ModelT, T]):
                     self.kit.mend(track.tensors[name], track.lows.get(name), live)
         self._look(self._unfit)
 
-    def restart(self, names: Patterns, step: int) -> None:
-        """Start the tensors that match again from the model, or with None all of them and the schedules."""
+    def restart(self, names: Patterns, step: int) -> Callable[[], None]:
+        """Start the tensors that match again from the model, or with None all of them and the schedules.
+
+        Returns:
+            What does it, and may be called twice; nothing is changed before.
+        """
         if names is None:
             plan = self.planned(self._selection)
             self._check_start(self._averaged(plan))  # before the old averages are given up
-            for track in self.tracks.values():
-                track.restart(step)
-            self._adopt(plan, {}, 0)
-            return
+
+            def start() -> None:
+                for track in self.tracks.values():
+                    track.restart(step)
+                self._adopt(plan, {}, 0)
+
+            return start
         plan = self.planned(self._selection, self.plan.having("average"))
         patterns = as_patterns(names)
         refuse_unmatched("names", patterns, plan.names("average"), "averaged tensor")
         chosen = Selection.of(patterns, None, "auto")
         kept = {name: average for name, average in self.first.tensors.items() if not chosen.takes([name])}
-        self._adopt(plan, follow(self.plan.entries, plan.entries, kept), step)
+        return partial(self._adopt, plan, follow(self.plan.entries, plan.entries, kept), step)
 
     def with_room_for(self, names: Collection[str], step: int) -> tuple[Plan[T], dict[str, Track[T]]]:
         """The plan in which parameters of these names are averaged though frozen, and the tracks with them.
@@ -235,22 +243,35 @@ class Averages(ABC, Generic[ModelT, T]):
                 raise PlanError(
                     f"{name} {tuple(tensor.shape)} {found}: copy_to needs a model of the same structure."
                 )
-        for name, tensor in held.items():
-            for place in places[name]:
-                self.kit.overwrite(place, tensor)
+
+        def write() -> None:
+            for name, tensor in held.items():
+                for place in places[name]:
+                    self.kit.overwrite(place, tensor)
+
+        finished(write)
 
     def _adopt(self, plan: Plan[T], heirs: Mapping[str, str], step: int) -> None:
         """Take a plan over: heirs keep their averages, newcomers start at the model's present values."""
         averaged = self._averaged(plan)
+        names = [entry.name for entry in averaged]
         newcomers = [entry for entry in averaged if entry.name not in heirs]
         self._check_start(newcomers)
         self.settle()
-        for track in self.tracks.values():
-            track.adopt(*self._tensors(averaged, track, heirs), heirs, step)
-        self.plan = plan
-        self._look([entry.name for entry in newcomers] + [n for n in self._unfit if n in self.first.tensors])
-        self.copies = {e.name: self.copied(e, self.copies.get(e.name)) for e in plan.having("copy")}
-        self._prepare()
+        made = [
+            (track, *self._tensors(averaged, track, heirs), track.joined_after(names, heirs, step))
+            for track in self.tracks.values()
+        ]
+
+        def take_over() -> None:
+            for track, tensors, lows, joined in made:
+                track.tensors, track.lows, track.joined, track.module = tensors, lows, joined, None
+            self.plan = plan
+            self._look([entry.name for entry in newcomers] + [n for n in self._unfit if n in names])
+            self.copies = {e.name: self.copied(e, self.copies.get(e.name)) for e in plan.having("copy")}
+            self._prepare()
+
+        finished(take_over)
 
     def _prepare(self) -> None:
         self.prepare()

@@ -13,7 +13,7 @@ from polyak.checkpoints.snapshots import Captured
 from polyak.core import files, metrics, resumables, snapshots
 from polyak.core.averages import Averages, ModelT
 from polyak.core.clock import Clock
-from polyak.core.live import Block, Exchange
+from polyak.core.live import Block, Exchange, finished
 from polyak.core.plan import Patterns
 from polyak.core.state import LoadReport, State, averaged_in, read, whole
 from polyak.core.tensors import T
@@ -214,9 +214,13 @@ class Verbs(ABC, Generic[ModelT, T]):
             ConfigError: a pattern matches no averaged tensor.
         """
         self._refuse_while_swapped("reset")
-        self._averages.restart(names, self.step)
-        if names is None:
+        restart = self._averages.restart(names, self.step)
+
+        def start() -> None:
+            restart()
             self._clock, self._pending = Clock.at(self.step, self._clock.elapsed), None
+
+        finished(start) if names is None else restart()
 
     def state_dict(self) -> State:
         """Everything resuming takes: schedules, counters, histories, random state, averages.
@@ -257,9 +261,13 @@ class Verbs(ABC, Generic[ModelT, T]):
         loaded, report = read(state, tracks, averages.copies, self._settings, averages.kit)
         if strict and report:
             raise CheckpointError(f"{report}. Nothing was loaded; strict=False takes what fits.")
-        averages.restore(loaded, state, plan, tracks)
-        self._clock = self._clock._replace(step=loaded.step, waiting=loaded.waiting, elapsed=loaded.elapsed)
-        self.run, self._pending = loaded.run, None
+
+        def take() -> None:
+            averages.restore(loaded, state, plan, tracks)
+            self._clock = Clock(loaded.step, loaded.waiting, loaded.elapsed)
+            self.run, self._pending = loaded.run, None
+
+        finished(take)
         return report
 
     def save(

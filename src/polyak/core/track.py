@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple
 
@@ -44,12 +44,10 @@ class Track(Generic[T]):
     module: Any = None
     _known: tuple[int, float] = (0, 1.0)  # a constant decay's advance and what it composes to
 
-    def adopt(self, tensors: dict[str, T], lows: dict[str, T], heirs: Mapping[str, str], step: int) -> None:
-        """Take over the tensors of a new plan; those that are nobody's heir join at ``step``."""
+    def joined_after(self, names: Iterable[str], heirs: Mapping[str, str], step: int) -> dict[str, int]:
+        """When each tensor of a new plan joined; those that are nobody's heir do at ``step``."""
         joined = {name: self.joined[old] for name, old in heirs.items() if old in self.joined}
-        if step:
-            joined |= {name: step for name in tensors if name not in heirs}
-        self.tensors, self.lows, self.joined, self.module = tensors, lows, joined, None
+        return joined | ({name: step for name in names if name not in heirs} if step else {})
 
     def restart(self, step: int) -> None:
         """Begin anew at ``step``: schedule, history and tensors."""

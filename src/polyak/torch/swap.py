@@ -93,18 +93,16 @@ class ModelExchange(Exchange):
 
     def put_in(self) -> None:
         _point_all(self._lives, self._memories)
-        with torch.no_grad():
-            for live, average in self._fixed:
-                live.copy_(average)
+        for live, average in self._fixed:
+            live.detach().copy_(average)  # no_grad would stay on after an interrupt at its end
 
     def take_out(self) -> None:
         for store, tensors in self._places:
             store.update(tensors)
         _point_all(self._lives, self._raw)
-        with torch.no_grad():
-            for live, memory, backup in reversed(self._fixed_raw):  # memories may overlap
-                live.data = memory  # the block may have called .half() and the like
-                memory.copy_(backup)
+        for live, memory, backup in reversed(self._fixed_raw):  # memories may overlap
+            live.data = memory  # the block may have called .half() and the like
+            memory.copy_(backup)
 
 
 def exchange_of(lives: Sequence[Tensor], averages: Sequence[Tensor]) -> Exchange:

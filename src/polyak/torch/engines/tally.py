@@ -20,17 +20,17 @@ class Tally:
     """
 
     def __init__(self, updates: int = 0, tensors: dict[str, int] | None = None) -> None:
-        self._updates, self._tensors = updates, dict(tensors or {})
+        self._before = updates, dict(tensors or {})  # what engines of other times found
         self._engines: list[Engine] = []
         self._counts: list[Counts] = []
         self._told: list[Counts] = []  # of the engines that leave it to us
 
     def open(self, engines: Sequence[Engine]) -> None:
         """Count what these engines find from now on."""
-        self.read()
-        self._engines = list(engines)
-        self._counts = [engine.counts or Counts.of(engine.pairs) for engine in engines]
-        self._told = [c for c, engine in zip(self._counts, engines, strict=True) if engine.counts is None]
+        before, held = self.read(), list(engines)
+        counts = [engine.counts or Counts.of(engine.pairs) for engine in held]
+        told = [c for c, engine in zip(counts, held, strict=True) if engine.counts is None]
+        self._before, self._engines, self._counts, self._told = before, held, counts, told
 
     def add(self, marks: Sequence[Tensor | None]) -> None:
         """One update: for each engine bool [pairs], or None if it found nothing or counts by itself."""
@@ -44,11 +44,11 @@ class Tally:
 
     def read(self) -> tuple[int, dict[str, int]]:
         """Updates affected so far, and in how many of them each tensor was, by name. Synchronises."""
-        self._updates += max((int(counts.updates.item()) for counts in self._counts), default=0)
+        before, named = self._before
+        updates = max((int(counts.updates.item()) for counts in self._counts), default=0)
+        tensors = dict(named)
         for engine, counts in zip(self._engines, self._counts, strict=True):
             for pair, count in zip(engine.pairs, cast(list[int], counts.tensors.tolist()), strict=True):
                 if count:
-                    self._tensors[pair.name] = self._tensors.get(pair.name, 0) + count
-            counts.updates.zero_()
-            counts.tensors.zero_()
-        return self._updates, dict(self._tensors)
+                    tensors[pair.name] = tensors.get(pair.name, 0) + count
+        return before + updates, tensors
