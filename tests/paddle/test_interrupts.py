@@ -1,0 +1,108 @@
+"""Ctrl-C at any line: no mixture stays in the layer, and what an average says of itself stays true."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import paddle
+import pytest
+from paddle import nn
+
+from polyak import PlanError, SwapError
+from polyak.paddle import EMA, ExponentialMovingAverage
+from tests.interrupts import STRIDE, every_line
+
+from .conftest import assert_equal, assert_restored, network, snapshot
+
+Ran = tuple[Callable[[], object], EMA]
+SWAPS = ("with", "apply_to", "apply")
+
+
+def moved(layer: nn.Layer) -> None:
+    with paddle.no_grad():
+        for tensor in layer.state_dict().values():
+            tensor.set_value((tensor.astype("float32") + 1.0).astype(tensor.dtype))
+
+
+def averaging(dtype: str = "float32", decay: Any = 0.5, **options: Any) -> EMA:
+    paddle.seed(0)
+    layer = network().to(dtype=dtype)
+    ema = EMA(layer, decay, **options)
+    moved(layer)
+    ema.update()
+    moved(layer)
+    return ema
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("way", SWAPS)
+def test_around_a_swap_the_raw_weights_come_back(dtype: str, way: str) -> None:
+    def make() -> Ran:
+        ema = averaging(dtype)
+        average = ExponentialMovingAverage(ema.model)
+        average.ema = ema
+        raws.append(snapshot(ema.model)), averages.append(average)
+
+        def block() -> None:
+            with ema.average_parameters() if way == "with" else getattr(average, way)():
+                pass
+
+        return block, ema
+
+    raws: list[Any] = []
+    averages: list[ExponentialMovingAverage] = []
+    for line, ema in every_line(make):
+        if way != "with" and ema.live != "raw":  # as if applied without a block, until restore()
+            with pytest.raises(SwapError):
+                averages[-1].update()
+            averages[-1].restore()
+        assert_restored(ema.model, raws[-1])
+        assert ema.live == "raw", line
+        ema.update()
+
+
+def says(ema: EMA) -> Any:
+    state = {**ema.state_dict(), "run": None}
+    tracks = {name: {**t, "tensors": _clones(t["tensors"])} for name, t in state["tracks"].items()}
+    return {**state, "tracks": tracks, "copies": _clones(state["copies"])}
+
+
+def _clones(tensors: dict[str, paddle.Tensor]) -> dict[str, paddle.Tensor]:
+    return {name: tensor.clone() for name, tensor in tensors.items()}
+
+
+def equal(one: Any, other: Any) -> bool:
+    try:
+        assert_equal(one, other)
+    except AssertionError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("verb", ["update", "reset"])
+@pytest.mark.parametrize("engine", ["native", "ops"])
+def test_averages_counters_and_histories_change_together_or_not_at_all(verb: str, engine: Any) -> None:
+    decay = {"short": 0.5, "long": 0.9}
+    before, done = says(averaging(decay=decay, engine=engine)), averaging(decay=decay, engine=engine)
+    getattr(done, verb)()
+    after, seen = says(done), {"before": 0, "after": 0, "torn": 0}
+
+    def make() -> Ran:
+        ema = averaging(decay=decay, engine=engine)
+        return getattr(ema, verb), ema
+
+    for line, ema in every_line(make, STRIDE if verb == "update" else 6 * STRIDE - 5):
+        try:
+            now = says(ema)
+        except PlanError:  # several operations, and the interrupt came between them
+            seen["torn"] += 1
+            with pytest.raises(PlanError, match="interrupted when some averages had taken it"):
+                ema.update()
+            ema.reset()
+        else:
+            assert equal(now, before) or equal(now, after), line
+            seen["after" if equal(now, after) else "before"] += 1
+        ema.update()
+    assert (seen["torn"] > 0) == (engine == "ops" and verb == "update"), seen
+    assert seen["before"] > 0, seen
