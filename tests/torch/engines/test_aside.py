@@ -6,10 +6,12 @@ waits for what is the same code as on a GPU. The last tests run on a real one wh
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
@@ -31,7 +33,7 @@ class LateLane:
 
     def __init__(self, gate: threading.Event | None = None) -> None:
         self._thread, self._gate = ThreadPoolExecutor(1), gate
-        self.used: list[Tensor] = []
+        self.used: set[int] = set()
 
     def run(self, job: Callable[[], object]) -> Future[None]:
         def late() -> None:
@@ -50,7 +52,7 @@ class LateLane:
         ticket.result()
 
     def uses(self, tensors: Sequence[Tensor]) -> None:
-        self.used += tensors
+        self.used |= {tensor.data_ptr() for tensor in tensors}  # addresses: this must keep nothing alive
 
     def staging(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         return pinned_like(tensors, pin=False)
@@ -288,6 +290,94 @@ def test_a_detached_optimizer_no_longer_guards(simulated: str) -> None:
         ema.update()
         model.weight.fill_(5.0)
     assert ema.tracks["average"].tensors["weight"].unique().tolist() == [1.0]
+
+
+@pytest.fixture
+def gate(simulated: str, monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Updates beside the training begin when it is set."""
+    gate = threading.Event()
+    monkeypatch.setattr(ensemble, "lane_of", lambda device: LateLane(gate))
+    return gate
+
+
+def in_flight(value: float) -> tuple[nn.Linear, polyak.EMA, Any]:
+    """A model whose weights are ``value``, and an update of its EMA that has not begun."""
+    model = nn.Linear(4, 4, bias=False)
+    optimizer = torch.optim.SGD(model.parameters(), 1.0)
+    ema = polyak.EMA(model, 0.0, overlap=True)
+    handle = ema.attach(optimizer)
+    model.weight.grad = torch.zeros_like(model.weight)
+    with torch.no_grad():
+        model.weight.fill_(value)
+    optimizer.step()
+    return model, ema, handle
+
+
+def test_removing_the_handle_waits_for_the_update_under_way(gate: threading.Event) -> None:
+    model, ema, handle = in_flight(1.0)
+    threading.Timer(0.1, gate.set).start()
+    handle.remove()
+    with torch.no_grad():
+        model.weight.fill_(5.0)
+    assert ema.tracks["average"].tensors["weight"].unique().tolist() == [1.0]
+
+
+def assign(model: nn.Linear) -> None:
+    model.load_state_dict({"weight": torch.full((4, 4), 7.0)}, assign=True)
+
+
+def point(model: nn.Linear) -> None:
+    model.weight.data = torch.full((4, 4), 7.0)
+
+
+REPLACED: dict[str, Callable[[nn.Linear], object]] = {
+    "p.data": point,
+    "load_state_dict": assign,
+    "to": lambda model: model.to(torch.float64),
+}
+
+
+@pytest.mark.parametrize("replaced", REPLACED)
+def test_memory_that_the_model_gave_up_is_still_there_for_an_update_under_way(
+    gate: threading.Event, replaced: str
+) -> None:
+    model, ema, _ = in_flight(1.0)
+    REPLACED[replaced](model)
+    junk = [torch.full((4, 4), 9.0) for _ in range(64)]  # takes memory that was freed
+    gate.set()
+    assert ema.tracks["average"].tensors["weight"].unique().tolist() == [1.0]
+    del junk
+    ema.update()
+    assert ema.tracks["average"].tensors["weight"].unique().tolist() == model.weight.unique().tolist()
+
+
+def test_an_average_dropped_while_its_update_is_under_way_lets_it_finish(
+    gate: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lane = LateLane(gate)
+    monkeypatch.setattr(ensemble, "lane_of", lambda device: lane)
+    model, ema, handle = in_flight(1.0)
+    del ema, handle
+    model._forward_hooks.clear()
+    gc.collect()
+    gate.set()
+    lane.run(lambda: None).result()  # after whatever was under way
+    assert model.weight.unique().tolist() == [1.0]
+
+
+def test_a_lane_knows_all_the_memory_that_its_jobs_use(
+    simulated: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lane = LateLane()
+    monkeypatch.setattr(ensemble, "lane_of", lambda device: lane)
+    model = network()
+    ema = polyak.EMA(model, 0.9, overlap=True, compensated=True)
+    averaged = [*model.parameters()] if simulated == "overlap" else [*model.parameters(), *model.buffers()]
+    assert {tensor.data_ptr() for tensor in averaged} <= lane.used
+    if simulated == "overlap":  # offloaded averages are the host's
+        track, names = ema.tracks["average"], dict(model.named_parameters())
+        kept = [parts[name] for parts in (track.tensors, track.lows) for name in names]
+        assert {tensor.data_ptr() for tensor in kept} <= lane.used
 
 
 def test_only_accelerators_have_a_way_beside() -> None:
