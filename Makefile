@@ -15,7 +15,7 @@ INPUTS := pyproject.toml constraints.txt $(wildcard native/*)
 STAMP = $(VENV)/made-from-$(shell cat $(INPUTS) | cksum | tr ' ' '-')
 PIP = $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help env demo test test-paddle test-bare test-containers newest fuzz lint format docs lock clean
+.PHONY: help env demo test test-paddle test-bare test-containers newest fuzz gpu lint format docs lock clean
 
 help:            ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 24
@@ -79,6 +79,10 @@ newest:          ## trainers and drop-ins against the newest release of everythi
 fuzz: env        ## fuzz the file readers, guided by coverage (ARGS="600" seconds each, "600 average" for one)
 	$(BIN)/python -c "import atheris" 2>/dev/null || $(PIP) install atheris
 	$(BIN)/python -m tests.fuzz.run $(ARGS)
+
+gpu:             ## with a GPU: its tests, sanitizer and benchmarks, dated results; without: says so (GPU_PYTHON=python3: no .venv)
+	$(if $(GPU_PYTHON),,@$(MAKE) --no-print-directory env)
+	$(or $(GPU_PYTHON),$(BIN)/python) -m benchmarks.gpu $(ARGS)
 
 lint: env        ## ruff, ruff format, pyright strict
 	$(BIN)/ruff check .
