@@ -45,7 +45,7 @@ class EMA(Verbs[nn.Module, Tensor]):
             bfloat16 and 8 further bits.
         device: where averages live; by default beside their parameters. "cpu" frees the GPU of them: θ is
             copied to pinned memory on a side stream and averaged on a thread; an error there is raised by
-            the next call.
+            the next call. Not yet run on a GPU.
         every: act on each k-th step only. Decays are composed, so the half-life does not change.
         start: copy the model up to this step; averaging and the schedule's time begin there.
         on_nonfinite: "skip" keeps the average of elements whose θ is NaN or infinite, "raise" raises
@@ -56,7 +56,8 @@ class EMA(Verbs[nn.Module, Tensor]):
             to 1e-7 also where a plain average stalls within 4e-4 of a constant target (β ≥ 0.9999).
         engine: "auto" takes the fastest that can; ``metrics()["engine"]`` says which and why.
         overlap: on a GPU, let an update run until the next step of the optimizer it is attached to, under
-            the next forward pass. Nothing else may write the parameters then.
+            the next forward pass. Nothing else may write the parameters then, and only the property
+            ``ema.module`` waits for the update, not a module taken from it before. Not yet run on a GPU.
 
     Frozen parameters are not stored: ``ema.module`` uses the model's own. Once they are unfrozen, or new
     ones added, they join with the value they have then.
@@ -131,6 +132,8 @@ class EMA(Verbs[nn.Module, Tensor]):
     ) -> None:
         """Replay a CUDA graph in which ``update()`` was captured; it counts as ``update(steps)`` does.
 
+        Not yet run on a GPU: the tests replay a tape of the same calls.
+
         A graph holds the arithmetic and not the schedule: this counts the step and sends its decay to the
         device before. ``graph.replay()`` alone trains and leaves the average where it is. Under ``every=k``
         all but each k-th do so too.
@@ -142,7 +145,8 @@ class EMA(Verbs[nn.Module, Tensor]):
             tokens: in them, for decays counted in tokens.
 
         Raises:
-            PlanError: the model's tensors moved since. Nothing was replayed.
+            PlanError: the model's tensors moved since, a state was loaded or the average was reset. Nothing
+                was replayed or counted.
 
         Examples:
             >>> graph = torch.cuda.CUDAGraph()  # doctest: +SKIP

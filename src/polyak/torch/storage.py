@@ -16,6 +16,7 @@ from polyak.torch.engines.choose import EngineName, check_engine
 from polyak.torch.tensors import put
 
 DType: TypeAlias = torch.dtype | Literal["split"] | None
+_NO_FLOAT64 = ("mps",)  # types of devices
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -85,9 +86,18 @@ class Settings:
         return self.low if self.dtype_of(live) in (torch.float32, torch.bfloat16) else None
 
     def stored(self, live: Tensor) -> tuple[Tensor, Tensor | None]:
-        """θ as an average to begin with, and its low part."""
+        """θ as an average to begin with, and its low part.
+
+        Raises:
+            ConfigError: compensated averages would live on a device without float64.
+        """
         average, low = stored(live, self.dtype_of(live), self.device), None
         if dtype := self.low_of(live):
+            if dtype == torch.float32 and average.device.type in _NO_FLOAT64:
+                raise ConfigError(
+                    f"compensated=True with averages on {average.device}: their two parts add up in float64, "
+                    'which does not exist there. device="cpu" keeps them on the host.'
+                )
             with outside_inference_mode():
                 low = torch.zeros_like(average, dtype=dtype, memory_format=torch.preserve_format)
                 put(average, low, live)

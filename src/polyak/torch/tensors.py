@@ -66,7 +66,7 @@ def put(average: Tensor, low: Tensor | None, value: Tensor) -> None:
             low.copy_(rest)
         else:
             average.copy_(value)
-            low.copy_(value.to(torch.float64) - average)
+            low.copy_(value - average)  # in the wider of the two dtypes, where it is exact
 
 
 def overwrite(target: Tensor, source: Tensor) -> None:

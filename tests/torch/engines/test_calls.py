@@ -136,6 +136,13 @@ def test_the_default_device_changes_nothing() -> None:
                 assert torch.equal(tensor, ema.tracks["average"].tensors[name]), (options, engine, name)
 
 
+def test_what_a_backend_lacks_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("polyak.torch.storage._NO_FLOAT64", ("cpu",))  # as if the host were an MPS device
+    polyak.EMA(nn.Linear(2, 2), 0.9, dtype="split")
+    with pytest.raises(polyak.ConfigError, match=r"compensated=True with averages on cpu: .* float64"):
+        polyak.EMA(nn.Linear(2, 2), 0.9, compensated=True)
+
+
 def shapes(layers: int, width: int, hidden: int, vocabulary: int) -> list[int]:
     """Bytes of a transformer's tensors in float32: embedding, head, and four kinds of matrices a layer."""
     layer = [3 * width * width, width * width, width * hidden, hidden * width, width, width, hidden]

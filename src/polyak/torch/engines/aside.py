@@ -5,6 +5,8 @@ be waited for. ``Offload`` copies θ to pinned host memory on the lane and avera
 ``Overlapped`` runs the whole update on the lane. Whatever writes θ next must wait for the ticket, or the
 update would read half-stepped weights: with the optimizer attached its step does, as late as possible;
 otherwise the current stream waits at once.
+
+Not yet run on a GPU: the tests simulate its streams with threads.
 """
 
 from __future__ import annotations

@@ -7,6 +7,8 @@ memory is kept alive here. Nothing waits for the device, and counts stay there.
 Whether Triton works is known only once it ran: it builds a launcher with the system's C compiler, writes to
 a cache, and compiles for the GPU at hand. So each variant of the kernel is launched once, with no effect,
 before an engine is made of it, and not in the first step of a training run.
+
+Not yet run on a GPU: it was compiled for several, and run in Triton's interpreter.
 """
 
 from __future__ import annotations
