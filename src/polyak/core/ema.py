@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import secrets
 from abc import ABC
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, Generic
 
 from polyak.checkpoints.snapshots import Captured
 from polyak.core import files, metrics, resumables, snapshots
+from polyak.core.attach import Attachment, Witness, averaged_of
 from polyak.core.averages import Averages, ModelT
 from polyak.core.clock import Clock
 from polyak.core.live import Block, Exchange, finished
@@ -52,6 +53,7 @@ class Verbs(ABC, Generic[ModelT, T]):
         self._clock = Clock.at(0, {track.decay.unit for track in self.tracks.values()})
         self._pending: tuple[Clock, list[Act]] | None = None  # what an update under way makes of the counters
         self._watches: list[Watch] = []
+        self._attachment: Attachment | None = None
 
     @property
     def model(self) -> ModelT:
@@ -100,11 +102,13 @@ class Verbs(ABC, Generic[ModelT, T]):
             tokens: tokens since then, for decays counted in tokens.
 
         Raises:
-            ConfigError: a count is missing or not positive.
+            ConfigError: a count is missing or not positive, or the EMA is attached and so updates itself.
             PlanError: a tensor was resized since averaging began.
             NonFiniteError: θ is not finite and ``on_nonfinite="raise"``.
             SwapError: the model holds an average now.
         """
+        if self._attachment is not None:
+            self._attachment.refuse_update()
         self._refuse_while_swapped("update")
         if self._averages.recorded():
             return
@@ -229,6 +233,7 @@ class Verbs(ABC, Generic[ModelT, T]):
         state before the next update or copy it. ``torch.load(weights_only=True)`` reads it back.
         """
         self._refuse_while_swapped("state_dict")
+        self._notice_unseen_steps()
         averages = self._averages
         frozen = [entry.name for entry in averages.plan.frozen()]
         return whole(self.tracks, averages.copies, frozen, averages.skipped(), self._settings) | {
@@ -295,6 +300,7 @@ class Verbs(ABC, Generic[ModelT, T]):
             SwapError: an average is live, so what is raw and what is average could be mixed up.
         """
         self._refuse_while_swapped("save")
+        self._notice_unseen_steps()
         self._follow_model()
         if resumable:
             tensors, header = resumables.packed(self.state_dict())
@@ -332,7 +338,22 @@ class Verbs(ABC, Generic[ModelT, T]):
             distance ``‖avg-θ‖/‖θ‖``. With several tracks the latter are named ``"short/decay"`` and so on.
         """
         self._averages.settle()
+        self._notice_unseen_steps()
         return metrics.of(self._averages, self.step)
+
+    def _witness_of(self, held: Iterable[tuple[str, Iterable[T]]]) -> Witness[T]:
+        """Check that optimizers, each given by its name and what it trains, can be attached to."""
+        if self._attachment is not None:
+            self._attachment.refuse_another()
+            self._attachment.remove()
+        self.check_counts_steps()
+        self._follow_model()
+        plan, kit = self._averages.plan, self._averages.kit
+        return Witness([one for name, tensors in held for one in averaged_of(plan, name, tensors)], kit)
+
+    def _notice_unseen_steps(self) -> None:
+        if self._attachment is not None:
+            self._attachment.notice(self.step)
 
     def _track(self, name: str | None) -> Track[T]:
         self._averages.settle()
@@ -350,6 +371,7 @@ class Verbs(ABC, Generic[ModelT, T]):
         chosen = self._track(track)
         exchange = self._averages.plan.exchange()
         if exchange is None or exchange.owner is not self._averages:
+            self._notice_unseen_steps()
             self._follow_model()
             return self._averages.exchange(chosen)
         if exchange.track != chosen.name:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from numpy.typing import NDArray
 
@@ -25,6 +25,17 @@ class TensorLike(Protocol):
 
 
 T = TypeVar("T", bound=TensorLike)
+
+
+class Traces(NamedTuple):
+    """What training leaves behind in a parameter.
+
+    writes: how often it was written in place, as far as the framework counts that.
+    graded: whether it has a gradient now.
+    """
+
+    writes: int
+    graded: bool
 
 
 class Tensors(Protocol[T]):
@@ -96,6 +107,10 @@ class Tensors(Protocol[T]):
         Raises:
             CheckpointError: it says what of it.
         """
+        ...
+
+    def traces(self, parameter: T, /) -> Traces:
+        """What training left behind in it."""
         ...
 
     def two_parts(self, average: T, low: T, /) -> bool:

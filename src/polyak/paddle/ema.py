@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import paddle
 from paddle import Tensor, nn
 from paddle.optimizer import Optimizer
 
+from polyak.core.attach import as_several
 from polyak.core.ema import Verbs, check_pace
 from polyak.core.nonfinite import NonFinitePolicy
 from polyak.core.plan import Buffers, Patterns, Selection
 from polyak.core.track import named_decays
-from polyak.paddle.attach import Attachment
+from polyak.paddle.attach import Attachment, parameters_of
 from polyak.paddle.averages import Averages
 from polyak.paddle.storage import EngineName, Settings
 from polyak.rules import Decay
@@ -92,16 +93,27 @@ class EMA(Verbs[nn.Layer, Tensor]):
         with paddle.no_grad():
             return self.module(*args, **kwargs)
 
-    def attach(self, optimizer: Optimizer) -> Attachment:
-        """Update after each step the optimizer really takes; no call of ``update`` is needed then.
+    def attach(self, optimizer: Optimizer | Sequence[Optimizer]) -> Attachment:
+        """Update after each step the optimizer really takes; a call of ``update`` is refused then.
 
-        Steps that ``paddle.amp.GradScaler`` skips are not counted.
+        Steps that ``paddle.amp.GradScaler`` skips are not counted. ``average_parameters``, ``save``,
+        ``state_dict`` and ``metrics`` warn where the parameters are trained and no step of the optimizer is
+        seen.
+
+        Args:
+            optimizer: the one that trains the model, or a list of those that step once each in a training
+                step, such as Muon for matrices and AdamW for the rest. The update comes after the last of
+                them; if one stands by, before the next training step.
 
         Returns:
             A handle whose ``remove()`` ends it.
 
         Raises:
-            ConfigError: a decay counts samples or tokens, which an optimizer does not know.
+            ConfigError: a decay counts samples or tokens, which an optimizer does not know; or the EMA is
+                attached already.
+            PlanError: an optimizer holds none of the averaged parameters.
         """
-        self.check_counts_steps()
-        return Attachment(optimizer, self.update)
+        optimizers = as_several(optimizer)
+        witness = self._witness_of((type(one).__name__, parameters_of(one)) for one in optimizers)
+        self._attachment = Attachment(optimizers, self.update, witness)
+        return self._attachment

@@ -15,6 +15,7 @@ from paddle import Tensor
 from polyak.checkpoints.dtypes import BY_NAME, NAMES
 from polyak.core import watch
 from polyak.core.parts import join, split
+from polyak.core.tensors import Traces
 from polyak.core.watch import Unmoved
 from polyak.errors import CheckpointError
 
@@ -219,3 +220,8 @@ def refuse_unlike(where: str, given: object, mine: Tensor) -> None:
 def two_parts(average: Tensor, low: Tensor) -> bool:
     """Whether these are an average in two parts as polyak keeps them."""
     return (average.dtype, low.dtype) in _TWO_PARTS and holds_values(low)
+
+
+def traces(parameter: Tensor) -> Traces:
+    """What training left behind: optimizers do not count as writing."""
+    return Traces(parameter.inplace_version, parameter.grad is not None)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from polyak.core.attach import as_several
 from polyak.core.ema import Verbs, check_pace
 from polyak.core.nonfinite import NonFinitePolicy
 from polyak.core.plan import Buffers, Patterns, Selection
 from polyak.core.track import named_decays
 from polyak.rules import Decay
-from polyak.torch.attach import Attachment
+from polyak.torch.attach import Attachment, check_hooked, parameters_of
 from polyak.torch.averages import Averages
 from polyak.torch.engines.choose import EngineName
 from polyak.torch.engines.ensemble import Graph
@@ -112,20 +114,34 @@ class EMA(Verbs[nn.Module, Tensor]):
         with torch.no_grad():
             return self.module(*args, **kwargs)
 
-    def attach(self, optimizer: Optimizer) -> Attachment:
-        """Update after each step the optimizer really takes; no call of ``update`` is needed then.
+    def attach(self, optimizer: Optimizer | Sequence[Optimizer]) -> Attachment:
+        """Update after each step the optimizer really takes; a call of ``update`` is refused then.
 
         Steps that a GradScaler skips are not counted. Fused optimizers skip inside their own kernel;
         only with those and a scaler does this read the scaler's verdict, which waits for the device.
+        ``average_parameters``, ``save``, ``state_dict`` and ``metrics`` warn where the parameters are trained
+        and no step of the optimizer is seen.
+
+        Args:
+            optimizer: the one that trains the model, or a list of those that step once each in a training
+                step, such as Muon for matrices and AdamW for the rest. The update comes after the last of
+                them; if one stands by, before the next training step.
 
         Returns:
             A handle whose ``remove()`` ends it.
 
         Raises:
-            ConfigError: a decay counts samples or tokens, which an optimizer does not know.
+            ConfigError: a decay counts samples or tokens, which an optimizer does not know; a
+                wrapper calls no hooks; or the EMA is
+                attached already.
+            PlanError: an optimizer holds none of the averaged parameters.
         """
-        self.check_counts_steps()
-        return Attachment(optimizer, self.update, self._steps)
+        optimizers = as_several(optimizer)
+        for one in optimizers:
+            check_hooked(one)
+        witness = self._witness_of((type(one).__name__, parameters_of(one)) for one in optimizers)
+        self._attachment = Attachment(optimizers, self.update, witness, self._steps)
+        return self._attachment
 
     def replay(
         self, graph: Graph, steps: int = 1, *, samples: int | None = None, tokens: int | None = None
@@ -157,5 +173,6 @@ class EMA(Verbs[nn.Module, Tensor]):
             ...     inputs.copy_(batch)
             ...     ema.replay(graph)
         """
+        update = partial(self.update, steps, samples=samples, tokens=tokens)
         with self._steps.replaying(graph):
-            self.update(steps, samples=samples, tokens=tokens)
+            update() if self._attachment is None else self._attachment.by_itself(update)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from polyak.checkpoints.dtypes import BY_NAME
 from polyak.core import watch
+from polyak.core.tensors import Traces
 from polyak.core.watch import Unmoved
 from polyak.errors import CheckpointError
 from polyak.torch.engines.chunks import looks_storable
@@ -172,3 +173,9 @@ def two_parts(average: Tensor, low: Tensor) -> bool:
     """Whether these are an average in two parts as polyak keeps them."""
     known = (average.dtype, low.dtype) in _TWO_PARTS
     return known and not low.is_meta and low.layout == average.layout
+
+
+def traces(parameter: Tensor) -> Traces:
+    """What training left behind: fused optimizers do not count as writing."""
+    writes = 0 if parameter.is_inference() else parameter._version  # pyright: ignore[reportPrivateUsage]
+    return Traces(writes, parameter.grad is not None)

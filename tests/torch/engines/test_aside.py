@@ -212,7 +212,7 @@ def test_a_swap_finds_it_finished_and_the_model_may_change_dtype(simulated: str)
     model.double()
     with torch.no_grad():
         model.weight.fill_(4.0)
-    ema.update()
+    optimizer.step()
     assert ema.tracks["average"].tensors["weight"].unique().tolist() == [4.0]
 
 
