@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import pickle
+import time
 import types
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from safetensors.torch import save_file
 
 import polyak
 from polyak.checkpoints.foreign import Recognised, recognise
+from polyak.checkpoints.foreign.keys import by_keys
 from polyak.checkpoints.foreign.vocabulary import is_optimizer
 from polyak.checkpoints.formats import open_weights
+from polyak.checkpoints.write import write_arrays
 from tests.shims import torchvision_without_ops
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # other libraries' own
@@ -320,13 +323,27 @@ def test_yolov5_moves_the_average_to_model(tmp_path: Path) -> None:
     assert roles(found_in(tmp_path / "best.pt")[0]) == {"average": ("average", "model")}
 
 
-def test_a_dict_that_is_shared_a_million_times_is_looked_at_once(tmp_path: Path) -> None:
-    inner: Any = {"x": 1}
-    for _ in range(3):
-        inner = {str(i): inner for i in range(150)}
-    (tmp_path / "a.pt").write_bytes(pickle.dumps({"model": {"w": np.ones(2)}, "rest": inner}))
-    found, _ = found_in(tmp_path / "a.pt")
-    assert roles(found) == {"model": ("unknown", "model")}
+def test_a_dict_that_is_shared_is_looked_at_once() -> None:
+    shared: Any = {"x": 1}
+    for _ in range(4):
+        shared = {str(i): shared for i in range(1000)}  # 10¹² paths
+    assert by_keys({"rest": shared}) is None
+
+
+def test_many_that_could_be_averages_of_many_cost_little(tmp_path: Path) -> None:
+    """100 children called averages, dotless and wrapped, of a model that all but their last tensor fits."""
+    one = np.ones(1, np.float32)
+    tensors = {f"{child}.{i}": one for child in ("net", "b") for i in range(2000)}
+    for k in range(100):
+        wrapper = "module." * (k % 5)
+        tensors |= {f"ema_{k}.{wrapper}{i}": one for i in range(60)}
+        tensors[f"ema_{k}.{wrapper}other"] = one
+    write_arrays(tmp_path / "a.safetensors", tensors, {})
+    with open_weights(tmp_path / "a.safetensors") as weights:
+        weights = replace(weights, metadata={})
+        begun = time.perf_counter()
+        assert [one.role for one in recognise(weights).parts] == ["unknown"]
+        assert time.perf_counter() - begun < 10
 
 
 @pytest.mark.parametrize("key", ["optim", "optimizer", "opt", "optimizers", "optimizer_state", "opt_state"])

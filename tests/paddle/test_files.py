@@ -18,6 +18,8 @@ from safetensors.numpy import load_file
 
 import polyak
 from polyak import Archive, BestCheckpoint, CheckpointError, ConfigError, NonFiniteError
+from polyak.checkpoints.foreign import recognise
+from polyak.checkpoints.formats import open_weights
 from polyak.paddle import EMA
 
 from .conftest import Beside, array, assert_equal, averages, fill, network, trained
@@ -316,3 +318,35 @@ def test_another_average_is_synthesized_from_snapshots(tmp_path: Path, dtype: An
     error = np.abs(made.tensors["weight"] - array(averages(wanted)["weight"])).max()
     assert error < 0.02
     assert archive.steps[-1] == 200
+
+
+# --- files of Paddle's that hold several sets of weights ----------------------------------------------
+
+
+def found_in(path: Path) -> dict[str, tuple[str, list[str]]]:
+    with open_weights(path) as weights:
+        return {one.path: (one.role, sorted(one.tensors)) for one in recognise(weights).parts}
+
+
+@pytest.mark.parametrize("ending", ["pdparams", "ckpt", "pdstates"])
+def test_a_training_checkpoint_is_read_whatever_it_is_called(ending: str, tmp_path: Path) -> None:
+    layer = nn.Linear(4, 2)
+    ema = trained(layer)
+    tree = {"model": layer.state_dict(), "ema": ema.state_dict(), "epoch": 3}
+    paddle.save(tree, str(tmp_path / f"last.{ending}"))
+    assert found_in(tmp_path / f"last.{ending}") == {
+        "ema.tracks.average.tensors": ("average", ["bias", "weight"]),
+        "model": ("raw", ["bias", "weight"]),
+    }
+
+
+def test_zero_cost_checkpoints_of_paddlenlp(tmp_path: Path) -> None:
+    """``ema.<rank>.pdopt``: float32 parameters by their own names, master weights by Paddle's."""
+    state = {"norm.weight": paddle.ones([2]), "master_weights": {"linear_0.w_0": paddle.ones([4, 2])}}
+    for name in ("ema.tp00_pp00_shard00.pdopt", "ema.pdopt", "optimizer.pdopt", "schema.pdopt"):
+        paddle.save(state, str(tmp_path / name))
+    for name in ("ema.tp00_pp00_shard00.pdopt", "ema.pdopt"):
+        assert found_in(tmp_path / name) == {"": ("average", ["linear_0.w_0", "norm.weight"])}
+    for name in ("optimizer.pdopt", "schema.pdopt"):
+        [(role, _)] = found_in(tmp_path / name).values()
+        assert role == "optimizer"

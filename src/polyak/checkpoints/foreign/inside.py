@@ -7,7 +7,8 @@ and each of its tensors has a counterpart of the same name and shape in the rest
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -20,6 +21,7 @@ from polyak.rules import Capped, Constant, Decay
 
 Tensors: TypeAlias = Mapping[str, Slot]
 _MOST = 256  # children of one model that are looked at
+_WRAPPED = 4  # a module, and wrappers around it
 _COUNTERS = ("decay", "num_updates", "n_averaged", "initted", "step", "steps")  # of averaging classes
 # What averaging classes call the copy inside them; "online_model" is where ema-pytorch keeps the original.
 _INNER = ("ema_model.", "module.", "model.", "shadow.", "_orig_mod.")
@@ -32,7 +34,7 @@ class _Copy(NamedTuple):
     root: str
     tensors: dict[str, Slot]
     counters: dict[str, Slot]
-    squeezed: bool
+    dotless: bool
 
 
 def divided(one: Part) -> Recognised | None:
@@ -46,8 +48,8 @@ def divided(one: Part) -> Recognised | None:
         return None
     suspects = {root for root in children if is_average(root) or partners(root)}
     optimizers = {root for root in children if is_optimizer(root)}
-    rest = _without(one.tensors, suspects | optimizers)
-    copies = [copy for root in sorted(suspects) if (copy := _copy(root, children[root], rest)) is not None]
+    model = _Model(_without(one.tensors, suspects | optimizers))
+    copies = [copy for root in sorted(suspects) if (copy := _copy(root, children[root], model)) is not None]
     taken = optimizers.union(copy.root for copy in copies)
     left = _without(one.tensors, taken)
     if not taken or not left:
@@ -59,7 +61,7 @@ def divided(one: Part) -> Recognised | None:
     joined = _joined(copies)
     averages = tuple(completed(_average(one, copy), raw) for copy in joined)
     decay, updates = _schedule(joined[0].counters)
-    library = "latent-diffusion" if any(copy.squeezed for copy in copies) else ""
+    library = "latent-diffusion" if any(copy.dotless for copy in copies) else ""
     return Recognised(library, (*averages, raw, *aside), updates=updates, decay=decay)
 
 
@@ -86,47 +88,59 @@ def _without(tensors: Tensors, roots: set[str]) -> dict[str, Slot]:
     return {name: slot for name, slot in tensors.items() if name.partition(".")[0] not in roots}
 
 
-def _copy(root: str, tensors: Tensors, rest: Tensors) -> _Copy | None:
+@dataclass(frozen=True)
+class _Model:
+    """What no child is suspected of being a copy: the model that the copies would follow."""
+
+    tensors: Tensors
+
+    @cached_property
+    def prefixes(self) -> tuple[str, ...]:
+        """What may stand before the names of the module that an average follows."""
+        return ("", *(f"{child}." for child in _children(self.tensors)))
+
+    @cached_property
+    def dotless(self) -> tuple[Mapping[str, str], ...]:
+        """Names without their dots, as LitEma of latent diffusion has them, and the names themselves."""
+        return tuple(
+            {n.removeprefix(prefix).replace(".", ""): n for n in self.tensors if n.startswith(prefix)}
+            for prefix in ("model.", "")
+        )
+
+    def followed(self, copy: Tensors, name_of: Callable[[str], str]) -> dict[str, Slot] | None:
+        """The tensors of a copy by the names of those they follow; None if one has no counterpart."""
+        for name, slot in copy.items():
+            other = self.tensors.get(name_of(name))
+            if other is None or other.shape != slot.shape:
+                return None
+        return {name_of(name): slot for name, slot in copy.items()}
+
+
+def _copy(root: str, tensors: Tensors, model: _Model) -> _Copy | None:
     counters = {name: tensors[name] for name in _COUNTERS if name in tensors and tensors[name].size == 1}
     inner = {n: s for n, s in tensors.items() if n not in counters and not n.startswith(_ORIGINAL)}
     if not inner:
         return None
+    named = tuple(f"{name}." for name in partners(root))
     for names in _unwrapped(inner):
-        for prefix in _prefixes(root, rest):
-            if _follow(names, rest, lambda name, prefix=prefix: prefix + name):
-                return _Copy(root, {prefix + n: slot for n, slot in names.items()}, counters, False)
+        for prefix in named + (model.prefixes if is_average(root) else ()):
+            if found := model.followed(names, lambda name, prefix=prefix: prefix + name):
+                return _Copy(root, found, counters, dotless=False)
     if is_average(root) and not any("." in name for name in inner):
-        for prefix in ("model.", ""):  # LitEma, of latent diffusion, takes the dots out of names
-            dotted = {n.removeprefix(prefix).replace(".", ""): n for n in rest if n.startswith(prefix)}
-            if _follow(inner, rest, lambda name, dotted=dotted: dotted.get(name, "")):
-                return _Copy(root, {dotted[n]: slot for n, slot in inner.items()}, counters, True)
+        for dotless in model.dotless:
+            if found := model.followed(inner, lambda name, dotless=dotless: dotless.get(name, "")):
+                return _Copy(root, found, counters, dotless=True)
     return None
 
 
 def _unwrapped(tensors: Tensors) -> Iterator[Tensors]:
     """The tensors by their names, then without what wraps them, as long as one wrapper holds them all."""
-    while True:
+    for _ in range(_WRAPPED):
         yield tensors
         wrapper = next((w for w in _INNER if tensors and all(n.startswith(w) for n in tensors)), None)
         if wrapper is None:
             return
         tensors = below(tensors, wrapper)
-
-
-def _prefixes(root: str, rest: Tensors) -> Sequence[str]:
-    """What may stand before the names of the model that a child follows."""
-    named = tuple(f"{name}." for name in partners(root))
-    if not is_average(root):
-        return named
-    return (*named, "", *(f"{child}." for child in _children(rest)))
-
-
-def _follow(tensors: Tensors, rest: Tensors, followed: Callable[[str], str]) -> bool:
-    """Whether the tensor that each of these follows, by its name, is there and of the same shape."""
-    return all(
-        (other := rest.get(followed(name))) is not None and other.shape == slot.shape
-        for name, slot in tensors.items()
-    )
 
 
 def _joined(copies: Sequence[_Copy]) -> list[_Copy]:

@@ -26,25 +26,26 @@ _RAW = ("model", "state_dict", "model_state_dict", "module", "net", "raw")
 _DEPTH = 3  # keys that lead to an average
 
 
-def by_keys(tree: Any, path: str = "", depth: int = _DEPTH) -> Recognised | None:
-    """What the entries of a dict are, or of a dict in it; None if none of them is a set of weights.
+def by_keys(tree: Any) -> Recognised | None:
+    """What the entries of a dict are, or of a dict in it; None if none of them is a set of weights."""
+    return _by_keys(tree, "", set(), _DEPTH)
 
-    Args:
-        tree: the dict.
-        path: the keys that lead to it.
-        depth: how many keys further to look.
-    """
-    if is_weights(tree):
+
+def _by_keys(tree: Any, path: str, entered: set[int], depth: int) -> Recognised | None:
+    if id(tree) in entered or is_weights(tree):
         return None
+    entered.add(id(tree))  # files can share a dict a million times
     inner: list[Recognised] = []
     parts: list[Part] = []
     seen: set[int] = set()
     entries = {f"{path}.{key}" if path else str(key): value for key, value in mapping(tree).items()}
+    distinct = {id(value): value for value in entries.values()}
+    models = {i for i, one in distinct.items() if is_weights(one) and state_of_an_averager(one, "") is None}
     for key, value in entries.items():
         name = key.rpartition(".")[2]
         if is_optimizer(name):
             inner += _optimizer(key, value)
-        elif is_weights(value) and not is_average(name) and state_of_an_averager(value, "") is None:
+        elif id(value) in models and not is_average(name):
             parts += _floats(part(name, "unknown", key, value))
         else:
             inner += averages_in(value, key, seen)
@@ -54,7 +55,11 @@ def by_keys(tree: Any, path: str = "", depth: int = _DEPTH) -> Recognised | None
             loose = {key: value for key, value in mapping(tree).items() if isinstance(value, Slot)}
             parts += _floats(part("weights", "unknown", path, loose))
         if not parts and depth:
-            nested = (by_keys(v, key, depth - 1) for key, v in entries.items() if isinstance(v, Mapping))
+            nested = (
+                _by_keys(value, key, entered, depth - 1)
+                for key, value in entries.items()
+                if isinstance(value, Mapping)
+            )
             return next((found for found in nested if found is not None), _read(inner, parts))
     return _read(inner, parts)
 
