@@ -30,7 +30,7 @@ def found(folder: Path, body: str, head: str = HEAD) -> list[tuple[str, str]]:
     path = folder / "train.py"
     path.write_text(head + dedent(body))
     lines = path.read_text().splitlines()
-    return [(finding.check, lines[finding.line - 1].strip()) for finding in examine(path)]
+    return [(finding.check, lines[finding.line - 1].strip()) for finding in examine(path).findings]
 
 
 def looped(*lines: str, before: str = "ema = ModelEmaV3(model)") -> str:
@@ -237,7 +237,7 @@ def test_what_is_no_python_is_said_to_be_none(tmp_path: Path, content: bytes) ->
 def test_the_examples_of_the_documentation_are_healthy() -> None:
     root = Path(__file__).parents[2]
     for script in (root / "docs" / "tutorial.py", root / "src" / "polyak" / "demo" / "training.py"):
-        assert examine(script) == []
+        assert examine(script).findings == ()
 
 
 def test_the_command_points_at_the_line(tmp_path: Path) -> None:
@@ -250,13 +250,21 @@ def test_the_command_points_at_the_line(tmp_path: Path) -> None:
 
     said = doctor(str(path))
     assert said.returncode == 1
-    assert said.stdout.startswith(f"{path}:13: ema is updated before optimizer.step() (line 14)")
+    recognised, finding, *_ = said.stdout.splitlines()
+    assert recognised == f"{path}:10: recognised ema (timm.utils.ModelEmaV3), updated in line 13."
+    assert finding.startswith(f"{path}:13: ema is updated before optimizer.step() (line 14)")
     assert "instead: " in said.stdout
-    [finding] = json.loads(doctor(str(path), "--json").stdout)["findings"]
+    told = json.loads(doctor(str(path), "--json").stdout)
+    [finding], [average] = told["findings"], told["recognised"]
     assert (finding["line"], finding["check"]) == (13, "update-before-step")
+    assert (average["line"], average["name"], average["updates"]) == (10, "ema", [13])
     path.write_text(HEAD)
+    without = doctor(str(path))
+    assert (without.returncode, without.stdout) == (0, f"{path}: no average found, so nothing was checked.\n")
+    path.write_text(HEAD + RIGHT["plain"])
     healthy = doctor(str(path))
-    assert (healthy.returncode, healthy.stdout) == (0, "Nothing to complain about.\n")
+    assert healthy.returncode == 0
+    assert healthy.stdout.splitlines()[-1] == f"{path}: nothing to complain about."
     missing = doctor(str(tmp_path / "none.py"))
     assert missing.returncode == 1
     assert missing.stderr.startswith("polyak: ")

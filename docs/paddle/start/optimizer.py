@@ -7,14 +7,12 @@ layer = nn.Sequential(nn.Linear(16, 64), nn.BatchNorm1D(64), nn.ReLU(), nn.Linea
 optimizer = paddle.optimizer.AdamW(0.01, parameters=layer.parameters())
 ema = ExponentialMovingAverage(layer, decay=0.99, bias_correction=True)
 mixed = paddle.is_compiled_with_cuda()  # Paddle has no mixed precision on CPUs
-scaler = paddle.amp.GradScaler(mixed)
 
 for _ in range(20):
     with paddle.amp.auto_cast(mixed, dtype="bfloat16"):
         loss = layer(paddle.randn([64, 16])).square().mean()
-    scaler.scale(loss).backward()
-    scaler.step(optimizer)
-    scaler.update()
+    loss.backward()
+    optimizer.step()
     optimizer.clear_grad()
     ema.step()
 

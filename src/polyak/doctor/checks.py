@@ -13,21 +13,103 @@ from polyak.doctor.script import Average, Call, Finding, Script
 
 _UPDATES = ("update", "update_parameters", "step")
 _APPLIES = ("copy_to", "apply_shadow", "apply_to", "apply")
+# Classes have other names for their update than ours; what is none of these may be one.
+_READS = re.compile(
+    r"state_dict|parameters|named_\w+|buffers|modules|to|cuda|cpu|eval|train|float|half|"
+    r"requires_grad_|save\w*|store|restore|copy_to|apply\w*|average_parameters|metrics|reset|verify"
+)
 Check = Callable[[Script, Average], Iterator[Finding]]
 
 
 def updates(script: Script, average: Average) -> list[Call]:
-    """Where an average takes the weights in; only diffusers calls it ``step``."""
-    names = _UPDATES if "EMAModel" in average.path else _UPDATES[:2]
-    return script.of(average, *names)
+    """Where an average takes the weights in; diffusers and polyak.paddle call it ``step``."""
+    steps = "EMAModel" in average.path or average.path.startswith("polyak.paddle.")
+    return script.of(average, *(_UPDATES if steps else _UPDATES[:2]))
 
 
 def never_updated(script: Script, average: Average) -> Iterator[Finding]:
     """The average stays at the weights it was made with."""
-    handed_on = [c for c in script.calls if average.name in c.arguments]
-    if not updates(script, average) and not script.of(average, "attach") and not handed_on:
+    if average.elsewhere or script.hands_on(average):
+        return
+    if not any(not _READS.fullmatch(call.method) for call in script.on(average)):
         says = f"{average.name} is made here and never updated: it stays what the model was"
         yield Finding(average.call.line, "never-updated", says, f"{average.name}.update() after each step")
+
+
+def counted_twice(script: Script, average: Average) -> Iterator[Finding]:
+    """``attach`` follows the optimizer already; ``update``, or attaching again, counts each step again."""
+    attached = [] if average.elsewhere else script.of(average, "attach")
+    for first in attached[:1]:
+        handles = {call.target for call in attached} - {""}
+        if any(call.method == "remove" and call.on in handles for call in script.calls):
+            return
+        again = [c for c in attached[1:] if c.arguments == first.arguments]
+        for call in (*updates(script, average), *again):
+            says = f"{first.said} counts the steps already; {call.on}.{call.method}() counts them again"
+            yield Finding(
+                call.line, "counted-twice", says, f"leave out either {first.method} or {call.method}"
+            )
+
+
+def updated_while_applied(script: Script, average: Average) -> Iterator[Finding]:
+    """The average is averaged with itself, which stands still."""
+    for update in updates(script, average):
+        if any(f"{average.name}.average_parameters(" in _with(node) for node in update.place.inside):
+            says = f"{update.on} is updated while the model holds the average"
+            yield Finding(
+                update.line, "updated-while-applied", says, "update before the block, after the step"
+            )
+
+
+def weights_turned_round(script: Script, average: Average) -> Iterator[Finding]:
+    """β belongs to the average and 1-β to the model; a library's decay is β, mmengine's momentum is 1-β."""
+    for update in updates(script, average):
+        if update.loop is not None and update.loop.swapped:
+            says = f"{average.name} takes 1-β of itself and β of the model: it all but is the model"
+            yield Finding(
+                update.loop.line, "weights-turned-round", says, f"{average.name}.lerp_(model, 1 - β)"
+            )
+    if "." not in average.path:  # a class of the script's own, whose words may mean something else
+        return
+    momentum = average.library == "mmengine" or ".mmengine." in average.path
+    word = "momentum" if momentum else "decay" if not average.call.has("beta") else "beta"
+    given = [_number(k.value) for k in average.call.node.keywords if k.arg == word]
+    if given and given[0] is not None and (given[0] > 0.5 if momentum else 0 < given[0] < 0.5):
+        says = f"{word}={given[0]:g} weighs the average with {1 - given[0] if momentum else given[0]:g}"
+        yield Finding(average.call.line, "weights-turned-round", says, f"{word}={1 - given[0]:g}")
+
+
+def sum_thrown_away(script: Script, average: Average) -> Iterator[Finding]:
+    """``for a, p in …: a = β·a + (1-β)·p`` gives the loop's variable a value and leaves the tensor alone."""
+    for update in updates(script, average):
+        if update.loop is not None and update.loop.rebinds:
+            says = f"the sum is given to the loop's own variable, and {average.name} never changes"
+            yield Finding(update.loop.line, "sum-thrown-away", says, "write in place: a.lerp_(p, 1 - β)")
+
+
+def trained_itself(script: Script, average: Average) -> Iterator[Finding]:
+    """An optimizer that was given the average's tensors trains them, and not the model."""
+    last = re.escape(average.name.rpartition(".")[2])
+    for name, made in script.optimizers.items():
+        if average.name and any(re.search(rf"\b{last}\b", one) for one in made.arguments):
+            says = f"{name} is given the tensors of {average.name}: it trains the average"
+            instead = f"{name} = ...({average.model or 'model'}.parameters())"
+            yield Finding(made.line, "trained-itself", says, instead)
+
+
+def made_before_loading(script: Script, average: Average) -> Iterator[Finding]:
+    """The average begins at the weights of before, and keeps a part of them for thousands of steps."""
+    if not average.model or script.hands_on(average):
+        return
+    if script.of(average, "load_state_dict", "load", "reset", "set", "resume"):
+        return
+    for load in script.calls:
+        late = load.line > average.call.line and _same_function(load, average.call) and not load.place.loops
+        taught = any(step.line < load.line for step in script.steps())
+        if load.on == average.model and load.method == "load_state_dict" and late and not taught:
+            says = f"{average.name} is made before {load.said} and begins at the weights of before"
+            yield Finding(average.call.line, "made-before-loading", says, f"make it after line {load.line}")
+            return
 
 
 def updated_before_step(script: Script, average: Average) -> Iterator[Finding]:
@@ -119,6 +201,8 @@ def kept_in_half_precision(script: Script, average: Average) -> Iterator[Finding
 def state_not_saved(script: Script, average: Average) -> Iterator[Finding]:
     """A run that resumes without the average's state starts the average again."""
     last = average.name.rpartition(".")[2]
+    if not average.elsewhere and not script.of(average, "attach", *_UPDATES):
+        return
     kept = script.of(average, "state_dict", "save", "save_pretrained")
     handed_on = [c for c in script.calls if c.method in ("save", "register_for_checkpointing", "Checkpoint")]
     if kept or any(re.search(rf"\b{last}\b", argument) for c in handed_on for argument in c.arguments):
@@ -147,6 +231,12 @@ def _same_function(a: Call, b: Call) -> bool:
     return a.place.function == b.place.function
 
 
+def _number(node: ast.expr) -> float | None:
+    return (
+        float(node.value) if isinstance(node, ast.Constant) and isinstance(node.value, int | float) else None
+    )
+
+
 def _with(node: ast.AST) -> str:
     items = node.items if isinstance(node, ast.With | ast.AsyncWith) else []
     return ", ".join(map(ast.unparse, items))
@@ -154,6 +244,12 @@ def _with(node: ast.AST) -> str:
 
 ALL: tuple[Check, ...] = (
     never_updated,
+    counted_twice,
+    updated_while_applied,
+    weights_turned_round,
+    sum_thrown_away,
+    trained_itself,
+    made_before_loading,
     updated_before_step,
     updated_per_micro_batch,
     updated_on_skipped_steps,

@@ -5,10 +5,20 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+
+from polyak.doctor import by_hand
+from polyak.doctor.by_hand import Loop, Updater
 
 # Classes of the known libraries, and what people call their own.
-_AVERAGE = re.compile(r"(?<![A-Z])EMA(Model|V\d)?$|Ema(V\d)?$|ExponentialMovingAverage|AveragedModel")
+_AVERAGE = re.compile(
+    r"(?<![A-Z])EMA(Model|V\d)?$|Ema(V\d)?$|ExponentialMovingAverage|AveragedModel|StochasticWeightAverage$"
+)
+# What updates an average by itself: callbacks, timm's tasks, trainers' own functions.
+_KEEPER = re.compile(
+    r"WeightAverag(e|ing)$|(EMA|Ema|SWA)(Callback|Hook|Handler)$|\.setup_ema$|^polyak\.trainers\.\w+\.(average|use)$"
+)
+_SAME = ("to", "cuda", "cpu", "eval", "train", "requires_grad_", "float", "double")  # return what they are of
 _OPTIMIZER = re.compile(r"(^|[._])(optim|optimizer|opt)(_?\w*)?$", re.IGNORECASE)
 _OPTIMIZERS = re.compile(r"(^|\.)optim\.(?!lr_scheduler|swa_utils)")  # a module that makes optimizers alone
 _MOVES = ("to", "cuda", "half", "bfloat16", "float", "double")
@@ -44,13 +54,17 @@ class Place:
 
 @dataclass(frozen=True)
 class Call:
-    """``on.method(...)``, or ``method(...)`` with an empty ``on``; ``target`` is what it is assigned to."""
+    """``on.method(...)``, or ``method(...)`` with an empty ``on``; ``target`` is what it is assigned to.
+
+    loop: for an update that the script computes itself.
+    """
 
     place: Place
     on: str
     method: str
     node: ast.Call
     target: str = ""
+    loop: Loop | None = None
 
     @property
     def line(self) -> int:
@@ -70,12 +84,16 @@ class Call:
 
 @dataclass(frozen=True)
 class Average:
-    """An average made in the script: its variable, its class in full, the model it was given."""
+    """An average made in the script: its variable, its class in full, the model it was given.
+
+    elsewhere: something else has it, which may update it: a trainer, or the object it is an attribute of.
+    """
 
     name: str
     path: str
     model: str
     call: Call
+    elsewhere: bool = False
 
     @property
     def library(self) -> str:
@@ -89,12 +107,26 @@ class Script:
     calls: list[Call] = field(default_factory=list[Call])
     averages: list[Average] = field(default_factory=list[Average])
     scalers: set[str] = field(default_factory=set[str])
-    optimizers: set[str] = field(default_factory=set[str])
+    optimizers: dict[str, Call] = field(default_factory=dict[str, Call])
 
     def of(self, average: Average, *methods: str) -> list[Call]:
         """Calls of an average's methods, by whatever leads to it (``ema``, ``self.ema``, ``trainer.ema``)."""
         last = average.name.rpartition(".")[2]
         return [c for c in self.calls if c.method in methods and c.on.rpartition(".")[2] == last]
+
+    def on(self, average: Average) -> list[Call]:
+        """Calls of any method of an average, and of the average itself with its model."""
+        last = average.name.rpartition(".")[2]
+        called = [c for c in self.calls if c.method == last and average.model in c.arguments]
+        return [c for c in self.calls if c.on.rpartition(".")[2] == last] + called
+
+    def hands_on(self, average: Average) -> bool:
+        """Whether something else is given the average, which may update it."""
+        last = average.name.rpartition(".")[2]
+        name = rf"(?:(?<![\w.]){re.escape(average.name)}|\bself\.{re.escape(last)})"
+        keeps = re.compile(rf"{name}(?:\.(?:update\w*|step))?(?![\w.(])")  # itself, or its method to call
+        others = [c for c in self.calls if c.method not in ("save", "print", "len", "isinstance", "deepcopy")]
+        return any(keeps.search(argument) for c in others for argument in c.arguments)
 
     def steps(self) -> list[Call]:
         """Calls that step an optimizer, through a GradScaler too."""
@@ -124,28 +156,63 @@ def read(source: str) -> Script:
     tree = ast.parse(source)
     script = Script()
     imported = dict(_imports(tree))
+    own, functions = by_hand.classes(tree), by_hand.updaters(tree)
     for call in _calls(tree.body, "", (), in_finally=False):
+        inside = call.place.function.split(".")
+        if call.loop and (own.intersection(inside) or inside[-1] in functions):
+            continue  # counted where it is called
         script.calls.append(call)
+        if updater := functions.get(call.method):
+            script.calls.append(_called(call, updater))
         path = imported.get(call.on.split(".")[0], call.on.split(".")[0])
         full = ".".join(filter(None, [path, *call.on.split(".")[1:], call.method]))
         if not call.on:
             full = imported.get(call.method, call.method)
-        _note(script, call, full)
+        _note(script, call, full, own)
+    _note_by_hand(script)
     return script
 
 
-def _note(script: Script, call: Call, full: str) -> None:
+def _note(script: Script, call: Call, full: str, own: set[str]) -> None:
     name = full.rpartition(".")[2]
-    if not call.target:
-        return
-    if _AVERAGE.search(name):
+    root = call.target.partition(".")[0]
+    if _KEEPER.search(full) or _keyword(call.node, "use_ema") == "True":
+        script.averages.append(Average(call.target, full, "", call, elsewhere=True))
+    elif _AVERAGE.search(name) or name in own:
         first = ast.unparse(call.node.args[0]) if call.node.args else _keyword(call.node, "model")
         model = re.sub(r"\.parameters\(\)$", "", first)
-        script.averages.append(Average(call.target, full, model, call))
+        elsewhere = not call.target or root not in ("self", call.target)
+        script.averages.append(Average(call.target, full, model, call, elsewhere))
     elif name == "GradScaler":
         script.scalers.add(call.target)
-    elif _OPTIMIZERS.search(full):
-        script.optimizers.add(call.target)
+    elif call.target and _OPTIMIZERS.search(full):
+        script.optimizers[call.target] = call
+
+
+def _called(call: Call, updater: Updater) -> Call:
+    """A call of a function that averages, as the update it is."""
+    given = dict(enumerate(map(ast.unparse, call.node.args)))
+    loop = updater.loop
+    average = given.get(updater.average) or _keyword(call.node, loop.average)
+    model = given.get(updater.model) or _keyword(call.node, loop.model)
+    return _update(call.place, replace(loop, average=average, model=model))
+
+
+def _update(place: Place, loop: Loop) -> Call:
+    node = ast.Call(ast.Name("update"), [ast.Name(loop.model)], [])
+    return Call(place, loop.average, "update", node, loop=loop)
+
+
+def _note_by_hand(script: Script) -> None:
+    """What loops of the script average, and copies of a model that are called an average."""
+    for call in [c for c in script.calls if c.loop is not None or c.method == "deepcopy"]:
+        name = call.on if call.loop else call.target
+        if not name or name in {one.name for one in script.averages}:
+            continue
+        made = next((one for one in script.calls if one.target == name), call)
+        if call.loop or by_hand.is_called_average(name):
+            model = made.arguments[0] if made.method == "deepcopy" and made.arguments else ""
+            script.averages.append(Average(name, "by hand", model, made, elsewhere=bool(made.loop)))
 
 
 def _keyword(node: ast.Call, name: str) -> str:
@@ -171,6 +238,8 @@ def _calls(
             yield from _calls(node.body, name, (), in_finally=False)
             continue
         blocks = [value for _, value in ast.iter_fields(node) if _is_block(value)]
+        if loop := by_hand.loop_of(node):
+            yield _update(Place(loop.line, function, inside, in_finally), loop)
         yield from _in_expressions(node, Place(0, function, inside, in_finally))
         for block in blocks:
             last = isinstance(node, ast.Try) and block is node.finalbody
@@ -189,14 +258,24 @@ def _in_expressions(statement: ast.AST, place: Place) -> Iterator[Call]:
     target = ""
     if isinstance(statement, ast.Assign | ast.AnnAssign):
         target = ast.unparse(statement.targets[0] if isinstance(statement, ast.Assign) else statement.target)
-    value = getattr(statement, "value", None)
+    made = _made(getattr(statement, "value", None))
     for _, part in ast.iter_fields(statement):
         for expression in part if isinstance(part, list) else [part]:  # pyright: ignore[reportUnknownVariableType]
             if isinstance(expression, ast.expr | ast.withitem | ast.keyword):
                 nodes = [node for node in ast.walk(expression) if isinstance(node, ast.Call)]
                 for node in reversed(nodes):
                     here = Place(node.lineno, place.function, place.inside, place.in_finally)
-                    yield _call(node, here, target if node is value else "")
+                    yield _call(node, here, target if node in made else "")
+
+
+def _made(value: object) -> list[ast.AST]:
+    """The calls whose result a value is: of ``EMA(model).to(device) if wanted else None`` both."""
+    if isinstance(value, ast.IfExp):
+        return _made(value.body) + _made(value.orelse)
+    if not isinstance(value, ast.Call):
+        return []
+    same = isinstance(value.func, ast.Attribute) and value.func.attr in _SAME
+    return [value, *(_made(value.func.value) if same else [])]  # pyright: ignore[reportAttributeAccessIssue, reportUnknownArgumentType, reportUnknownMemberType]
 
 
 def _call(node: ast.Call, place: Place, target: str) -> Call:
