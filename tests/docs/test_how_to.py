@@ -8,7 +8,6 @@ import pytest
 import torch
 
 import polyak
-from polyak.doctor import examine
 from tests.docs.pages import FOLDERS, HOW_TO, ROOT, run, same_path
 
 DIFF = re.compile(r"^```diff\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -37,12 +36,6 @@ def test_the_change_a_page_shows_is_the_change_made(page: str) -> None:
     for shown in DIFF.findall((HOW_TO / f"{page}.md").read_text()):
         assert changed(shown.splitlines()) == changed(made)
         assert {line[1:] for line in shown.splitlines() if line[0] == " "} <= set(before)
-
-
-# timm's task updates the average out of the script's sight.
-@pytest.mark.parametrize("page", [page for page in FOLDERS if page != "from-timm-script"])
-def test_the_doctor_finds_nothing_in_what_a_page_ends_with(page: str) -> None:
-    assert [found for path in scripts(page) if path.stem != "before" for found in examine(path)] == []
 
 
 @pytest.mark.parametrize("language", ["", ".zh"])
