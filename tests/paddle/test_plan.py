@@ -10,7 +10,7 @@ import paddle
 import pytest
 from paddle import Tensor, nn
 
-from polyak import ConfigError, PlanError
+from polyak import ConfigError, Constant, PlanError
 from polyak.paddle import EMA
 
 from .conftest import Beside, array, averages, fill, network, trained
@@ -387,3 +387,14 @@ def test_parameters_of_every_form(engine: str) -> None:
     with paddle.no_grad():
         memory.fill_(8)
     assert layer.slice.tolist() == [8] * 4, "the swap gave the slice its place in the memory back"
+
+
+# --- vocabulary ---------------------------------------------------------------------------------------
+
+
+def test_a_plain_small_decay_warns_and_a_decay_is_not_assigned() -> None:
+    with pytest.warns(UserWarning, match=r"did you mean 0\.995\?"):
+        ema = EMA(nn.Linear(2, 2), 0.005)
+    with pytest.raises(ConfigError, match=r"ema\.decay = 0\.9"):
+        ema.decay = 0.9
+    EMA(nn.Linear(2, 2), Constant(0.005))

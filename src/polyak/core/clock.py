@@ -46,3 +46,13 @@ def _counted(unit: str, count: int | None) -> int:
         raise ConfigError(f"a decay counts {unit}: say how many since the last call, ema.update({unit}=…).")
     check_whole(unit, count, 1)
     return count
+
+
+def check_pace(every: int, start: int) -> None:
+    """Refuse what is no number of steps.
+
+    Raises:
+        ConfigError: ``every`` below 1, or ``start`` below 0.
+    """
+    check_whole("every", every, 1)
+    check_whole("start", start, 0)

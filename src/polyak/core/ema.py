@@ -18,9 +18,9 @@ from polyak.core.live import Block, Exchange, finished
 from polyak.core.plan import Patterns
 from polyak.core.state import LoadReport, State, averaged_in, read, whole
 from polyak.core.tensors import T
-from polyak.core.track import Act, Track
+from polyak.core.track import Act, Track, check_counts_steps
 from polyak.errors import CheckpointError, ConfigError, PlanError, SwapError
-from polyak.rules.decay import check_whole
+from polyak.rules import Decay
 
 
 class Watch:
@@ -70,6 +70,19 @@ class Verbs(ABC, Generic[ModelT, T]):
         """The averages by name, each with its tensors, schedule and profile."""
         self._averages.settle()
         return self._averages.tracks
+
+    @property
+    def decay(self) -> Decay:
+        """The schedule of the first track. It is fixed, as the profile of an average is that of its past."""
+        return self._averages.first.decay
+
+    @decay.setter
+    def decay(self, value: object) -> None:
+        raise ConfigError(
+            f"ema.decay = {value!r}: a decay is fixed when the EMA is made. One that changes is a schedule, "
+            "polyak.Piecewise([(1000, 0.99), (None, 0.999)]) or polyak.Warmup(0.999). To go on with another, "
+            "make an EMA with it and load_state_dict(ema.state_dict(), strict=False) into that."
+        )
 
     @property
     def live(self) -> str:
@@ -161,20 +174,6 @@ class Verbs(ABC, Generic[ModelT, T]):
                 "taken it and others had not. Continue from a saved state with ema.load(…) or "
                 "load_state_dict(…), or start again from the model with ema.reset()."
             )
-
-    def check_counts_steps(self) -> None:
-        """Refuse decays in samples or tokens, which an optimizer does not know.
-
-        Raises:
-            ConfigError: there is one.
-        """
-        for track in self.tracks.values():
-            unit = track.decay.unit
-            if unit != "steps":
-                raise ConfigError(
-                    f"track {track.name!r} counts {unit}, which an optimizer does not know: "
-                    f"call ema.update({unit}=…) yourself."
-                )
 
     def average_parameters(self, track: str | None = None) -> Block[ModelT]:
         """The live model holds the average while the block runs, the raw weights after, whatever happens.
@@ -346,7 +345,7 @@ class Verbs(ABC, Generic[ModelT, T]):
         if self._attachment is not None:
             self._attachment.refuse_another()
             self._attachment.remove()
-        self.check_counts_steps()
+        check_counts_steps(self.tracks.values())
         self._follow_model()
         plan, kit = self._averages.plan, self._averages.kit
         return Witness([one for name, tensors in held for one in averaged_of(plan, name, tensors)], kit)
@@ -395,13 +394,3 @@ class Verbs(ABC, Generic[ModelT, T]):
     def _follow_model(self) -> None:
         if self._averages.plan.exchange() is None:
             self._averages.follow(self.step)
-
-
-def check_pace(every: int, start: int) -> None:
-    """Refuse what is no number of steps.
-
-    Raises:
-        ConfigError: ``every`` below 1, or ``start`` below 0.
-    """
-    check_whole("every", every, 1)
-    check_whole("start", start, 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple
@@ -109,3 +110,33 @@ def named_decays(decay: float | Decay | Mapping[str, float | Decay]) -> dict[str
     if "raw" in decay:
         raise ConfigError(f'decay={decay}: "raw" means the model\'s own weights; name the track otherwise.')
     return {name: as_decay(value) for name, value in decay.items()}
+
+
+def check_counts_steps(tracks: Iterable[Track[Any]]) -> None:
+    """Refuse decays in samples or tokens, which an optimizer does not know.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    for track in tracks:
+        unit = track.decay.unit
+        if unit != "steps":
+            raise ConfigError(
+                f"track {track.name!r} counts {unit}, which an optimizer does not know: "
+                f"call ema.update({unit}=…) yourself."
+            )
+
+
+def warn_if_swapped(decay: float | Decay | Mapping[str, float | Decay]) -> None:
+    """Warn of a plain β so small that it looks like the 1-β which others call momentum, rate or τ.
+
+    Zero, which copies the model, and ``Constant``, which says that β is meant, are left alone.
+    """
+    for given in decay.values() if isinstance(decay, Mapping) else (decay,):
+        if not isinstance(given, Decay) and 0 < given < 0.5:
+            warnings.warn(
+                f"decay={given!r} keeps only {given:.3g} of the average at each step. If it is a momentum, "
+                f"rate or τ, which is 1-decay, did you mean {1 - given:.12g}? If not, "
+                f"polyak.Constant({given!r}) says so without this warning.",
+                stacklevel=3,
+            )

@@ -6,6 +6,7 @@ from paddle import nn
 
 from polyak.dropin._paddle_from_zero import check_same
 from polyak.paddle import EMA
+from polyak.rules import Constant
 
 
 class ExponentialMovingAverage:
@@ -29,7 +30,7 @@ class ExponentialMovingAverage:
 
     def __init__(self, model: nn.Layer, decay: float = 0.9999) -> None:
         self.decay = decay
-        self._ema = EMA(model, decay, buffers="average")
+        self._ema = EMA(model, Constant(decay), buffers="average")
 
     @property
     def module(self) -> nn.Layer:

@@ -10,10 +10,11 @@ from paddle import Tensor, nn
 from paddle.optimizer import Optimizer
 
 from polyak.core.attach import as_several
-from polyak.core.ema import Verbs, check_pace
+from polyak.core.clock import check_pace
+from polyak.core.ema import Verbs
 from polyak.core.nonfinite import NonFinitePolicy
 from polyak.core.plan import Buffers, Patterns, Selection
-from polyak.core.track import named_decays
+from polyak.core.track import named_decays, warn_if_swapped
 from polyak.paddle.attach import Attachment, parameters_of
 from polyak.paddle.averages import Averages
 from polyak.paddle.storage import EngineName, Settings
@@ -28,7 +29,8 @@ class EMA(Verbs[nn.Layer, Tensor]):
     Args:
         layer: any ``paddle.nn.Layer``, wrapped by ``paddle.DataParallel`` or fleet or not.
         decay: β, a schedule, or several by name (``{"short": 0.999, "long": HalfLife(steps=5000)}``),
-            kept side by side. A plain 0.9999 keeps 90 % of θ₀ after 1000 steps; ``Warmup`` does not.
+            kept side by side. A plain 0.9999 keeps 90 % of θ₀ after 1000 steps; ``Warmup`` does not. What
+            others call momentum, rate or τ is 1-β: a plain β below 0.5 warns.
         include: names or globs of them (``"head.*"``); only tensors that match are averaged.
         exclude: names or globs; tensors that match are not. A pattern that matches nothing is an error.
         buffers: "auto" averages BatchNorm's ``_mean`` and ``_variance`` and copies every other buffer bit
@@ -87,6 +89,7 @@ class EMA(Verbs[nn.Layer, Tensor]):
         settings = Settings.of(dtype, compensated, on_nonfinite, seed, engine)
         chosen = Selection.of(include, exclude, buffers)
         super().__init__(Averages(layer, named_decays(decay), chosen, settings), every, start, seed)
+        warn_if_swapped(decay)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Forward through ``ema.module`` without gradients."""

@@ -158,7 +158,7 @@ def check_beta(name: str, value: float) -> None:
     check(
         name,
         value,
-        "a decay must lie in [0, 1] (1 keeps the average for ever, 0 copies the model)",
+        "a decay must lie in [0, 1] (1 keeps the average forever, 0 copies the model)",
         0 <= value <= 1,
     )
 

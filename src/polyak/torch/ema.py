@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from polyak.core.attach import as_several
-from polyak.core.ema import Verbs, check_pace
+from polyak.core.clock import check_pace
+from polyak.core.ema import Verbs
 from polyak.core.nonfinite import NonFinitePolicy
 from polyak.core.plan import Buffers, Patterns, Selection
-from polyak.core.track import named_decays
+from polyak.core.track import named_decays, warn_if_swapped
 from polyak.rules import Decay
 from polyak.torch.attach import Attachment, check_hooked, parameters_of
 from polyak.torch.averages import Averages
@@ -35,7 +36,8 @@ class EMA(Verbs[nn.Module, Tensor]):
     Args:
         model: any ``nn.Module``, on any device, wrapped by DDP or ``torch.compile`` or not.
         decay: β, a schedule, or several by name (``{"short": 0.999, "long": HalfLife(steps=5000)}``),
-            kept side by side. A plain 0.9999 keeps 90 % of θ₀ after 1000 steps; ``Warmup`` does not.
+            kept side by side. A plain 0.9999 keeps 90 % of θ₀ after 1000 steps; ``Warmup`` does not. What
+            others call momentum, rate or τ is 1-β: a plain β below 0.5 warns.
         include: names or globs of them (``"head.*"``); only tensors that match are averaged.
         exclude: names or globs; tensors that match are not. A pattern that matches nothing is an error.
         buffers: "auto" averages BatchNorm-style statistics and copies every other buffer bit by bit;
@@ -107,6 +109,7 @@ class EMA(Verbs[nn.Module, Tensor]):
         chosen = Selection.of(include, exclude, buffers)
         averages = Averages(model, named_decays(decay), chosen, settings)
         super().__init__(averages, every, start, seed)
+        warn_if_swapped(decay)
         self._steps = averages  # hears of an optimizer's steps
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import nn
 
-from polyak.core.track import named_decays
+from polyak.core.track import check_counts_steps, named_decays
 from polyak.errors import CheckpointError, ConfigError, MissingExtraError, PlanError
 from polyak.rules import Decay
 from polyak.torch import EMA
@@ -145,7 +145,7 @@ class WeightAverage(Callback):
         found = kept.found
         self._names = found["names"] if found else _paths(model)
         self._ema = EMA(weights(model, self._names), self._decay, **self._options)
-        self._ema.check_counts_steps()
+        check_counts_steps(self._ema.tracks.values())
         if found:
             self._ema.load_state_dict(found["ema"])
         elif kept.was_read:
