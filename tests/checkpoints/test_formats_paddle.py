@@ -175,17 +175,17 @@ def test_a_string_of_python_2_must_be_bytes(tmp_path: Path) -> None:
 
 
 def test_one_string_in_many_arrays_is_there_once(tmp_path: Path) -> None:
-    """A thousand arrays of the same million letters take a million bytes."""
+    """Two hundred arrays of the same million letters take a million bytes."""
     million = b"X" + (1 << 20).to_bytes(4, "little") + b"a" * (1 << 20)
     dtype = b"cnumpy\ndtype\nX\x02\x00\x00\x00u1\x85R"
     state = b"(K\x01J\x00\x00\x10\x00\x85" + dtype + b"\x89" + million + b"tq\x010"
     one = b"cnumpy.core.multiarray\n_reconstruct\n)Rh\x01b"
-    (tmp_path / "a.pdparams").write_bytes(b"\x80\x02" + state + b"](" + one * 1000 + b"e.")
+    (tmp_path / "a.pdparams").write_bytes(b"\x80\x02" + state + b"](" + one * 200 + b"e.")
     tracemalloc.start()
     with open_weights(tmp_path / "a.pdparams") as weights:
         assert tracemalloc.get_traced_memory()[1] < 20e6
         tracemalloc.stop()
-        assert weights.slots["999"].read().tobytes() == b"a" * (1 << 20)
+        assert weights.slots["199"].read().tobytes() == b"a" * (1 << 20)
 
 
 @pytest.mark.parametrize(
@@ -261,15 +261,18 @@ def test_the_one_expression_that_paddle_writes(tmp_path: Path) -> None:
     attack = f"__import__('os').system('touch {witness}')"
     for names in ({"data": 1}, {}):
         path.write_bytes(pickle.dumps({"w": Evaluated(attack, names)}, protocol=4))
-        with pytest.raises(CheckpointError, match=r"asks to call builtins\.eval"):
-            open_weights(path)
+        with open_weights(path) as weights:
+            assert not weights.slots
+            assert weights.others["w"].name == "eval"
     assert not witness.exists()
 
 
-def test_objects_in_arrays_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "a.pdparams").write_bytes(pickle.dumps({"w": np.array([os.getcwd], object)}, protocol=4))
-    with pytest.raises(CheckpointError, match="objects, not numbers"):
-        open_weights(tmp_path / "a.pdparams")
+def test_arrays_of_objects_text_and_times_are_no_tensors(tmp_path: Path) -> None:
+    others = {"o": np.array([os.getcwd], object), "u": np.array(["a", "bc"]), "t": np.array([1], "M8[ns]")}
+    (tmp_path / "a.pdparams").write_bytes(pickle.dumps({"w": np.ones(2), **others}, protocol=4))
+    with open_weights(tmp_path / "a.pdparams") as weights:
+        assert list(weights.slots) == ["w"]
+        assert weights.slots["w"].read().tolist() == [1, 1]
 
 
 def test_mutated_files_never_crash(tmp_path: Path) -> None:

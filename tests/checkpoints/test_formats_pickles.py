@@ -1,4 +1,4 @@
-"""Pickles are data here: what would run elsewhere is refused, and leaves no trace."""
+"""Pickles are data here: what would run elsewhere stays a record of the call, and leaves no trace."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from torch import nn
 from polyak import CheckpointError
 from polyak.checkpoints.formats import open_weights
 from polyak.checkpoints.formats.pickles import Stream, load
+from polyak.checkpoints.formats.records import Record
 from polyak.checkpoints.source import open_source
 
 
@@ -48,7 +49,7 @@ def attacks(witness: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("kind", attacks(Path()))
 @pytest.mark.parametrize("how", ["zip", "stream", "pickle", "protocol 0"])
-def test_a_malicious_file_neither_runs_nor_loads(tmp_path: Path, kind: str, how: str) -> None:
+def test_a_malicious_file_runs_nothing_and_its_tensors_are_read(tmp_path: Path, kind: str, how: str) -> None:
     witness = tmp_path / "witness"
     saved = {
         "state_dict": {"w": torch.ones(2)} if how in ("zip", "stream") else {},
@@ -60,17 +61,21 @@ def test_a_malicious_file_neither_runs_nor_loads(tmp_path: Path, kind: str, how:
     else:
         path.write_bytes(pickle.dumps(saved, protocol=4 if how == "pickle" else 0))
     before = set(sys.modules)
-    with pytest.raises(CheckpointError) as refusal:
-        open_weights(path)
-    if how != "protocol 0":  # which nothing tells from any other text
-        assert "asks to call" in str(refusal.value)
-        assert "safetensors.torch.save_file" in str(refusal.value)
+    if how == "protocol 0":  # which nothing tells from any other text
+        with pytest.raises(CheckpointError):
+            open_weights(path)
+    else:
+        with open_weights(path) as weights:
+            values = {name: slot.read().tolist() for name, slot in weights.slots.items()}
+            assert values == ({"state_dict.w": [1, 1]} if how in ("zip", "stream") else {})
+            found = weights.others["x"]
+            assert isinstance(found[1]["a"] if isinstance(found, list) else found, Record)
     assert not witness.exists()
     assert {name for name in set(sys.modules) - before if not name.startswith("polyak")} == set()
 
 
 def test_the_attack_works_elsewhere(tmp_path: Path) -> None:
-    """What is refused above does run when it is unpickled, or the test above shows nothing."""
+    """What stays a record above does run when it is unpickled, or the test above shows nothing."""
     pickle.loads(pickle.dumps(attacks(tmp_path / "witness")["exec"]))
     assert (tmp_path / "witness").exists()
 
@@ -79,8 +84,8 @@ def test_a_call_hidden_in_the_state_of_a_module(tmp_path: Path) -> None:
     model = nn.Linear(2, 2)
     model.hook = Calls(os.system, f"touch {tmp_path / 'witness'}")
     torch.save(model, tmp_path / "model.pt")
-    with pytest.raises(CheckpointError, match=r"asks to call (posix|nt)\.system"):
-        open_weights(tmp_path / "model.pt")
+    with open_weights(tmp_path / "model.pt") as weights:
+        assert weights.others.state["hook"].name == "system"
     assert not (tmp_path / "witness").exists()
 
 
@@ -155,7 +160,7 @@ PATH = b"cpathlib\nPosixPath\n"
 def test_what_calls_copy_is_bounded(tmp_path: Path, grown: bytes) -> None:
     """60 doublings of four letters are 4·10¹⁸; 60,000 copies of 60,000 values are 29 GB."""
     tracemalloc.start()
-    with pytest.raises(CheckpointError, match="its structure takes more than"):
+    with pytest.raises(CheckpointError, match="takes more than"):
         read(tmp_path, b"\x80\x02" + grown + b".")
     assert tracemalloc.get_traced_memory()[1] < 300e6
     tracemalloc.stop()
@@ -182,17 +187,17 @@ NUMBER = b"\x8b" + (1 << 20).to_bytes(4, "little") + b"\x7f" * (1 << 20)
 @pytest.mark.parametrize(
     ("program", "words"),
     [
-        (b"}N" + b"\x85" * 500_000 + b"Ns", "made of more than 100 values"),
-        (b"}N" + b"2\x86" * 60 + b"Ns", "made of more than 100 values"),
-        (b"](N" + b"\x85" * 500_000 + b"Nd", "made of more than 100 values"),
-        (b"\x8f(N" + b"\x85" * 500_000 + b"\x90", "made of more than 100 values"),
-        (b"(N" + b"\x85" * 500_000 + b"\x91", "made of more than 100 values"),
-        (b"ca\nB\n)\x81N" + b"\x85" * 500_000 + b"Ns", "made of more than 100 values"),
-        (b"c__builtin__\nset\n](N" + b"\x85" * 500_000 + b"e\x85R", "made of more than 100 values"),
+        (b"}N" + b"\x85" * 500_000 + b"Ns", "takes more than|100 values"),
+        (b"}N" + b"2\x86" * 60 + b"Ns", "takes more than|100 values"),
+        (b"](N" + b"\x85" * 500_000 + b"Nd", "takes more than"),
+        (b"\x8f(N" + b"\x85" * 500_000 + b"\x90", "takes more than"),
+        (b"(N" + b"\x85" * 500_000 + b"\x91", "takes more than"),
+        (b"ca\nB\n)\x81N" + b"\x85" * 500_000 + b"Ns", "takes more than|100 values"),
+        (b"c__builtin__\nset\n](N" + b"\x85" * 500_000 + b"e\x85R", "takes more than"),
         (b"}\x8a\x09" + b"\x00" * 7 + b"\x20\x00" + b"Ns", "beyond 2⁶⁰"),
-        (b"}(N" + b"\x85" * 500_000 + b"Nu", "made of more than 100 values"),
-        (ORDERED + b"](](N" + b"\x85" * 500_000 + b"Nee\x85R", "made of more than 100 values"),
-        (b"c__builtin__\nfrozenset\n](N" + b"\x85" * 500_000 + b"e\x85R", "made of more than 100 values"),
+        (b"}(N" + b"\x85" * 500_000 + b"Nu", "takes more than"),
+        (ORDERED + b"](](N" + b"\x85" * 500_000 + b"Nee\x85R", "takes more than"),
+        (b"c__builtin__\nfrozenset\n](N" + b"\x85" * 500_000 + b"e\x85R", "takes more than"),
         (b"}\x8a\x09" + b"\x00" * 7 + b"\xe0\xff" + b"Ns", "beyond 2⁶⁰"),
         (b"}\x8a\x09" + b"\x00" * 7 + b"\x20\x00" + b"\x85\x85Ns", "beyond 2⁶⁰"),
         (b"](" + NUMBER + NUMBER + b"e", "a number has 1,048,576 bytes"),
@@ -206,7 +211,7 @@ NUMBER = b"\x8b" + (1 << 20).to_bytes(4, "little") + b"\x7f" * (1 << 20)
         (DOUBLED + b"h\x3cQ", "objects outside of itself"),
         (DOUBLED + b"h\x3c", "unfolds to over"),
         (DOUBLED + b"ca\nB\n)\x81h\x3cb", "unfolds to over"),
-        (b"]" * 120 + b"a" * 119, "nests more than 100 deep"),
+        (b"]" * 120 + b"a" * 119, "nests over 100 deep"),
     ],
 )
 def test_what_would_hang_or_crash_those_who_walk_it(tmp_path: Path, program: bytes, words: str) -> None:

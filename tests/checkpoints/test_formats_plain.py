@@ -44,11 +44,12 @@ class Caller:
         return os.mkdir, (str(self.folder),)
 
 
-def test_a_call_in_a_plain_pickle_is_refused(tmp_path: Path) -> None:
+def test_a_call_in_a_plain_pickle_is_not_made(tmp_path: Path) -> None:
     tree = {"a": torch.ones(2), "b": Caller(tmp_path / "made")}
     (tmp_path / "bad.pkl").write_bytes(pickle.dumps(tree))
-    with pytest.raises(CheckpointError, match=r"asks to call posix\.mkdir"):
-        open_weights(tmp_path / "bad.pkl")
+    with open_weights(tmp_path / "bad.pkl") as weights:
+        assert weights.slots["a"].read().tolist() == [1, 1]
+        assert weights.others["b"].name == "mkdir"
     assert not (tmp_path / "made").exists()
 
 
@@ -86,13 +87,13 @@ def test_one_storage_is_not_opened_again_and_again(size: int, times: int, tmp_pa
     start = b"c_codecs\nencode\nX" + len(spelled).to_bytes(4, "little") + spelled
     start += b"X\x06\x00\x00\x00latin1\x86R\x85q\x000ctorch.storage\n_load_from_bytes\nq\x010"
     (tmp_path / "bad.pkl").write_bytes(b"\x80\x02" + start + b"](" + b"h\x01h\x00R" * times + b"e.")
-    with pytest.raises(CheckpointError, match="its structure takes more than 67,108,864 bytes"):
+    with pytest.raises(CheckpointError, match=r"(structure|reading it) takes more than"):
         open_weights(tmp_path / "bad.pkl")
 
 
 def test_a_call_inside_a_storage_is_refused(tmp_path: Path) -> None:
     (tmp_path / "bad.pkl").write_bytes(pickle.dumps({"a": Nested(Caller(tmp_path / "made"))}))
-    with pytest.raises(CheckpointError, match="asks to call"):
+    with pytest.raises(CheckpointError, match="something else than one storage"):
         open_weights(tmp_path / "bad.pkl")
     assert not (tmp_path / "made").exists()
 

@@ -172,7 +172,7 @@ class Plan:
             slot = part.tensors[old]
             if slot.dtype not in NAMES:
                 raise CheckpointError(
-                    f"{old} of {where} is {slot.dtype}, for which the safetensors format has no name. "
+                    f"{old} of {where} is {slot.kind}, for which the safetensors format has no name. "
                     "Nothing was written."
                 )
             specs[new] = Spec(slot.dtype, slot.shape[::-1] if turned else slot.shape)

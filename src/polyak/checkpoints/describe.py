@@ -212,7 +212,7 @@ def figures_of(profile: Profile) -> Figures | None:
 def size_of(slots: Iterable[Slot]) -> Tensors:
     """How much tensors are."""
     listed = list(slots)
-    dtypes = Counter(str(slot.dtype) for slot in listed)
+    dtypes = Counter(slot.kind for slot in listed)
     elements, nbytes = sum(slot.size for slot in listed), sum(slot.nbytes for slot in listed)
     return Tensors(len(listed), elements, nbytes, dict(sorted(dtypes.items())))
 

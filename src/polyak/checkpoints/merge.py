@@ -21,7 +21,8 @@ from polyak.checkpoints.schema import KEY, Header
 from polyak.checkpoints.shards import write_sharded
 from polyak.checkpoints.source import Where, is_url
 from polyak.checkpoints.weighting import Contribution, Weighting, contributions, header_of, newest
-from polyak.errors import ConfigError
+from polyak.checkpoints.weights import NoArray
+from polyak.errors import CheckpointError, ConfigError
 
 RealType: TypeAlias = Literal["float64", "float32", "float16", "bfloat16"]
 Accumulate: TypeAlias = Literal["float32", "float64"]
@@ -167,6 +168,12 @@ def _blend(
 ) -> Blend:
     slots = [one.weights.slots[name] for one in inputs]
     files = [one.weights.where for one in inputs]
+    for slot, file in zip(slots, files, strict=True):
+        if isinstance(slot, NoArray):
+            raise CheckpointError(
+                f"{file}: {name} is {slot.what}, which is not averaged. Make it a plain tensor (to_dense(), "
+                "dequantize(), full_tensor(), …) and save it again. Nothing was written."
+            )
     if not is_float(slots[0].dtype):
         return Blend(name, [Term(slots[latest], 1.0, files[latest])], slots[latest].dtype, None)
     made = dtype if dtype is not None and is_real(slots[0]) else slots[0].dtype

@@ -42,6 +42,11 @@ class Slot(ABC):
         """Bytes of all elements."""
         return self.size * self.dtype.itemsize
 
+    @property
+    def kind(self) -> str:
+        """What messages call it: its dtype, or why it is no array."""
+        return str(self.dtype)
+
     @abstractmethod
     def read_into(self, start: int, buffer: NDArray[Any]) -> None:
         """Fill a contiguous array of this dtype with the elements from ``start`` on, in row-major order."""
@@ -107,6 +112,25 @@ class Held(Slot):
 
     def read_into(self, start: int, buffer: NDArray[Any]) -> None:
         buffer[:] = self.make().reshape(-1)[start : start + len(buffer)]
+
+
+@dataclass(frozen=True)
+class NoArray(Slot):
+    """A tensor that no array can be: it has its place and its name, and cannot be read."""
+
+    what: str
+    dtype: np.dtype[Any] = field(default=np.dtype("V0"), init=False)  # pyright: ignore[reportGeneralTypeIssues, reportIncompatibleVariableOverride]
+    shape: tuple[int, ...] = field(default=(0,), init=False)  # pyright: ignore[reportGeneralTypeIssues, reportIncompatibleVariableOverride]
+
+    @property
+    def kind(self) -> str:
+        return self.what
+
+    def read_into(self, start: int, buffer: NDArray[Any]) -> None:
+        raise CheckpointError(
+            f"a tensor is {self.what}: polyak reads arrays of numbers. Load the file with torch, make it a "
+            "plain tensor (dequantize(), to_dense(), full_tensor(), …) and save it again."
+        )
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polyak.checkpoints.dtypes import BFLOAT16
-from polyak.checkpoints.formats.records import Built, Global, Payload
+from polyak.checkpoints.formats.records import Built, Global, Payload, Record
 from polyak.checkpoints.layout import AXES
 from polyak.checkpoints.weights import Slot
 from polyak.errors import CheckpointError
 
 _SCALAR = 64  # bytes: the most that a single number can take
 _CODE = 16  # characters of a dtype's code
+_NUMBERS = "biufc"  # kinds of dtypes
 
 
 def shape_of(value: Any, dtype: np.dtype[Any]) -> tuple[int, ...]:
@@ -48,6 +49,7 @@ class ArraySlot(Slot, Built):
         self.shape = shape
         self._data: Payload | bytes | str = b""
         self._columns = self._swapped = False
+        self.numbers = True  # text, times and objects keep their place, and are never read
 
     def build(self, state: Any) -> None:
         """``(version, shape, dtype, is_fortran, bytes)``, as ``ndarray.__reduce__`` gives them."""
@@ -58,10 +60,13 @@ class ArraySlot(Slot, Built):
         """Be the array of these bytes.
 
         Raises:
-            CheckpointError: it has another size, or holds objects.
+            CheckpointError: it has another size.
         """
         if not isinstance(dtype, DType):
             raise CheckpointError("an array has something else than a dtype in its place")
+        if dtype.native.kind not in _NUMBERS:
+            self.dtype, self.numbers = dtype.native, False
+            return self
         self.dtype, self.shape, self._columns = dtype.native, shape_of(shape, dtype.native), columns
         self._swapped, self._data = dtype.swapped, data
         # A string of Python 2 stays one until it is read: a million arrays can be given the same.
@@ -120,8 +125,6 @@ class DType(Built):
             self.native: np.dtype[Any] = np.dtype(code)
         except (TypeError, ValueError, SyntaxError) as error:
             raise CheckpointError(f"{code!r} is no dtype") from error
-        if self.native.kind not in "biufc":
-            raise CheckpointError(f"an array of {self.native} holds objects, not numbers")
         self.swapped = False
 
     def build(self, state: Any) -> None:
@@ -130,7 +133,9 @@ class DType(Built):
 
 
 def _scalar(dtype: Any, data: Any = b"") -> Any:
-    """A single number."""
+    """A single number, or what stands for a word or a time."""
+    if dtype.native.kind not in _NUMBERS:
+        return Record("numpy", str(dtype.native))
     raw = data.encode("latin1") if isinstance(data, str) else data
     if isinstance(raw, Payload):
         raise CheckpointError(f"a number has {raw.size:,} bytes")

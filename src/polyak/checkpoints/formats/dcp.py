@@ -22,6 +22,7 @@ from polyak.checkpoints.formats.arrays import shape_of
 from polyak.checkpoints.formats.pickles import Stream, load
 from polyak.checkpoints.formats.pytorch import DTYPES, layout, tree_of_zip
 from polyak.checkpoints.formats.records import Global, Record
+from polyak.checkpoints.formats.tree import within
 from polyak.checkpoints.source import Source, Where, inside, open_source
 from polyak.checkpoints.weights import Held, Slot, Weights
 from polyak.errors import CheckpointError
@@ -81,6 +82,7 @@ def read_folder(folder: Where) -> Weights:
         names = sorted({_text(info["relative_path"]) for info in stored.values()})
         with ExitStack() as opened:
             files = {name: opened.enter_context(open_source(inside(folder, name))) for name in names}
+            size = sum(file.size for file in files.values())
             slots: dict[str, Slot] = {}
             others: dict[str, Any] = {}
             for name, entry in entries.items():
@@ -89,6 +91,7 @@ def read_folder(folder: Where) -> Weights:
                 else:
                     others[_text(name)] = _unread(stored.get((name, None)), files)
             tree = _nested(others | slots, metadata.state.get("planner_data"))
+            within(str(folder), slots, size)
             opened.pop_all()
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
         raise CheckpointError(

@@ -14,6 +14,22 @@ _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
 # A stream of torch before 1.6 begins with its magic number, pickled as a long of ten bytes.
 _OLD_TORCH = b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."
 
+_PACKED = "Unpack it first"
+# How files begin that are often found under the name of a checkpoint: what they are, and the way out.
+_OTHERS = {
+    b"version https://git-lfs": ("a Git LFS pointer, not the file itself", "Fetch it with git lfs pull"),
+    b"<!doctype html": ("a web page", "Download the file itself: a login or an error page was saved"),
+    b"<html": ("a web page", "Download the file itself: a login or an error page was saved"),
+    b"<?xml": ("an XML document", "Download the file itself: an error message was saved"),
+    b"\x1f\x8b": ("compressed by gzip", _PACKED),
+    b"\x28\xb5\x2f\xfd": ("compressed by zstd", _PACKED),
+    b"\xfd7zxz\0": ("compressed by xz", _PACKED),
+    b"bzh": ("compressed by bzip2", _PACKED),
+    b"gguf": ("a GGUF file", "Its tensors are quantised; use the checkpoint that it was made from"),
+    b"\x89hdf\r\n": ("an HDF5 file", "Load it with Keras or h5py, and save its arrays as safetensors"),
+    b"\x93numpy": ("a NumPy array", "Save it with safetensors.numpy.save_file, under a name"),
+}
+
 
 def open_weights(where: Where) -> Weights:
     """Open a checkpoint of any format; close it by leaving its ``with`` block.
@@ -55,6 +71,12 @@ def read_file(source: Source) -> Weights:
         return pytorch.read_zip(source)
     if head.startswith(_PICKLE):
         return pytorch.read_stream(source) if head[2:].startswith(_OLD_TORCH) else plain.read_pickle(source)
+    if source.size == 0:
+        raise CheckpointError(f"{source.name} is empty: its writer was stopped, or the disk was full.")
+    beginning = source.read(0, min(64, source.size)).lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    for start, (what, way_out) in _OTHERS.items():
+        if beginning.startswith(start):
+            raise CheckpointError(f"{source.name} is {what}. {way_out}.")
     return safetensors.read_file(source)
 
 

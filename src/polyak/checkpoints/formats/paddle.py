@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from polyak.checkpoints.formats.arrays import ArraySlot, shape_of
-from polyak.checkpoints.formats.pickles import refusal
-from polyak.checkpoints.formats.tree import flattened
+from polyak.checkpoints.formats.records import Record
+from polyak.checkpoints.formats.tree import flattened, within
 from polyak.checkpoints.source import Source
 from polyak.checkpoints.weights import Held, Slot, Weights
 from polyak.errors import CheckpointError
@@ -42,7 +42,8 @@ def weights_of(source: Source, pickled: Any, arrays: Iterable[ArraySlot]) -> Wei
     tensors: Any = tree
     if isinstance(tree, dict):
         tensors = {key: value for key, value in tree.items() if key != _NAMES}  # pyright: ignore
-    return Weights(source.name, "paddle", flattened(source.name, tensors), others=tree, sources=(source,))
+    slots = within(source.name, flattened(source.name, tensors), source.size)
+    return Weights(source.name, "paddle", slots, others=tree, sources=(source,))
 
 
 def _whole(where: str, tree: Any) -> Any:
@@ -77,7 +78,7 @@ def _data(*args: Any) -> Any:
         case ("data", {"data": data, **rest}) if not rest:
             return data
         case _:
-            raise refusal("builtins.eval")
+            return Record("builtins", "eval", args)
 
 
 MAKERS: dict[tuple[str, str], Any] = {

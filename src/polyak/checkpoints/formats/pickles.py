@@ -2,7 +2,8 @@
 
 A pickle is a program that builds objects. Plain values, tensors and arrays are built here by functions of
 ours; an object of any other class becomes a ``Record`` of its class's name and its state, so that a whole
-pickled model can be looked into; and a pickle that asks to *call* something unknown is refused.
+pickled model can be looked into; and what would need a *call* of something unknown (an enum's member, a
+partial function, a generator's state) stays a record of that call, which is never made.
 
 The interpreter is the pure-Python one of the standard library. Payloads stay in the file: what is read of
 them is where they are.
@@ -19,23 +20,33 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
-from polyak.checkpoints.formats.records import MOST, Built, Global, Payload, Record, bounded, hashable
+from polyak.checkpoints.formats.records import MOST, Budget, Built, Global, Payload, Record, bounded
 from polyak.checkpoints.source import Source
+from polyak.checkpoints.weights import NoArray, Slot
 from polyak.errors import CheckpointError
 
 LAZY = 1 << 10  # bytes; payloads from this size on stay in the file
 _LINE = 1 << 16  # bytes of a line in the text protocol
 _LONGEST = 255  # bytes, or digits, of a whole number: to multiply two of a megabyte takes seconds
 _CALL = 4  # bytes of MOST that each value given to a call costs: it may copy them
+_STEPS = 4  # of work that a call takes at least
 _SHOWN = 300  # characters of an error's text, or of a name in it: the file decides what they are
 
 
 class Stream:
     """A part of a source, read from front to back through a small buffer."""
 
-    def __init__(self, source: Source, start: int = 0, end: int | None = None, most: int = MOST) -> None:
+    def __init__(
+        self,
+        source: Source,
+        start: int = 0,
+        end: int | None = None,
+        most: int = MOST,
+        budget: Budget | None = None,
+    ) -> None:
         self.source = source
         self.end = source.size if end is None else end
+        self.budget = Budget(source.size) if budget is None else budget
         self._buffer, self._base, self._at = b"", start, 0
         self._most = self._left = most
 
@@ -49,21 +60,28 @@ class Stream:
         Raises:
             pickle.UnpicklingError: they are not there, or more was read than any model's structure takes.
         """
-        if count < 0 or count > self.end - self.tell():
-            raise pickle.UnpicklingError(f"{count:,} bytes are needed at {self.tell():,}, the end is nearer")
-        self.spend(count)
-        if self._at + count > len(self._buffer):
+        at, end = self._at, self._at + count
+        if not at <= end <= len(self._buffer):
+            if count < 0 or count > self.end - self.tell():
+                raise pickle.UnpicklingError(
+                    f"{count:,} bytes are needed at {self.tell():,}, the end is nearer"
+                )
             self._fill(count)
-        self._at += count
-        return self._buffer[self._at - count : self._at]
+            at, end = 0, count
+        self.spend(count)
+        self._at = end
+        return self._buffer[at:end]
 
     def spend(self, amount: int) -> None:
-        """Use up some of what a model's structure may take.
+        """Use up some of what a model's structure may take, and one step of work.
 
         Raises:
             CheckpointError: it is more.
         """
         self._left -= amount
+        self.budget.left -= 1
+        if self.budget.left < 0:
+            self.budget.work(0)
         if self._left < 0:
             raise CheckpointError(f"its structure takes more than {self._most:,} bytes: it is malformed")
 
@@ -111,7 +129,8 @@ class Inert(pickle._Unpickler):  # pyright: ignore[reportPrivateUsage]
         self, stream: Stream, makers: Mapping[tuple[str, str], Any], persistent: Maker | None = None
     ) -> None:
         super().__init__(stream, encoding="latin1")  # pyright: ignore
-        self._stream, self._makers, self._persistent = stream, PLAIN | dict(makers), persistent
+        self._stream, self._key, self._persistent = stream, stream.budget.key, persistent
+        self._makers = PLAIN | _hashing(self._key) | dict(makers)
 
     def find_class(self, module: str, name: str) -> Any:
         if len(module) + len(name) > _SHOWN:
@@ -121,13 +140,16 @@ class Inert(pickle._Unpickler):  # pyright: ignore[reportPrivateUsage]
     def persistent_load(self, pid: Any) -> Any:
         if self._persistent is None:
             raise pickle.UnpicklingError("it refers to objects outside of itself")
+        self._paid(pid if isinstance(pid, tuple) else (pid,))
         return self._persistent(pid)
 
     def _called(self, function: Any, args: Any) -> Any:
-        if isinstance(function, Global):
-            raise refusal(function)
+        """What one of our functions makes; of any other the call stays undone, as a record."""
         self._paid(args)
-        return function(*args)
+        if not isinstance(function, (Global, Record)):
+            return function(*args)
+        tensor = any(isinstance(arg, Slot) for arg in args)  # what is made of one may be one
+        return NoArray(f"made by {function}") if tensor else Record(function.module, function.name, args)
 
     def _made(self, cls: Any, args: Any) -> Any:
         if isinstance(cls, Global):
@@ -142,6 +164,7 @@ class Inert(pickle._Unpickler):  # pyright: ignore[reportPrivateUsage]
         letters = sum(len(arg) for arg in args if isinstance(arg, (str, bytes)))
         values = sum(len(arg) for arg in args if isinstance(arg, (list, tuple, dict, set, frozenset)))
         self._stream.spend(letters + _CALL * (4 + len(args) + values))
+        self._stream.budget.work(_STEPS + (letters + 8 * values) // 64)
 
     def _reduce(self) -> None:
         args = self.stack.pop()
@@ -216,27 +239,27 @@ class Inert(pickle._Unpickler):  # pyright: ignore[reportPrivateUsage]
 
     def _item(self) -> None:
         value, key = self.stack.pop(), self.stack.pop()
-        self.stack[-1][hashable(key)] = value
+        self.stack[-1][self._key(key)] = value
 
     def _items(self) -> None:
         items = self.pop_mark()
         target = self.stack[-1]
         for i in range(0, len(items), 2):
-            target[hashable(items[i])] = items[i + 1]
+            target[self._key(items[i])] = items[i + 1]
 
     def _dict(self) -> None:
         items = self.pop_mark()
-        self.append({hashable(items[i]): items[i + 1] for i in range(0, len(items), 2)})
+        self.append({self._key(items[i]): items[i + 1] for i in range(0, len(items), 2)})
 
     def _members(self) -> None:
         items = self.pop_mark()
         target = self.stack[-1]
         for item in items:
-            target.add(hashable(item))
+            target.add(self._key(item))
 
     def _frozen(self) -> None:
         items = self.pop_mark()
-        self.append(frozenset(map(hashable, items)))
+        self.append(frozenset(map(self._key, items)))
 
     dispatch[pickle.REDUCE[0]] = _reduce
     dispatch[pickle.NEWOBJ[0]] = _newobj
@@ -270,7 +293,7 @@ def load(stream: Stream, makers: Mapping[tuple[str, str], Any], persistent: Make
     """
     name = stream.source.name
     try:
-        return bounded(Inert(stream, makers, persistent).load())
+        return bounded(Inert(stream, makers, persistent).load(), stream.budget.most)
     except CheckpointError as error:
         raise CheckpointError(f"{name}: {error}") from error
     except RecursionError as error:
@@ -281,21 +304,14 @@ def load(stream: Stream, makers: Mapping[tuple[str, str], Any], persistent: Make
         raise CheckpointError(f"{name} cannot be understood as a pickle: {what}.") from error
 
 
-def refusal(function: object) -> CheckpointError:
-    """Of a call, and what to do about it."""
-    return CheckpointError(
-        f"the pickle asks to call {function}; polyak calls nothing that a file names. If you trust the file, "
-        "load it where that is installed, and write its tensors with "
-        "safetensors.torch.save_file(state_dict, path)."
-    )
-
-
 def _reconstructed(cls: Any, base: Any, state: Any) -> Any:
-    return Record(cls.module, cls.name) if isinstance(cls, Global) else cls() if state is None else cls(state)
+    if isinstance(cls, (Global, Record)):
+        return Record(cls.module, cls.name)
+    return cls() if state is None else cls(state)
 
 
 def _newobj_of(cls: Any, *args: Any) -> Any:
-    return Record(cls.module, cls.name, args) if isinstance(cls, Global) else cls(*args)
+    return Record(cls.module, cls.name, args) if isinstance(cls, (Global, Record)) else cls(*args)
 
 
 def _encoded(text: Any, encoding: str = "latin1") -> Any:
@@ -307,9 +323,22 @@ def _encoded(text: Any, encoding: str = "latin1") -> Any:
     return text.encode(encoding)
 
 
-def _ordered(items: Any = ()) -> OrderedDict[Any, Any]:
-    pairs: Iterable[Any] = items.items() if isinstance(items, dict) else items
-    return OrderedDict((hashable(key), value) for key, value in pairs)
+def _hashing(key: Maker) -> dict[tuple[str, str], Any]:
+    """What stands for the containers of the standard library whose items are hashed."""
+
+    def ordered(items: Any = ()) -> OrderedDict[Any, Any]:
+        pairs: Iterable[Any] = items.items() if isinstance(items, dict) else items
+        return OrderedDict((key(one), value) for one, value in pairs)
+
+    made = {
+        "set": lambda items=(): set(map(key, items)),
+        "frozenset": lambda items=(): frozenset(map(key, items)),
+    }
+    return {
+        ("collections", "OrderedDict"): ordered,
+        ("collections", "Counter"): ordered,
+        **{(module, name): make for module in _BUILTINS for name, make in {**made, "dict": ordered}.items()},
+    }
 
 
 def _path(*parts: str) -> str:
@@ -321,13 +350,12 @@ def _inert(module: str, name: str) -> Maker:
 
 
 _PATHS = ("PosixPath", "PurePosixPath", "WindowsPath", "PureWindowsPath", "Path")
+_BUILTINS = ("builtins", "__builtin__")
 _TIMES = ("datetime", "date", "time", "timedelta", "timezone")
 
 # What stands for the names of the standard library that hold data. Their own code is not run.
 PLAIN: dict[tuple[str, str], Any] = {
-    ("collections", "OrderedDict"): _ordered,
     ("collections", "defaultdict"): lambda *_: OrderedDict(),
-    ("collections", "Counter"): _ordered,
     ("collections", "deque"): lambda items=(), *_: list(items),
     ("copyreg", "_reconstructor"): _reconstructed,
     ("copy_reg", "_reconstructor"): _reconstructed,
@@ -338,15 +366,12 @@ PLAIN: dict[tuple[str, str], Any] = {
     **{("datetime", name): _inert("datetime", name) for name in _TIMES},
     **{
         (module, name): make
-        for module in ("builtins", "__builtin__")
+        for module in _BUILTINS
         for name, make in {
-            "set": lambda items=(): set(map(hashable, items)),
-            "frozenset": lambda items=(): frozenset(map(hashable, items)),
             "complex": complex,
             "slice": _inert("builtins", "slice"),
             "bytearray": lambda value=b"", *_: value,
             "bytes": lambda value=b"", *_: value,
-            "dict": _ordered,
             "list": list,
             "object": Global("builtins", "object"),
         }.items()

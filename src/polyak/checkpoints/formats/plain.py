@@ -12,8 +12,7 @@ from typing import Any, cast
 from polyak.checkpoints.formats import paddle, pytorch
 from polyak.checkpoints.formats.arrays import ArraySlot, makers
 from polyak.checkpoints.formats.pickles import Stream, load
-from polyak.checkpoints.formats.records import Payload, Record
-from polyak.checkpoints.formats.tree import flattened
+from polyak.checkpoints.formats.records import Budget, Payload, Record
 from polyak.checkpoints.source import Source
 from polyak.checkpoints.weights import Weights
 from polyak.errors import CheckpointError
@@ -36,7 +35,7 @@ def read_pickle(source: Source) -> Weights:
             stream.spend(data.size)
             data = data.read()
         nested.append(_Within(source, data) if isinstance(data, Payload) else _Memory(source.name, data))
-        return _storage_in(nested[-1])
+        return _storage_in(nested[-1], stream.budget)
 
     # A call is answered by its name alone, so that each kind of pickle can hold what the others can.
     arrays: list[ArraySlot] = []
@@ -44,11 +43,11 @@ def read_pickle(source: Source) -> Weights:
     tree = load(stream, known | {("torch.storage", "_load_from_bytes"): storage})
     if not nested:
         return paddle.weights_of(source, tree, arrays)
-    return Weights(source.name, "pytorch", flattened(source.name, tree), others=tree, sources=(source,))
+    return pytorch.weights_of(source, tree)
 
 
-def _storage_in(source: Source) -> pytorch.Storage:
-    held = pytorch.read_stream(source, _STORAGE).others
+def _storage_in(source: Source, budget: Budget) -> pytorch.Storage:
+    held = pytorch.read_stream(source, _STORAGE, budget).others
     if not isinstance(held, pytorch.Storage):
         raise CheckpointError("a tensor's storage holds something else than one storage")
     return held

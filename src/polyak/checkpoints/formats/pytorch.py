@@ -10,10 +10,9 @@ not compressed, so that its bytes can be read in place.
 
 from __future__ import annotations
 
-import io
-import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from math import prod
 from typing import Any, TypeAlias
 
@@ -23,14 +22,14 @@ from numpy.typing import NDArray
 from polyak.checkpoints.dtypes import BY_NAME
 from polyak.checkpoints.formats.arrays import makers, shape_of
 from polyak.checkpoints.formats.pickles import Maker, Stream, load
-from polyak.checkpoints.formats.records import MOST, Global, Record
-from polyak.checkpoints.formats.tree import flattened
+from polyak.checkpoints.formats.records import MOST, Budget, Global, Record
+from polyak.checkpoints.formats.tree import flattened, within
+from polyak.checkpoints.formats.zips import Entry, Zip
 from polyak.checkpoints.source import Source
-from polyak.checkpoints.weights import Held, Slot, Span, Weights
+from polyak.checkpoints.weights import Held, NoArray, Slot, Span, Weights
 from polyak.errors import CheckpointError
 
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
-_LOCAL_HEADER = 30  # bytes before the name in a zip entry
 # An expanded tensor repeats a few bytes, which a damaged shape turns into terabytes.
 _EXPANDED = 1 << 28
 _IN_ID = 6  # values that tell which storage is meant; a million ids can be the same long tuple
@@ -98,21 +97,6 @@ class Storage:
     dtype: np.dtype[Any]
 
 
-@dataclass(frozen=True)
-class NoArray(Slot):
-    """A tensor that no array can be: it has its place and its name, and cannot be read."""
-
-    what: str
-    dtype: np.dtype[Any] = field(default=np.dtype("V0"), init=False)  # pyright: ignore[reportGeneralTypeIssues, reportIncompatibleVariableOverride]
-    shape: tuple[int, ...] = field(default=(0,), init=False)  # pyright: ignore[reportGeneralTypeIssues, reportIncompatibleVariableOverride]
-
-    def read_into(self, start: int, buffer: NDArray[Any]) -> None:
-        raise CheckpointError(
-            f"a tensor is {self.what}: polyak reads arrays of numbers. Load the file with torch, make it a "
-            "plain tensor (dequantize(), to_dense(), …) and save it anew."
-        )
-
-
 # Key, dtype and number of bytes of a storage to the storage.
 Find: TypeAlias = Callable[[str, "np.dtype[Any]", int], Storage]
 
@@ -124,47 +108,35 @@ def read_zip(source: Source) -> Weights:
         CheckpointError: it is damaged, compressed, of a big-endian machine, or asks for a call.
     """
     tree = tree_of_zip(source)
-    return Weights(source.name, "pytorch", flattened(source.name, tree), others=tree, sources=(source,))
+    return weights_of(source, tree)
 
 
 def tree_of_zip(source: Source) -> Any:
     """What was given to ``torch.save``, tensors as slots."""
-    try:
-        with zipfile.ZipFile(_Raw(source)) as archive:
-            entries = {info.filename: info for info in archive.infolist()}
-            root = next((name[: -len("data.pkl")] for name in entries if name.endswith("data.pkl")), None)
-            if root is None:
-                raise CheckpointError(f"{source.name} is a zip file, but none of torch.save.")
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, RuntimeError, EOFError) as error:
-        raise CheckpointError(f"{source.name} is a damaged zip file: {error}") from error
+    archive = Zip(source)
 
-    def entry(name: str) -> tuple[int, int]:
-        info = entries.get(name)
-        if info is None or info.compress_type != zipfile.ZIP_STORED:
-            why = "is missing" if info is None else "is compressed"
-            raise CheckpointError(
-                f"{source.name}: its entry {name} {why}, as in no file of torch.save. Load it where it was "
-                "made, and save it anew."
-            )
-        head = source.read(info.header_offset, _LOCAL_HEADER)
-        start = info.header_offset + _LOCAL_HEADER + head[26] + 256 * head[27] + head[28] + 256 * head[29]
-        if start + info.file_size > source.size:
-            raise CheckpointError(f"{source.name} is damaged: its entry {name} ends beyond it.")
-        return start, info.file_size
-
+    @lru_cache(maxsize=1 << 16)  # a storage can be named a million times
     def find(key: str, dtype: np.dtype[Any], nbytes: int) -> Storage:
-        start, size = entry(f"{root}data/{key}")
-        if size < nbytes:
-            raise CheckpointError(f"storage {key} should have {nbytes:,} bytes and has {size:,}")
-        return Storage(source, start, nbytes, dtype)
+        entry = archive.entry(f"data/{key}")
+        if entry.size < nbytes:
+            raise CheckpointError(f"storage {key} should have {nbytes:,} bytes and has {entry.size:,}")
+        return Storage(entry, 0, nbytes, dtype)
 
-    if f"{root}byteorder" in entries and source.read(*entry(f"{root}byteorder"))[:16] != b"little":
+    if "byteorder" in archive and archive.entry("byteorder").read(0, 3) != b"lit":
         raise CheckpointError(f"{source.name} comes from a big-endian machine: save it anew there.")
-    start, size = entry(f"{root}data.pkl")
-    return load(Stream(source, start, start + size), MAKERS | makers([]), _persistent(find))
+    entry = archive.entry("data.pkl")
+    entry.check()
+    stream = Stream(source, entry.start, entry.start + entry.size)
+    return load(stream, MAKERS | makers([]), _persistent(find))
 
 
-def read_stream(source: Source, most: int = MOST) -> Weights:
+def weights_of(source: Source, tree: Any) -> Weights:
+    """The tensors in what a pickle built."""
+    slots = within(source.name, flattened(source.name, tree), source.size)
+    return Weights(source.name, "pytorch", slots, others=tree, sources=(source,))
+
+
+def read_stream(source: Source, most: int = MOST, budget: Budget | None = None) -> Weights:
     """A file as torch wrote it before 1.6: pickles one after the other, then the storages.
 
     The objects come before the order of the storages, so they are built twice: first to learn how large
@@ -173,11 +145,12 @@ def read_stream(source: Source, most: int = MOST) -> Weights:
     Args:
         source: the file.
         most: bytes that the objects may take.
+        budget: of the file that this one is a part of.
 
     Raises:
         CheckpointError: it is no such file, damaged, or asks for a call.
     """
-    stream = Stream(source, most=most)
+    stream = Stream(source, most=most, budget=budget)
     if load(stream, {}) != _MAGIC or load(stream, {}) != _PROTOCOL:
         raise CheckpointError(f"{source.name} is a pickle, but none that torch.save wrote.")
     match load(stream, {}):
@@ -206,39 +179,8 @@ def read_stream(source: Source, most: int = MOST) -> Weights:
     if at > source.size:
         raise CheckpointError(f"{source.name} is truncated at {source.size:,} of {at:,} bytes.")
     place = _persistent(lambda key, dtype, nbytes: Storage(source, places[key], nbytes, dtype))
-    tree = load(Stream(source, begin, most=most), known, place)
-    return Weights(source.name, "pytorch", flattened(source.name, tree), others=tree, sources=(source,))
-
-
-class _Raw(io.RawIOBase):
-    """A source as the file object that ``zipfile`` asks for."""
-
-    def __init__(self, source: Source) -> None:
-        self._source, self._at = source, 0
-
-    def seekable(self) -> bool:
-        return True
-
-    def readable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._source.size}[whence]
-        self._at = max(0, start + offset)
-        return self._at
-
-    def tell(self) -> int:
-        return self._at
-
-    def read(self, size: int = -1, /) -> bytes:
-        # Never more than there is: a damaged directory asks for gigabytes, and io would make room for them.
-        left = max(0, self._source.size - self._at)
-        count = left if size < 0 else min(size, left)
-        if count > MOST:
-            raise CheckpointError(f"{self._source.name} is damaged: its directory takes {count:,} bytes.")
-        data = self._source.read(self._at, count)
-        self._at += len(data)
-        return data
+    tree = load(Stream(source, begin, most=most, budget=budget), known, place)
+    return weights_of(source, tree)
 
 
 def _persistent(find: Find) -> Callable[[Any], Any]:
@@ -316,7 +258,7 @@ def _strided(storage: Storage, dtype: np.dtype[Any], offset: Any, shape: Any, st
         raise CheckpointError(f"a tensor of shape {shape} reaches beyond its {storage.nbytes:,} bytes")
     begin = storage.offset + (0 if empty else offset) * dtype.itemsize
     if empty or _row_major(shape, stride):
-        return Span(storage.source, begin, dtype, shape)
+        return _span(storage.source, begin, dtype, shape)
     count = last + 1 - offset
     if prod(shape) * dtype.itemsize > max(8 * count * dtype.itemsize, _EXPANDED):
         raise CheckpointError(f"a tensor of shape {shape} is spread over {count} elements only")
@@ -328,6 +270,13 @@ def _strided(storage: Storage, dtype: np.dtype[Any], offset: Any, shape: Any, st
         return np.ndarray(shape, dtype, flat.view(np.uint8), 0, steps).copy()
 
     return Held(dtype, shape, make)
+
+
+def _span(source: Source, begin: int, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Span:
+    """A tensor in its storage; one that is all of a zip's entry is summed as it is read, not before."""
+    if isinstance(source, Entry) and begin == 0 and prod(shape) * dtype.itemsize == source.size:
+        return Span(source.source, source.start, dtype, shape, source.crc)
+    return Span(source, begin, dtype, shape)
 
 
 def _row_major(shape: Sequence[int], stride: Sequence[int]) -> bool:

@@ -17,11 +17,53 @@ from polyak.errors import CheckpointError
 # Bytes of a pickle that are not payload: a model of 100,000 tensors takes a fifth of it. One byte can make
 # an object of 64.
 MOST = 1 << 26
-_UNFOLDED = 1 << 24  # values of a tree when its shared branches are written out
+_STEPS, _PER_STEP = 1 << 18, 8  # a pickle may take so many steps, and one more for so many bytes of its file
+_ODD_KEYS = 1 << 12  # keys that are neither text nor numbers
 _LETTERS = 16  # of a text, which count as one value
 _DEEPEST = 100
 _IN_KEY = 100  # values that a tuple, taken as a key, is made of
 _COUNTS_BELOW = 1 << 60  # beyond, numbers can be chosen so that all have the same hash
+
+
+class Budget:
+    """The work that may go into one file: steps of about a microsecond, an opcode or a value looked at.
+
+    A tensor takes some sixty opcodes, and 450 bytes of a file at least: files of torch.save take less.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.most = self.left = _STEPS + size // _PER_STEP
+        self._odd_keys = 0
+
+    def work(self, steps: int) -> None:
+        """Use some of it up.
+
+        Raises:
+            CheckpointError: nothing is left.
+        """
+        self.left -= steps
+        if self.left < 0:
+            raise CheckpointError(
+                f"it is malformed: reading it takes more than the {self.most:,} steps that its size allows"
+            )
+
+    def key(self, key: Any) -> Any:
+        """The same value, fit to be a key or a member of a set.
+
+        Raises:
+            CheckpointError: hashing it, or many like it, could take for ever or overflow the stack.
+        """
+        if type(key) is not str:
+            self.work(_checked(key))
+            self._odd_keys += type(key) not in _SAFE_KEYS
+            if self._odd_keys > _ODD_KEYS:  # numbers can be chosen so that all tuples of them have one hash
+                raise CheckpointError(
+                    f"it is malformed: more than {_ODD_KEYS:,} keys are no text and no number"
+                )
+        return key
+
+
+_SAFE_KEYS = (bytes, int, float, bool, type(None))
 
 
 @dataclass(eq=False)
@@ -114,65 +156,76 @@ class Built:
         raise NotImplementedError
 
 
-def hashable(key: Any) -> Any:
-    """The same value, fit to be a key or a member of a set.
-
-    Raises:
-        CheckpointError: hashing it, or many like it, could take for ever or overflow the stack.
-    """
+def _checked(key: Any) -> int:
+    """How many values a key is made of."""
     parts, seen = [key], 0
     while parts:
         part = parts.pop()
         if type(part) is int and abs(part) >= _COUNTS_BELOW:
             raise CheckpointError("it is malformed: a key is a number beyond 2⁶⁰")
-        if isinstance(part, tuple):
+        if isinstance(part, (tuple, frozenset)):
             within = cast("tuple[Any, ...]", part)
             seen += len(within)
             if seen > _IN_KEY:
                 raise CheckpointError(f"it is malformed: a key is made of more than {_IN_KEY} values")
             parts += within
-    return key
+    return seen
 
 
-def bounded(tree: Any) -> Any:
+def bounded(tree: Any, most: int) -> Any:
     """The same tree, which is finite: only records may hold themselves.
 
+    Args:
+        tree: what a pickle built.
+        most: values that it may have when its shared branches are written out.
+
     Raises:
-        CheckpointError: it nests too deeply, or unfolds to more than any model's structure.
+        CheckpointError: it nests too deeply, or unfolds to more.
     """
-    records: list[Record] = []
-    measured: dict[int, tuple[int, int]] = {}
-    _measure(tree, 0, measured, records)
+    measure = _Measure(most)
+    measure.of(tree, 0)
     seen: set[int] = set()
-    while records:
-        record = records.pop()
+    while measure.records:
+        record = measure.records.pop()
         if id(record) not in seen:
             seen.add(id(record))
             for part in (record.args, record.state, record.items, record.pairs):
-                _measure(part, 0, measured, records)
+                measure.of(part, 0)
     return tree
 
 
-def _measure(
-    value: Any, depth: int, measured: dict[int, tuple[int, int]], records: list[Record]
-) -> tuple[int, int]:
-    """Size when unfolded, and height; each container is counted once, as long as the tree keeps it alive."""
-    if isinstance(value, Record):
-        records.append(value)
-    parts = _parts(value)
-    if parts is None:
-        return 1 + (len(value) // _LETTERS if isinstance(value, (str, bytes)) else 0), 0
-    size, height = measured.get(id(value), (0, 0))
-    if size == 0:
-        _allow(1, depth)
-        size = 1
-        for part in parts:
-            more, above = _measure(part, depth + 1, measured, records)
-            size, height = size + more, max(height, above + 1)
-            _allow(size, depth)
-        measured[id(value)] = size, height
-    _allow(size, depth + height)
-    return size, height
+class _Measure:
+    """Sizes when unfolded, and heights; each container is looked into once, while the tree keeps it alive."""
+
+    def __init__(self, most: int) -> None:
+        self.records: list[Record] = []
+        self._most = most
+        self._known: dict[int, tuple[int, int]] = {}
+
+    def of(self, value: Any, depth: int) -> tuple[int, int]:
+        """Of one value."""
+        if isinstance(value, Record):
+            self.records.append(value)
+        parts = _parts(value)
+        if parts is None:
+            return 1 + (len(value) // _LETTERS if isinstance(value, (str, bytes)) else 0), 0
+        size, height = self._known.get(id(value), (0, 0))
+        if size == 0:
+            self._allow(1, depth)
+            size = 1
+            for part in parts:
+                more, above = self.of(part, depth + 1)
+                size, height = size + more, max(height, above + 1)
+                self._allow(size, depth)
+            self._known[id(value)] = size, height
+        self._allow(size, depth + height)
+        return size, height
+
+    def _allow(self, size: int, depth: int) -> None:
+        if size > self._most or depth > _DEEPEST:
+            raise CheckpointError(
+                f"it is malformed: it nests over {_DEEPEST} deep or unfolds to over {self._most:,} values"
+            )
 
 
 def _parts(value: Any) -> Iterable[Any] | None:
@@ -181,10 +234,3 @@ def _parts(value: Any) -> Iterable[Any] | None:
     if isinstance(value, (list, tuple, set, frozenset)):
         return cast("Iterable[Any]", value)
     return None
-
-
-def _allow(size: int, depth: int) -> None:
-    if size > _UNFOLDED or depth > _DEEPEST:
-        raise CheckpointError(
-            f"it is malformed: it nests more than {_DEEPEST} deep or unfolds to over {_UNFOLDED:,} values"
-        )

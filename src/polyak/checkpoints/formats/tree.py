@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, cast
 
+from polyak.checkpoints.formats.arrays import ArraySlot
 from polyak.checkpoints.formats.records import MOST
 from polyak.checkpoints.weights import Slot
 from polyak.errors import CheckpointError
 
 _LONGEST = 1 << 12  # letters of a name
+# Expanded and tied tensors repeat the bytes of a file: 6 kB could say that they are terabytes.
+_REPEATED, _EXPANDED = 8, 1 << 28
 
 
 def flattened(where: str, tree: Any) -> dict[str, Slot]:
@@ -34,10 +37,25 @@ def flattened(where: str, tree: Any) -> dict[str, Slot]:
     return slots
 
 
+def within(where: str, slots: Mapping[str, Slot], size: int) -> Mapping[str, Slot]:
+    """The same tensors, which a file of so many bytes can hold.
+
+    Raises:
+        CheckpointError: together they are much larger.
+    """
+    total = sum(slot.nbytes for slot in slots.values())
+    if total > _REPEATED * size + _EXPANDED:
+        raise CheckpointError(
+            f"{where} is malformed: its tensors take {total:,} bytes, which its {size:,} cannot make up."
+        )
+    return slots
+
+
 def _walked(tree: Any, path: str) -> Iterator[tuple[str, Slot]]:
     """Stops at a tensor, and where the path is too long to go on, whatever is there."""
     if isinstance(tree, Slot) or len(path) > _LONGEST:
-        yield path, tree
+        if not isinstance(tree, ArraySlot) or tree.numbers:
+            yield path, tree
         return
     items: Iterable[tuple[Any, Any]] = ()
     if isinstance(tree, Mapping):
