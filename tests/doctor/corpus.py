@@ -141,8 +141,8 @@ for x in loader:
     optimizer.step()
     ema.update()
 """,
-    "attached to each of two": MADE
-    + "import polyak\nema = polyak.EMA(model, 0.999)\nema.attach(one)\nema.attach(other)\n",
+    "attached to two that step together": MADE
+    + "import polyak\nema = polyak.EMA(model, 0.999)\nema.attach([muon, adamw])\n",
     "made after loading": MADE
     + "import polyak\nmodel.load_state_dict(torch.load('a.pt'))\nema = polyak.EMA(model, 0.999)\n"
     "ema.attach(optimizer)\n",
