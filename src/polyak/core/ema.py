@@ -380,7 +380,7 @@ class Verbs(ABC, Generic[ModelT, T]):
         return exchange
 
     def _refuse_while_swapped(self, verb: str) -> None:
-        exchange = self._averages.plan.exchange()
+        exchange = self._averages.plan.exchange(collect=True)
         if exchange is not None:
             mine = exchange.owner is self._averages
             whose = f"the average {exchange.track!r}" if mine else "the average of another EMA"

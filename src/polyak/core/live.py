@@ -7,8 +7,9 @@ a model all the same is taken out by the next verb that comes upon it.
 
 from __future__ import annotations
 
+import gc
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial, wraps
 from typing import Any, Generic, ParamSpec, TypeVar
 from weakref import ref
@@ -135,11 +136,12 @@ def none_held() -> bool:
     return not _live
 
 
-def exchange_in(tensors: Iterable[int]) -> Exchange | None:
+def exchange_in(ids: Collection[int], collect: bool = False) -> Exchange | None:
     """The average in one of these tensors (ids), if any; one that an interrupt left there is taken out."""
-    ids = set(tensors)
     for exchange in tuple(_live):
-        if not ids.isdisjoint(exchange.names):
+        if not exchange.names.keys().isdisjoint(ids):
+            if collect and not exchange.abandoned:
+                gc.collect()  # an interrupt's traceback may hold a block that is long gone
             if not exchange.abandoned:
                 return exchange
             exchange.leave(None)
@@ -152,7 +154,7 @@ def refuse_held(names: Mapping[int, str]) -> None:
     Raises:
         SwapError: it is.
     """
-    exchange = exchange_in(names)
+    exchange = exchange_in(names, collect=True)
     if exchange is not None:
         taken = next(name for one, name in names.items() if one in exchange.names)
         raise SwapError(

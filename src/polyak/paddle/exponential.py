@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Sequence
-from contextlib import ExitStack
 from typing import Any
 
 from paddle import Tensor, nn
 from paddle.static import Executor
 
+from polyak.core.live import Block
 from polyak.core.state import LoadReport, State
 from polyak.errors import ConfigError, SwapError
 from polyak.paddle.ema import EMA
@@ -67,8 +67,7 @@ class ExponentialMovingAverage:
         schedule: Decay = (Debiased if bias_correction else Capped if thres_steps else Constant)(decay)
         layer = parameters if isinstance(parameters, nn.Layer) else Parameters(parameters)
         self.ema = EMA(layer, schedule, **options)
-        self._undo = ExitStack()
-        self._applied = False
+        self._block: Block[nn.Layer] | None = None  # while the average is in the parameters
 
     def step(self) -> None:
         """Take the present parameters into the average. Call it after ``optimizer.step()``.
@@ -91,8 +90,12 @@ class ExponentialMovingAverage:
         """
         if self.ema.live != "raw":
             raise SwapError("apply_to: the parameters hold the average already. Call restore() first.")
-        self._undo.enter_context(self.ema.average_parameters())
-        self._applied = True
+        self._block = self.ema.average_parameters()
+        try:
+            self._block.__enter__()
+        except BaseException:
+            self._block = None
+            raise
         return Applied(self, need_restore=True)
 
     def apply(self, executor: Executor | None = None, need_restore: bool = True) -> Applied:
@@ -117,8 +120,11 @@ class ExponentialMovingAverage:
             ConfigError: ``executor`` is something else than the static-graph class's.
         """
         _refuse_other("restore", executor)
-        self._undo.close()
-        self._applied = False
+        try:
+            if self._block is not None:
+                self._block.__exit__()
+        finally:
+            self._block = None
 
     def state_dict(self) -> State:
         """Everything resuming takes, for ``paddle.save``.
@@ -158,7 +164,7 @@ class ExponentialMovingAverage:
         return self.ema.load_state_dict(state)
 
     def _refuse_while_applied(self, verb: str) -> None:
-        if self._applied:
+        if self._block is not None:
             raise SwapError(
                 f"{verb}: apply_to() put the average into the parameters, and nothing has taken it out. Call "
                 "restore() after evaluating, or apply in a with block; optimizer steps taken before that "
