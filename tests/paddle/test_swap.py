@@ -158,7 +158,7 @@ def test_a_generator_that_is_closed_restores() -> None:
 
     def evaluate() -> Iterator[Tensor]:
         with ema.average_parameters():
-            yield layer(X)
+            yield layer.eval()(X)
 
     generator = evaluate()
     next(generator)
@@ -172,7 +172,7 @@ def test_a_cast_inside_the_block_is_undone_and_leaves_the_average_alone(dtype: s
     ema = trained(layer)
     before = snapshot(layer)
     held = {name: (t.data_ptr(), t.dtype, array(t)) for name, t in averages(ema).items()}
-    with ema.average_parameters():
+    with pytest.warns(RuntimeWarning, match="got other memory"), ema.average_parameters():
         layer.to(dtype=dtype)
     assert_restored(layer, before)
     for name, (address, kind, values) in held.items():
@@ -356,3 +356,19 @@ def test_two_tracks_go_in_one_after_the_other_but_not_into_each_other() -> None:
             with pytest.raises(SwapError, match=f"track '{name}' is live; leave its block"):
                 ema.average_parameters(other).__enter__()
         assert_restored(layer, before)
+
+
+def test_what_others_write_in_a_block_is_named() -> None:
+    layer = network()
+    ema = trained(layer)
+    before = snapshot(layer)
+    with (
+        pytest.raises(SwapError, match=r"something wrote to 0\.weight"),
+        ema.average_parameters(),
+        paddle.no_grad(),
+    ):
+        layer[0].weight.scale_(2.0)
+    assert_restored(layer, before)
+    with pytest.warns(RuntimeWarning, match=r"wrote to 1\._mean.*model\.eval"), ema.average_parameters():
+        layer(X)
+    assert_restored(layer, before)

@@ -249,7 +249,7 @@ def test_a_cast_inside_the_block_is_undone(
     ema = trained(model)
     before = snapshot(model)
     averages = {name: t.clone() for name, t in ema.tracks["average"].tensors.items()}
-    with ema.average_parameters():
+    with pytest.warns(RuntimeWarning, match="got other memory"), ema.average_parameters():
         change(model)
     assert_restored(model, before)
     for name, average in ema.tracks["average"].tensors.items():
@@ -322,7 +322,11 @@ def test_an_attached_optimizer_cannot_step_the_average() -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     ema.attach(optimizer)
     model(X).sum().backward()
-    with pytest.raises(SwapError, match="update"), ema.average_parameters():
+    with (
+        pytest.warns(RuntimeWarning, match=r"something wrote to weight|something wrote to 0\.weight"),
+        pytest.raises(SwapError, match="update"),
+        ema.average_parameters(),
+    ):
         optimizer.step()
 
 
@@ -484,7 +488,7 @@ def test_a_cast_inside_the_block_does_not_tear_a_flat_memory_apart() -> None:
     model, flat = flat_model()
     ema = trained(model)
     raw = flat.clone()
-    with ema.average_parameters():
+    with pytest.warns(RuntimeWarning, match="got other memory"), ema.average_parameters():
         model.half()
     assert torch.equal(flat, raw)
     assert model.a.data_ptr() == flat.data_ptr()
@@ -638,3 +642,55 @@ def test_a_module_is_not_built_on_another_emas_average() -> None:
     with whole.average_parameters(), pytest.raises(SwapError, match="the average of another EMA"):
         _ = head.module
     assert head.module[0].weight.data_ptr() == model[0].weight.data_ptr()
+
+
+# --- what others do to the tensors meanwhile ------------------------------------------------------------
+
+
+def scaled(model: nn.Module) -> None:
+    with torch.no_grad():
+        model[2].weight.mul_(2)
+
+
+WRITES: dict[str, Callable[[nn.Module], object]] = {
+    "in place": scaled,
+    "multi-tensor": lambda model: torch._foreach_mul_([p.detach() for p in model.parameters()], 2),
+    "load_state_dict": lambda model: model.load_state_dict(network().state_dict()),
+}
+
+
+@pytest.mark.parametrize("write", WRITES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_others_write_to_the_parameters_in_a_block_is_named(write: str, dtype: torch.dtype) -> None:
+    """A schedule-free optimizer's eval() and train() do."""
+    model = network().to(dtype)
+    ema = trained(model)
+    before = snapshot(model)
+    with (
+        pytest.raises(SwapError, match=r"something wrote to \d\.weight.*ema\.reset\(\)"),
+        ema.average_parameters(),
+    ):
+        WRITES[write](model)
+    assert_restored(model, before)
+    assert ema.live == "raw"
+
+    @ema.average_parameters()
+    def fails() -> None:
+        WRITES[write](model)
+        raise ValueError
+
+    with pytest.warns(RuntimeWarning, match="something wrote"), pytest.raises(ValueError):
+        fails()
+    assert_restored(model, before)
+    with ema.average_parameters(), torch.no_grad():
+        model.eval()(X.to(dtype))
+
+
+def test_batch_norm_in_training_mode_is_named() -> None:
+    model = network()
+    ema = trained(model)
+    with (
+        pytest.warns(RuntimeWarning, match=r"wrote to 1\.num_batches_tracked.*model\.eval"),
+        ema.average_parameters(),
+    ):
+        model(X)

@@ -180,7 +180,8 @@ class Verbs(ABC, Generic[ModelT, T]):
 
         Where dtype and device agree the model points at the average's own memory: nothing is copied. So
         what the block does to the model in place it does to the average. The mode is left alone: call
-        ``model.eval()``, or BatchNorm writes into the average. Blocks of one track nest.
+        ``model.eval()``, or BatchNorm writes into the average. Blocks of one track nest. A block in which
+        something wrote to a parameter ends with SwapError, to a buffer with a warning.
 
         Args:
             track: which average; the first if there is only one or none is named.

@@ -8,10 +8,11 @@ a model all the same is taken out by the next verb that comes upon it.
 from __future__ import annotations
 
 import gc
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial, wraps
-from typing import Any, Generic, ParamSpec, TypeVar
+from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar
 from weakref import ref
 
 from polyak.errors import SwapError
@@ -19,6 +20,55 @@ from polyak.errors import SwapError
 ModelT = TypeVar("ModelT")
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+class Changed(NamedTuple):
+    """Tensors, by name, to which others wrote while an average was in them, or gave other memory."""
+
+    parameters: Sequence[str]
+    buffers: Sequence[str]
+    replaced: Sequence[str]
+
+    def complain(self, track: str, error: BaseException | None) -> None:
+        """Say what happened, in an error if parameters were written to and the block raised nothing itself.
+
+        Raises:
+            SwapError: so it is.
+        """
+        back = "The raw weights are back as they were"
+        if self.parameters:
+            message = (
+                f"while the average {track!r} was in the model something wrote to {_few(self.parameters)}. "
+                f"{back}, but what was written is in the average where it shares the model's memory: load "
+                "it from a file, or call ema.reset(). A schedule-free optimizer needs eval() before the "
+                "block and train() after it; optimizer steps and load_state_dict belong outside of it too."
+            )
+            if error is None:
+                raise SwapError(message)
+            warnings.warn(message, RuntimeWarning, stacklevel=4)
+        elif self.buffers:
+            warnings.warn(
+                f"while the average {track!r} was in the model a forward pass in training mode, or something "
+                f"else, wrote to {_few(self.buffers)}. {back}; the average keeps what was written. Call "
+                "model.eval() first. polyak.update_batchnorm, which means to write, may.",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+        if self.replaced:
+            warnings.warn(
+                f"while the average {track!r} was in the model {_few(self.replaced)} got other memory (by "
+                f".half(), .to() or an assignment). {back}, the average is unchanged, and what the block put "
+                "there is gone.",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+
+
+NOTHING = Changed((), (), ())
+
+
+def _few(names: Sequence[str]) -> str:
+    return names[0] + (f" and {len(names) - 1} other tensors" if len(names) > 1 else "")
 
 
 class Exchange(ABC):
@@ -44,6 +94,14 @@ class Exchange(ABC):
     def take_out(self) -> None:
         """The raw weights into the tensors, however far the averages came; twice is the same as once."""
 
+    @abstractmethod
+    def note(self) -> None:
+        """What the tensors hold now is what they are to hold at the block's end."""
+
+    @abstractmethod
+    def changed(self) -> Changed:
+        """What somebody else did to the tensors since the last ``note``."""
+
     def enter(self, block: object) -> None:
         """Put the averages in, unless they are, until every block that entered has left or is gone.
 
@@ -56,6 +114,11 @@ class Exchange(ABC):
         if self not in _live:
             _live.append(self)
             self.put_in()
+            self.note()
+
+    def is_last(self, block: object) -> bool:
+        """Whether no other block is open."""
+        return not [other for other in self._blocks if other() not in (None, block)]
 
     def leave(self, block: object) -> None:
         """Take the averages out if no other block is open."""
@@ -106,10 +169,18 @@ class Block(Generic[ModelT]):
             self.__exit__()
             raise
 
-    def __exit__(self, *exception: object) -> None:
-        if self._exchange is not None:
-            self._exchange.leave(self)
+    def __exit__(self, kind: object = None, error: BaseException | None = None, trace: object = None) -> None:
+        exchange, changed = self._exchange, NOTHING
+        if exchange is None:
+            return
+        try:
+            if exchange.is_last(self):
+                changed = exchange.changed()
+        finally:
+            exchange.leave(self)
             self._exchange = None
+        if changed != NOTHING:
+            changed.complain(exchange.track, error)
 
     def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
         """The function, run in a block of its own each time."""
@@ -146,6 +217,13 @@ def exchange_in(ids: Collection[int], collect: bool = False) -> Exchange | None:
                 return exchange
             exchange.leave(None)
     return None
+
+
+def accept(tensors: Collection[int]) -> None:
+    """What was written to these tensors (ids) was meant, should averages be in them."""
+    for exchange in _live:
+        if not exchange.names.keys().isdisjoint(tensors):
+            exchange.note()
 
 
 def refuse_held(names: Mapping[int, str]) -> None:

@@ -13,6 +13,7 @@ import paddle
 from paddle import nn
 from paddle.nn.layer.norm import _BatchNormBase
 
+from polyak.core.live import accept
 from polyak.errors import ConfigError
 from polyak.paddle.tensors import overwrite
 
@@ -84,6 +85,7 @@ def _measuring(layer: nn.Layer, norms: list[_BatchNormBase | nn.BatchNorm]) -> G
             norm._momentum = momentum
         for one, mode in modes:
             one.training = mode
+        accept([id(tensor) for norm in norms for tensor in (norm._mean, norm._variance)])
 
 
 class _Cumulative:

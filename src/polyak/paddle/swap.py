@@ -7,11 +7,13 @@ What ``paddle.jit.to_static`` made of the layer reads the same tensors, so it se
 from __future__ import annotations
 
 from collections.abc import Mapping
+from operator import attrgetter
 
 from paddle import Tensor
 
-from polyak.core.live import Exchange
+from polyak.core.live import NOTHING, Changed, Exchange
 from polyak.core.plan import Plan
+from polyak.core.watch import Readings, readings
 from polyak.paddle.tensors import alias, cast, laid_out_as, to
 
 
@@ -30,6 +32,10 @@ class LayerExchange(Exchange):
         super().__init__({id(live): entry.name for entry in entries for live in entry.tensors}, track, owner)
         self._lives = [live for entry in entries for live in entry.tensors]
         self._raw = [live.detach() for live in self._lives]  # the same memory, which it keeps alive
+        # Paddle counts no writes of BatchNorm, so buffers, which are small, are compared.
+        self._buffers = [live for e in entries if e.kind == "buffer" for live in e.tensors]
+        self._values: list[Tensor] = []
+        self._noted: Readings | None = None
         shown = [(averages[entry.name], live) for entry in entries for live in entry.tensors]
         self._averages = [
             laid_out_as(live, alias(to(cast(average, live.dtype), live.place))) for average, live in shown
@@ -39,9 +45,33 @@ class LayerExchange(Exchange):
         for live, average in zip(self._lives, self._averages, strict=True):
             _point(live, average)
 
+    def note(self) -> None:
+        self._noted = readings((Tensor.data_ptr, _version), self._lives)
+        self._values = [live.clone() for live in self._buffers]
+
+    def changed(self) -> Changed:
+        if self._noted is None:
+            return NOTHING
+        (addresses, versions), lives = self._noted.values, self._lives
+        here = [live.data_ptr() == address for live, address in zip(lives, addresses, strict=True)]
+        replaced = [self.names[id(t)] for t, same in zip(lives, here, strict=True) if not same]
+        in_place = zip(lives, versions, here, strict=True)
+        written = [t for t, version, same in in_place if same and t.inplace_version != version]
+        kept = zip(self._buffers, self._values, strict=True)
+        buffers = [self.names[id(t)] for t, old in kept if t.shape == old.shape and not _same(t, old)]
+        parameters = [self.names[id(t)] for t in written if not any(t is b for b in self._buffers)]
+        return Changed(parameters, [name for name in buffers if name not in replaced], replaced)
+
     def take_out(self) -> None:
         for live, raw in zip(self._lives, self._raw, strict=True):
             _point(live, raw)
+
+
+_version = attrgetter("inplace_version")
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and bool((one == other).all())
 
 
 def _point(live: Tensor, memory: Tensor) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
+from polyak.core.live import accept
 from polyak.core.plan import Sort
 from polyak.errors import ConfigError
 
@@ -87,6 +88,7 @@ def _measuring(model: nn.Module, norms: list[_BatchNorm]) -> Generator[None]:
             norm.momentum = momentum
         for module, mode in modes:
             module.training = mode
+        accept([id(buffer) for norm in norms for buffer in norm.buffers(recurse=False)])
 
 
 def _forward(model: nn.Module, batch: Any) -> object:

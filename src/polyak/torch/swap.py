@@ -17,13 +17,19 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from polyak.core.live import Exchange
+from polyak.core.live import NOTHING, Changed, Exchange
+from polyak.core.watch import Readings, agree, readings
 from polyak.torch.plan import Plan
 
 # A module's dictionary, and the tensors that belong there.
 Place: TypeAlias = tuple[dict[str, Any], dict[str, Any]]
 
 _data = attrgetter("data")
+_version = attrgetter("_version")
+
+
+def _has_version(tensor: Tensor) -> bool:
+    return tensor.layout == torch.strided and not tensor.is_inference()
 
 
 class Swap:
@@ -38,6 +44,7 @@ class Swap:
         entries = [entry for entry in plan.entries.values() if entry.name in averages]
         self._names = {id(tensor): entry.name for entry in entries for tensor in entry.tensors}
         self._places = _places(plan, self._names)
+        self._buffers = {id(t) for entry in entries for t in entry.tensors if entry.kind == "buffer"}
         shared = _sharing_memory(plan)
         pairs = [(live, entry) for entry in entries for live in entry.tensors]
         exchanged = [_can_exchange(live, averages[entry.name], shared) for live, entry in pairs]
@@ -60,7 +67,7 @@ class Swap:
         fixed = [(live, averages[entry.name]) for live, entry in self._fixed]
         lives = self._exchanged + [live for live, _ in cast]
         memories = self._memories + [memory for _, memory in cast]
-        return ModelExchange(self._names, lives, memories, fixed, self._places, track, owner)
+        return ModelExchange(self._names, lives, memories, fixed, self._places, self._buffers, track, owner)
 
 
 class ModelExchange(Exchange):
@@ -72,6 +79,7 @@ class ModelExchange(Exchange):
         memories: that memory.
         fixed: tensors that stay where they are, and the averages whose values they get.
         places: where the tensors are; see ``_places``.
+        buffers: which of the tensors are, by id.
         track: whose averages they are.
         owner: likewise.
     """
@@ -83,24 +91,42 @@ class ModelExchange(Exchange):
         memories: Sequence[Tensor],
         fixed: Sequence[tuple[Tensor, Tensor]] = (),
         places: Sequence[Place] = (),
+        buffers: Collection[int] = (),
         track: str = "average",
         owner: object = None,
     ) -> None:
         super().__init__(names, track, owner)
+        self._buffers = buffers
         self._lives, self._memories, self._fixed, self._places = lives, memories, fixed, places
         self._raw = list(map(_data, lives))
-        self._fixed_raw = [(live, live.data, live.detach().clone()) for live, _ in fixed]
+        self._noted: Readings | None = None
+        self._backups = [(live, live.data, live.detach().clone()) for live, _ in fixed]
 
     def put_in(self) -> None:
         _point_all(self._lives, self._memories)
         for live, average in self._fixed:
             live.detach().copy_(average)  # no_grad would stay on after an interrupt at its end
 
+    def note(self) -> None:
+        lives = [*self._lives, *(live for live, _ in self._fixed)]
+        self._noted = readings((Tensor.data_ptr, _version), filter(_has_version, lives))
+
+    def changed(self) -> Changed:
+        if self._noted is None or agree(self._noted):
+            return NOTHING
+        (addresses, versions), lives = self._noted.values, self._noted.objects
+        moved = [t for t, address in zip(lives, addresses, strict=True) if t.data_ptr() != address]
+        there = [(t, v) for t, v in zip(lives, versions, strict=True) if not any(t is m for m in moved)]
+        written = [t for t, version in there if t._version != version]  # pyright: ignore[reportPrivateUsage]
+        parameters = [self.names[id(t)] for t in written if id(t) not in self._buffers]
+        buffers = [self.names[id(t)] for t in written if id(t) in self._buffers]
+        return Changed(parameters, buffers, [self.names[id(t)] for t in moved])
+
     def take_out(self) -> None:
         for store, tensors in self._places:
             store.update(tensors)
         _point_all(self._lives, self._raw)
-        for live, memory, backup in reversed(self._fixed_raw):  # memories may overlap
+        for live, memory, backup in reversed(self._backups):  # memories may overlap
             live.data = memory  # the block may have called .half() and the like
             memory.copy_(backup)
 

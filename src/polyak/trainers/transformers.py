@@ -155,6 +155,11 @@ class WeightAverage(TrainerCallback):
             ema = self._ema
             if ema is None or self._evaluate == "raw" or ema.model is not self._trainer.model:
                 return loop(*args, **kwargs)
+            # The trainer's loop tells a schedule-free optimizer to move its weights from those it trains to
+            # those it evaluates. It must move the raw ones, so before the average is in their place.
+            to_evaluation = getattr(cast(Any, self._trainer.optimizer), "eval", None)
+            if callable(to_evaluation):
+                to_evaluation()
             with ema.average_parameters(self._evaluate):
                 return loop(*args, **kwargs)
 
