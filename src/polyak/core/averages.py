@@ -122,6 +122,10 @@ class Averages(ABC, Generic[ModelT, T]):
     def plan_of(self, model: ModelT) -> Plan[T]:
         """The tensors of another model."""
 
+    def extra_states(self) -> dict[str, T]:
+        """What modules save besides parameters and buffers; a framework that has no such thing has none."""
+        return {}
+
     @property
     def first(self) -> Track[T]:
         """The track meant when none is named."""

@@ -35,7 +35,7 @@ def weights_of(
 ) -> tuple[dict[str, T], Header]:
     """A track's weights, or with None the model's own, and what they are."""
     held: Mapping[str, T] = {} if track is None else averages.held(track)
-    tensors = exported(averages.plan, held, averages.kit)
+    tensors = exported(averages.plan, held, averages.kit) | averages.extra_states()
     return tensors, raw_header(step, run) if track is None else header(track, step, run)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import cast
@@ -19,7 +20,7 @@ from polyak.torch.clone import clone_onto
 from polyak.torch.engines.contract import Pair
 from polyak.torch.engines.ensemble import Ensemble, Graph
 from polyak.torch.engines.tally import Tally
-from polyak.torch.plan import Plan, unwrap
+from polyak.torch.plan import Plan, unwrap, walk
 from polyak.torch.storage import Settings, laid_out_as, outside_inference_mode, stored
 from polyak.torch.swap import Swap
 
@@ -65,6 +66,22 @@ class Averages(core.Averages[nn.Module, Tensor]):
 
     def plan_of(self, model: nn.Module) -> Plan:
         return Plan(model, Selection.of(None, None, "auto"))
+
+    def extra_states(self) -> dict[str, Tensor]:
+        """What ``get_extra_state`` gives; a safetensors file holds what is a tensor."""
+        states = {
+            f"{prefix}_extra_state": module.get_extra_state()
+            for prefix, module in walk(self.model)
+            if type(module).get_extra_state is not nn.Module.get_extra_state
+        }
+        left = [name for name, state in states.items() if not isinstance(state, Tensor)]
+        if left:
+            warnings.warn(
+                f"{', '.join(left[:8])}: not in the file, which holds tensors only. Load it with "
+                "load_state_dict(…, strict=False), or save ema.module.state_dict() with torch.save.",
+                stacklevel=4,
+            )
+        return {name: state for name, state in states.items() if isinstance(state, Tensor)}
 
     def stored(self, live: Tensor) -> tuple[Tensor, Tensor | None]:
         return self.settings.stored(live)
