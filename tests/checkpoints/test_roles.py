@@ -84,8 +84,7 @@ def test_mmengine_exchanges_the_two_when_it_saves(tmp_path: Path) -> None:
             log_level="ERROR",
         )
         runner.train()
-        whole = torch.load(folder / "epoch_2.pth", weights_only=False)
-        return saved(folder / "epoch_2.pth", whole | {"message_hub": {}})  # objects of mmengine's own
+        return folder / "epoch_2.pth"
 
     with_average = run(tmp_path / "ema", {"type": "EMAHook", "momentum": 0.5})
     found, values = found_in(with_average)
