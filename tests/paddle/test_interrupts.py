@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import paddle
@@ -17,6 +17,13 @@ from .conftest import assert_equal, assert_restored, network, snapshot
 
 Ran = tuple[Callable[[], object], EMA]
 SWAPS = ("with", "apply_to", "apply")
+
+
+@pytest.fixture(autouse=True)
+def _grad_mode() -> Iterator[None]:
+    """An interrupt between the end of a ``with paddle.no_grad()`` and what it calls leaves Paddle without."""
+    yield
+    paddle.set_grad_enabled(True)
 
 
 def moved(layer: nn.Layer) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import polyak
-from polyak import PlanError
+from polyak import ConfigError, PlanError
 from polyak.torch import EMA
 from polyak.torch.engines.choose import EngineName
 from tests.interrupts import STRIDE, every_line
@@ -216,3 +216,20 @@ def test_copy_to_is_finished() -> None:
             all(torch.equal(a, b) for a, (_, b) in zip(values, of, strict=True)) for of in (after, starts[-1])
         ]
         assert any(whole_or_none), line
+
+
+def test_attach_follows_once_or_not_at_all() -> None:
+    def make() -> tuple[Callable[[], object], tuple[EMA, torch.optim.Optimizer]]:
+        ema = EMA(nn.Linear(2, 2), 0.5)
+        optimizer = torch.optim.SGD(ema.model.parameters(), lr=0.1)
+        return partial(ema.attach, optimizer), (ema, optimizer)
+
+    for line, (ema, optimizer) in every_line(make):
+        optimizer.step()
+        if followed := ema.step:  # the interrupt came when all was done
+            with pytest.raises(ConfigError, match="attached to SGD already"):
+                ema.attach(optimizer)
+        else:
+            ema.attach(optimizer)
+        optimizer.step()
+        assert ema.step == followed + 1, line

@@ -70,7 +70,7 @@ class Attachment:
         self._names = " and ".join(type(optimizer).__name__ for optimizer in optimizers)
         self._optimizers = [ref(optimizer) for optimizer in optimizers]
         self._update, self._witness = update, witness
-        self._removed = False
+        self._removed = True  # until start(): an interrupt before that leaves hooks that do nothing
         self._stepped: set[int] = set()  # of the optimizers, by place, in the present training step
         self._counting = False  # an update now is none by hand
         self._heard = False  # some optimizer stepped since the last look
@@ -81,6 +81,10 @@ class Attachment:
         """Whether nothing is followed any more: ``remove()`` was called, or the optimizers are gone."""
         return self._removed or all(optimizer() is None for optimizer in self._optimizers)
 
+    def start(self) -> None:
+        """Follow from now on."""
+        self._removed = False
+
     def remove(self) -> None:
         """No longer follow. A second call does nothing."""
         self._removed = True
@@ -88,11 +92,13 @@ class Attachment:
     def before(self, place: int) -> None:
         """An optimizer is about to step."""
         self._heard = True
-        if place in self._stepped:
+        if not self._removed and place in self._stepped:
             self._count()
 
     def after(self, place: int) -> None:
         """An optimizer has stepped."""
+        if self._removed:
+            return
         self._stepped.add(place)
         if len(self._stepped) == len(self._optimizers):
             self._count()

@@ -18,7 +18,7 @@ from polyak.core.live import Block, Exchange, finished
 from polyak.core.plan import Patterns
 from polyak.core.state import LoadReport, State, averaged_in, read, whole
 from polyak.core.tensors import T
-from polyak.core.track import Act, Track, check_counts_steps
+from polyak.core.track import Track, check_counts_steps
 from polyak.errors import CheckpointError, ConfigError, PlanError, SwapError
 from polyak.rules import Decay
 
@@ -51,7 +51,7 @@ class Verbs(ABC, Generic[ModelT, T]):
         self.every, self.start, self._seed = every, start, seed
         self.run = secrets.token_hex(8)
         self._clock = Clock.at(0, {track.decay.unit for track in self.tracks.values()})
-        self._pending: tuple[Clock, list[Act]] | None = None  # what an update under way makes of the counters
+        self._pending: tuple[Clock, list[float], bool] | None = None  # the update under way
         self._watches: list[Watch] = []
         self._attachment: Attachment | None = None
 
@@ -134,12 +134,7 @@ class Verbs(ABC, Generic[ModelT, T]):
         self._averages.mend()
         tracks = self._averages.tracks.values()
         betas = [0.0 if copying else track.coming(clock.elapsed[track.decay.unit]) for track in tracks]
-        copied_at = clock.step if copying else None
-        acts = [
-            track.act(beta, clock.waiting, clock.elapsed[track.decay.unit], copied_at)
-            for track, beta in zip(tracks, betas, strict=True)
-        ]
-        self._pending = Clock.at(clock.step, clock.elapsed), acts
+        self._pending = clock, betas, copying
         try:
             self._averages.update(betas, clock.step)
             self._count()
@@ -152,10 +147,10 @@ class Verbs(ABC, Generic[ModelT, T]):
     def _count(self) -> None:
         """Let the counters follow what the averages took. Twice is the same as once."""
         if self._pending is not None:
-            clock, acts = self._pending
-            for track, act in zip(self._averages.tracks.values(), acts, strict=True):
-                track.enter(act)
-            self._clock, self._pending = clock, None
+            clock, betas, copying = self._pending
+            for track, beta in zip(self._averages.tracks.values(), betas, strict=True):
+                track.acted(beta, clock, copying)
+            self._clock, self._pending = Clock.at(clock.step, clock.elapsed), None
 
     def _resolve(self) -> None:
         """After an interrupt in an update: count it if all averages took it, forget it if none did."""

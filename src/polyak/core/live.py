@@ -166,7 +166,7 @@ class Block(Generic[ModelT]):
             self._exchange.enter(self)
             return self._model
         except BaseException:
-            self.__exit__()
+            self._leave()
             raise
 
     def __exit__(self, kind: object = None, error: BaseException | None = None, trace: object = None) -> None:
@@ -177,10 +177,14 @@ class Block(Generic[ModelT]):
             if exchange.is_last(self):
                 changed = exchange.changed()
         finally:
-            exchange.leave(self)
-            self._exchange = None
+            self._leave()
         if changed != NOTHING:
             changed.complain(exchange.track, error)
+
+    def _leave(self) -> None:
+        if self._exchange is not None:
+            self._exchange.leave(self)
+            self._exchange = None
 
     def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
         """The function, run in a block of its own each time."""

@@ -5,20 +5,12 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Generic, NamedTuple
+from typing import Any, Generic
 
+from polyak.core.clock import Clock
 from polyak.core.tensors import T
 from polyak.errors import ConfigError, PlanError
 from polyak.rules import Decay, History, Profile, as_decay, compose
-from polyak.rules.runs import COPY, Run
-
-
-class Act(NamedTuple):
-    """What an update makes of a track's last run, of its decay last applied and of its time."""
-
-    run: Run
-    beta: float
-    clock: int
 
 
 @dataclass
@@ -44,6 +36,7 @@ class Track(Generic[T]):
     history: History = field(default_factory=History)
     module: Any = None
     _known: tuple[int, float] = (0, 1.0)  # a constant decay's advance and what it composes to
+    _entered: Clock | None = field(default=None, repr=False, compare=False)  # what the last update led to
 
     def joined_after(self, names: Iterable[str], heirs: Mapping[str, str], step: int) -> dict[str, int]:
         """When each tensor of a new plan joined; those that are nobody's heir do at ``step``."""
@@ -73,21 +66,17 @@ class Track(Generic[T]):
             self._known = advance, beta
         return self._known[1]
 
-    def act(self, beta: float, stride: int, advance: int, copied_at: int | None) -> Act:
-        """An update of ``stride`` steps, ``advance`` of the schedule's unit, for ``enter``."""
-        if copied_at is None:
-            run = self.history.coming(self.decay, self.clock, stride, advance)
+    def acted(self, beta: float, clock: Clock, copying: bool) -> None:
+        """Enter an update that brought the EMA to ``clock``; twice is the same as once."""
+        if self._entered is clock:
+            return
+        advance = clock.elapsed[self.decay.unit]
+        if copying:
+            run = self.history.restart(clock.step)
         else:
-            run = Run(COPY, 0, 1, copied_at, 1)
-        return Act(run, beta, self.clock + advance)
-
-    def enter(self, act: Act) -> None:
-        """Enter an update that the averages took into the history; twice is the same as once."""
-        if act.run.decay is COPY:
-            self.history.restart(act.run.stride)
-        else:
-            self.history.take(act.run)
-        self.beta, self.clock = act.beta, act.clock
+            run = self.history.coming(self.decay, self.clock, clock.waiting, advance)
+        # In one line: no interrupt comes between assignments without a call.
+        self.history.last, self.beta, self.clock, self._entered = run, beta, self.clock + advance, clock
 
     @property
     def profile(self) -> Profile:

@@ -119,4 +119,5 @@ class EMA(Verbs[nn.Layer, Tensor]):
         optimizers = as_several(optimizer)
         witness = self._witness_of((type(one).__name__, parameters_of(one)) for one in optimizers)
         self._attachment = Attachment(optimizers, self.update, witness)
+        self._attachment.start()
         return self._attachment

@@ -46,8 +46,8 @@ class LayerExchange(Exchange):
             _point(live, average)
 
     def note(self) -> None:
-        self._noted = readings((Tensor.data_ptr, _version), self._lives)
-        self._values = [live.clone() for live in self._buffers]
+        values = [live.clone() for live in self._buffers]
+        self._noted, self._values = readings((Tensor.data_ptr, _version), self._lives), values
 
     def changed(self) -> Changed:
         if self._noted is None:

@@ -37,37 +37,32 @@ _CALL = 300  # evaluations of a decay that take as long as the call for a run
 class History:
     """The growing list of runs behind an average; ``record`` costs O(1) and merges equal updates.
 
+    last: the run that the next update may extend.
+
     Updates of varying size (tokens, accumulated batches) are a run each. Of more than some thousand runs the
     old ones are merged (see ``coarsened``), and the profile says how exact it then is.
     """
 
     def __init__(self, runs: Sequence[Run] = (), within: float = 0.0) -> None:
         self._closed, self._within = list(runs[:-1]), within
-        self._last = runs[-1] if runs else None
+        self.last = runs[-1] if runs else None
         self._bound()
 
     def record(self, decay: Decay, clock: int, stride: int, advance: int) -> None:
         """One update: ``decay`` from ``clock`` over ``advance`` of its units, ``stride`` training steps."""
-        self.take(self.coming(decay, clock, stride, advance))
+        self.last = self.coming(decay, clock, stride, advance)
 
     def coming(self, decay: Decay, clock: int, stride: int, advance: int) -> Run:
-        """The last run after such an update, for ``take``; nothing is changed yet."""
-        last = self._last
+        """What ``last`` is after such an update; until it is assigned this may be repeated."""
+        last = self.last
         if last is not None:
             d, c, n, s, a = last
             if d is decay and s == stride and a == advance and c + n * a == clock:
                 return Run(d, c, n + 1, s, a)
+            if not self._closed or self._closed[-1] is not last:
+                self._bound()
+                self._closed.append(last)
         return Run(decay, clock, 1, stride, advance)
-
-    def take(self, run: Run) -> None:
-        """Enter what ``coming`` returned; twice, after an interrupt in the middle, is the same as once."""
-        last = self._last
-        begins = run.count == 1 and run is not last
-        if begins and last is not None and (not self._closed or self._closed[-1] is not last):
-            self._closed.append(last)
-        self._last = run
-        if begins and len(self._closed) > _RUNS:
-            self._bound()
 
     def _bound(self) -> None:
         if len(self._closed) > _RUNS:
@@ -75,13 +70,15 @@ class History:
             if len(merged) < len(self._closed):
                 self._closed, self._within = merged, 1 / _GROUPS
 
-    def restart(self, step: int) -> None:
-        """A copy of the parameters at ``step``: nothing before it matters any more."""
-        self._closed, self._within, self._last = [], 0.0, Run(COPY, 0, 1, step, 1)
+    def restart(self, step: int) -> Run:
+        """A copy of the parameters at ``step``, which is returned: nothing before it matters any more."""
+        copied = Run(COPY, 0, 1, step, 1)
+        self._closed, self._within, self.last = [], 0.0, copied
+        return copied
 
     @property
     def runs(self) -> tuple[Run, ...]:
-        return (*self._closed, self._last) if self._last is not None else ()
+        return (*self._closed, self.last) if self.last is not None else ()
 
     def profile(self) -> Profile:
         return Profile(((1.0, self.runs),), self._within)

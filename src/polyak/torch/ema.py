@@ -144,6 +144,7 @@ class EMA(Verbs[nn.Module, Tensor]):
             check_hooked(one)
         witness = self._witness_of((type(one).__name__, parameters_of(one)) for one in optimizers)
         self._attachment = Attachment(optimizers, self.update, witness, self._steps)
+        self._attachment.start()
         return self._attachment
 
     def replay(
