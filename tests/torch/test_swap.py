@@ -694,3 +694,18 @@ def test_batch_norm_in_training_mode_is_named() -> None:
         ema.average_parameters(),
     ):
         model(X)
+
+
+def test_averages_of_two_halves_go_in_together() -> None:
+    model = network().eval()
+    first, last = (
+        EMA(model, 0.5, include="0.*", buffers="ignore"),
+        EMA(model, 0.5, include="2.*", buffers="ignore"),
+    )
+    before = snapshot(model)
+    with first.average_parameters(), last.average_parameters(), last.average_parameters():
+        assert (first.live, last.live) == ("average", "average")
+        for name, ema in (("0.weight", first), ("2.weight", last)):
+            average = ema.tracks["average"].tensors[name]
+            assert model.get_parameter(name).data_ptr() == average.data_ptr()
+    assert_restored(model, before)

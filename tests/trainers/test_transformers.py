@@ -307,3 +307,49 @@ def test_a_trainer_that_will_shard_the_model_is_refused(
     monkeypatch.setattr(type(run.accelerator), "distributed_type", property(lambda _: kind))
     with pytest.raises(polyak.ConfigError, match="distributed_type=FSDP shards the model"):
         WeightAverage(run)
+
+
+class ScheduleFree(torch.optim.SGD):
+    """The two switches of schedule-free optimizers: each moves the weights in place, once."""
+
+    evaluates, switched = False, 0
+
+    @torch.no_grad()
+    def _move(self, factor: float) -> None:
+        self.switched += 1
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.mul_(factor)
+
+    def eval(self) -> None:
+        if not self.evaluates:
+            self._move(2.0)
+            self.evaluates = True
+
+    def train(self) -> None:
+        if self.evaluates:
+            self._move(0.5)
+            self.evaluates = False
+
+
+def test_a_schedule_free_optimizer_moves_the_raw_weights_and_not_the_average(tmp_path: Path) -> None:
+    """The trainer switches it inside its evaluation."""
+
+    def trained(every: int) -> tuple[ScheduleFree, torch.Tensor, torch.Tensor, torch.Tensor]:
+        model, watch = bert(), Watch()
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):  # an evaluation draws from the same random numbers
+                module.p = 0.0
+        optimizer = ScheduleFree(model.parameters(), lr=0.01)
+        run = trainer(tmp_path, watch, model=model, eval_strategy="steps", eval_steps=every)
+        run.optimizer = optimizer
+        average = WeightAverage(run, 0.9)
+        run.train()
+        optimizer.train()
+        return optimizer, weight(model), weight(average.ema.module), watch.seen
+
+    often, seldom = trained(3), trained(12)
+    assert often[0].switched > seldom[0].switched > 1
+    assert torch.equal(often[1], seldom[1]), "factors of two are exact"
+    assert torch.equal(often[2], seldom[2])
+    assert torch.equal(often[3], often[2]), "the average was evaluated"

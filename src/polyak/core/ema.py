@@ -87,7 +87,7 @@ class Verbs(ABC, Generic[ModelT, T]):
     @property
     def live(self) -> str:
         """Whose weights the model holds now: "raw", or the name of a track."""
-        exchange = self._averages.plan.exchange()
+        exchange = self._averages.plan.exchange(self._averages)
         return exchange.track if exchange is not None and exchange.owner is self._averages else "raw"
 
     @property
@@ -364,7 +364,7 @@ class Verbs(ABC, Generic[ModelT, T]):
 
     def _exchange(self, track: str | None) -> Exchange:
         chosen = self._track(track)
-        exchange = self._averages.plan.exchange()
+        exchange = self._averages.plan.exchange(self._averages)
         if exchange is None or exchange.owner is not self._averages:
             self._notice_unseen_steps()
             self._follow_model()
@@ -376,7 +376,7 @@ class Verbs(ABC, Generic[ModelT, T]):
         return exchange
 
     def _refuse_while_swapped(self, verb: str) -> None:
-        exchange = self._averages.plan.exchange(collect=True)
+        exchange = self._averages.plan.exchange(self._averages, collect=True)
         if exchange is not None:
             mine = exchange.owner is self._averages
             whose = f"the average {exchange.track!r}" if mine else "the average of another EMA"
@@ -388,5 +388,5 @@ class Verbs(ABC, Generic[ModelT, T]):
             self._refuse_while_torn(verb)
 
     def _follow_model(self) -> None:
-        if self._averages.plan.exchange() is None:
+        if self._averages.plan.exchange(self._averages) is None:
             self._averages.follow(self.step)

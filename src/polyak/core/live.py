@@ -211,16 +211,27 @@ def none_held() -> bool:
     return not _live
 
 
-def exchange_in(ids: Collection[int], collect: bool = False) -> Exchange | None:
-    """The average in one of these tensors (ids), if any; one that an interrupt left there is taken out."""
+def exchange_in(ids: Collection[int], owner: object = None, collect: bool = False) -> Exchange | None:
+    """The average in one of these tensors, if any, the owner's own first.
+
+    One that an interrupt left there is taken out.
+
+    Args:
+        ids: of the tensors.
+        owner: the averages of who asks.
+        collect: make sure that an interrupt's traceback is not all that keeps a block.
+    """
+    found: list[Exchange] = []
     for exchange in tuple(_live):
         if not exchange.names.keys().isdisjoint(ids):
             if collect and not exchange.abandoned:
-                gc.collect()  # an interrupt's traceback may hold a block that is long gone
-            if not exchange.abandoned:
-                return exchange
-            exchange.leave(None)
-    return None
+                gc.collect()
+            if exchange.abandoned:
+                exchange.leave(None)
+            else:
+                found.append(exchange)
+    mine = [exchange for exchange in found if exchange.owner is owner]
+    return (mine or found or [None])[0]
 
 
 def accept(tensors: Collection[int]) -> None:

@@ -197,11 +197,11 @@ class Plan(ABC, Generic[T]):
     def stale(self) -> bool:
         """Whether the model holds other tensors than planned, or one of them moved to other memory."""
 
-    def exchange(self, collect: bool = False) -> Exchange | None:
+    def exchange(self, owner: object, collect: bool = False) -> Exchange | None:
         """The average that is in the live tensors now, whichever EMA owns it; see ``exchange_in``."""
         if none_held():
             return None
-        return exchange_in({id(t) for entry in self.entries.values() for t in entry.tensors}, collect)
+        return exchange_in({id(t) for entry in self.entries.values() for t in entry.tensors}, owner, collect)
 
     def having(self, role: Role) -> list[Entry[T]]:
         return [entry for entry in self.entries.values() if entry.role == role]
