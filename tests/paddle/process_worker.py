@@ -65,9 +65,27 @@ def train(kind: str, folder: Path) -> None:
     for name, one in (("", ema), ("listed", listed.ema)):
         held = one.module.state_dict()
         np.savez(folder / f"{name}{rank}.npz", **{key: tensor.numpy() for key, tensor in held.items()})
+    synchronize(rank, folder)
     if rank == 0:
         ema.save(folder / "average.safetensors", track="short")
         ema.save(folder / "state.safetensors", resumable=True)
+
+
+def synchronize(rank: int, folder: Path) -> None:
+    """Statistics that differ between the processes, before and after the call that makes them equal."""
+    layer = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1D(2))
+    layer.register_buffer("table", paddle.zeros([2]))
+    ema = EMA(layer, 0.5)
+    for tensor in (layer[1]._mean, layer[1]._variance, layer.table):
+        tensor.set_value(paddle.full([2], 1.0 + 2 * rank))
+    ema.update()
+    weight = ema.module[0].weight.numpy()
+    for name in ("before", "after"):
+        held = ema.module.state_dict()
+        np.savez(folder / f"{name}{rank}.npz", **{key: tensor.numpy() for key, tensor in held.items()})
+        ema.synchronize_buffers()
+    assert layer.table.tolist() == [1.0 + 2 * rank] * 2
+    np.testing.assert_array_equal(ema.module[0].weight.numpy(), weight)
 
 
 if __name__ == "__main__":

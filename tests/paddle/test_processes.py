@@ -89,3 +89,15 @@ def test_what_one_process_saved_loads_without_a_wrapper(folder: Path) -> None:
     assert ema.step == STEPS
     for name, tensor in ema.tracks["short"].tensors.items():
         np.testing.assert_array_equal(tensor.numpy(), kept[name])
+
+
+def test_one_call_makes_buffers_equal(folder: Path) -> None:
+    """Averaged ones become the mean of both processes, copied ones those of the first."""
+    found = {name: [np.load(folder / f"{name}{rank}.npz") for rank in (0, 1)] for name in ("before", "after")}
+    assert [one["1._mean"].tolist() for one in found["before"]] == [[0.5, 0.5], [1.5, 1.5]]
+    for one in found["after"]:
+        assert [one[key].tolist() for key in ("1._mean", "1._variance", "table")] == [
+            [1, 1],
+            [1.5, 1.5],
+            [1, 1],
+        ]

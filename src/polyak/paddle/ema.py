@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import paddle
+import paddle.distributed as dist
 from paddle import Tensor, nn
 from paddle.optimizer import Optimizer
 
@@ -14,9 +16,11 @@ from polyak.core.clock import check_pace
 from polyak.core.ema import Verbs
 from polyak.core.nonfinite import NonFinitePolicy
 from polyak.core.plan import Buffers, Patterns, Selection
+from polyak.core.ranks import synchronize_buffers
 from polyak.core.track import named_decays, warn_if_swapped
 from polyak.paddle.attach import Attachment, parameters_of
 from polyak.paddle.averages import Averages
+from polyak.paddle.ranks import first_of, mean_over
 from polyak.paddle.storage import EngineName, Settings
 from polyak.rules import Decay
 
@@ -121,3 +125,20 @@ class EMA(Verbs[nn.Layer, Tensor]):
         self._attachment = Attachment(optimizers, self.update, witness)
         self._attachment.start()
         return self._attachment
+
+    def synchronize_buffers(self, group: Any | None = None) -> None:
+        """Make the buffers of the averages equal in all processes; call it in each, before evaluating.
+
+        Under DataParallel each process averages the statistics that its own BatchNorm saw, so the averages of
+        the processes differ in them. Averaged buffers become their mean over the processes, copied ones those
+        of the first process. The live model is left alone. Without several processes nothing happens.
+
+        Args:
+            group: the processes; all of them if None.
+
+        Raises:
+            SwapError: an average is live.
+        """
+        self._refuse_while_swapped("synchronize_buffers")
+        if dist.is_initialized():
+            synchronize_buffers(self._averages, partial(mean_over, group), partial(first_of, group))

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -15,12 +16,14 @@ from polyak.core.clock import check_pace
 from polyak.core.ema import Verbs
 from polyak.core.nonfinite import NonFinitePolicy
 from polyak.core.plan import Buffers, Patterns, Selection
+from polyak.core.ranks import synchronize_buffers
 from polyak.core.track import named_decays, warn_if_swapped
 from polyak.rules import Decay
 from polyak.torch.attach import Attachment, check_hooked, parameters_of
 from polyak.torch.averages import Averages
 from polyak.torch.engines.choose import EngineName
 from polyak.torch.engines.ensemble import Graph
+from polyak.torch.ranks import first_of, mean_over
 from polyak.torch.storage import DType, Settings
 from polyak.torch.untraced import untraced_methods
 
@@ -146,6 +149,23 @@ class EMA(Verbs[nn.Module, Tensor]):
         self._attachment = Attachment(optimizers, self.update, witness, self._steps)
         self._attachment.start()
         return self._attachment
+
+    def synchronize_buffers(self, group: dist.ProcessGroup | None = None) -> None:
+        """Make the buffers of the averages equal in all processes; call it in each, before evaluating.
+
+        Under DDP each process averages the statistics that its own BatchNorm saw, so the averages of
+        the processes differ in them. Averaged buffers become their mean over the processes, copied ones those
+        of the first process. The live model is left alone. Without several processes nothing happens.
+
+        Args:
+            group: the processes; all of them if None.
+
+        Raises:
+            SwapError: an average is live.
+        """
+        self._refuse_while_swapped("synchronize_buffers")
+        if dist.is_initialized():
+            synchronize_buffers(self._averages, partial(mean_over, group), partial(first_of, group))
 
     def replay(
         self, graph: Graph, steps: int = 1, *, samples: int | None = None, tokens: int | None = None
