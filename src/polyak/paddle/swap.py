@@ -47,13 +47,17 @@ class LayerExchange(Exchange):
 
     def note(self) -> None:
         values = [live.clone() for live in self._buffers]
-        self._noted, self._values = readings((Tensor.data_ptr, _version), self._lives), values
+        self._noted, self._values = readings((_version, _dtype), self._lives), values
 
     def changed(self) -> Changed:
         if self._noted is None:
             return NOTHING
-        (addresses, versions), lives = self._noted.values, self._lives
-        here = [live.data_ptr() == address for live, address in zip(lives, addresses, strict=True)]
+        (versions, dtypes), lives = self._noted.values, self._lives
+        # layer.to(dtype=…) changes what the layer points at, an alias of the average, and shows in its dtype.
+        here = [
+            live.data_ptr() == average.data_ptr() and live.dtype == dtype
+            for live, average, dtype in zip(lives, self._averages, dtypes, strict=True)
+        ]
         replaced = [self.names[id(t)] for t, same in zip(lives, here, strict=True) if not same]
         in_place = zip(lives, versions, here, strict=True)
         written = [t for t, version, same in in_place if same and t.inplace_version != version]
@@ -68,6 +72,7 @@ class LayerExchange(Exchange):
 
 
 _version = attrgetter("inplace_version")
+_dtype = attrgetter("dtype")
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

@@ -114,8 +114,11 @@ class ModelExchange(Exchange):
     def changed(self) -> Changed:
         if self._noted is None or agree(self._noted):
             return NOTHING
-        (addresses, versions), lives = self._noted.values, self._noted.objects
-        moved = [t for t, address in zip(lives, addresses, strict=True) if t.data_ptr() != address]
+        (_, versions), lives = self._noted.values, self._noted.objects
+        memories = dict(zip(map(id, self._lives), self._memories, strict=True))
+        memories |= {id(live): memory for live, memory, _ in self._backups}
+        # share_memory() moves what both lie in, which is no other memory.
+        moved = [t for t in lives if t.data_ptr() != memories[id(t)].data_ptr()]
         there = [(t, v) for t, v in zip(lives, versions, strict=True) if not any(t is m for m in moved)]
         written = [t for t, version in there if t._version != version]  # pyright: ignore[reportPrivateUsage]
         parameters = [self.names[id(t)] for t in written if id(t) not in self._buffers]
