@@ -23,7 +23,7 @@ from tests.shims import torchvision_without_ops
 
 torchvision_without_ops()
 pl = pytest.importorskip("lightning.pytorch")
-from lightning.pytorch.callbacks import ModelCheckpoint  # noqa: E402
+from lightning.pytorch.callbacks import BaseFinetuning, ModelCheckpoint  # noqa: E402
 from lightning.pytorch.loggers import CSVLogger  # noqa: E402
 
 from polyak.trainers.lightning import WeightAverage, load  # noqa: E402
@@ -342,6 +342,66 @@ def test_halves_of_a_module_are_evaluated_together_and_saved_raw_meanwhile(tmp_p
         written = torch.load(tmp_path / f"{name}.ckpt", weights_only=True)
         assert same(written["state_dict"], module.state_dict())
         assert same(written["polyak.last"]["ema"]["tracks"]["average"]["tensors"], averages_of(last))
+
+
+class Schedule(BaseFinetuning):
+    """The first layer trains from the second epoch on, the last one until then."""
+
+    def freeze_before_training(self, pl_module: Any) -> None:
+        self.freeze(pl_module.net[0])
+
+    def finetune_function(self, pl_module: Any, epoch: int, optimizer: Any) -> None:
+        if epoch >= 1:
+            self.make_trainable(pl_module.net[0])
+            self.freeze(pl_module.net[3])
+            if len(optimizer.param_groups) == 1:  # after a resume Lightning has added it already
+                self.unfreeze_and_add_param_group(pl_module.net[0], optimizer, lr=1e-2)
+
+
+class Scheduled(Digits):
+    def configure_optimizers(self) -> Any:
+        return torch.optim.AdamW([p for p in self.parameters() if p.requires_grad], lr=1e-2)
+
+
+class Seen(pl.Callback):
+    """The module after each step, and which of its layers train."""
+
+    def __init__(self) -> None:
+        self.steps: list[tuple[dict[str, torch.Tensor], list[bool]]] = []
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+        copy = {name: tensor.clone() for name, tensor in pl_module.state_dict().items()}
+        self.steps.append((copy, [p.requires_grad for p in pl_module.parameters()]))
+
+
+def finetune(folder: Path, resume: Path | None, before: bool) -> tuple[WeightAverage, Seen]:
+    average, schedule, seen = WeightAverage({"a": 0.9, "b": 0.99}), Schedule(), Seen()
+    callbacks = (average, schedule, seen) if before else (seen, schedule, average)
+    saver = [] if resume else [each_epoch(folder, every_n_train_steps=8)]
+    run = trainer(folder, *callbacks, *saver, enable_checkpointing=not resume)
+    run.fit(Scheduled(), loader(), ckpt_path=resume)
+    return average, seen
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["average first", "schedule first"])
+def test_layers_frozen_and_unfrozen_resume_from_any_point(before: bool, tmp_path: Path) -> None:
+    """Against a loop of one's own: Lightning resumes such a schedule, but not exactly as it would have gone on."""
+    whole, _ = finetune(tmp_path, None, before)
+    assert "net.0.weight" in whole.ema.tracks["a"].joined
+    for step in (8, 16, 24, 40):
+        resumed, seen = finetune(tmp_path, tmp_path / f"step={step}.ckpt", before)
+        module = Scheduled()
+        module.net[0].requires_grad_(False)  # as the schedule begins
+        ema = load(tmp_path / f"step={step}.ckpt", module)
+        for state, trained in seen.steps:
+            module.load_state_dict(state)
+            for parameter, flag in zip(module.parameters(), trained, strict=True):
+                parameter.requires_grad_(flag)
+            ema.update()
+        for name, track in resumed.ema.tracks.items():
+            assert same(dict(track.tensors), dict(ema.tracks[name].tensors)), step
+            assert track.joined == ema.tracks[name].joined, step
+            assert track.profile == whole.ema.tracks[name].profile, step
 
 
 def averages_of(average: WeightAverage) -> dict[str, torch.Tensor]:
