@@ -122,6 +122,7 @@ def test_averages_are_averaged_as_what_their_notes_say(tmp_path: Path) -> None:
 
 def test_nothing_is_noted_of_what_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("no weights")
-    with pytest.raises(CheckpointError):
-        write_note(tmp_path / "notes.txt", AVERAGE)
+    for where in (tmp_path, tmp_path / "missing.pt"):
+        with pytest.raises(CheckpointError):
+            write_note(where, AVERAGE)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]

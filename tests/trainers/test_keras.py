@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import polyak
 
 os.environ["KERAS_BACKEND"] = "torch"  # for the process that is killed, which has no conftest
 keras = pytest.importorskip("keras")
+from polyak.checkpoints.describe import Checkpoint, describe  # noqa: E402
 from polyak.trainers.keras import WeightAverage, load, weights  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
@@ -226,6 +228,44 @@ def test_the_average_is_saved_as_a_model_of_keras(tmp_path: Path) -> None:
         load(tmp_path / "average.keras", opened)
     model.save(tmp_path / "both.keras")
     assert load(tmp_path / "both.keras", network()).ema.step == 8
+
+
+def roles(path: Path) -> list[tuple[str, str, Any]]:
+    found = describe(path)
+    assert isinstance(found, Checkpoint)
+    assert found.library == "keras"
+    return [(one.name, one.role, one.profile and one.profile.steps) for one in found.parts]
+
+
+def test_a_model_file_says_what_its_weights_are(tmp_path: Path) -> None:
+    class Saver(keras.callbacks.Callback):
+        def on_test_end(self, logs: Any = None) -> None:
+            self.model.save(tmp_path / "during.keras")
+
+    model, average = network(), WeightAverage({"short": 0.5, "long": 0.9})
+    model.save(tmp_path / "before.keras")
+    checkpoints = keras.callbacks.ModelCheckpoint(tmp_path / "epoch.keras")
+    model.fit(X, Y, batch_size=16, epochs=1, callbacks=[average, checkpoints], verbose=0)
+    model.save(tmp_path / "after.keras")
+    held = [("short", "average", 8), ("long", "average", 8), ("raw", "raw", None)]
+    assert roles(tmp_path / "before.keras") == [("weights", "unknown", None)]
+    for name in ("epoch.keras", "after.keras"):
+        assert roles(tmp_path / name) == held
+    average.save(tmp_path / "average.keras", "long")
+    assert roles(tmp_path / "average.keras") == [("long", "average", 8)]
+    # Callbacks that come first are told first of the end of an evaluation: the model still has the average.
+    model.evaluate(X, Y, callbacks=[Saver(), average], verbose=0)
+    assert roles(tmp_path / "during.keras")[0] == ("short", "average", 8)
+    keras.saving.load_model(tmp_path / "average.keras")
+
+
+@pytest.mark.parametrize("text", ["{", "[3]", "[]" * 9_000_000, "[{}]", '{"a":' * 10_000], ids=len)
+def test_a_malformed_mark_is_told(text: str, tmp_path: Path) -> None:
+    network().save(tmp_path / "a.keras")
+    with zipfile.ZipFile(tmp_path / "a.keras", "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("assets/polyak_average/polyak.json", text)
+    with pytest.raises(polyak.CheckpointError, match=r"polyak\.json|header cannot be read"):
+        describe(tmp_path / "a.keras")
 
 
 def test_no_file_holds_the_average_for_the_raw_weights(tmp_path: Path) -> None:

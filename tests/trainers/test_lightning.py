@@ -385,7 +385,7 @@ def finetune(folder: Path, resume: Path | None, before: bool) -> tuple[WeightAve
 
 @pytest.mark.parametrize("before", [True, False], ids=["average first", "schedule first"])
 def test_layers_frozen_and_unfrozen_resume_from_any_point(before: bool, tmp_path: Path) -> None:
-    """Against a loop of one's own: Lightning resumes such a schedule, but not exactly as it would have gone on."""
+    """Against a loop of one's own: Lightning resumes such a schedule, but not as if it had gone on."""
     whole, _ = finetune(tmp_path, None, before)
     assert "net.0.weight" in whole.ema.tracks["a"].joined
     for step in (8, 16, 24, 40):

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 import polyak
+from polyak.checkpoints.describe import Checkpoint, describe
 from tests.shims import torchvision_with_nms
 from tests.trainers.digits import same
 from tests.trainers.drawn import pictures, shapes
@@ -140,6 +141,15 @@ def test_files_hold_the_average_and_the_raw_weights(kind: str, tmp_path: Path) -
     assert same(kept["raw"], average.ema.model.state_dict())
     assert not same(kept["raw"], mean)
     assert (weights / "best.polyak.pt").exists()
+    assert (weights / "last.pt.polyak.json").exists()
+    # Stripped of the optimizer since they were first noted. A classifier's has its pictures' transforms.
+    for name in ("last.pt", "best.pt") if kind == DETECTOR else ():
+        found = describe(weights / name)
+        assert isinstance(found, Checkpoint)
+        assert (found.library, found.step, found.run) == ("ultralytics", 4, average.ema.run)
+        assert [(one.role, one.profile) for one in found.parts] == [
+            ("average", average.ema.tracks["average"].profile)
+        ]
     assert same(model.trainer.ema.ema.state_dict(), mean), "what was validated"
     with open(tmp_path / "runs" / "results.csv", newline="") as file:
         [row] = csv.DictReader(file)

@@ -15,9 +15,10 @@ from typing import Any
 
 from polyak.checkpoints.crc import crc_of_both
 from polyak.checkpoints.formats import open_weights
+from polyak.checkpoints.formats.safetensors import INDEX
 from polyak.checkpoints.layout import parse_json
 from polyak.checkpoints.schema import KEY, Header
-from polyak.checkpoints.source import Source, Where, exists, open_source
+from polyak.checkpoints.source import Source, Where, exists, is_folder, open_source
 from polyak.checkpoints.weights import Weights
 from polyak.checkpoints.write import atomic
 from polyak.errors import CheckpointError
@@ -37,10 +38,17 @@ def write_note(where: Where, header: Header) -> None:
     Raises:
         CheckpointError: the checkpoint cannot be read, or the note cannot be written.
     """
-    with open_weights(where) as weights:
+    with _opened(where) as weights:
         note = {KEY: json.loads(header.to_metadata()[KEY]), "files": _files(weights)}
         with atomic(f"{weights.where}{SUFFIX}") as temporary:
             temporary.write_text(json.dumps(note, separators=(",", ":")))
+
+
+def _opened(where: Where) -> Weights:
+    """A file is not looked into: it may hold what polyak does not read."""
+    if is_folder(where) or str(where).endswith(INDEX):
+        return open_weights(where)
+    return Weights(str(where), "", {}, sources=(open_source(where),))
 
 
 def has_note(weights: Weights) -> bool:

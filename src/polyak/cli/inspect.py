@@ -57,7 +57,8 @@ def _checkpoint(found: Checkpoint) -> Iterator[str]:
 
 def _weighting(one: Weighting) -> Iterator[tuple[str, str]]:
     yield "role", f"{one.role}, under the key {one.path}" if one.path else one.role
-    yield "tensors", _size(one.tensors)
+    if one.tensors.count:
+        yield "tensors", _size(one.tensors)
     if one.decay is not None:
         yield "schedule", str(one.decay)
     if one.figures is not None:

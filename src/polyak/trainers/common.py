@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from polyak.checkpoints.note import write_note
+from polyak.checkpoints.schema import Header
 from polyak.checkpoints.source import Where
 from polyak.core import files
 from polyak.errors import CheckpointError, ConfigError
@@ -35,11 +36,14 @@ def say_beside(where: Where, ema: EMA, track: str | None) -> None:
         ema: the average.
         track: whose weights it holds; the first track's if None, "raw" for the model's own.
     """
+    write_note(where, header_of(ema, track))
+
+
+def header_of(ema: EMA, track: str | None) -> Header:
+    """What a file of a track's weights says of itself; None is the first track, "raw" the model's own."""
     if track == "raw":
-        write_note(where, files.raw_header(ema.step, ema.run))
-    else:
-        chosen = ema.tracks[track or next(iter(ema.tracks))]
-        write_note(where, files.header(chosen, ema.step, ema.run))
+        return files.raw_header(ema.step, ema.run)
+    return files.header(ema.tracks[track or next(iter(ema.tracks))], ema.step, ema.run)
 
 
 def check_evaluate(evaluate: str | None, tracks: Collection[str]) -> None:

@@ -8,16 +8,19 @@ import threading
 import warnings
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
 
+from polyak.checkpoints.formats.keras import MARK, mark
+from polyak.checkpoints.schema import Header
 from polyak.core.track import check_counts_steps, named_decays
 from polyak.errors import CheckpointError, ConfigError, MissingExtraError, PlanError
 from polyak.rules import Decay
 from polyak.torch import EMA
-from polyak.trainers.common import asked_of, check_evaluate, closing, numbers
+from polyak.trainers.common import asked_of, check_evaluate, closing, header_of, numbers
 
 if TYPE_CHECKING:
     from keras import Operation
@@ -95,7 +98,7 @@ class WeightAverage(Callback):
             track: which average; the evaluated one if None.
         """
         track = track or (None if self._evaluate == "raw" else self._evaluate)
-        with self.ema.average_parameters(track), self.kept.left_out():
+        with self.ema.average_parameters(track), self.kept.left_out(header_of(self.ema, track)):
             self._averaged.save(path)
 
     def set_model(self, model: Any) -> None:
@@ -163,6 +166,11 @@ class WeightAverage(Callback):
         if steps > self._steps:  # a micro-batch is no step
             self.ema.update(steps - self._steps)
         self._steps = steps
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether there is an average."""
+        return self._ema is not None
 
     def told(self) -> dict[str, Any] | None:
         """What a file of the model is to hold of its average."""
@@ -266,22 +274,36 @@ class _Kept(Operation):
     def __init__(self, average: WeightAverage | None) -> None:
         super().__init__(name=PLACE)
         self._average = average
+        self._header: Header | None = None  # of a file without the average beside its weights
         self.found: dict[str, Any] | None = None  # in the file read last
         self.was_read = False
 
     @contextmanager
-    def left_out(self) -> Generator[None]:
-        average, self._average = self._average, None
+    def left_out(self, header: Header) -> Generator[None]:
+        average, self._average, self._header = self._average, None, header
         try:
             yield
         finally:
-            self._average = average
+            self._average, self._header = average, None
 
     def save_own_variables(self, store: Any) -> None:
         if self._average is not None and (told := self._average.told()) is not None:
             file = io.BytesIO()
             torch.save(told, file)
             store["state"] = torch.frombuffer(file.getbuffer(), dtype=torch.uint8)
+
+    def save_assets(self, folder: str) -> None:
+        """What the weights in a ``.keras`` file are, where ``polyak inspect`` finds it without Keras."""
+        if (headers := self._headers()) is not None:
+            (Path(folder) / MARK).write_text(mark(*headers))
+
+    def _headers(self) -> tuple[Header, Sequence[Header]] | None:
+        if self._header is not None:
+            return self._header, ()
+        if self._average is None or not self._average.has_begun:
+            return None
+        ema = self._average.ema
+        return header_of(ema, ema.live), [header_of(ema, track) for track in ema.tracks]
 
     def load_own_variables(self, store: Any) -> None:
         self.found, self.was_read = None, True

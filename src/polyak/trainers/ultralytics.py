@@ -10,6 +10,9 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from polyak.checkpoints.foreign import recognise
+from polyak.checkpoints.formats import open_weights
+from polyak.checkpoints.note import write_note
 from polyak.checkpoints.write import atomic
 from polyak.core.track import named_decays
 from polyak.errors import CheckpointError, ConfigError, MissingExtraError, PlanError
@@ -99,6 +102,21 @@ class WeightAverage:
         for path in written:
             with atomic(_beside(path)) as temporary:
                 torch.save(kept, temporary)
+            self._note(path)
+
+    def _end(self, trainer: Any) -> None:
+        """Stripped of the optimizer, both files have other bytes than when they were noted."""
+        for path in (trainer.last, trainer.best):
+            if path.exists() and _beside(path).exists():
+                self._note(path)
+
+    def _note(self, path: Path) -> None:
+        """Say beside a file of Ultralytics' what the file of polyak's beside it says of the average."""
+        track = self._evaluate or next(iter(self.ema.tracks))
+        with open_weights(_beside(path)) as kept:
+            headers = {part.name: part.header for part in recognise(kept).parts}
+        if (header := headers.get(track)) is not None:
+            write_note(path, header)
 
     def _restore(self, trainer: Any, weights: Path, epoch: int) -> None:
         path = _beside(weights)
@@ -129,10 +147,10 @@ def use(
 ) -> WeightAverage:
     """Average the weights after each optimizer step; validate and save it in place of Ultralytics' average.
 
-    ``best.pt`` and ``last.pt`` hold this average, in half precision. Beside each, ``best.polyak.pt`` and
-    ``last.polyak.pt`` keep the raw weights, the optimizer's state in full precision and the average with all
-    that resuming takes; ``model.train(resume=True)`` continues from them. The order of the images and their
-    augmentation begin anew then, as they always do in Ultralytics.
+    ``best.pt`` and ``last.pt`` hold this average, in half precision, and a note beside each says so.
+    ``best.polyak.pt`` and ``last.polyak.pt`` keep the raw weights, the optimizer's state in full precision
+    and the average with all that resuming takes; ``model.train(resume=True)`` continues from them. The order
+    of the images and their augmentation begin anew then, as they always do in Ultralytics.
 
     ``ema/decay``, ``ema/mean_age``, ``ema/distance`` and ``ema/skipped`` stand in ``results.csv`` and
     wherever Ultralytics logs its learning rates.
@@ -154,6 +172,7 @@ def use(
         "on_pretrain_routine_end": average._begin,  # pyright: ignore[reportPrivateUsage]
         "on_train_epoch_start": average._epoch,  # pyright: ignore[reportPrivateUsage]
         "on_train_epoch_end": average._show,  # pyright: ignore[reportPrivateUsage]
+        "on_train_end": average._end,  # pyright: ignore[reportPrivateUsage]
         "on_model_save": average._save,  # pyright: ignore[reportPrivateUsage]
         "teardown": average._let_go,  # pyright: ignore[reportPrivateUsage]
     }.items():

@@ -24,6 +24,7 @@ from polyak.checkpoints.foreign.parts import (
 )
 from polyak.checkpoints.foreign.states import resumable
 from polyak.checkpoints.foreign.steps import step_inside
+from polyak.checkpoints.formats import keras
 from polyak.checkpoints.layout import SUMS
 from polyak.checkpoints.note import has_note, read_note
 from polyak.checkpoints.read import header_of
@@ -31,6 +32,7 @@ from polyak.checkpoints.schema import KEY
 from polyak.checkpoints.weights import Weights
 from polyak.errors import CheckpointError
 
+_IN_HDF5 = "the tensors are in HDF5, which Keras reads"
 NOTED = "a note of polyak's beside the file says so"
 _REWRITTEN = "a header of polyak's, but another program wrote the file anew: what it says may be true no more"
 _LIBRARIES = (training.timm, lightning, training.ultralytics, training.edm2, layouts.by_layout)
@@ -61,6 +63,8 @@ def recognise(weights: Weights) -> Recognised:
         >>> found.library, [(part.role, sorted(part.tensors)) for part in found.parts]
         ('swa_utils', [('average', ['bias', 'weight'])])
     """
+    if weights.format == "keras":
+        return _keras(weights)
     return _own(weights) if is_own(weights) else _as_noted(_by_structure(weights), weights)
 
 
@@ -82,6 +86,20 @@ def _by_structure(weights: Weights) -> Recognised:
 def is_own(weights: Weights) -> bool:
     """Whether polyak wrote a file and no other program wrote it anew, which its header would not tell."""
     return KEY in weights.metadata and SUMS in weights.metadata
+
+
+def _keras(weights: Weights) -> Recognised:
+    """A model file of Keras, by what polyak's callback said in it."""
+    headers = keras.marked(weights)
+    notes = (_IN_HDF5,) if headers else (_IN_HDF5, PLAIN)
+    if not headers:
+        return Recognised("keras", (Part("weights", "unknown", "model.weights.h5", {}),), notes=notes)
+    places = ("model.weights.h5", *["polyak_average"] * len(headers[1:]))
+    parts = tuple(
+        Part(header.track, cast("Role", header.role), place, {}, header=header)
+        for header, place in zip(headers, places, strict=True)
+    )
+    return _ordered(Recognised("keras", parts, headers[0].step, notes=notes))
 
 
 def _as_noted(found: Recognised, weights: Weights) -> Recognised:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from polyak.checkpoints.formats import dcp, plain, pytorch, safetensors
+from polyak.checkpoints.formats import dcp, keras, plain, pytorch, safetensors
 from polyak.checkpoints.source import Source, Where, exists, inside, is_folder, open_source
 from polyak.checkpoints.weights import Weights
 from polyak.errors import CheckpointError
@@ -68,7 +68,7 @@ def read_file(source: Source) -> Weights:
     if head[8:9] == b"{":
         return safetensors.read_file(source)
     if head.startswith(_ZIP):
-        return pytorch.read_zip(source)
+        return keras.read_zip(source) or pytorch.read_zip(source)
     if head.startswith(_PICKLE):
         return pytorch.read_stream(source) if head[2:].startswith(_OLD_TORCH) else plain.read_pickle(source)
     if source.size == 0:

@@ -30,7 +30,7 @@ class Zip:
     def __init__(self, source: Source) -> None:
         self._source = source
         try:
-            with zipfile.ZipFile(_Raw(source)) as archive:
+            with zipfile.ZipFile(Raw(source)) as archive:
                 self._entries = {info.filename: info for info in archive.infolist()}
         except (
             zipfile.BadZipFile,
@@ -126,7 +126,7 @@ class Entry(Source):
         """The archive is closed by who opened it."""
 
 
-class _Raw(io.RawIOBase):
+class Raw(io.RawIOBase):
     """A source as the file object that ``zipfile`` asks for."""
 
     def __init__(self, source: Source) -> None:
