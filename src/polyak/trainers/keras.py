@@ -303,7 +303,7 @@ class _Kept(Operation):
         if self._average is None or not self._average.has_begun:
             return None
         ema = self._average.ema
-        return header_of(ema, ema.live), [header_of(ema, track) for track in ema.tracks]
+        return header_of(ema, "raw"), [header_of(ema, track) for track in ema.tracks]
 
     def load_own_variables(self, store: Any) -> None:
         self.found, self.was_read = None, True
