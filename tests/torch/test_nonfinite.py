@@ -193,7 +193,7 @@ def test_nothing_is_looked_at_any_more_once_all_has_begun(monkeypatch: pytest.Mo
     with torch.no_grad():
         model["w"].fill_(2.0)
     ema.update()
-    monkeypatch.setattr(tensors, "finite", lambda tensor: pytest.fail("looked"))
+    monkeypatch.setattr(tensors, "all_finite", lambda given: pytest.fail("looked"))
     ema.update()
 
 

@@ -24,6 +24,8 @@ from polyak.rules import Decay
 
 ModelT = TypeVar("ModelT")
 
+_LOOK = 100  # see ``mend``
+
 
 class Averages(ABC, Generic[ModelT, T]):
     """One model's plan, the averages of each track, and the copied buffers.
@@ -51,6 +53,7 @@ class Averages(ABC, Generic[ModelT, T]):
     ) -> None:
         self.model, self.kit, self._policy = model, kit, policy
         self._unfit: set[str] = set()  # tensors of which some element has not been finite yet
+        self._mended = 0  # updates with such tensors
         self.tracks = {name: Track(name, decay, kit.value_of) for name, decay in decays.items()}
         self._selection = selection
         self.copies: dict[str, T] = {}
@@ -160,16 +163,22 @@ class Averages(ABC, Generic[ModelT, T]):
             self._prepare()
 
     def mend(self) -> None:
-        """Elements that had nothing finite to begin with begin with θ now; all others stay as they are."""
+        """Elements that had nothing finite to begin with begin with θ now; all others stay as they are.
+
+        Whether that is over is looked at after 1, 2, 4, 8 … updates and then each hundredth: a look waits for
+        the device.
+        """
         if not self._unfit:
             return
         self.settle()
         for name in self._unfit:
             for track in self.tracks.values():
-                if not self.kit.finite(track.tensors[name]):
-                    live = self.plan.entries[name].live
-                    self.kit.mend(track.tensors[name], track.lows.get(name), live)
-        self._look(self._unfit)
+                self.kit.mend(track.tensors[name], track.lows.get(name), self.plan.entries[name].live)
+        self._mended += 1
+        if (
+            self._mended & (self._mended - 1) == 0 or self._mended % _LOOK == 0
+        ):  # a power of two, or each 100th
+            self._look(self._unfit)
 
     def restart(self, names: Patterns, step: int) -> Callable[[], None]:
         """Start the tensors that match again from the model, or with None all of them and the schedules.
@@ -291,13 +300,15 @@ class Averages(ABC, Generic[ModelT, T]):
 
     def _check_start(self, entries: Sequence[Entry[T]]) -> None:
         if self._policy == "raise":
-            refuse_start([e.name for e in entries if not self.kit.finite(self.stored(e.live)[0])])
+            finite = [self.kit.all_finite([self.stored(entry.live)[0]])[0] for entry in entries]
+            refuse_start([entry.name for entry, fit in zip(entries, finite, strict=True) if not fit])
 
     def _look(self, names: Collection[str]) -> None:
         """Which of these tensors hold what no update would remove."""
         if self._policy == "skip":
-            tracks = self.tracks.values()
-            self._unfit = {n for n in names if not all(self.kit.finite(t.tensors[n]) for t in tracks)}
+            places = [(name, track.tensors[name]) for name in names for track in self.tracks.values()]
+            finite = self.kit.all_finite([tensor for _, tensor in places])
+            self._unfit = {name for (name, _), fit in zip(places, finite, strict=True) if not fit}
 
     def _averaged(self, plan: Plan[T]) -> list[Entry[T]]:
         if averaged := plan.having("average"):

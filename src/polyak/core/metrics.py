@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 from polyak.core.averages import Averages
@@ -19,29 +20,34 @@ def of(averages: Averages[Any, T], step: int) -> dict[str, Any]:
         "skipped": skipped,
         "skipped_tensors": named,
     }
-    for name, track in averages.tracks.items():
+    for (name, track), distance in zip(averages.tracks.items(), distances(averages), strict=True):
         prefix = f"{name}/" if len(averages.tracks) > 1 else ""
-        out |= {prefix + key: value for key, value in of_track(averages, track).items()}
+        out |= {prefix + key: value for key, value in of_track(track).items()}
+        out[prefix + "distance"] = distance
     return out
 
 
-def of_track(averages: Averages[Any, T], track: Track[T]) -> dict[str, float]:
-    """decay, mean_age, half_life, initial_weight and distance of one average."""
+def of_track(track: Track[Any]) -> dict[str, float]:
+    """decay, mean_age, half_life and initial_weight of one average."""
     profile = track.profile
     return {
         "decay": track.beta,
         "mean_age": profile.mean_age,
         "half_life": profile.half_life,
         "initial_weight": profile.initial_weight,
-        "distance": distance(averages, track),
     }
 
 
-def distance(averages: Averages[Any, T], track: Track[T]) -> float:
-    """``‖avg-θ‖ / ‖θ‖`` over all averaged elements, accumulated in float64."""
-    apart, size = 0.0, 0.0
-    for name in track.tensors:
-        average, live = track.value(name), averages.plan.entries[name].live
-        apart += averages.kit.squared_distance(average, live)
-        size += averages.kit.squared_distance(live, None)
-    return math.sqrt(apart / size) if size else math.sqrt(apart)
+def distances(averages: Averages[Any, T]) -> list[float]:
+    """``‖avg-θ‖ / ‖θ‖`` of each track over all averaged elements, accumulated in float64."""
+    names, tracks = list(averages.first.tensors), list(averages.tracks.values())
+    lives = [averages.plan.entries[name].live for name in names]
+
+    def pairs() -> Iterator[tuple[T, T | None]]:
+        yield from ((live, None) for live in lives)
+        for track in tracks:
+            yield from ((track.value(name), live) for name, live in zip(names, lives, strict=True))
+
+    squares = averages.kit.squared_distances(pairs())
+    size, *apart = (sum(squares[i : i + len(names)]) for i in range(0, len(squares), len(names)))
+    return [math.sqrt(each / size) if size else math.sqrt(each) for each in apart]

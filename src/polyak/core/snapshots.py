@@ -22,13 +22,12 @@ def of_track(averages: Averages[Any, T], track: Track[T], step: int, run: str, d
     saved = [entry for entry in averages.plan.entries.values() if entry.saved]
     averaged = [entry for entry in saved if entry.role == "average"]
     copied = [entry.name for entry in saved if entry.role == "copy"]
-    apart, rounded = 0.0, 0.0
     tensors = {entry.name: kit.rounded(track.value(entry.name), dtype) for entry in averaged}
-    for entry in averaged:
-        if entry.kind == "parameter":
-            average = track.value(entry.name)
-            apart += kit.squared_distance(average, entry.live)
-            rounded += kit.squared_distance(average, tensors[entry.name])
+    parameters = [entry for entry in averaged if entry.kind == "parameter"]
+    values = [track.value(entry.name) for entry in parameters]
+    lives, stored = [e.live for e in parameters], [tensors[e.name] for e in parameters]
+    apart = sum(kit.squared_distances(zip(values, lives, strict=True)))
+    rounded = sum(kit.squared_distances(zip(values, stored, strict=True)))
     tensors |= {name: kit.on_host(averages.copies[name]) for name in copied}
     state = {
         "apart": apart,

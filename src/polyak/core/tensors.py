@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from numpy.typing import NDArray
@@ -61,12 +61,15 @@ class Tensors(Protocol[T]):
         """Watch where tensors lie and in what form."""
         ...
 
-    def squared_distance(self, average: T, other: T | None, /) -> float:
-        """``‖average-other‖²``, or ``‖average‖²``, taken in the wider of the average's dtype and float32."""
+    def squared_distances(self, pairs: Iterable[tuple[T, T | None]], /) -> list[float]:
+        """``‖average-other‖²``, or ``‖average‖²``, each in the wider of the average's dtype and float32.
+
+        Waits for a device once, however many there are.
+        """
         ...
 
-    def finite(self, tensor: T, /) -> bool:
-        """Whether it holds no NaN and no infinity. Waits for the device."""
+    def all_finite(self, tensors: Sequence[T], /) -> list[bool]:
+        """Whether each holds no NaN and no infinity. Waits for a device once if they all do."""
         ...
 
     def mend(self, average: T, low: T | None, live: T, /) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from operator import attrgetter
 from typing import Any
 from typing import cast as typed
@@ -136,18 +136,28 @@ def wide(dtype: Any) -> Any:
     return paddle.float32 if dtype in (paddle.float16, paddle.bfloat16) else dtype
 
 
-def squared_distance(average: Tensor, other: Tensor | None) -> float:
-    """``‖average-other‖²``, or ``‖average‖²``, taken in the wider of the average's dtype and float32."""
+def squared_distances(pairs: Iterable[tuple[Tensor, Tensor | None]]) -> list[float]:
+    """``‖average-other‖²``, or ``‖average‖²``, each in the wider of the average's dtype and float32.
+
+    Waits for the device once.
+    """
     with paddle.no_grad():
-        apart = cast(average.detach(), wide(average.dtype))
-        if other is not None:
-            apart = apart - to(cast(other.detach(), apart.dtype), apart.place)
-        return float(apart.abs().square().sum(dtype="float64"))
+        squares = [_squared_difference(average, other) for average, other in pairs]
+        return typed(list[float], paddle.stack(squares).tolist()) if squares else []
 
 
-def finite(tensor: Tensor) -> bool:
-    """Whether it holds no NaN and no infinity. Waits for the device."""
-    return bool(tensor.isfinite().all())
+def _squared_difference(average: Tensor, other: Tensor | None) -> Tensor:
+    apart = cast(average.detach(), wide(average.dtype))
+    if other is not None:
+        apart = apart - to(cast(other.detach(), apart.dtype), apart.place)
+    return apart.abs().square().sum(dtype="float64")
+
+
+def all_finite(tensors: Sequence[Tensor]) -> list[bool]:
+    """Whether each holds no NaN and no infinity. Waits for the device once."""
+    if not tensors:
+        return []
+    return typed(list[bool], paddle.stack([tensor.isfinite().all() for tensor in tensors]).tolist())
 
 
 def mend(average: Tensor, low: Tensor | None, live: Tensor) -> None:
@@ -164,7 +174,7 @@ def rounded(average: Tensor, dtype: str) -> Tensor:
     if average.is_complex():
         return on_host(average)
     small = on_host(average.detach().astype(typed(Any, dtype)))
-    if dtype == "float16" and not finite(small):
+    if dtype == "float16" and not all_finite([small])[0]:
         return on_host(average.detach().astype(paddle.float32))
     return small
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from operator import attrgetter
 from typing import Any, cast
 
@@ -16,7 +17,7 @@ from polyak.core import watch
 from polyak.core.tensors import Traces
 from polyak.core.watch import Unmoved
 from polyak.errors import CheckpointError
-from polyak.torch.engines.chunks import looks_storable
+from polyak.torch.engines.chunks import largest_values
 from polyak.torch.engines.rounding import join, split
 
 _DTYPES: dict[torch.dtype, np.dtype[Any]] = {
@@ -93,19 +94,37 @@ def watched(tensors: Sequence[Tensor]) -> Unmoved:
     return watch.watched(dense, _EXCHANGE, (Tensor.data_ptr, _nbytes), (_dtype, Tensor.stride))
 
 
-def squared_distance(average: Tensor, other: Tensor | None) -> float:
-    """``‖average-other‖²``, or ``‖average‖²``, taken in the wider of the average's dtype and float32."""
-    wide = torch.promote_types(average.dtype, torch.float32)
+def squared_distances(pairs: Iterable[tuple[Tensor, Tensor | None]]) -> list[float]:
+    """``‖average-other‖²``, or ``‖average‖²``, each in the wider of the average's dtype and float32.
+
+    Waits for a device once, or twice where some are float64.
+    """
     with torch.no_grad():
-        apart = average.to(wide)
-        if other is not None:
-            apart = apart - other.to(average.device, wide)
-        return float(cast(Tensor, apart.norm()).item()) ** 2
+        norms = [_norm_of_difference(average, other) for average, other in pairs]
+        groups: dict[object, list[int]] = {}
+        for i, norm in enumerate(norms):
+            groups.setdefault((norm.device, norm.dtype), []).append(i)
+        out = [0.0] * len(norms)
+        for places in groups.values():
+            values = cast(list[float], torch.stack([norms[i] for i in places]).tolist())
+            for i, value in zip(places, values, strict=True):
+                out[i] = value**2
+    return out
 
 
-def finite(tensor: Tensor) -> bool:
-    """Whether it holds no NaN and no infinity. Waits for the device."""
-    return looks_storable([tensor], tensor.dtype) or bool(tensor.isfinite().all())
+def _norm_of_difference(average: Tensor, other: Tensor | None) -> Tensor:
+    wide = torch.promote_types(average.dtype, torch.float32)
+    apart = average.to(wide)
+    if other is not None:
+        apart = apart - other.to(average.device, wide)
+    return cast(Tensor, apart.norm())
+
+
+def all_finite(tensors: Sequence[Tensor]) -> list[bool]:
+    """Whether each holds no NaN and no infinity. Waits for a device once if they all do."""
+    filled = [tensor for tensor in tensors if tensor.numel()]
+    largest = dict(zip(map(id, filled), largest_values(filled), strict=True))
+    return [t.numel() == 0 or math.isfinite(largest[id(t)]) or bool(t.isfinite().all()) for t in tensors]
 
 
 def mend(average: Tensor, low: Tensor | None, live: Tensor) -> None:
@@ -121,7 +140,7 @@ def rounded(average: Tensor, dtype: str) -> Tensor:
         return on_host(average)
     asked: torch.dtype = getattr(torch, dtype)
     small = average.to("cpu", asked, copy=True)
-    if asked == torch.float16 and not finite(small):
+    if asked == torch.float16 and not all_finite([small])[0]:
         return average.to("cpu", torch.float32, copy=True)
     return small
 

@@ -5,6 +5,7 @@ Meta tensors take the paths of a GPU and hold no values, so whatever waits for o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import polyak
+from polyak.torch import tensors
 from polyak.torch.engines.contract import Pair
 from polyak.torch.engines.copies import Copies
 from polyak.torch.engines.foreach import Foreach, bad_names
@@ -97,6 +99,47 @@ def test_only_where_something_may_be_wrong_a_look_goes_on() -> None:
     pairs = [Pair(str(i), theta, (theta.float(),)) for i, theta in enumerate(thetas)]
     pairs.append(Pair("float16", torch.full((3,), 7e4), (torch.zeros(3, dtype=torch.float16),)))
     assert bad_names(pairs) == ["1", "2", "4", "float16"]
+
+
+@pytest.mark.parametrize("tracks", [1, 3])
+def test_metrics_wait_once_for_all_distances_and_once_for_the_counts(waits: list[str], tracks: int) -> None:
+    model = nn.Sequential(*[nn.Linear(4, 4) for _ in range(10)])
+    ema = polyak.EMA(model, {f"{i}": 0.9 for i in range(tracks)}, engine="foreach")
+    ema.update()
+    waits.clear()
+    metrics = ema.metrics()
+    assert waits == ["tolist", "tolist"]
+    assert len([key for key in metrics if key.endswith("distance")]) == tracks
+
+
+def test_an_average_is_made_with_one_wait_for_all_tensors_and_tracks(waits: list[str]) -> None:
+    model = nn.Sequential(*[nn.Linear(4, 4) for _ in range(10)])
+    polyak.EMA(model, {"a": 0.9, "b": 0.99}, engine="foreach")
+    assert waits == ["tolist"]
+
+
+def test_while_an_element_was_never_finite_the_device_is_waited_for_now_and_then(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = nn.Linear(3, 3)
+    with torch.no_grad():
+        model.weight.fill_(torch.nan)
+    ema = polyak.EMA(model, 0.5)
+    looks: list[int] = []
+    look = tensors.all_finite
+
+    def looking(given: Sequence[Tensor]) -> list[bool]:
+        looks.append(ema.step)
+        return look(given)
+
+    monkeypatch.setattr(tensors, "all_finite", looking)
+    for step in range(300):
+        if step == 250:
+            with torch.no_grad():
+                model.weight.fill_(4.0)
+        ema.update()
+    assert len(looks) == len({1, 2, 4, 8, 16, 32, 64, 128, 256, 100, 200})
+    assert ema.tracks["average"].tensors["weight"].unique().tolist() == [4.0]
 
 
 def test_copied_buffers_of_mixed_dtypes_take_a_call_per_dtype() -> None:

@@ -45,10 +45,11 @@ class Tally:
     def read(self) -> tuple[int, dict[str, int]]:
         """Updates affected so far, and in how many of them each tensor was, by name. Synchronises."""
         before, named = self._before
-        updates = max((int(counts.updates.item()) for counts in self._counts), default=0)
+        found = [cast(list[int], torch.cat([c.updates.view(1), c.tensors]).tolist()) for c in self._counts]
+        updates = max((updates for updates, *_ in found), default=0)
         tensors = dict(named)
-        for engine, counts in zip(self._engines, self._counts, strict=True):
-            for pair, count in zip(engine.pairs, cast(list[int], counts.tensors.tolist()), strict=True):
+        for engine, (_, *counts) in zip(self._engines, found, strict=True):
+            for pair, count in zip(engine.pairs, counts, strict=True):
                 if count:
                     tensors[pair.name] = tensors.get(pair.name, 0) + count
         return before + updates, tensors
