@@ -33,7 +33,6 @@ class Witness(Generic[T]):
     def __init__(self, parameters: Sequence[T], kit: Tensors[T]) -> None:
         self._parameters, self._kit = parameters, kit
         dense = [parameter for parameter in parameters if 0 not in parameter.shape]
-        dense = [parameter for parameter in parameters if 0 not in parameter.shape]
         self._sample = sorted(dense, key=lambda parameter: prod(parameter.shape))[:_SAMPLED]
         self._seen: tuple[list[Traces], list[str]] | None = self._look()
 
@@ -48,7 +47,7 @@ class Witness(Generic[T]):
 
     def _look(self) -> tuple[list[Traces], list[str]]:
         # As text, in which NaN is equal to itself.
-        norms = [repr(self._kit.squared_distance(parameter, None)) for parameter in self._sample]
+        norms = list(map(repr, self._kit.squared_distances((p, None) for p in self._sample)))
         return [self._kit.traces(parameter) for parameter in self._parameters], norms
 
 
