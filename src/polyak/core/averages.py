@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic
 
 from polyak.core.kept import Kept
 from polyak.core.live import Exchange, finished
@@ -19,10 +19,9 @@ from polyak.core.plan import Entry, Patterns, Plan, Selection, as_patterns, foll
 from polyak.core.state import Loaded, State, fill
 from polyak.core.tensors import T, Tensors
 from polyak.core.track import Track
+from polyak.core.twin import ModelT, Twin
 from polyak.errors import PlanError
 from polyak.rules import Decay
-
-ModelT = TypeVar("ModelT")
 
 _LOOK = 100  # see ``mend``
 
@@ -114,8 +113,15 @@ class Averages(ABC, Generic[ModelT, T]):
         """What puts a track's averages into the live model and takes them out again."""
 
     @abstractmethod
-    def cloned(self, track: Track[T]) -> ModelT:
-        """A model of its own on a track's tensors, in evaluation mode."""
+    def own(self, entry: Entry[T]) -> T:
+        """A copy of a tensor that is neither averaged nor copied, where the averages lie."""
+
+    @abstractmethod
+    def cloned(self, tensors: Mapping[str, T]) -> tuple[ModelT, list[tuple[T, T]]]:
+        """A model on tensors of these names, in evaluation mode, and its copies of what else it needs.
+
+        The copies are paired with the live tensors they are of.
+        """
 
     @abstractmethod
     def resume_counts(self, skipped: tuple[int, dict[str, int]]) -> None:
@@ -217,7 +223,7 @@ class Averages(ABC, Generic[ModelT, T]):
         for name, track in self.tracks.items():
             tensors, lows = self._tensors(plan.having("average"), track, heirs)
             later = track.joined | joined
-            tracks[name] = replace(track, tensors=tensors, lows=lows, joined=later, module=None)
+            tracks[name] = replace(track, tensors=tensors, lows=lows, joined=later, twin=None)
         return plan, tracks
 
     def restore(self, loaded: Loaded[T], state: State, plan: Plan[T], tracks: Mapping[str, Track[T]]) -> None:
@@ -234,15 +240,27 @@ class Averages(ABC, Generic[ModelT, T]):
         self.resume_counts(loaded.skipped)
         self._prepare()
         self._look(self.first.tensors)
+        for track in self.tracks.values():
+            if track.twin is not None:
+                track.twin.forget()
 
-    def module_of(self, track: Track[T]) -> ModelT:
+    def module_of(self, track: Track[T], step: int) -> ModelT:
         """The model on a track's tensors, made when first asked for."""
-        if track.module is None:
-            track.module = self.cloned(track)
-        return track.module
+        if track.twin is None or not track.twin.intact():
+            track.twin = self._twin(track, step)
+        track.twin.follow(step)
+        return track.twin.module
+
+    def _twin(self, track: Track[T], step: int) -> Twin[ModelT, T]:
+        held = self.held(track)
+        rest = [entry for name, entry in self.plan.entries.items() if name not in held]
+        own = {entry.name: self.own(entry) for entry in rest}
+        module, others = self.cloned(held | own)
+        follows = [(own[entry.name], entry.live) for entry in rest] + others
+        return Twin(module, self.plan_of(module), held | own, follows, step, self.kit)
 
     def copy_to(self, model: ModelT | None, track: Track[T]) -> None:
-        """Write a track's tensors over a model's, all or none.
+        """Write a track's tensors over a model's, all or none; over another model's the frozen ones too.
 
         Raises:
             PlanError: one of them is missing there or has another shape.
@@ -250,6 +268,9 @@ class Averages(ABC, Generic[ModelT, T]):
         plan = self.plan if model is None else self.plan_of(model)
         places = {name: e.tensors for e in plan.entries.values() for name in e.names}
         held = self.shown(track)
+        if model is not None:  # what the live model has as it is
+            rest = [e for e in self.plan.entries.values() if e.name not in held and e.persistent]
+            held |= {e.name: e.live for e in rest if self._selection.takes(e.names)}
         for name, tensor in held.items():
             if name not in places or tuple(places[name][0].shape) != tuple(tensor.shape):
                 found = f"is {tuple(places[name][0].shape)} there" if name in places else "is not there"
@@ -278,7 +299,7 @@ class Averages(ABC, Generic[ModelT, T]):
 
         def take_over() -> None:
             for track, tensors, lows, joined in made:
-                track.tensors, track.lows, track.joined, track.module = tensors, lows, joined, None
+                track.tensors, track.lows, track.joined, track.twin = tensors, lows, joined, None
             self.plan = plan
             self._look([entry.name for entry in newcomers] + [n for n in self._unfit if n in names])
             self.copies = {e.name: self.copied(e, self.copies.get(e.name)) for e in plan.having("copy")}

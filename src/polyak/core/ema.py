@@ -92,19 +92,30 @@ class Verbs(ABC, Generic[ModelT, T]):
 
     @property
     def module(self) -> ModelT:
-        """The first track's average as a module of its own, on the averaged tensors themselves."""
+        """The first track's average as a module of its own; see ``module_of``."""
         return self.module_of()
 
     def module_of(self, track: str | None = None) -> ModelT:
-        """A module on the averaged tensors of ``track``, in evaluation mode; it follows every update.
+        """A module of its own for ``track``, in evaluation mode; writing to it never changes the model.
 
-        It is rebuilt when the model's structure changes. It computes in the storage dtype: the float32
-        average of a bfloat16 model takes float32 inputs; ``average_parameters`` keeps the model's dtype.
+        It lies on the averaged tensors themselves and follows every update. Of what is not averaged, frozen
+        weights and ignored buffers, it has copies: made when it is first asked for, brought up to date when
+        it is asked for after a step or a write. So it costs the memory of the frozen part, once per track;
+        ``average_parameters`` costs none. To merge, quantise or move it for export take
+        ``copy.deepcopy(ema.module)``: what is done in place to averaged tensors is done to the average.
+
+        It is made again when the model's structure changes, or when something put other tensors into it. It
+        computes in the storage dtype: the float32 average of a bfloat16 model takes float32 inputs;
+        ``average_parameters`` keeps the model's dtype.
+
+        Raises:
+            PlanError: something on the model, such as a closure, would have a copy compute with the live
+                weights; it is named.
         """
         if self.live == "raw":  # what is not averaged is the model's own, not to be another EMA's average
             self._refuse_while_swapped("module")
         self._follow_model()
-        return self._averages.module_of(self._track(track))
+        return self._averages.module_of(self._track(track), self.step)
 
     def update(self, steps: int = 1, *, samples: int | None = None, tokens: int | None = None) -> None:
         """Take the model's present parameters into every average. Call it after ``optimizer.step()``.
@@ -189,6 +200,9 @@ class Verbs(ABC, Generic[ModelT, T]):
 
     def copy_to(self, model: ModelT | None = None, track: str | None = None) -> None:
         """Overwrite a model's weights with the average, for good.
+
+        Another model gets everything that is not excluded by name: the averages, and the live model's frozen
+        weights and ignored buffers.
 
         Args:
             model: a model with the same names; by default the live one, whose raw weights are lost.

@@ -10,6 +10,7 @@ from typing import Generic, Literal, TypeAlias, get_args
 
 from polyak.core.live import Exchange, exchange_in, none_held
 from polyak.core.tensors import T, TensorLike, alike
+from polyak.core.watch import Contents
 from polyak.errors import ConfigError, PlanError
 
 Patterns: TypeAlias = str | Sequence[str] | None
@@ -192,6 +193,7 @@ class Plan(ABC, Generic[T]):
     """The tensors of one model, by name; a framework's plan finds them and tells when they changed."""
 
     entries: dict[str, Entry[T]]
+    contents: Contents  # what the modules' dictionaries held
 
     @abstractmethod
     def stale(self) -> bool:

@@ -57,6 +57,14 @@ class Tensors(Protocol[T]):
         """Whether it has all the memory that its shape needs."""
         ...
 
+    def on_one_memory(self, one: T, other: T, /) -> bool:
+        """Whether two tensors begin at one address."""
+        ...
+
+    def version(self, tensor: T, /) -> int:
+        """A number that grows with every write the framework counts."""
+        ...
+
     def watched(self, tensors: Sequence[T], /) -> Unmoved:
         """Watch where tensors lie and in what form."""
         ...

@@ -9,6 +9,7 @@ from typing import Any, Generic
 
 from polyak.core.clock import Clock
 from polyak.core.tensors import T
+from polyak.core.twin import Twin
 from polyak.errors import ConfigError, PlanError
 from polyak.rules import Decay, History, Profile, as_decay, compose
 
@@ -23,6 +24,7 @@ class Track(Generic[T]):
     whole: an average and what is kept below it, as one tensor.
     tensors: averages by name, in the storage dtype.  lows: what is kept below it, if anything.
     joined: the step at which a tensor joined, for those that came after the first step.
+    twin: the module on the averages, once somebody asked for it.
     """
 
     name: str
@@ -34,7 +36,7 @@ class Track(Generic[T]):
     beta: float = 1.0
     joined: dict[str, int] = field(default_factory=dict[str, int])
     history: History = field(default_factory=History)
-    module: Any = None
+    twin: Twin[Any, T] | None = None
     _known: tuple[int, float] = (0, 1.0)  # a constant decay's advance and what it composes to
     _entered: Clock | None = field(default=None, repr=False, compare=False)  # what the last update led to
 

@@ -122,10 +122,12 @@ class Averages(core.Averages[nn.Layer, Tensor]):
     def exchange(self, track: Track[Tensor]) -> Exchange:
         return LayerExchange(self.plan, self.shown(track), track.name, self)
 
-    def cloned(self, track: Track[Tensor]) -> nn.Layer:
-        held, entries = self.held(track), self.plan.entries
-        tensors = {id(live): held[name] for name in held for live in entries[name].tensors}
-        return clone_onto(self.model, tensors)
+    def own(self, entry: Entry[Tensor]) -> Tensor:
+        return tensors.duplicate(entry.live)
+
+    def cloned(self, tensors: Mapping[str, Tensor]) -> tuple[nn.Layer, list[tuple[Tensor, Tensor]]]:
+        places = {id(t): tensors[e.name] for e in self.plan.entries.values() for t in e.tensors}
+        return clone_onto(self.model, places)
 
     def _copy(self) -> None:
         for kept, live in self._copies:

@@ -1,8 +1,4 @@
-"""A second layer on given tensors: the structure is copied, not one tensor is.
-
-Attribute by attribute, because ``copy.deepcopy`` of a whole layer fails with the first attribute that
-refuses (a lock, a process group); those that refuse are shared with the original.
-"""
+"""A second layer on given tensors: the structure is copied, and not one of the layer's own tensors is."""
 
 # pyright: reportPrivateUsage=false
 
@@ -14,20 +10,27 @@ from typing import Any, cast
 from paddle import Tensor, nn
 from paddle.base.framework import EagerParamBase
 
-from polyak.core.copying import copied
+from polyak.core.copying import Copier
 from polyak.paddle.plan import unwrap
-from polyak.paddle.tensors import alias, holds_values
+from polyak.paddle.tensors import alias, duplicate, holds_values
 
 
-def clone_onto(layer: nn.Layer, tensors: Mapping[int, Tensor]) -> nn.Layer:
+def clone_onto(
+    layer: nn.Layer, tensors: Mapping[int, Tensor]
+) -> tuple[nn.Layer, list[tuple[Tensor, Tensor]]]:
     """A copy of ``layer`` in evaluation mode whose tensors are the given ones.
 
     Args:
         layer: any layer; what ``DataParallel`` or fleet put around it is taken off.
-        tensors: ``id`` of a live tensor to the tensor that takes its place; the others are shared.
+        tensors: ``id`` of a live tensor to the tensor that takes its place; the others, which are computed in
+            each forward or plain attributes, are copied.
 
     Returns:
-        A layer of the same classes. Its parameters need no gradient.
+        A layer of the same classes, whose parameters need no gradient, and pairs of its copies with what they
+        are of.
+
+    Raises:
+        PlanError: something on a layer leads to the original.
     """
     memo: dict[int, Any] = {}
     layers = layer.sublayers(include_self=True)
@@ -36,12 +39,15 @@ def clone_onto(layer: nn.Layer, tensors: Mapping[int, Tensor]) -> nn.Layer:
         memo.setdefault(id(inner), object.__new__(type(inner)))
         memo[id(one)] = memo[id(inner)]
         own = cast("list[Tensor | None]", [*one._parameters.values(), *one._buffers.values()])
-        memo |= {id(t): _twin(t, tensors.get(id(t), t)) for t in own if t is not None}
+        for t in own:
+            if t is not None:
+                memo[id(t)] = _twin(t, tensors[id(t)] if id(t) in tensors else duplicate(t))
+    copier = Copier(memo, Tensor, duplicate)
     for one in layers:
         if unwrap(one) is one:
-            memo[id(one)].__dict__.update({key: copied(value, memo) for key, value in vars(one).items()})
+            copier.fill(memo[id(one)], one, vars(one))
     memo[id(layer)].eval()
-    return memo[id(layer)]
+    return memo[id(layer)], copier.tensors
 
 
 def _twin(live: Tensor, given: Tensor) -> Tensor:

@@ -51,7 +51,7 @@ class Plan(core.Plan[Tensor]):
             _refuse_scattered(entry)
         unique = {id(layer): layer for layer in layers.values()}.values()
         fleeting = {id(cast(object, one._buffers)): _fleeting(one) for one in unique}
-        self._contents = contents(
+        self.contents = contents(
             (
                 store
                 for one in unique
@@ -67,7 +67,7 @@ class Plan(core.Plan[Tensor]):
 
     def stale(self) -> bool:
         """Whether the layer holds other tensors than planned, or one of them moved or became another."""
-        return not (holds(self._contents) and self._unmoved() and agree(self._frozen))
+        return not (holds(self.contents) and self._unmoved() and agree(self._frozen))
 
 
 _stop_gradient = attrgetter("stop_gradient")

@@ -73,6 +73,16 @@ def holds_values(tensor: Tensor) -> bool:
     return 0 in tensor.shape or tensor._is_initialized() is True
 
 
+def on_one_memory(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors begin at one address; those that hold no values have none."""
+    return not (holds_values(one) and one.is_dense()) or one.data_ptr() == other.data_ptr()
+
+
+def version(tensor: Tensor) -> int:
+    """A number that grows with every write that Paddle counts."""
+    return typed(int, tensor.inplace_version)
+
+
 def watched(tensors: Sequence[Tensor]) -> Unmoved:
     """Watch where tensors lie and in what form."""
     return watch.watched(tensors, _EXCHANGE, (Tensor.data_ptr, _shape), (_dtype,))
@@ -119,6 +129,11 @@ def _axes(tensor: Tensor) -> list[int]:
 def cast(tensor: Tensor, dtype: Any) -> Tensor:
     """The tensor itself where it has that dtype already."""
     return tensor if tensor.dtype == dtype else tensor.astype(dtype)
+
+
+def duplicate(tensor: Tensor) -> Tensor:
+    """A copy; the tensor itself where it holds nothing yet, or pieces only."""
+    return tensor.detach().clone() if holds_values(tensor) and tensor.is_dense() else tensor
 
 
 def copied_to(tensor: Tensor, place: Any) -> Tensor:

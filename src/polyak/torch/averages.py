@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -188,9 +189,14 @@ class Averages(core.Averages[nn.Module, Tensor]):
             self._swaps[track.name] = Swap(cast(Plan, self.plan), self.held(track))
         return self._swaps[track.name].exchange(self.shown(track), track.name, self)
 
-    def cloned(self, track: Track[Tensor]) -> nn.Module:
-        held = self.held(track)
-        places = {id(t): held.get(e.name, t) for e in self.plan.entries.values() for t in e.tensors}
+    def own(self, entry: Entry[Tensor]) -> Tensor:
+        if type(entry.live) in (Tensor, nn.Parameter):
+            return self.copied(entry, None)
+        with outside_inference_mode():
+            return copy.deepcopy(entry.live)  # of a class of its own: quantised weights know how
+
+    def cloned(self, tensors: Mapping[str, Tensor]) -> tuple[nn.Module, list[tuple[Tensor, Tensor]]]:
+        places = {id(t): tensors[e.name] for e in self.plan.entries.values() for t in e.tensors}
         return clone_onto(self.model, places)
 
     def guard(self, guards: int) -> None:

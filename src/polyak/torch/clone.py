@@ -1,30 +1,29 @@
-"""A second module on given tensors: the structure is copied, not one tensor is.
-
-``copy.deepcopy`` does this when its memo already knows every tensor, but it fails as a whole on the
-first attribute that refuses to be copied (a lock, a process group, the computed weight of
-``weight_norm``). So each module's attributes are deep-copied one by one, all with one memo, and those
-that refuse are shared with the original.
-"""
+"""A second module on given tensors: the structure is copied, and not one of the model's own tensors is."""
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Mapping
+from contextlib import suppress
 from types import FunctionType
 from typing import Any
 
 from torch import Tensor, nn
 
-from polyak.core.copying import copied
+from polyak.core.copying import Copier
 from polyak.errors import PlanError
 from polyak.torch.plan import unwrap
+from polyak.torch.storage import outside_inference_mode
 
 # Where the classes are that compute through a graph of nodes. Nodes hold the live layers, and no copy of a
 # module's attributes reaches them.
 _BY_NODES = "keras.src.models.functional"
 
 
-def clone_onto(model: nn.Module, tensors: Mapping[int, Tensor]) -> nn.Module:
+def clone_onto(
+    model: nn.Module, tensors: Mapping[int, Tensor]
+) -> tuple[nn.Module, list[tuple[Tensor, Tensor]]]:
     """A copy of ``model`` in evaluation mode whose tensors are the given ones.
 
     Args:
@@ -32,11 +31,12 @@ def clone_onto(model: nn.Module, tensors: Mapping[int, Tensor]) -> nn.Module:
         tensors: ``id`` of each live tensor to the tensor that takes its place; no tensor is copied.
 
     Returns:
-        A module of the same classes. Its parameters need no gradient.
+        A module of the same classes, whose parameters need no gradient, and pairs of copies of tensors that
+        are plain attributes with what they are of.
 
     Raises:
-        PlanError: a module's ``forward`` was replaced by a function bound to the original, or it is of Keras
-            and would compute with the original's layers.
+        PlanError: something on a module leads to the original, or it is of Keras and would compute with the
+            original's layers.
     """
     memo: dict[int, Any] = {}
     for module in model.modules():
@@ -46,14 +46,26 @@ def clone_onto(model: nn.Module, tensors: Mapping[int, Tensor]) -> nn.Module:
             memo[id(inner)] = object.__new__(inner.__class__)  # a class's own __new__ may ask for arguments
         memo[id(module)] = memo[id(inner)]
         for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
-            given = tensors[id(tensor)].detach()  # the same memory, so that the twin's flags are its own
-            memo[id(tensor)] = (
-                nn.Parameter(given, requires_grad=False) if isinstance(tensor, nn.Parameter) else given
-            )
+            memo[id(tensor)] = _twin(tensor, tensors[id(tensor)])
+    copier = Copier(memo, Tensor, _copied)
     for module in model.modules():
         if unwrap(module) is module:
-            _fill(memo[id(module)], module, memo)
-    return memo[id(model)].eval()
+            copier.fill(
+                memo[id(module)], module, [key for key in module.__dict__ if not _compiled(module, key)]
+            )
+    twin: nn.Module = memo[id(model)]
+    with suppress(NotImplementedError):  # torch.export's have no modes
+        twin.eval()
+    return twin, copier.tensors
+
+
+def _twin(live: Tensor, given: Tensor) -> Tensor:
+    """On the memory of the given one, a parameter where the live one is; its flags are its own."""
+    if not isinstance(live, nn.Parameter):
+        return given.detach()
+    if type(live) is not nn.Parameter and type(given) is type(live):  # a copy of a class of its own
+        return given.requires_grad_(False)
+    return nn.Parameter(given.detach(), requires_grad=False)
 
 
 def _refuse_nodes(module: nn.Module) -> None:
@@ -64,34 +76,21 @@ def _refuse_nodes(module: nn.Module) -> None:
         )
 
 
-def _fill(twin: nn.Module, module: nn.Module, memo: dict[int, Any]) -> None:
-    for key, value in module.__dict__.items():
-        if key == "_compiled_call_impl":  # of module.compile(); it closes over the original's weights
-            twin.__dict__[key] = None
-        elif key != "forward" or not _closes_over(module, value):
-            twin.__dict__[key] = _copied(value, memo)
+def _compiled(module: nn.Module, key: str) -> bool:
+    """Whether this attribute is what ``torch.compile`` made of the original, whose class does as well.
 
-
-def _closes_over(module: nn.Module, forward: Any) -> bool:
-    """Whether this forward, set on the instance, is the class's own, wrapped around the original's weights.
-
-    So does ``model.forward = torch.compile(model.forward)``; the twin then takes the class's. Copying a
-    function copies no closure, so any other closure would have the twin compute with the live weights.
+    ``module.compile()`` leaves one, and ``module.forward = torch.compile(module.forward)`` is another.
     """
-    if not isinstance(forward, FunctionType) or forward.__closure__ is None:
-        return False
-    inner = inspect.unwrap(forward)
-    if getattr(inner, "__func__", inner) is inspect.unwrap(type(module).forward):
+    if key == "_compiled_call_impl":
         return True
-    raise PlanError(
-        f"{type(module).__name__}.forward was replaced by a function that may hold the live weights, so the "
-        "average cannot have a module of its own. Evaluate with average_parameters() instead."
-    )
+    value = module.__dict__[key]
+    if key != "forward" or not isinstance(value, FunctionType) or value.__closure__ is None:
+        return False
+    inner = inspect.unwrap(value)
+    return getattr(inner, "__func__", inner) is inspect.unwrap(type(module).forward)
 
 
-def _copied(value: Any, memo: dict[int, Any]) -> Any:
-    if isinstance(value, Tensor):
-        return memo.get(
-            id(value), value.detach()
-        )  # e.g. the weight that weight_norm computes before each call
-    return copied(value, memo)
+def _copied(tensor: Tensor) -> Tensor:
+    """Of a tensor that is an attribute, e.g. the weight that weight_norm computes before each call."""
+    with outside_inference_mode():
+        return copy.deepcopy(tensor) if tensor.is_leaf else tensor.detach().clone()

@@ -66,7 +66,7 @@ class EMA(Verbs[nn.Module, Tensor]):
             the next forward pass. Nothing else may write the parameters then, and only the property
             ``ema.module`` waits for the update, not a module taken from it before. Not yet run on a GPU.
 
-    Frozen parameters are not stored: ``ema.module`` uses the model's own. Once they are unfrozen, or new
+    Frozen parameters are not stored; only ``ema.module`` takes a copy of them. Once they are unfrozen, or new
     ones added, they join with the value they have then.
 
     Raises:

@@ -85,6 +85,16 @@ def holds_values(tensor: Tensor) -> bool:
     return tensor.untyped_storage().nbytes() >= (tensor.storage_offset() + last + 1) * tensor.itemsize
 
 
+def on_one_memory(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors begin at one address; sparse ones have none."""
+    return one.layout != torch.strided or one.data_ptr() == other.data_ptr()
+
+
+def version(tensor: Tensor) -> int:
+    """A number that grows with every write that autograd sees; 0 of what inference mode made."""
+    return 0 if tensor.is_inference() else tensor._version  # pyright: ignore[reportPrivateUsage]
+
+
 def watched(tensors: Sequence[Tensor]) -> Unmoved:
     """Watch where tensors lie and in what form.
 
