@@ -114,7 +114,8 @@ def test_attributes_that_refuse_to_be_copied_are_shared() -> None:
     ema = trained(layer)
     module = ema.module
     assert module.lock is layer.lock
-    assert module.nested is layer.nested
+    assert module.nested["lock"] is layer.lock
+    assert module.nested["self"] is module
     assert module.scales[1] is module.weight, "and those that do not are the average's"
     assert module.weight.data_ptr() == averages(ema)["weight"].data_ptr()
     with ema.average_parameters():
@@ -169,7 +170,8 @@ def test_it_can_be_made_while_the_average_is_live() -> None:
     fill(layer[0].weight, 9)
     np.testing.assert_array_equal(module[0].weight.numpy(), before)
     fill(layer[2].weight, 9)
-    assert module[2].weight.tolist() == layer[2].weight.tolist()
+    assert module[2].weight.tolist() != layer[2].weight.tolist()
+    assert ema.module[2].weight.tolist() == layer[2].weight.tolist(), "brought up to date when asked for"
     ema.update()
     assert not np.array_equal(module[0].weight.numpy(), before)
 

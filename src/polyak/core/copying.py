@@ -60,7 +60,8 @@ class Copier:
             FunctionType: self._function,
             ref: self._reference,
         }
-        self._live, self._twins = frozenset(memo), frozenset(map(id, memo.values()))
+        self._live = frozenset(key for key, twin in memo.items() if id(twin) != key)
+        self._twins = frozenset(map(id, memo.values()))
 
     def fill(self, twin: object, module: object, attributes: Iterable[str]) -> None:
         """Copy these attributes, and what ``__slots__`` hold.
