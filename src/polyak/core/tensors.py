@@ -62,7 +62,7 @@ class Tensors(Protocol[T]):
         ...
 
     def version(self, tensor: T, /) -> int:
-        """A number that grows with every write the framework counts."""
+        """A number that is another after a write, as far as the framework counts writes."""
         ...
 
     def watched(self, tensors: Sequence[T], /) -> Unmoved:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import count
 from operator import attrgetter
 from typing import Any
 from typing import cast as typed
@@ -40,6 +41,7 @@ _AS_INTEGERS = {
     paddle.float8_e4m3fn: paddle.int8,
     paddle.float8_e5m2: paddle.int8,
 }
+_asked = count()
 _shape, _dtype = attrgetter("shape"), attrgetter("dtype")
 _EXCHANGE: object = getattr(Tensor, "__dlpack_c_exchange_api__", None)  # since Paddle 3.3
 _TWO_PARTS = ((paddle.bfloat16, paddle.int8), (paddle.float32, paddle.float32))
@@ -79,8 +81,8 @@ def on_one_memory(one: Tensor, other: Tensor) -> bool:
 
 
 def version(tensor: Tensor) -> int:
-    """A number that grows with every write that Paddle counts."""
-    return typed(int, tensor.inplace_version)
+    """A new number each time: ``set_value`` and ``set_state_dict`` count no ``inplace_version``."""
+    return next(_asked)
 
 
 def watched(tensors: Sequence[Tensor]) -> Unmoved:
