@@ -27,7 +27,7 @@ from polyak.checkpoints.shards import write_sharded
 
 NAME = "average.safetensors"
 FINISHED = 42
-WATCHED = ("checkpoints/write.py", "checkpoints/shards.py")
+WATCHED = tuple(f"checkpoints/{name}.py" for name in ("write", "shards", "locks", "targets"))
 
 # Which saves are in shards: by the number of the save.
 KINDS: dict[str, Callable[[int], bool]] = {

@@ -17,7 +17,8 @@ from polyak.checkpoints.layout import Spec
 from polyak.checkpoints.read import load
 from polyak.checkpoints.schema import Header
 from polyak.checkpoints.shards import write_sharded
-from polyak.checkpoints.write import atomic
+from polyak.checkpoints.targets import Rights
+from polyak.checkpoints.write import claimed
 from polyak.errors import CheckpointError, ConfigError
 from tests.checkpoints.crash_worker import NAME, files, found, save
 
@@ -96,16 +97,18 @@ def test_what_ends_a_save_at_its_index_leaves_one_set_and_no_litter(
     """Before the index has its name the old set is there, after it the new one."""
 
     @contextmanager
-    def failing(path: Path) -> Iterator[Path]:
-        if not late:
+    def failing(path: Path, rights: Rights | None) -> Iterator[Path]:
+        is_index = path.name == INDEX
+        if is_index and not late:
             raise error
-        with atomic(path) as temporary:
+        with claimed(path, rights) as temporary:
             yield temporary
-        raise error
+        if is_index:
+            raise error
 
     save(tmp_path, 1, True)
     before = files(tmp_path)
-    monkeypatch.setattr(shards, "atomic", failing)
+    monkeypatch.setattr(shards, "claimed", failing)
     with pytest.raises(CheckpointError if isinstance(error, OSError) else KeyboardInterrupt):
         save(tmp_path, 2, True)
     assert found(tmp_path) == (2 if late else 1)

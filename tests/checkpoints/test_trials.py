@@ -224,13 +224,14 @@ def test_two_processes_do_not_share_a_folder(tmp_path: Path) -> None:
     try:
         assert other.stdout is not None
         assert other.stdout.readline() == "in\n"
-        with pytest.raises(CheckpointError, match="another process is writing to"), alone_in(folder):
+        with pytest.raises(CheckpointError, match="out is being written to by process"), alone_in(folder):
             pass
     finally:
         other.kill()
         other.communicate()
     with alone_in(folder):
-        assert list(folder.iterdir()) == []
+        pass
+    assert list(folder.iterdir()) == []  # what the killed process left is taken over, and removed
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from polyak.checkpoints import shards, write
+from polyak.checkpoints import locks, shards, write
 from polyak.checkpoints.formats import open_weights
 from polyak.checkpoints.layout import Spec
 from polyak.checkpoints.shards import write_sharded
@@ -278,17 +278,6 @@ def test_a_place_where_no_file_can_be_is_named(tmp_path: Path, says: str, sharde
     assert files(tmp_path) == ["file"]
 
 
-def test_a_link_is_replaced_not_followed(tmp_path: Path) -> None:
-    """Two names of one file stay two files: what the link pointed at is someone else's."""
-    save(tmp_path, 1, False)
-    (tmp_path / NAME).rename(tmp_path / "first")
-    (tmp_path / NAME).symlink_to("first")
-    before = (tmp_path / "first").read_bytes()
-    save(tmp_path, 2, False)
-    assert (tmp_path / "first").read_bytes() == before
-    assert found(tmp_path) == 2
-
-
 # Beside others -------------------------------------------------------------------------------------
 
 
@@ -323,7 +312,7 @@ def test_where_there_are_no_locks_one_can_still_write(
     def refuse(handle: int, how: int) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(write.fcntl, "flock", refuse)
+    monkeypatch.setattr(locks.fcntl, "flock", refuse)
     litter = tmp_path / f".{NAME}.0123456789ab.part"
     litter.write_text("whose it is cannot be known")
     for i, sharded in enumerate([False, True, True, False]):
@@ -343,7 +332,8 @@ def test_where_no_open_file_can_be_renamed_one_can_still_write(
             assert not (handle.is_symlink() and os.path.realpath(handle) == str(self)), "open while renamed"
         return replace(self, target)
 
-    monkeypatch.setattr(write, "fcntl", None)
+    for module in (write, locks):
+        monkeypatch.setattr(module, "fcntl", None)
     monkeypatch.setattr(Path, "replace", rename)
     for i, sharded in enumerate([False, True, True, False]):
         save(tmp_path, i, sharded)
@@ -353,9 +343,9 @@ def test_where_no_open_file_can_be_renamed_one_can_still_write(
 
 def test_what_another_writer_swept_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A sweeper can lock a temporary file, and remove it, between its making and its own lock."""
-    if write.fcntl is None:
+    if locks.fcntl is None:
         pytest.skip("no locks")
-    flock, times = write.fcntl.flock, 0
+    flock, times = locks.fcntl.flock, 0
 
     def too_late(handle: int, how: int) -> None:
         nonlocal times
@@ -367,7 +357,7 @@ def test_what_another_writer_swept_is_made_again(tmp_path: Path, monkeypatch: py
             part.unlink()
         flock(handle, how)
 
-    monkeypatch.setattr(write.fcntl, "flock", too_late)
+    monkeypatch.setattr(locks.fcntl, "flock", too_late)
     with atomic(tmp_path / "a") as temporary:
         held = os.stat(temporary).st_ino
         temporary.write_text("x")

@@ -415,7 +415,7 @@ def test_two_sweeps_into_one_folder_are_refused(
     try:
         done = sweep(archive, evaluation, tmp_path / "out")
         assert done.returncode == 1
-        assert "another process is writing to" in done.stderr
+        assert "is being written to by process" in done.stderr
     finally:
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=60)

@@ -18,6 +18,7 @@ from safetensors.numpy import load_file
 
 import polyak
 from polyak import Archive, BestCheckpoint, CheckpointError, ConfigError, NonFiniteError
+from polyak.checkpoints import shards
 from polyak.checkpoints.foreign import recognise
 from polyak.checkpoints.formats import open_weights
 from polyak.paddle import EMA
@@ -102,6 +103,51 @@ def test_buffers_of_every_kind_come_back_bit_by_bit(tmp_path: Path, kind: str, s
     assert str(back.dtype) == f"paddle.{kind}"
     assert list(back.shape) == shape
     np.testing.assert_array_equal(back.astype("float32").numpy(), held.astype("float32").numpy())
+
+
+@pytest.mark.parametrize("kind", [{}, {"resumable": True}, {"max_shard_size": 20}, {"track": "raw"}], ids=str)
+def test_a_save_in_the_background_is_of_its_moment(tmp_path: Path, kind: dict[str, Any]) -> None:
+    layer = network()
+    ema = trained(layer)
+    ema.save(tmp_path / "now.safetensors", **kind)
+    saving = ema.save(tmp_path / "later.safetensors", background=True, **kind)
+    with paddle.no_grad():
+        for parameter in layer.parameters():
+            parameter.add_(paddle.ones_like(parameter))
+    ema.update()
+    saving.wait()
+    with (
+        open_weights(tmp_path / "now.safetensors") as now,
+        open_weights(tmp_path / "later.safetensors") as later,
+    ):
+        assert now.metadata["polyak"] == later.metadata["polyak"]
+        for name, slot in now.slots.items():
+            np.testing.assert_array_equal(slot.read(), later.slots[name].read(), err_msg=name)
+
+
+@pytest.mark.parametrize("track", ["average", "raw"])
+def test_what_changes_while_it_is_written_replaces_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, track: str
+) -> None:
+    layer = network()
+    ema = trained(layer)
+    ema.save(tmp_path / "a.safetensors", track)
+    before = (tmp_path / "a.safetensors").read_bytes()
+    write_body = shards.write_body
+
+    def training(*arguments: Any) -> None:
+        write_body(*arguments)
+        for parameter in layer.parameters():
+            parameter.add_(paddle.ones_like(parameter))
+        if track == "average":
+            ema.update()
+
+    monkeypatch.setattr(shards, "write_body", training)
+    with paddle.no_grad(), pytest.raises(CheckpointError, match="changed while they were read"):
+        ema.save(tmp_path / "a.safetensors", track)
+    assert (tmp_path / "a.safetensors").read_bytes() == before
+    with pytest.raises(ConfigError, match=r"Name it 'a.safetensors'"):
+        ema.save(tmp_path / "a.pdparams")
 
 
 def test_inspect_says_what_a_file_is(tmp_path: Path) -> None:

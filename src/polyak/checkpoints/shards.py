@@ -12,29 +12,24 @@ whose index was shortened, and polyak's own shards, which may be removed, from a
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from polyak.checkpoints.formats.safetensors import INDEX, SET
 from polyak.checkpoints.layout import Spec, arrange, parse
+from polyak.checkpoints.locks import Lock
 from polyak.checkpoints.source import Where, is_url, open_source
-from polyak.checkpoints.write import (
-    Pieces,
-    alone,
-    atomic,
-    claimed,
-    place,
-    refusals,
-    sweep,
-    sync_folder,
-    write_body,
-)
+from polyak.checkpoints.targets import Rights, hidden, real, rights_of
+from polyak.checkpoints.write import Pieces, claimed, place, refusals, sweep, sync_folder, write_body
 from polyak.errors import CheckpointError, ConfigError
 
+_PATIENCE = 30.0  # seconds to wait for another who gives a save its names
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
@@ -44,6 +39,7 @@ def write_sharded(
     metadata: Mapping[str, str],
     pieces: Pieces,
     max_shard_size: int | str | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> None:
     """Write tensors to ``path``, or to shards and ``path + ".index.json"`` when they are larger.
 
@@ -54,34 +50,48 @@ def write_sharded(
         pieces: called with each name; yields its values in row-major order.
         max_shard_size: bytes, or text like "5GB"; None for one file whatever its size. A tensor larger
             than this has a shard of its own.
+        check: called when all is written and nothing replaced yet; what it raises leaves the old files.
 
     Raises:
         ConfigError: ``max_shard_size`` is no size.
         CheckpointError: the system refuses. What was there before is intact.
     """
-    target = Path(path)
     groups = _grouped(specs, _bytes(max_shard_size))
     if is_url(path):
         raise CheckpointError(f"{path}: files are written on this machine only. Write it here, then copy it.")
-    if len(groups) > 1:
-        mark = json.dumps([target.name, secrets.token_hex(8), len(groups)])
-        metadata = {**metadata, SET: mark}
-    with ExitStack() as parts, refusals(target):
+    with ExitStack() as parts, refusals(Path(path)):
+        target = real(path)
+        if len(groups) > 1:
+            _check_no_link(path, target)
+            mark = json.dumps([target.name, secrets.token_hex(8), len(groups)])
+            metadata = {**metadata, SET: mark}
         _check_ours(target)
         sweep(target)
-        written = [_written(parts, target, group, specs, metadata, pieces) for group in groups]
+        rights = rights_of(target, _index(target))
+        written = [_written(parts, target, rights, group, specs, metadata, pieces) for group in groups]
+        check()
         # All is on the disk but for the names, which only one process at a time may give.
-        with alone(target.parent):
-            _check_ours(target)
-            if len(groups) == 1:
-                _put_file(target, written[0])
-            else:
-                _put_set(target, written, groups, specs, metadata[SET])
+        parts.enter_context(_alone(target))
+        _check_ours(target)
+        if len(groups) == 1:
+            _put_file(target, rights, written[0])
+        else:
+            _put_set(target, rights, written, groups, specs, metadata[SET])
+
+
+def _alone(target: Path) -> Lock:
+    """Held while the files of one save take their places, which takes milliseconds."""
+    lock = Lock(
+        hidden(target, "lock"), f"{target} is being written", "wait for it, or save under another name"
+    )
+    lock.take(_PATIENCE)
+    return lock
 
 
 def _written(
     parts: ExitStack,
     target: Path,
+    rights: Rights | None,
     names: list[str],
     specs: Mapping[str, Spec],
     metadata: Mapping[str, str],
@@ -90,21 +100,27 @@ def _written(
     """One finished file under a temporary name."""
     chosen = {name: specs[name] for name in names}
     layout = arrange(chosen, metadata)
-    part = parts.enter_context(claimed(target))
+    part = parts.enter_context(claimed(target, rights))
     with part.open("wb", buffering=0) as file:
         write_body(file, layout, chosen, pieces)
     return part
 
 
-def _put_file(target: Path, part: Path) -> None:
-    place(part, target)
+def _put_file(target: Path, rights: Rights | None, part: Path) -> None:
+    place(part, target, rights)
     sync_folder(target.parent)
-    _remove(target, [_index(target)])
+    if os.path.lexists(_index(target)):  # Path.exists raises where the name would be too long
+        _remove(target, [_index(target)])
     _remove(target, _orphans(target))
 
 
 def _put_set(
-    target: Path, parts: list[Path], groups: list[list[str]], specs: Mapping[str, Spec], mark: str
+    target: Path,
+    rights: Rights | None,
+    parts: list[Path],
+    groups: list[list[str]],
+    specs: Mapping[str, Spec],
+    mark: str,
 ) -> None:
     shards = _fresh_names(target, len(parts))
     places = {tensor: shard.name for shard, group in zip(shards, groups, strict=True) for tensor in group}
@@ -112,10 +128,12 @@ def _put_set(
     index = {"metadata": {"total_size": total, SET: mark}, "weight_map": places}
     try:
         for part, shard in zip(parts, shards, strict=True):
-            place(part, shard)
+            place(part, shard, rights)
         sync_folder(target.parent)
-        with atomic(_index(target)) as temporary:
+        with claimed(_index(target), rights) as temporary:
             temporary.write_text(json.dumps(index, indent=2), encoding="utf-8")
+            place(temporary, _index(target), rights)
+            sync_folder(target.parent)
     except BaseException:
         # Interrupted even after the index was renamed: what it names stays.
         with suppress(OSError, CheckpointError):
@@ -128,10 +146,16 @@ def _index(target: Path) -> Path:
     return target.with_name(target.name + INDEX)
 
 
+def _check_no_link(path: Where, target: Path) -> None:
+    if Path(path).is_symlink():
+        raise CheckpointError(
+            f"{path} is a link to {target}, and shards are found by the name of their index, which a link "
+            "does not give them. Save to the file itself, or in one piece. Nothing was changed."
+        )
+
+
 def _check_ours(target: Path) -> None:
     """Refuse to write where a model of someone else's would be lost, or hidden by the new file."""
-    if target.is_dir():
-        raise CheckpointError(f"{target} is a folder: name a file in it.")
     index = _index(target)
     if _read_index(index)[0] is None:
         raise CheckpointError(
@@ -144,8 +168,12 @@ def _read_index(index: Path) -> tuple[str | None, set[str]]:
     """The mark and the shards of the set that is there now; "" for no set, None for one not polyak's."""
     try:
         text = index.read_bytes()  # not after a look whether it is there: a writer beside may remove it
-    except (FileNotFoundError, ValueError):  # ValueError for a zero byte in the name: refused when written
+    except FileNotFoundError:
         return "", set()
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        return "", set()  # beside a file of so long a name there can be no index
     try:
         read = json.loads(text)
         return str(read["metadata"][SET]), set(map(str, read["weight_map"].values()))

@@ -21,14 +21,10 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, BinaryIO, NamedTuple
 
+from polyak.checkpoints.locks import Lock
 from polyak.checkpoints.write import atomic
 from polyak.errors import CheckpointError, ConfigError
 from polyak.rules.search import Mode, best_of
-
-try:
-    import fcntl
-except ImportError:  # Windows: two sweeps into one folder are not told apart there
-    fcntl = None
 
 PLACE = "{weights}"
 _FORMAT = 1
@@ -225,20 +221,13 @@ def alone_in(folder: Path) -> Generator[None]:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CheckpointError(f"{folder} cannot be made: {error}") from error
-    if fcntl is None:
-        yield
-        return
-    handle = os.open(folder, os.O_RDONLY)
+    lock = Lock(folder / ".lock", f"{folder} is being written to", "wait for it, or give another folder")
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise CheckpointError(
-                f"another process is writing to {folder}: wait for it, or give another folder."
-            ) from error
+        lock.take(0)
+    except OSError as error:
+        raise CheckpointError(f"{folder} cannot be written to: {error}") from error
+    with lock:
         yield
-    finally:
-        os.close(handle)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

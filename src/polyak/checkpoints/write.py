@@ -7,23 +7,22 @@ import os
 import secrets
 import zlib
 from collections.abc import Callable, Generator, Iterable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Thread
 from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from polyak.checkpoints.layout import Layout, Spec, arrange
+from polyak.checkpoints.locks import close, fcntl, try_lock
+from polyak.checkpoints.targets import Rights, hidden, real, rights_of
 from polyak.checkpoints.weights import as_bytes
 from polyak.errors import CheckpointError
 
-try:
-    import fcntl
-except ImportError:  # Windows: what a killed process left is not recognised there, and stays
-    fcntl = None
-
+_RANDOM = 6  # random bytes in the name of a temporary file
+_BLOCK = 1 << 20  # bytes copied, summed and written at a time: they stay in the processor's cache
 _SYNC_EVERY = 1 << 26  # bytes written before they are forced to disk in the background
 _sync_data = getattr(os, "fdatasync", os.fsync)  # macOS and Windows have only the latter
 
@@ -37,44 +36,48 @@ def atomic(path: str | os.PathLike[str]) -> Generator[Path]:
 
     The bytes are forced to disk before the rename and the folder after it, so the new file is there
     after a power cut too. On any exception the temporary file is removed and ``path`` is untouched.
-    A killed process cannot remove its own; the next one to write the same file does.
+    A killed process cannot remove its own; the next one to write the same file does. A file that is
+    replaced leaves its mode and owner to the new one; of a link, the file it points to is replaced.
 
     Raises:
-        CheckpointError: the operating system refuses.
+        CheckpointError: the operating system refuses, or ``path`` is no regular file.
     """
-    target = Path(path)
-    sweep(target)
-    with claimed(target) as temporary:
-        yield temporary
-        place(temporary, target)
-        sync_folder(target.parent)
+    with refusals(Path(path)):
+        target = real(path)
+        rights = rights_of(target)
+        sweep(target)
+        with claimed(target, rights) as temporary:
+            yield temporary
+            place(temporary, target, rights)
+            sync_folder(target.parent)
 
 
 @contextmanager
-def claimed(target: Path) -> Generator[Path]:
+def claimed(target: Path, rights: Rights | None) -> Generator[Path]:
     """A temporary file beside ``target``, locked while this process lives, gone at the end.
+
+    Where it is to have the ``rights`` of another, nobody else may open it before it has them.
 
     Raises:
         CheckpointError: the operating system refuses, here or while it is written.
     """
     with refusals(target):
-        try:
-            handle, temporary = _claim(target)
-        except ValueError as error:  # half a surrogate pair, or a zero byte
-            raise CheckpointError(f"{str(target)!r} is no name for a file: {error}.") from error
+        handle, temporary = _claim(target, private=rights is not None)
         try:
             yield temporary
         finally:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
             if handle is not None:
-                os.close(handle)
+                close(handle)
 
 
-def place(temporary: Path, target: Path) -> None:
-    """Give a finished file its name, its bytes safely on the disk."""
+def place(temporary: Path, target: Path, rights: Rights | None) -> None:
+    """Give a finished file its name, its bytes safely on the disk, and the rights of the one it replaces."""
     with temporary.open("r+b") as file:
         os.fsync(file.fileno())
+    if rights is not None:
+        rights.give(temporary)
     temporary.replace(target)
 
 
@@ -119,35 +122,80 @@ def write_arrays(
 
 
 def write_body(file: BinaryIO, layout: Layout, specs: Mapping[str, Spec], pieces: Pieces) -> None:
-    """The whole of a safetensors file into an open one, checksums included."""
-    with ThreadPoolExecutor(1, "polyak-sync") as syncing:
-        _write_all(file, layout, specs, pieces, syncing)
+    """The whole of a safetensors file into an open one, checksums included.
 
-
-def _write_all(
-    file: BinaryIO, layout: Layout, specs: Mapping[str, Spec], pieces: Pieces, syncing: ThreadPoolExecutor
-) -> None:
+    What is summed is what is written: both are made of a copy, block by block, so that a tensor that
+    another thread writes to meanwhile gives no file that contradicts itself.
+    """
     _write(file, memoryview(layout.header))
-    unsynced, synced = 0, Future[None]()
-    synced.set_result(None)
-    sums: list[int] = []
-    for name in layout.names:
-        crc, count = 0, 0
-        for piece in pieces(name):
-            view = as_bytes(piece)
-            _write(file, view)
-            crc, count, unsynced = zlib.crc32(view, crc), count + len(view), unsynced + len(view)
-            # Forced to disk while the next is made: left to the end, or to the system's own throttling,
-            # gigabytes of dirty pages take several times as long.
-            if unsynced > _SYNC_EVERY:
-                synced.result()
-                unsynced, synced = 0, syncing.submit(_sync_data, file.fileno())
-        if count != specs[name].nbytes:
-            raise AssertionError(f"{name}: {count} bytes were given, {specs[name].nbytes} announced")
-        sums.append(crc)
-    synced.result()
+    scratch = memoryview(bytearray(_BLOCK))
+    unsynced, sums = 0, list[int]()
+    with _Syncing(file.fileno()) as syncing:
+        for name in layout.names:
+            crc, count = 0, 0
+            for piece in pieces(name):
+                view = as_bytes(piece)
+                for begin in range(0, len(view), _BLOCK):
+                    block = scratch[: min(_BLOCK, len(view) - begin)]
+                    block[:] = view[begin : begin + _BLOCK]
+                    crc = zlib.crc32(block, crc)
+                    _write(file, block)
+                count, unsynced = count + len(view), unsynced + len(view)
+                # Forced to disk while the next is made: left to the end, or to the system's own
+                # throttling, gigabytes of dirty pages take several times as long.
+                if unsynced > _SYNC_EVERY:
+                    unsynced = 0
+                    syncing.start()
+            if count != specs[name].nbytes:
+                raise AssertionError(f"{name}: {count} bytes were given, {specs[name].nbytes} announced")
+            sums.append(crc)
+        syncing.finish()
     file.seek(0)
     _write(file, memoryview(layout.with_sums(sums)))
+
+
+class _Syncing:
+    """Forces a file to disk beside the writing, one time after the other, on a thread.
+
+    No executor: those take nothing more once the interpreter is ending, and a save may go on until then.
+    """
+
+    def __init__(self, handle: int) -> None:
+        self._handle = handle
+        self._thread: Thread | None = None
+        self._errors: list[OSError] = []
+
+    def start(self) -> None:
+        """Begin once more, when the time before has ended."""
+        self.finish()
+        self._thread = Thread(target=self._sync, name="polyak-sync")
+        self._thread.start()
+
+    def finish(self) -> None:
+        """Wait for the last time.
+
+        Raises:
+            OSError: the disk refused.
+        """
+        self._join()
+        if self._errors:
+            raise self._errors[0]
+
+    def _sync(self) -> None:
+        try:
+            _sync_data(self._handle)
+        except OSError as error:
+            self._errors.append(error)
+
+    def _join(self) -> None:
+        if self._thread is not None:
+            self._thread.join()
+
+    def __enter__(self) -> _Syncing:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._join()  # after an error too: the descriptor is closed next, and may become another file's
 
 
 def _write(file: BinaryIO, view: memoryview) -> None:
@@ -157,35 +205,25 @@ def _write(file: BinaryIO, view: memoryview) -> None:
 
 def sweep(target: Path) -> None:
     """Remove the temporary files of processes that were killed while they wrote ``target``."""
+    _sweep(glob.escape(str(hidden(target, ""))) + "*.part")
+
+
+def sweep_all(folder: Path) -> None:
+    """Remove the temporary files of all processes that were killed while they wrote into a folder."""
+    _sweep(glob.escape(str(folder)) + f"/.*.{'[0-9a-f]' * 2 * _RANDOM}.part")
+
+
+def _sweep(pattern: str) -> None:
     if fcntl is None:
         return
-    for name in glob.glob(glob.escape(f"{target.parent}/.{target.name}.") + "*.part"):
+    for name in glob.glob(pattern):
         with suppress(OSError):
             handle = os.open(name, os.O_RDWR)
             try:
-                if _lock(handle) is None:
+                if try_lock(handle) is None:
                     os.unlink(name)
             finally:
-                os.close(handle)
-
-
-@contextmanager
-def alone(folder: Path) -> Generator[None]:
-    """Wait until no other process or thread is in such a block for the same folder.
-
-    On systems and disks without locks it does not wait: there, one at a time may write a set of files.
-    """
-    handle = os.open(folder, os.O_RDONLY) if fcntl is not None else None
-    try:
-        if fcntl is not None and handle is not None:
-            with suppress(OSError):
-                fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        if fcntl is not None and handle is not None:
-            with suppress(OSError):  # a process forked meanwhile shares the lock: closing leaves it to that
-                fcntl.flock(handle, fcntl.LOCK_UN)
-            os.close(handle)
+                close(handle)
 
 
 def sync_folder(path: Path) -> None:
@@ -198,27 +236,17 @@ def sync_folder(path: Path) -> None:
             os.close(descriptor)
 
 
-def _claim(target: Path) -> tuple[int | None, Path]:
+def _claim(target: Path, private: bool) -> tuple[int | None, Path]:
     """A new temporary file, locked for as long as this process lives."""
+    mode = 0o600 if private else 0o666
     while True:
-        temporary = target.with_name(f".{target.name}.{secrets.token_hex(6)}.part")
+        temporary = hidden(target, f"{secrets.token_hex(_RANDOM)}.part")
         # Not by mkstemp: it makes private files, and to read the umask is to set it, for all threads.
-        handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
         if fcntl is None:  # Windows renames no open file
             os.close(handle)
             return None, temporary
         # Another writer may take it for litter between its making and its lock.
-        if not isinstance(_lock(handle), BlockingIOError) and temporary.exists():
+        if not isinstance(try_lock(handle), BlockingIOError) and temporary.exists():
             return handle, temporary
-        os.close(handle)
-
-
-def _lock(handle: int) -> OSError | None:
-    """Lock a file; the system frees it when its owner dies. What refuses, if it is refused."""
-    if fcntl is None:
-        return OSError("no locks")
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        return error
-    return None
+        close(handle)

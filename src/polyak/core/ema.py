@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import os
 import secrets
-from abc import ABC
+import threading
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any, Generic
+from threading import get_ident
+from typing import Any
 
-from polyak.checkpoints.snapshots import Captured
-from polyak.core import files, metrics, resumables, snapshots
+from polyak.core import metrics
 from polyak.core.attach import Attachment, Witness, averaged_of
 from polyak.core.averages import Averages, ModelT
 from polyak.core.clock import Clock
 from polyak.core.live import Block, Exchange, finished
+from polyak.core.persistence import Persistent
 from polyak.core.plan import Patterns
-from polyak.core.state import LoadReport, State, averaged_in, read, whole
 from polyak.core.tensors import T
 from polyak.core.track import Track, check_counts_steps
-from polyak.errors import CheckpointError, ConfigError, PlanError, SwapError
+from polyak.errors import ConfigError, PlanError, SwapError
 from polyak.rules import Decay
 
 
@@ -36,7 +35,7 @@ class Watch:
             self._watchers.remove(self)
 
 
-class Verbs(ABC, Generic[ModelT, T]):
+class Verbs(Persistent[ModelT, T]):
     """An EMA but for how it is made; see ``polyak.EMA``.
 
     Args:
@@ -51,7 +50,7 @@ class Verbs(ABC, Generic[ModelT, T]):
         self.every, self.start, self._seed = every, start, seed
         self.run = secrets.token_hex(8)
         self._clock = Clock.at(0, {track.decay.unit for track in self.tracks.values()})
-        self._pending: tuple[Clock, list[float], bool] | None = None  # the update under way
+        self._pending = None
         self._watches: list[Watch] = []
         self._attachment: Attachment | None = None
 
@@ -68,8 +67,7 @@ class Verbs(ABC, Generic[ModelT, T]):
     @property
     def tracks(self) -> dict[str, Track[T]]:
         """The averages by name, each with its tensors, schedule and profile."""
-        self._averages.settle()
-        return self._averages.tracks
+        return self._tracks()
 
     @property
     def decay(self) -> Decay:
@@ -145,7 +143,7 @@ class Verbs(ABC, Generic[ModelT, T]):
         self._averages.mend()
         tracks = self._averages.tracks.values()
         betas = [0.0 if copying else track.coming(clock.elapsed[track.decay.unit]) for track in tracks]
-        self._pending = clock, betas, copying
+        self._pending = clock, betas, copying, get_ident()
         try:
             self._averages.update(betas, clock.step)
             self._count()
@@ -158,25 +156,34 @@ class Verbs(ABC, Generic[ModelT, T]):
     def _count(self) -> None:
         """Let the counters follow what the averages took. Twice is the same as once."""
         if self._pending is not None:
-            clock, betas, copying = self._pending
+            clock, betas, copying, _ = self._pending
             for track, beta in zip(self._averages.tracks.values(), betas, strict=True):
                 track.acted(beta, clock, copying)
             self._clock, self._pending = Clock.at(clock.step, clock.elapsed), None
 
     def _resolve(self) -> None:
         """After an interrupt in an update: count it if all averages took it, forget it if none did."""
-        if self._pending is not None:
-            took = self._averages.took(self._pending[0].step)
+        if (pending := self._interrupted()) is not None:
+            took = self._averages.took(pending.step)
             if took:
                 self._count()
             elif took is False:
                 self._pending = None
 
+    def _interrupted(self) -> Clock | None:
+        """Where the counters stand after an update that never ended; not one that another thread is in now."""
+        pending = self._pending  # looked at once: a thread that ends its update takes it away
+        if pending is None:
+            return None
+        clock, *_, thread = pending
+        elsewhere = thread != get_ident() and any(t.ident == thread for t in threading.enumerate())
+        return None if elsewhere else clock
+
     def _refuse_while_torn(self, verb: str) -> None:
         self._resolve()
-        if self._pending is not None:
+        if (pending := self._interrupted()) is not None:
             raise PlanError(
-                f"{verb}: the update at step {self._pending[0].step} was interrupted when some averages had "
+                f"{verb}: the update at step {pending.step} was interrupted when some averages had "
                 "taken it and others had not. Continue from a saved state with ema.load(…) or "
                 "load_state_dict(…), or start again from the model with ema.reset()."
             )
@@ -234,105 +241,6 @@ class Verbs(ABC, Generic[ModelT, T]):
             self._clock, self._pending = Clock.at(self.step, self._clock.elapsed), None
 
         finished(start) if names is None else restart()
-
-    def state_dict(self) -> State:
-        """Everything resuming takes: schedules, counters, histories, random state, averages.
-
-        Tensors are the averages themselves, under the model's names without wrapper prefixes; write the
-        state before the next update or copy it. ``torch.load(weights_only=True)`` reads it back.
-        """
-        self._refuse_while_swapped("state_dict")
-        self._notice_unseen_steps()
-        averages = self._averages
-        frozen = [entry.name for entry in averages.plan.frozen()]
-        return whole(self.tracks, averages.copies, frozen, averages.skipped(), self._settings) | {
-            "run": self.run,
-            **self._clock._asdict(),
-        }
-
-    def load_state_dict(self, state: State, strict: bool = True) -> LoadReport:
-        """Continue where ``state_dict`` left off, bit for bit.
-
-        What is frozen may differ: a parameter averaged there and frozen here is averaged on, and one that
-        was frozen there and is trained here joins with the value it has now. So load the model's weights
-        first.
-
-        Args:
-            state: from ``state_dict``, of an EMA over the same model with the same schedules.
-            strict: refuse any mismatch. False takes what fits and reports the rest.
-
-        Returns:
-            What did not match and what was done about it; empty (false) when all did.
-
-        Raises:
-            CheckpointError: the state is malformed or, under strict, differs. Nothing is changed then.
-            SwapError: an average is live.
-        """
-        self._refuse_while_swapped("load_state_dict")
-        self._follow_model()
-        averages = self._averages
-        plan, tracks = averages.with_room_for(averaged_in(state), self.step)
-        loaded, report = read(state, tracks, averages.copies, self._settings, averages.kit)
-        if strict and report:
-            raise CheckpointError(f"{report}. Nothing was loaded; strict=False takes what fits.")
-
-        def take() -> None:
-            averages.restore(loaded, state, plan, tracks)
-            self._clock = Clock(loaded.step, loaded.waiting, loaded.elapsed)
-            self.run, self._pending = loaded.run, None
-
-        finished(take)
-        return report
-
-    def save(
-        self,
-        path: str | os.PathLike[str],
-        track: str | None = None,
-        *,
-        resumable: bool = False,
-        max_shard_size: int | str | None = None,
-    ) -> None:
-        """Write one average as a plain ``.safetensors`` file that any tool loads.
-
-        It holds the keys of ``model.state_dict()`` without wrapper prefixes (only the included ones when
-        globs were given), averages in their storage dtype, and says in its header what it is.
-
-        Args:
-            path: the file; an old one is replaced only when the new one is complete.
-            track: which average; "raw" for the model's own weights.
-            resumable: write all that ``load`` takes to continue bit for bit instead: every track,
-                counters, random state. Such a file is no model.
-            max_shard_size: bytes, or "5GB"; above it, write shards and ``path + ".index.json"``.
-
-        Raises:
-            CheckpointError: the file cannot be written. An old file is intact.
-            SwapError: an average is live, so what is raw and what is average could be mixed up.
-        """
-        self._refuse_while_swapped("save")
-        self._notice_unseen_steps()
-        self._follow_model()
-        if resumable:
-            tensors, header = resumables.packed(self.state_dict())
-        else:
-            chosen = None if track == "raw" else self._track(track)
-            tensors, header = files.weights_of(self._averages, chosen, self.step, self.run)
-        files.save(path, tensors, header, self._averages.kit, max_shard_size)
-
-    def load(self, path: str | os.PathLike[str], strict: bool = True) -> LoadReport:
-        """Continue from a file that ``save(path, resumable=True)`` wrote; see ``load_state_dict``.
-
-        Raises:
-            CheckpointError: the file is damaged, holds something else, or under strict does not match.
-        """
-        return self.load_state_dict(resumables.read(path, self._averages.kit), strict)
-
-    def capture(self, track: str, dtype: str) -> Captured:
-        """A copy of a track, without what never changes and rounded to ``dtype``, or of the "raw" model."""
-        self._refuse_while_swapped("capture")
-        self._follow_model()
-        if track == "raw":
-            return snapshots.of_model(self._averages, self.step, self.run)
-        return snapshots.of_track(self._averages, self._track(track), self.step, self.run, dtype)
 
     def watch(self, watcher: Callable[[], None]) -> Watch:
         """Call ``watcher()`` after each update, all counters agreeing; the handle's ``remove()`` ends it."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
@@ -15,9 +16,33 @@ from polyak.core.averages import Averages
 from polyak.core.plan import Plan
 from polyak.core.tensors import T, Tensors
 from polyak.core.track import Track
-from polyak.errors import CheckpointError
+from polyak.errors import CheckpointError, ConfigError
 from polyak.rules import Profile
 from polyak.rules.profile import COPY
+
+# Endings of other formats: a file under such a name would be opened by the wrong reader.
+_OTHERS = frozenset(
+    f".{ending}"
+    for line in (
+        "pt pth bin ckpt tar pkl pickle npz npy json msgpack",
+        "pdparams pdopt pdema keras h5 hdf5 gguf onnx",
+    )
+    for ending in line.split()
+)
+
+
+def check_name(path: str | os.PathLike[str]) -> None:
+    """Refuse a name that ends like a file of another format.
+
+    Raises:
+        ConfigError: it does.
+    """
+    name = Path(os.fspath(path))
+    if name.suffix.lower() in _OTHERS:
+        raise ConfigError(
+            f"path={str(path)!r}: polyak writes safetensors, which no reader of {name.suffix} files opens. "
+            f"Name it {name.with_suffix('.safetensors').name!r}; `polyak convert` makes other formats of it."
+        )
 
 
 def header(track: Track[Any], step: int, run: str) -> Header:
@@ -66,18 +91,30 @@ def exported(plan: Plan[T], held: Mapping[str, T], kit: Tensors[T]) -> dict[str,
 def save(
     path: str | os.PathLike[str],
     tensors: Mapping[str, T],
-    header: Header,
+    metadata: Mapping[str, str],
     kit: Tensors[T],
-    max_shard_size: int | str | None = None,
+    max_shard_size: int | str | None,
+    check: Callable[[], None] = lambda: None,
 ) -> None:
     """Write tensors and what they are; from a GPU one at a time.
+
+    Args:
+        path: the file.
+        tensors: by the names they get.
+        metadata: for the header.
+        kit: the framework's tensors.
+        max_shard_size: see ``write_sharded``.
+        check: called when all is written and nothing replaced; what it raises leaves the old file.
 
     Raises:
         CheckpointError: the operating system refuses. Nothing is changed then.
     """
     specs = {name: Spec(kit.dtype_of(tensor), tuple(tensor.shape)) for name, tensor in tensors.items()}
+    kept = {
+        name: kit.alias(tensor) for name, tensor in tensors.items()
+    }  # a block may point the live ones away
 
     def pieces(name: str) -> Iterator[NDArray[Any]]:
-        yield kit.as_array(tensors[name])
+        yield kit.as_array(kept[name])
 
-    write_sharded(path, specs, header.to_metadata(), pieces, max_shard_size)
+    write_sharded(path, specs, metadata, pieces, max_shard_size, check)

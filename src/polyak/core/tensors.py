@@ -92,6 +92,14 @@ class Tensors(Protocol[T]):
         """A copy in host memory."""
         ...
 
+    def alias(self, tensor: T, /) -> T:
+        """A tensor of its own on the same memory, which stays there when the other is pointed elsewhere."""
+        ...
+
+    def version(self, tensor: T, /) -> int:
+        """How often the framework wrote it in place; a constant where that is not counted."""
+        ...
+
     def as_array(self, tensor: T, /) -> NDArray[Any]:
         """The values for NumPy, on the tensor's memory where that is on the host and contiguous.
 

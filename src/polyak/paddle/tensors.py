@@ -128,6 +128,11 @@ def _axes(tensor: Tensor) -> list[int]:
     return sorted(range(tensor.ndim), key=lambda axis: -tensor.strides[axis])
 
 
+def version(tensor: Tensor) -> int:
+    """How often Paddle wrote it in place."""
+    return typed(int, tensor.inplace_version)
+
+
 def cast(tensor: Tensor, dtype: Any) -> Tensor:
     """The tensor itself where it has that dtype already."""
     return tensor if tensor.dtype == dtype else tensor.astype(dtype)

@@ -160,6 +160,16 @@ def on_host(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", copy=True)
 
 
+def alias(tensor: Tensor) -> Tensor:
+    """A tensor of its own on the same memory, which stays there when the other is pointed elsewhere."""
+    return tensor.detach()
+
+
+def version(tensor: Tensor) -> int:
+    """How often torch wrote it in place; tensors made in inference mode are not counted."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
 def as_array(tensor: Tensor) -> NDArray[Any]:
     """A tensor's values for NumPy, on the tensor's memory where that is on the CPU and contiguous."""
     dtype = dtype_of(tensor)

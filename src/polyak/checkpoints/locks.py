@@ -1,0 +1,154 @@
+"""Locks between processes and threads that say who holds them, and that die with their holder.
+
+A lock is a file of its own, there only while it is held: nobody who merely reads a folder, or locks it for
+purposes of his own, stands in the way. The system frees it when its holder dies; the file that is left
+then is taken over by the next, and removed. A forked child does not hold what its parent does.
+
+Where the system or the disk has no locks (Windows, some network file systems) nobody is kept out.
+The library ``filelock`` was looked at and left: it leaves its files behind, beside every checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+import weakref
+from contextlib import suppress
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from polyak.errors import CheckpointError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+_POLL = 0.02  # seconds between two attempts
+_NO_LINKS: int = getattr(os, "O_NOFOLLOW", 0)  # a lock's content is overwritten: never that of another file
+_held: set[int] = set()  # descriptors of this process; a child must not keep their locks alive
+
+
+class Lock:
+    """A lock file to be held, by one ``Lock`` at a time.
+
+    Args:
+        path: the file; made when it is taken, removed when it is released.
+        what: what is being done by its holder, for the message: "x is being written".
+        advice: the way out, for the message.
+    """
+
+    def __init__(self, path: Path, what: str, advice: str) -> None:
+        self.path, self._what, self._advice = path, what, advice
+        self._release: Any = None
+
+    def take(self, patience: float) -> None:
+        """Hold the lock, or wait so many seconds for it.
+
+        Raises:
+            CheckpointError: somebody else holds it all the time; it says who.
+            OSError: the file cannot be made.
+        """
+        if fcntl is None:
+            return
+        until = time.monotonic() + patience
+        while (handle := _attempt(self.path)) is None:
+            if time.monotonic() >= until:
+                raise CheckpointError(f"{self._what} by {_holder(self.path)}: {self._advice}.")
+            time.sleep(_POLL)
+        # Also when nobody calls release: at the end of this object, or of the interpreter.
+        self._release = weakref.finalize(self, _let_go, self.path, handle, os.getpid())
+
+    def release(self) -> None:
+        """Hold it no longer. Without effect where it is not held, and in a forked child."""
+        if self._release is not None:
+            self._release()
+
+    def __enter__(self) -> Lock:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+def try_lock(handle: int) -> OSError | None:
+    """Lock an open file for as long as it stays open in this process. What refuses, if it is refused."""
+    if fcntl is None:
+        return OSError("no locks")
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error
+    _held.add(handle)
+    return None
+
+
+def close(handle: int) -> None:
+    """Close a file that ``try_lock`` was called with."""
+    _held.discard(handle)
+    os.close(handle)
+
+
+def _attempt(path: Path) -> int | None:
+    """A descriptor of the file, locked where there are locks; None while somebody else holds it."""
+    handle = _opened(path)
+    refused = try_lock(handle)
+    if isinstance(refused, BlockingIOError) or not _names(path, handle):
+        close(handle)  # held, or removed by its last holder after it was opened here
+        return None
+    about = {
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "since": datetime.now(timezone.utc).isoformat(),
+    }
+    with suppress(OSError):  # of another user; or the disk is full
+        os.ftruncate(handle, 0)
+        os.write(handle, json.dumps(about).encode())
+    return handle
+
+
+def _opened(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | _NO_LINKS, 0o666)
+    except PermissionError:
+        if not path.exists():
+            raise
+        return os.open(path, os.O_RDONLY | _NO_LINKS)  # left by another user: it can be locked all the same
+
+
+def _names(path: Path, handle: int) -> bool:
+    try:
+        return os.path.samestat(os.stat(path, follow_symlinks=False), os.fstat(handle))
+    except FileNotFoundError:
+        return False
+
+
+def _let_go(path: Path, handle: int, process: int) -> None:
+    if os.getpid() != process:  # a forked child: its descriptor is closed, the lock its parent's
+        return
+    with suppress(OSError):
+        path.unlink()  # before it is unlocked: afterwards it may be the next one's
+    with suppress(OSError):
+        close(handle)
+
+
+def _holder(path: Path) -> str:
+    try:
+        about = json.loads(path.read_bytes()[:1000])
+        return f"process {about['pid']} on {about['host']}, since {about['since'][:19]} UTC"
+    except (OSError, ValueError, TypeError, LookupError):
+        return "a process that does not say who it is"
+
+
+def _close_all() -> None:
+    for handle in _held:
+        with suppress(OSError):
+            os.close(handle)
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_all)
