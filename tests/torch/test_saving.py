@@ -296,9 +296,10 @@ def test_the_interpreter_ends_after_the_file_is_written_or_says_that_it_is_not(
 def test_a_forked_child_does_not_wait_for_a_thread_it_does_not_have(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ema, go = polyak.EMA(nn.Linear(2, 2), 0.9), threading.Event()
-    Halfway(monkeypatch, go.wait)
+    ema, reached, go = polyak.EMA(nn.Linear(2, 2), 0.9), threading.Event(), threading.Event()
+    Halfway(monkeypatch, lambda: (reached.set(), go.wait()))
     saving = ema.save(tmp_path / "a.safetensors", background=True)
+    reached.wait()
     child = os.fork()
     if child == 0:
         try:
