@@ -171,7 +171,7 @@ class Verbs(Persistent[ModelT, T]):
                 self._pending = None
 
     def _interrupted(self) -> Clock | None:
-        """Where the counters stand after an update that never ended; not one that another thread is in now."""
+        """Where counters stand after an update that never ended; not one that another thread is in now."""
         pending = self._pending  # looked at once: a thread that ends its update takes it away
         if pending is None:
             return None
