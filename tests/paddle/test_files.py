@@ -187,7 +187,7 @@ def test_a_resumable_file_holds_exactly_the_state(
     again = EMA(network(), **form)
     assert not again.load(tmp_path / "a.safetensors")
     assert_equal(again.state_dict(), ema.state_dict())
-    with pytest.raises(CheckpointError, match=r"0\.123|track"):
+    with pytest.raises(CheckpointError, match=r"0\.623|track"):
         EMA(network(), 0.623).load(tmp_path / "a.safetensors")
 
 

@@ -61,8 +61,8 @@ class Tensors(Protocol[T]):
         """Whether two tensors begin at one address."""
         ...
 
-    def version(self, tensor: T, /) -> int:
-        """A number that is another after a write, as far as the framework counts writes."""
+    def stamp(self, tensor: T, /) -> int:
+        """A number that is another one if the tensor may have been written since."""
         ...
 
     def watched(self, tensors: Sequence[T], /) -> Unmoved:
@@ -97,7 +97,7 @@ class Tensors(Protocol[T]):
         ...
 
     def version(self, tensor: T, /) -> int:
-        """How often the framework wrote it in place; a constant where that is not counted."""
+        """How often the framework counted a write in place: the same number proves nothing."""
         ...
 
     def as_array(self, tensor: T, /) -> NDArray[Any]:

@@ -66,4 +66,4 @@ class Twin(Generic[ModelT, T]):
         self._seen = None
 
     def _moment(self, step: int) -> tuple[int, list[int]]:
-        return step, [self._kit.version(live) for _, live in self._follows]
+        return step, [self._kit.stamp(live) for _, live in self._follows]

@@ -57,7 +57,7 @@ class Averages(core.Averages[nn.Layer, Tensor]):
         return Plan(self.model, selection, averaged)
 
     def plan_of(self, model: nn.Layer) -> Plan:
-        return Plan(model, Selection.of(None, None, "auto"))
+        return Plan(model, self._selection)
 
     def stored(self, live: Tensor) -> tuple[Tensor, Tensor | None]:
         return self.settings.stored(live)

@@ -33,6 +33,7 @@ def clone_onto(
         PlanError: something on a layer leads to the original.
     """
     memo: dict[int, Any] = {}
+    copies: list[tuple[Tensor, Tensor]] = []
     layers = layer.sublayers(include_self=True)
     for one in layers:
         inner = unwrap(one)
@@ -40,14 +41,17 @@ def clone_onto(
         memo[id(one)] = memo[id(inner)]
         own = cast("list[Tensor | None]", [*one._parameters.values(), *one._buffers.values()])
         for t in own:
-            if t is not None:
-                memo[id(t)] = _twin(t, tensors[id(t)] if id(t) in tensors else duplicate(t))
+            if t is not None and id(t) in tensors:
+                memo[id(t)] = _twin(t, tensors[id(t)])
+            elif t is not None and id(t) not in memo:
+                memo[id(t)] = _twin(t, duplicate(t))
+                copies.append((memo[id(t)], t))
     copier = Copier(memo, Tensor, duplicate)
     for one in layers:
         if unwrap(one) is one:
             copier.fill(memo[id(one)], one, vars(one))
     memo[id(layer)].eval()
-    return memo[id(layer)], copier.tensors
+    return memo[id(layer)], copies + copier.tensors
 
 
 def _twin(live: Tensor, given: Tensor) -> Tensor:

@@ -80,7 +80,7 @@ def on_one_memory(one: Tensor, other: Tensor) -> bool:
     return not (holds_values(one) and one.is_dense()) or one.data_ptr() == other.data_ptr()
 
 
-def version(tensor: Tensor) -> int:
+def stamp(tensor: Tensor) -> int:
     """A new number each time: ``set_value`` and ``set_state_dict`` count no ``inplace_version``."""
     return next(_asked)
 
@@ -129,7 +129,7 @@ def _axes(tensor: Tensor) -> list[int]:
 
 
 def version(tensor: Tensor) -> int:
-    """How often Paddle wrote it in place."""
+    """How often Paddle wrote it in place, as far as it counts."""
     return typed(int, tensor.inplace_version)
 
 
@@ -172,7 +172,8 @@ def _squared_difference(average: Tensor, other: Tensor | None) -> Tensor:
     apart = cast(average.detach(), wide(average.dtype))
     if other is not None:
         apart = apart - to(cast(other.detach(), apart.dtype), apart.place)
-    return apart.abs().square().sum(dtype="float64")
+    # Of no elements the sum has their dtype, whatever is asked for.
+    return cast(apart.abs().square().sum(dtype="float64"), paddle.float64)
 
 
 def all_finite(tensors: Sequence[Tensor]) -> list[bool]:

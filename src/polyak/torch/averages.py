@@ -66,7 +66,7 @@ class Averages(core.Averages[nn.Module, Tensor]):
         return Plan(self.model, selection, averaged)
 
     def plan_of(self, model: nn.Module) -> Plan:
-        return Plan(model, Selection.of(None, None, "auto"))
+        return Plan(model, self._selection)
 
     def extra_states(self) -> dict[str, Tensor]:
         """What ``get_extra_state`` gives; a safetensors file holds what is a tensor."""

@@ -90,11 +90,6 @@ def on_one_memory(one: Tensor, other: Tensor) -> bool:
     return one.layout != torch.strided or one.data_ptr() == other.data_ptr()
 
 
-def version(tensor: Tensor) -> int:
-    """A number that grows with every write that autograd sees; 0 of what inference mode made."""
-    return 0 if tensor.is_inference() else tensor._version  # pyright: ignore[reportPrivateUsage]
-
-
 def watched(tensors: Sequence[Tensor]) -> Unmoved:
     """Watch where tensors lie and in what form.
 
@@ -167,7 +162,10 @@ def alias(tensor: Tensor) -> Tensor:
 
 def version(tensor: Tensor) -> int:
     """How often torch wrote it in place; tensors made in inference mode are not counted."""
-    return 0 if tensor.is_inference() else tensor._version
+    return 0 if tensor.is_inference() else tensor._version  # pyright: ignore[reportPrivateUsage]
+
+
+stamp = version
 
 
 def as_array(tensor: Tensor) -> NDArray[Any]:
