@@ -78,7 +78,7 @@ def test_only_what_beats_the_best_is_saved(
 
 
 def test_the_file_is_the_average_that_was_considered(path: Path) -> None:
-    ema = trained({"short": 0.1, "long": 0.5})
+    ema = trained({"short": Constant(0.1), "long": 0.5})
     best = BestCheckpoint(path)
     assert best.consider(ema, 1.0, track="long")
     average = polyak.load(path)

@@ -285,7 +285,7 @@ def test_a_long_name_is_shortened_in_the_message(tmp_path: Path) -> None:
 @pytest.mark.parametrize("size", range(8))
 def test_less_than_a_length_is_refused(tmp_path: Path, size: int) -> None:
     (tmp_path / "a").write_bytes(b"\1" * size)
-    assert f"has {size} bytes" in refusal(tmp_path / "a")
+    assert (f"has {size} bytes" if size else "is empty") in refusal(tmp_path / "a")
 
 
 @pytest.mark.parametrize("length", [1, 100_000_001, 2**63, 2**64 - 1])

@@ -145,7 +145,11 @@ def test_a_missing_kernel_is_said(tmp_path: Path) -> None:
 def test_torch_missing_answers_with_its_pip_line(tmp_path: Path) -> None:
     done = bench(cwd=tmp_path, block="torch")
     assert done.returncode == 1
-    assert done.stderr == 'polyak: torch is not installed. Install it with: pip install "polyak[torch]"\n'
+    assert done.stderr == (
+        'polyak: torch is not installed. Install it with: pip install "polyak[torch]". This command measures '
+        "PyTorch. For PaddlePaddle: python -m benchmarks.paddle, in polyak's repository; polyak.paddle.EMA's "
+        'metrics()["engine"] says which engine runs.\n'
+    )
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,10 @@ def test_back(tmp_path: Path) -> None:
 def test_torch_is_asked_for_where_it_is_needed(tmp_path: Path) -> None:
     done = convert(both(tmp_path), tmp_path / "out.pt", "--to", "torch", "--part", "raw", block="torch")
     assert done.returncode == 1
-    assert done.stderr == 'polyak: PyTorch is not installed. Install it with: pip install "polyak[torch]"\n'
+    assert done.stderr == (
+        'polyak: PyTorch is not installed. Install it with: pip install "polyak[torch]". '
+        "Layers of PaddlePaddle go to polyak.paddle.EMA.\n"
+    )
 
 
 @pytest.mark.parametrize(

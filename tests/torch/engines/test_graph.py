@@ -54,7 +54,7 @@ def test_what_cannot_be_captured_is_refused(found: dict[str, Any]) -> None:
     assert 'on_nonfinite="raise" waits' in told["strict"]
     assert "the engine foreach cannot be captured" in told["plain"]
     assert told["plain"].startswith("ConfigError")
-    assert told["stale"].startswith("PlanError: the model's tensors moved after the last update")
+    assert told["stale"].startswith("PlanError: the model's tensors or averages moved after the last update")
 
 
 @pytest.mark.parametrize("every", [1, 3])

@@ -250,7 +250,7 @@ def test_any_shape_and_value_gives_what_the_reference_says(
     floats = st.floats(-bound, bound, width=width) | st.sampled_from([NAN, INF, -INF])
     first = data.draw(arrays(dtype, shape, elements=st.floats(-bound, bound, width=width)))
     model = nn.ParameterDict({"w": nn.Parameter(torch.from_numpy(np.array(first)))})
-    ema = polyak.EMA(model, beta, dtype=LIVE[storage], engine="native")
+    ema = polyak.EMA(model, polyak.Constant(beta), dtype=LIVE[storage], engine="native")
     assert ema.metrics()["engine"].startswith("native")
     state, largest = reference.init({"w": first}, beta), np.abs(first.astype(np.float64))
     for _ in range(3):
