@@ -528,7 +528,7 @@ def test_nan_in_a_tensor_given_whole_is_refused(tmp_path: Path, monkeypatch: pyt
 
 def test_of_tensors_given_whole_two_are_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The mean and one input; before and after the largest there are others as large."""
-    count = 500_000
+    count = 2_000_000  # beside which the megabyte through which a file is written is little
     slots = {f"t{i}": Held(np.dtype("f4"), (count,), lambda: np.ones(count, "f4")) for i in range(3)}
     slots["n"] = Held(np.dtype("i4"), (count,), lambda: np.ones(count, "i4"))
     monkeypatch.setattr(inputs, "open_weights", lambda path: Weights(str(path), "pytorch", slots))
