@@ -423,6 +423,31 @@ def test_steps_that_a_scaler_skips_are_seen() -> None:
     assert ema.step == 0
 
 
+def test_a_fused_optimizer_under_a_scaler_that_had_no_gradients_to_look_at() -> None:
+    model = network()
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    ema = EMA(model, 0.9)
+    ema.attach(optimizer)
+    optimizer.grad_scale, optimizer.found_inf = None, 0  # what the scaler sets then: a number, no tensor
+    optimizer.step()
+    optimizer.found_inf = 1
+    optimizer.step()
+    assert ema.step == 1
+
+
+def test_the_verdict_of_a_scaler_is_not_read_while_a_graph_is_captured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = network()
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    ema = EMA(model, 0.9)
+    ema.attach(optimizer)
+    monkeypatch.setattr(Ensemble, "capturing", lambda self: True)
+    optimizer.grad_scale, optimizer.found_inf = None, torch.zeros(())
+    with pytest.raises(ConfigError, match=r"in a CUDA graph nobody can read .* AdamW step"):
+        optimizer.step()
+
+
 # --- copies -------------------------------------------------------------------------------------------
 
 

@@ -94,7 +94,8 @@ def _varying(runs: Sequence[Run]) -> tuple[Array, Array]:
 def _block(decay: Decay, clock: int, count: int, advance: int) -> tuple[float, float]:
     """``log B`` and ``Σᵢ βᵢ·…·βₙ``: kept, because a growing history has the same blocks each time."""
     with np.errstate(divide="ignore"):
-        logs = np.cumsum(np.log(betas_of(Run(decay, clock, count, 1, advance), np.arange(count, 0, -1.0))))
+        back = np.arange(count, 0, -1, np.float64)
+        logs = np.cumsum(np.log(betas_of(Run(decay, clock, count, 1, advance), back)))
     return float(logs[-1]), float(np.exp(logs).sum())
 
 

@@ -21,6 +21,8 @@ class Steps(Protocol):
 
     def before_step(self) -> None: ...
 
+    def capturing(self) -> bool: ...
+
 
 class Attachment(core.Attachment):
     """Calls ``update`` after each step that is really taken, also by a fused optimizer under a GradScaler.
@@ -66,10 +68,21 @@ class Attachment(core.Attachment):
 
     def _ends(self, place: int, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._running[place] -= 1
-        if self._running[place] == 0:
-            found = getattr(optimizer, "found_inf", None)  # set by GradScaler for fused optimizers only
-            if found is None or not found.item():
-                self.after(place)
+        if self._running[place] == 0 and not self._skipped(optimizer):
+            self.after(place)
+
+    def _skipped(self, optimizer: Optimizer) -> bool:
+        """Whether a GradScaler had a fused optimizer take no step, which it does inside its kernel."""
+        found: object = getattr(optimizer, "found_inf", None)  # set by GradScaler for fused optimizers only
+        if not isinstance(found, Tensor):
+            return bool(found)  # a number where the scaler had no gradients to look at
+        if self._steps.capturing():
+            raise ConfigError(
+                "attach: in a CUDA graph nobody can read whether the GradScaler lets "
+                f"{type(optimizer).__name__} step. Capture a step without a scaler (bfloat16 needs none), or "
+                "remove() the handle and call ema.update() after graph.replay()."
+            )
+        return bool(found.item())
 
 
 def check_hooked(optimizer: object) -> None:

@@ -204,6 +204,10 @@ class Averages(core.Averages[nn.Module, Tensor]):
         self._guards += guards
         self._engines.guard(self._guards > 0)
 
+    def capturing(self) -> bool:
+        """Whether a CUDA graph is being captured."""
+        return self._engines.capturing()
+
     def before_step(self) -> None:
         """θ is about to be written by an optimizer."""
         self._engines.before_step()

@@ -380,6 +380,20 @@ def test_a_lane_knows_all_the_memory_that_its_jobs_use(
         assert {tensor.data_ptr() for tensor in kept} <= lane.used
 
 
+def test_a_step_in_a_graph_is_refused_before_anything_waits(
+    gate: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The update under way would be waited for, which no graph can hold; here it would wait for ever."""
+    model, ema, handle = in_flight(1.0)
+    monkeypatch.setattr(ensemble.Ensemble, "capturing", lambda self: True)
+    with pytest.raises(polyak.ConfigError, match="captured in a CUDA graph while its EMA runs"):
+        ema._averages.before_step()
+    monkeypatch.undo()
+    gate.set()
+    handle.remove()
+    assert model.weight.unique().tolist() == [1.0]
+
+
 def test_only_accelerators_have_a_way_beside() -> None:
     theta = torch.ones(3)
     assert ensemble.way(Pair("w", theta, (theta.clone(),)), overlap=True) == "inline"

@@ -135,7 +135,17 @@ class Ensemble:
             aside.wait()
 
     def before_step(self) -> None:
-        """θ is about to be written: by a guarding optimizer, before each step."""
+        """θ is about to be written: by a guarding optimizer, before each step.
+
+        Raises:
+            ConfigError: in a CUDA graph, which can hold no wait for what was begun outside of it.
+        """
+        if self._asides and self.capturing():
+            raise ConfigError(
+                "an optimizer's step was captured in a CUDA graph while its EMA runs "
+                f"{self._asides[0].name}, beside the training: that cannot be captured. Make the EMA without "
+                'overlap= and device="cpu", or remove() the handle and update after graph.replay().'
+            )
         for aside in self._asides:
             aside.before_step()
 
