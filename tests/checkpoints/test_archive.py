@@ -305,3 +305,17 @@ def test_a_run_killed_again_and_again_leaves_the_archive_of_one_that_never_was(
     for one, other in zip(files["whole"], files["killed"], strict=True):
         a, b = load_file(one), load_file(other)
         assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_folder_has_one_writer_and_says_who(tmp_path: Path) -> None:
+    first = Archive(tmp_path, polyak.EMA(network(), TRACKS), every=5)
+    with pytest.raises(CheckpointError, match=f"process {os.getpid()}"):
+        Archive(tmp_path, polyak.EMA(network(), TRACKS), every=5)
+    first.close()
+    assert not (tmp_path / ".archive.lock").exists()
+
+
+@pytest.mark.parametrize("name", ["raw", "base"])
+def test_a_track_is_not_called_what_the_archive_calls_otherwise(name: str) -> None:
+    with pytest.raises(ConfigError, match=name):
+        polyak.EMA(network(), {name: 0.9})

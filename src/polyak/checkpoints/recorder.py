@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal, Protocol
 
+from polyak.checkpoints.locks import Lock
 from polyak.checkpoints.snapshots import Captured, Keep, Snapshot, found_in, superfluous, write_snapshot
+from polyak.checkpoints.write import sweep_all
 from polyak.errors import CheckpointError
 from polyak.rules import Profile
 
 ABANDONED = "abandoned"
+_PATIENCE = 0.2  # seconds: a reader never holds the lock, so a holder is at work for hours
 _HALF = 0.5 * (1 + 1e-9)  # a half-life is a half however it was multiplied up
 
 
@@ -64,14 +68,34 @@ class Recorder:
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="polyak-archive")
         self._writing: Future[None] | None = None
         self._failure: Exception | None = None
-        snapshots = self._rewound()
-        if not any(snapshot.number == 0 for snapshot in snapshots):
-            self._write([ema.capture("raw", "float32")], 0)
+        self._process = os.getpid()
+        self._lock = Lock(
+            folder / ".archive.lock",
+            f"the archive {folder} is being written",
+            "an archive has one writer; close that one, or give another folder",
+        )
+        try:
+            self._lock.take(_PATIENCE)
+        except OSError as error:
+            raise CheckpointError(f"{folder} cannot be written: {error}") from error
+        try:
+            sweep_all(folder)
+            snapshots = self._rewound()
+            if not any(snapshot.number == 0 for snapshot in snapshots):
+                self._write([ema.capture("raw", "float32")], 0)
+        except BaseException:
+            self._lock.release()
+            raise
         self._handle = ema.watch(self._after_update)
+
+    @property
+    def _forked(self) -> bool:
+        """Whether this is a child of the process that writes: it has neither the thread nor the lock."""
+        return os.getpid() != self._process
 
     def take(self) -> None:
         """A snapshot of the present step, if there is none yet."""
-        if self._number and self._ema.step == self._step:
+        if self._forked or (self._number and self._ema.step == self._step):
             return
         captured = [self._ema.capture(name, self._dtype) for name in self._ema.tracks]
         self._number += 1
@@ -81,7 +105,7 @@ class Recorder:
 
     def wait(self) -> None:
         """Until what was taken is on disk. A failure is a warning now and raised by ``stop``."""
-        if self._writing is None:
+        if self._forked or self._writing is None:
             return
         writing, self._writing = self._writing, None
         try:
@@ -97,12 +121,19 @@ class Recorder:
             CheckpointError: a snapshot could not be written.
         """
         self._handle.remove()
-        self.wait()
-        self._writer.shutdown()
+        if self._forked:
+            return
+        try:
+            self.wait()
+            self._writer.shutdown()
+        finally:
+            self._lock.release()
         if self._failure is not None:
             raise CheckpointError(f"{self._folder} lacks a snapshot: {self._failure}") from self._failure
 
     def _after_update(self) -> None:
+        if self._forked:
+            return
         step = self._ema.step
         if step <= self._step:  # an earlier state was loaded
             self.wait()

@@ -20,7 +20,7 @@ from polyak.checkpoints.formats import open_weights
 from polyak.checkpoints.read import header_of
 from polyak.checkpoints.schema import Header
 from polyak.checkpoints.write import write_arrays
-from polyak.errors import ConfigError
+from polyak.errors import CheckpointError, ConfigError
 from polyak.rules.thinning import even, logarithmic, telling
 
 Keep: TypeAlias = Literal["all", "log", "even"] | int
@@ -68,8 +68,13 @@ def found_in(folder: Path) -> list[Snapshot]:
     found: list[Snapshot] = []
     for path in folder.iterdir() if folder.is_dir() else ():
         if _NAME.fullmatch(path.name):
-            with open_weights(path) as weights:
-                found.append(Snapshot(path, header_of(weights)))
+            try:
+                with open_weights(path) as weights:
+                    found.append(Snapshot(path, header_of(weights)))
+            except (CheckpointError, FileNotFoundError):
+                if path.exists():
+                    raise
+                # a writer beside this reader thinned it out, or put it aside, after it was listed
     return sorted(found, key=lambda snapshot: (snapshot.number, snapshot.path.name))
 
 

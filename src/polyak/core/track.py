@@ -100,6 +100,8 @@ def named_decays(decay: float | Decay | Mapping[str, float | Decay]) -> dict[str
         raise ConfigError("decay={}: name at least one track.")
     if "raw" in decay:
         raise ConfigError(f'decay={decay}: "raw" means the model\'s own weights; name the track otherwise.')
+    if "base" in decay:
+        raise ConfigError(f'decay={decay}: "base" means θ₀ in an archive; name the track otherwise.')
     return {name: as_decay(value) for name, value in decay.items()}
 
 
