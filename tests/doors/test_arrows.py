@@ -30,6 +30,7 @@ ARROWS: dict[str, set[str]] = {
     "report": {"checkpoints", "rules"},
     "cli": {"doctor", "bench", "demo", "report", "torch", "checkpoints", "rules"},
     "polyak": {"torch", "checkpoints", "rules"},  # the front door itself
+    "__main__": {"cli"},
 }
 
 # Outside packages, by the rooms that may import them. The standard library is free.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from importlib.metadata import version
 from typing import Annotated
 
@@ -15,6 +14,7 @@ from polyak.cli.demo import demo
 from polyak.cli.doctor import doctor
 from polyak.cli.gate import gate
 from polyak.cli.inspect import inspect
+from polyak.cli.printing import complain
 from polyak.cli.sweep import sweep
 from polyak.cli.synthesize import synthesize
 from polyak.errors import PolyakError
@@ -54,5 +54,5 @@ def main() -> None:
     try:
         app()
     except PolyakError as error:
-        print(f"polyak: {error}", file=sys.stderr)
+        complain(error)
         raise SystemExit(1) from error

@@ -12,6 +12,7 @@ import typer
 
 from polyak.checkpoints import merge
 from polyak.checkpoints.weighting import Contribution
+from polyak.cli.printing import printable, say
 from polyak.cli.progress import progress
 from polyak.errors import ConfigError
 from polyak.rules import Constant, HalfLife, Recency
@@ -98,8 +99,8 @@ def average(
         told = {"step": made.header.step, "run": made.header.run, "newest": made.newest, "files": files}
         print(json.dumps({"out": str(out), **told, **figures}))
         return
-    print("\n".join(_table(made.files)))
-    print(f"wrote {out}: {len(made.averaged)} averaged; {len(made.copied)} copied from {made.newest}")
+    say(*_table(made.files))
+    say(f"wrote {out}: {len(made.averaged)} averaged; {len(made.copied)} copied from {made.newest}")
 
 
 def _table(files: Sequence[Contribution]) -> Iterator[str]:
@@ -107,7 +108,9 @@ def _table(files: Sequence[Contribution]) -> Iterator[str]:
     rows = [("file", "step", "weight", "")]
     for one in files:
         step = "not known" if one.step is None else f"{one.step:,} ({one.source})"
-        rows.append((one.file, step, f"{one.weight:.4g}", "" if one.role == "unknown" else one.role))
+        rows.append(
+            (printable(one.file), step, f"{one.weight:.4g}", "" if one.role == "unknown" else one.role)
+        )
     widths = [max(len(row[i]) for row in rows) for i in range(3)]
     for file, step, weight, role in rows:
         yield f"{file:<{widths[0]}}  {step:<{widths[1]}}  {weight:>{widths[2]}}  {role}".rstrip()

@@ -13,6 +13,7 @@ from polyak.checkpoints.convert import convert as to_polyak
 from polyak.checkpoints.export import arranged, check_target, count_of, write_paddle
 from polyak.checkpoints.naming import NameMap, name_map
 from polyak.cli.extras import needs
+from polyak.cli.printing import say
 from polyak.errors import ConfigError
 
 
@@ -73,10 +74,10 @@ def convert(
         print(json.dumps({"written": written}))
         return
     for one in written:
-        print(f"wrote {one['path']}: {one['part']}, {one['tensors']} tensors")
+        say(f"wrote {one['path']}: {one['part']}, {one['tensors']} tensors")
         for key, words in (("unmatched", "under their own names"), ("dropped", "left out")):
             if one[key]:
-                print(f"  {len(one[key])} {words}: {', '.join(one[key])}")
+                say(f"  {len(one[key])} {words}: {', '.join(one[key])}")
 
 
 def _converted(source: str, out: Path, options: Options) -> list[dict[str, Any]]:

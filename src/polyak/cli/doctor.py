@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from polyak.cli.printing import say
 from polyak.doctor import Examination, examine
 
 
@@ -30,8 +30,7 @@ def doctor(
         findings = [{"file": s} | asdict(finding) for s, one in rows for finding in one.findings]
         print(json.dumps({"recognised": recognised, "findings": findings}))
     else:
-        text = "\n".join(line for script, one in seen.items() for line in _lines(script, one))
-        Console().print(text, highlight=False, soft_wrap=True, markup=False)
+        say(*(line for script, one in seen.items() for line in _lines(script, one)))
     raise typer.Exit(1 if found else 0)
 
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from polyak.checkpoints.gate import Gate, Verdict, judge
 from polyak.checkpoints.trials import Command
+from polyak.cli.printing import complain, say
 from polyak.errors import PolyakError
 
 UNKNOWN = 2  # exit status: something could not be evaluated, so nothing is known
@@ -45,16 +44,16 @@ def gate(
     except PolyakError as error:
         if as_json:
             print(json.dumps({"passed": False, "error": str(error)}))
-        print(f"polyak: {error}", file=sys.stderr)
+        complain(error)
         raise typer.Exit(UNKNOWN) from error
     if as_json:
         print(json.dumps(asdict(verdict) | {"min_gain": min_gain, "mode": mode}))
     else:
-        Console().print(_said(asked, verdict), highlight=False, soft_wrap=True, markup=False)
+        say(*_lines(asked, verdict))
     raise typer.Exit(0 if verdict.passed else 1)
 
 
-def _said(asked: Gate, verdict: Verdict) -> str:
+def _lines(asked: Gate, verdict: Verdict) -> list[str]:
     lines = [f"new   {verdict.new:<12.8g} {asked.new}"]
     if verdict.gain is None:
         lines += ["best  none yet", "passed: there is nothing to beat"]
@@ -65,4 +64,4 @@ def _said(asked: Gate, verdict: Verdict) -> str:
             f"gain  {verdict.gain:<+12.8g} {asked.mode}, wanted {wanted}",
             "passed" if verdict.passed else "did not pass",
         ]
-    return "\n".join([*lines, f"copied {asked.new} to {asked.best}"] if verdict.promoted else lines)
+    return [*lines, f"copied {asked.new} to {asked.best}"] if verdict.promoted else lines

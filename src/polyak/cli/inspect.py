@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from polyak.checkpoints.describe import Checkpoint, Snapshots, Tensors, Weighting, describe, to_json
+from polyak.cli.printing import say
 from polyak.errors import ConfigError
 from polyak.report.profile import draw
 
@@ -33,10 +34,11 @@ def inspect(
     if isinstance(found, Snapshots):
         _print_archive(found)
         return
-    print("\n".join(_checkpoint(found)))
+    say(*_checkpoint(found))
     for one in profiles if plot or log else ():
         if one.profile is not None:
-            print(f"\n{one.name}\n{draw(one.profile, Console().width, scale='log' if log else 'linear')}")
+            say("", one.name)
+            print(draw(one.profile, Console().width, scale="log" if log else "linear"))
 
 
 def _checkpoint(found: Checkpoint) -> Iterator[str]:
@@ -70,10 +72,10 @@ def _weighting(one: Weighting) -> Iterator[tuple[str, str]]:
 
 
 def _print_archive(found: Snapshots) -> None:
-    print(f"{found.where}: archive of run {found.run}")
-    print(f"  {'tracks':<18}{', '.join(found.tracks) or 'none yet'}")
-    print(f"  {'snapshots':<18}{found.files} files, {_bytes(found.nbytes)}")
-    print(f"  {'steps':<18}{len(found.steps)}, from {found.steps[0]:,} to {found.steps[-1]:,}")
+    say(f"{found.where}: archive of run {found.run}")
+    say(f"  {'tracks':<18}{', '.join(found.tracks) or 'none yet'}")
+    say(f"  {'snapshots':<18}{found.files} files, {_bytes(found.nbytes)}")
+    say(f"  {'steps':<18}{len(found.steps)}, from {found.steps[0]:,} to {found.steps[-1]:,}")
     if found.reach:
         table = Table("half-life, steps", "expected error", "noise gain")
         for row in found.reach:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +18,7 @@ from rich.text import Text
 from polyak.checkpoints.sweep import BEST, RECORD, Sweep
 from polyak.checkpoints.sweep import sweep as run
 from polyak.checkpoints.trials import Command, Record
+from polyak.cli.printing import complain, printable, say
 from polyak.errors import MissingExtraError
 from polyak.report.curve import caption, drawing, picture
 
@@ -52,7 +52,7 @@ def sweep(
         with _progress() as watch:
             record = run(asked, watch)
     except KeyboardInterrupt:
-        print(f"polyak: interrupted; the same command goes on from {folder / RECORD}", file=sys.stderr)
+        complain(f"interrupted; the same command goes on from {folder / RECORD}")
         raise typer.Exit(130) from None
     drawn = _drawn(record, folder / "sweep.png")
     if as_json:
@@ -60,7 +60,7 @@ def sweep(
     else:
         _show(record, folder, drawn)
     if record.best is None:
-        print("polyak: every evaluation failed.", file=sys.stderr)
+        complain("every evaluation failed.")
         raise typer.Exit(1)
 
 
@@ -75,7 +75,7 @@ def _drawn(record: Record, path: Path) -> bool:
     try:
         picture(record, path)
     except MissingExtraError as error:
-        print(f"polyak: {path} was not drawn: {error}", file=sys.stderr)
+        complain(f"{path} was not drawn: {error}")
         return False
     return True
 
@@ -96,14 +96,16 @@ def _show(record: Record, folder: Path, drawn: bool) -> None:
         gain = "" if trial.noise_gain is None else f"{trial.noise_gain:.1f}"
         metric = "failed" if trial.metric is None else f"{trial.metric:.6g}"
         note = "best" if trial is record.best else trial.failure or ""
-        table.add_row(f"{trial.half_life:,.4g}", metric, error, gain, f"{trial.seconds:.1f}", Text(note))
+        table.add_row(
+            f"{trial.half_life:,.4g}", metric, error, gain, f"{trial.seconds:.1f}", Text(printable(note))
+        )
     console.print(table)
     if record.best is None:
         return
     plain = not console.encoding.startswith("utf")
     console.print(drawing(record, min(console.width, 100), ascii_only=plain), markup=False, soft_wrap=True)
     files = [name for name in _files(record, folder, drawn).values() if name is not None]
-    console.print(f"{caption(record.best)}\nwrote {', '.join(files)}", markup=False, soft_wrap=True)
+    say(caption(record.best), f"wrote {', '.join(files)}")
 
 
 class _Rate(ProgressColumn):

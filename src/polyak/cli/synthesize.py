@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from polyak import checkpoints
+from polyak.cli.printing import say
 from polyak.cli.progress import progress
 from polyak.errors import ConfigError
 from polyak.rules import Anneal, Constant, Decay, HalfLife, Power
@@ -66,7 +67,6 @@ def synthesize(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Make another average of a run from its snapshots."""
-    console = Console()
     if out is None:
         rows = checkpoints.reachable(archive, at)
         if as_json:
@@ -75,7 +75,7 @@ def synthesize(
         table = Table("half-life, steps", "expected error", "noise gain")
         for row in rows:
             table.add_row(f"{row.half_life:,.0f}", f"{row.error:.2%}", f"{row.noise_gain:.1f}")
-        console.print(table)
+        Console().print(table)
         return
     options = Options(half_life, decay, sigma_rel, last, shape)
     target = options.target()
@@ -87,9 +87,7 @@ def synthesize(
     if as_json:
         print(json.dumps(figures))
     else:
-        console.print(
+        say(
             f"wrote {out}: step {made.header.step}, expected error {made.error:.2%} of its distance from "
-            f"the raw weights, noise gain {made.noise_gain:.1f}",
-            highlight=False,
-            soft_wrap=True,
+            f"the raw weights, noise gain {made.noise_gain:.1f}"
         )
