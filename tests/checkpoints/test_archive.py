@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,8 +19,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 import polyak
-from polyak import Archive, CheckpointError, ConfigError, Power
-from polyak.checkpoints import recorder
+from polyak import EMA, Archive, CheckpointError, ConfigError, HalfLife, Power, synthesize
+from polyak.checkpoints import recorder, synthesis
+from polyak.checkpoints.formats import open_weights
 
 from .archive_worker import move
 
@@ -319,3 +321,81 @@ def test_a_folder_has_one_writer_and_says_who(tmp_path: Path) -> None:
 def test_a_track_is_not_called_what_the_archive_calls_otherwise(name: str) -> None:
     with pytest.raises(ConfigError, match=name):
         polyak.EMA(network(), {name: 0.9})
+
+
+FORKED = """
+import os, sys, time, torch, polyak
+
+model = torch.nn.Linear(2, 2)
+ema = polyak.EMA(model, {"a": 0.5, "b": 0.9})
+with polyak.Archive(sys.argv[1], ema, every=1) as archive:
+    ema.update()
+    archive.flush()
+    before = sorted(os.listdir(sys.argv[1]))
+    child = os.fork()
+    if child == 0:
+        ema.update()
+        archive.snapshot()
+        archive.flush()
+        archive.close()
+        os._exit(0 if sorted(os.listdir(sys.argv[1])) == before else 3)
+    deadline = time.monotonic() + 60
+    while (ended := os.waitpid(child, os.WNOHANG))[0] == 0 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    if ended[0] == 0:
+        os.kill(child, 9)
+        sys.exit("the child hangs")
+    assert os.waitstatus_to_exitcode(ended[1]) == 0, "the child wrote"
+    ema.update()  # the parent goes on
+print([snapshot.step for snapshot in polyak.Archive(sys.argv[1]).snapshots])
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_child_neither_hangs_nor_writes(tmp_path: Path) -> None:
+    command = [sys.executable, "-W", "ignore", "-c", FORKED, str(tmp_path / "archive")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[0, 1, 1, 2, 2]"
+
+
+def test_what_a_killed_writer_left_is_swept_and_nothing_else(tmp_path: Path) -> None:
+    ema = EMA(nn.Linear(2, 2), 0.5)
+    with Archive(tmp_path, ema, every=1):
+        ema.update()
+    left = tmp_path / ".000000002-average.safetensors.0123456789ab.part"
+    mine = tmp_path / "notes.part"
+    left.touch()
+    mine.touch()
+    with Archive(tmp_path, ema, every=1):
+        assert not left.exists()
+        assert mine.exists()
+
+
+def test_a_snapshot_thinned_out_while_it_is_opened_is_looked_past(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ema = EMA(nn.Linear(2, 2), {"a": Power(gamma=7), "b": Power(gamma=17)})
+    with Archive(tmp_path, ema, every=5):
+        for _ in range(60):
+            ema.update()
+    gone = sorted(tmp_path.glob("000000030-*"))
+
+    def thinning(path: Path) -> Any:
+        while gone:
+            gone.pop().unlink()
+        return open_weights(path)
+
+    monkeypatch.setattr(synthesis, "open_weights", thinning)
+    made = synthesize(tmp_path, HalfLife(steps=12), max_error=0.2)
+    assert not any(name.startswith("000000030") for name in made.coefficients)
+
+
+def test_a_damaged_snapshot_is_no_thinned_one(tmp_path: Path) -> None:
+    ema = EMA(nn.Linear(2, 2), {"a": Power(gamma=7), "b": Power(gamma=17)})
+    with Archive(tmp_path, ema, every=5):
+        for _ in range(20):
+            ema.update()
+    next(iter(tmp_path.glob("000000010-*"))).write_bytes(b"half a file")
+    with pytest.raises(CheckpointError, match="000000010"):
+        synthesize(tmp_path, HalfLife(steps=12), max_error=0.9)

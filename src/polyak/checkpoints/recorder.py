@@ -16,7 +16,7 @@ from polyak.errors import CheckpointError
 from polyak.rules import Profile
 
 ABANDONED = "abandoned"
-_PATIENCE = 0.2  # seconds: a reader never holds the lock, so a holder is at work for hours
+_PATIENCE = 0.2  # seconds to wait for the lock: a run holds it until it ends, a reader never does
 _HALF = 0.5 * (1 + 1e-9)  # a half-life is a half however it was multiplied up
 
 

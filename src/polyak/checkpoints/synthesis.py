@@ -97,11 +97,9 @@ def synthesize(
 
     Source: Karras et al. 2024, arXiv 2312.02696, §3.2, for any schedule.
     """
-    snapshots = (archive if isinstance(archive, Archive) else Archive(archive)).snapshots
-    step = _stand(snapshots, at)
-    wanted = target if isinstance(target, Profile) else _wanted(snapshots, as_decay(target), step, last)
     with ExitStack() as files:
-        stored = [Stored(s, files.enter_context(open_weights(s.path))) for s in snapshots if s.step <= step]
+        snapshots, step, stored = _opened(archive, at, files)
+        wanted = target if isinstance(target, Profile) else _wanted(snapshots, as_decay(target), step, last)
         mixture = mix(stored, wanted)
         if mixture.error > max_error:
             raise CheckpointError(
@@ -164,6 +162,29 @@ def reachable(
     rounding = [rounding_of(s) for s in stored]
     solutions = solve_each([profile_of(s) for s in stored], wanted, movement_in(stored), rounding)
     return [Reach(h, s.error, s.noise_gain) for h, s in zip(asked, solutions, strict=True)]
+
+
+def _opened(
+    archive: Archive | str | os.PathLike[str], at: int | None, files: ExitStack
+) -> tuple[list[Snapshot], int, list[Stored]]:
+    """All snapshots, the step to stand at, and those up to it, opened until ``files`` closes.
+
+    A run that goes on may thin a snapshot out after it was listed; then they are listed again. What is open
+    stays readable.
+    """
+    reader = archive if isinstance(archive, Archive) else Archive(archive)
+    while True:
+        snapshots = reader.snapshots
+        step = _stand(snapshots, at)
+        chosen = [snapshot for snapshot in snapshots if snapshot.step <= step]
+        try:
+            with ExitStack() as opening:
+                stored = [Stored(s, opening.enter_context(open_weights(s.path))) for s in chosen]
+                files.push(opening.pop_all())
+            return snapshots, step, stored
+        except (CheckpointError, FileNotFoundError):
+            if all(snapshot.path.exists() for snapshot in chosen):
+                raise
 
 
 def _reported(
