@@ -371,6 +371,10 @@ def test_an_exported_model_has_a_module() -> None:
 # --- exporting the average of an adapter --------------------------------------------------------------------
 
 
+def _factor(model: nn.Module, layer: int, which: str) -> str:
+    return next(n for n, _ in model.named_parameters() if f".{layer}.lora_{which}." in n)
+
+
 def test_the_average_of_an_adapter_is_merged_and_saved(tmp_path: Path) -> None:
     peft = pytest.importorskip("peft")
     torch.manual_seed(0)
@@ -389,6 +393,10 @@ def test_the_average_of_an_adapter_is_merged_and_saved(tmp_path: Path) -> None:
         want = model.eval()(x)
     merged = copy.deepcopy(ema.module).merge_and_unload()
     torch.testing.assert_close(merged(x), want)
+    for i, plain in enumerate(base):  # the average of B times that of A, which is not the average of B·A
+        b, a = (ema.tracks["average"].tensors[_factor(model, i, which)] for which in "BA")
+        scale = model.base_model.model[i].scaling["default"]
+        torch.testing.assert_close(merged[i].weight, plain.weight + scale * b @ a)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     torch.testing.assert_close(ema(x), want)  # the average goes on as an adapter
     ema.module.save_pretrained(tmp_path)

@@ -34,7 +34,6 @@ class Averages(ABC, Generic[ModelT, T]):
         decays: the tracks, by name.
         selection: which of its tensors.
         policy: what to do with elements of θ that are not finite.
-        kit: the framework's tensors.
 
     Raises:
         ConfigError: a glob matches nothing.
@@ -42,23 +41,42 @@ class Averages(ABC, Generic[ModelT, T]):
         NonFiniteError: θ is not finite to begin with, under "raise".
     """
 
+    kit: Tensors[T]  # the framework's
+
     def __init__(
         self,
         model: ModelT,
         decays: Mapping[str, Decay],
         selection: Selection,
         policy: NonFinitePolicy,
-        kit: Tensors[T],
     ) -> None:
-        self.model, self.kit, self._policy = model, kit, policy
+        self.model, self._policy = model, policy
         self._unfit: set[str] = set()  # tensors of which some element has not been finite yet
         self._mended = 0  # updates with such tensors
-        self.tracks = {name: Track(name, decay, kit.value_of) for name, decay in decays.items()}
+        self.tracks = {name: Track(name, decay, self.kit.value_of) for name, decay in decays.items()}
         self._selection = selection
         self.copies: dict[str, T] = {}
+        self.without_engines((0, {}))
         self.plan = self.planned(selection)
         selection.check_against(self.plan.entries)
         self._adopt(self.plan, {}, 0)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but engines, which know addresses: a copy makes its own at its next use.
+
+        Not at once, since a model that holds its EMA is not whole yet then.
+        """
+        self.settle()
+        return {key: self.__dict__[key] for key in self._copied} | {"skipped": self.skipped()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        skipped = state.pop("skipped")
+        vars(self).update(state)
+        self.without_engines(skipped)
+        self._kept = Kept[T]({}, self.kit)
+
+    # What a copy takes along; the model first, so that the plan's tensors are those of its copy.
+    _copied = "model", "settings", "tracks", "copies", "plan", "_selection", "_policy", "_unfit", "_mended"
 
     @property
     @abstractmethod
@@ -80,6 +98,10 @@ class Averages(ABC, Generic[ModelT, T]):
     @abstractmethod
     def copied(self, entry: Entry[T], kept: T | None) -> T:
         """A copied buffer's present values, in the memory of the copy ``kept`` so far where it still fits."""
+
+    @abstractmethod
+    def without_engines(self, skipped: tuple[int, dict[str, int]]) -> None:
+        """Begin with no engines, and with counts of what was not finite."""
 
     @abstractmethod
     def prepare(self) -> None:

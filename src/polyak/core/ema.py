@@ -54,6 +54,17 @@ class Verbs(Persistent[ModelT, T]):
         self._watches: list[Watch] = []
         self._attachment: Attachment | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy, or what is read from a pickle, averages a copy of the model and is independent of this.
+
+        It calls nobody after its updates and follows no optimizer.
+
+        Raises:
+            SwapError: the model holds an average, which a copy of the model would keep as its raw weights.
+        """
+        self._refuse_while_swapped("copy")
+        return self.__dict__ | {"_watches": [], "_attachment": None, "_pending": None}
+
     @property
     def model(self) -> ModelT:
         """The live model."""

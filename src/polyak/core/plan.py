@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Generic, Literal, TypeAlias, get_args
+from typing import Any, Generic, Literal, TypeAlias, get_args
 
 from polyak.core.live import Exchange, exchange_in, none_held
 from polyak.core.tensors import T, TensorLike, alike
@@ -194,6 +194,10 @@ class Plan(ABC, Generic[T]):
 
     entries: dict[str, Entry[T]]
     contents: Contents  # what the modules' dictionaries held
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy knows what was planned and is stale, since its tensors lie elsewhere."""
+        return {"entries": self.entries, "contents": Contents([{}], [-1], [], [])}
 
     @abstractmethod
     def stale(self) -> bool:

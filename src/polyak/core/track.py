@@ -40,6 +40,10 @@ class Track(Generic[T]):
     _known: tuple[int, float] = (0, 1.0)  # a constant decay's advance and what it composes to
     _entered: Clock | None = field(default=None, repr=False, compare=False)  # what the last update led to
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy makes a module on its own tensors."""
+        return self.__dict__ | {"twin": None}
+
     def joined_after(self, names: Iterable[str], heirs: Mapping[str, str], step: int) -> dict[str, int]:
         """When each tensor of a new plan joined; those that are nobody's heir do at ``step``."""
         joined = {name: self.joined[old] for name, old in heirs.items() if old in self.joined}

@@ -10,6 +10,7 @@ from polyak.core import averages as core
 from polyak.core.live import Exchange
 from polyak.core.nonfinite import refuse_nonfinite
 from polyak.core.plan import Entry, Selection
+from polyak.core.tensors import Tensors
 from polyak.core.track import Track
 from polyak.errors import ConfigError
 from polyak.paddle import tensors
@@ -35,6 +36,8 @@ class Averages(core.Averages[nn.Layer, Tensor]):
         PlanError: nothing to average.
     """
 
+    kit: Tensors[Tensor] = tensors
+
     def __init__(
         self, layer: nn.Layer, decays: Mapping[str, Decay], selection: Selection, settings: Settings
     ) -> None:
@@ -44,10 +47,7 @@ class Averages(core.Averages[nn.Layer, Tensor]):
                 "polyak.paddle.ExponentialMovingAverage takes a list of parameters, polyak.EMA torch modules."
             )
         self.settings = settings
-        self._skipped: tuple[int, dict[str, int]] = (0, {})
-        self._engines: list[Engine] = []
-        self._copies: list[tuple[Tensor, Tensor]] = []
-        super().__init__(layer, decays, selection, settings.policy, tensors)
+        super().__init__(layer, decays, selection, settings.policy)
 
     @property
     def engine(self) -> str:
@@ -73,6 +73,11 @@ class Averages(core.Averages[nn.Layer, Tensor]):
             return tensors.laid_out_as(live, live.detach().clone())
         tensors.overwrite(kept, live)  # so that a layer made on it goes on following
         return kept
+
+    def without_engines(self, skipped: tuple[int, dict[str, int]]) -> None:
+        self._skipped = skipped
+        self._engines: list[Engine] = []
+        self._copies: list[tuple[Tensor, Tensor]] = []
 
     def prepare(self) -> None:
         tracks = self.tracks.values()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from polyak.core import averages as core
 from polyak.core.live import Exchange
 from polyak.core.plan import Entry, Selection
+from polyak.core.tensors import Tensors
 from polyak.core.track import Track
 from polyak.errors import ConfigError, PlanError
 from polyak.rules import Decay
@@ -40,6 +41,8 @@ class Averages(core.Averages[nn.Module, Tensor]):
         PlanError: nothing to average.
     """
 
+    kit: Tensors[Tensor] = tensors
+
     def __init__(
         self, model: nn.Module, decays: Mapping[str, Decay], selection: Selection, settings: Settings
     ) -> None:
@@ -49,14 +52,7 @@ class Averages(core.Averages[nn.Module, Tensor]):
                 "Layers of PaddlePaddle go to polyak.paddle.EMA."
             )
         self.settings = settings
-        self._tally = Tally()
-        self._guards = 0  # optimizers that call before_step
-        self._swaps: dict[str, Swap] = {}
-        self._graph: Graph | None = None  # what the next update is part of
-        # Graphs hold addresses of engines' tables and of averages: all of them stay as long as this does.
-        self._captured: list[Ensemble] = []
-        self._engines = Ensemble((), (), settings, self._tally)
-        super().__init__(model, decays, selection, settings.policy, tensors)
+        super().__init__(model, decays, selection, settings.policy)
 
     @property
     def engine(self) -> str:
@@ -98,6 +94,15 @@ class Averages(core.Averages[nn.Module, Tensor]):
             return fresh
         with outside_inference_mode():  # so that a module made on it goes on following
             return kept.copy_(fresh)
+
+    def without_engines(self, skipped: tuple[int, dict[str, int]]) -> None:
+        self._tally = Tally(*skipped)
+        self._guards = 0  # optimizers that call before_step
+        self._swaps: dict[str, Swap] = {}
+        self._graph: Graph | None = None  # what the next update is part of
+        # Graphs hold addresses of engines' tables and of averages: all of them stay as long as this does.
+        self._captured: list[Ensemble] = []
+        self._engines = Ensemble((), (), self.settings, self._tally)
 
     def prepare(self) -> None:
         self._swaps = {}
