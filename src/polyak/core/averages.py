@@ -72,6 +72,11 @@ class Averages(ABC, Generic[ModelT, T]):
     def __setstate__(self, state: dict[str, Any]) -> None:
         skipped = state.pop("skipped")
         vars(self).update(state)
+        own = self.kit.duplicate  # multiprocessing sends tensors by sharing their memory
+        for track in self.tracks.values():
+            track.tensors = {name: own(tensor) for name, tensor in track.tensors.items()}
+            track.lows = {name: own(tensor) for name, tensor in track.lows.items()}
+        self.copies = {name: own(tensor) for name, tensor in self.copies.items()}
         self.without_engines(skipped)
         self._kept = Kept[T]({}, self.kit)
 

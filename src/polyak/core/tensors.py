@@ -53,6 +53,10 @@ class Tensors(Protocol[T]):
         """Copy the values of a tensor of the same shape, from wherever it is and whatever its dtype."""
         ...
 
+    def duplicate(self, tensor: T, /) -> T:
+        """A copy of a tensor with values, in memory of its own."""
+        ...
+
     def holds_values(self, tensor: T, /) -> bool:
         """Whether it has all the memory that its shape needs."""
         ...

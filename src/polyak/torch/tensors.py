@@ -77,6 +77,12 @@ def overwrite(target: Tensor, source: Tensor) -> None:
         target.copy_(source)
 
 
+def duplicate(tensor: Tensor) -> Tensor:
+    """A copy in memory of its own, which can be updated anywhere, though made under inference mode."""
+    with torch.inference_mode(False), torch.no_grad():
+        return tensor.detach().clone()
+
+
 def holds_values(tensor: Tensor) -> bool:
     """Whether its storage is as large as its shape needs; somebody may have resized it."""
     if tensor.layout != torch.strided or tensor.numel() == 0:
