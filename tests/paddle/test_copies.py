@@ -151,6 +151,9 @@ def test_no_copy_while_an_average_is_live(how: Copying) -> None:
 
 
 def _updated(ema: EMA, results: Any) -> None:
+    net = ema.model
+    for kept in (net.frozen.weight, net.norm._mean, net.norm._variance):
+        kept.stop_gradient = True  # Paddle does not send it
     _step(ema, 1)
     results.put((ema.step, _arrays(ema)))
 
@@ -168,4 +171,5 @@ def test_a_spawned_process_goes_on() -> None:
     assert (step, ema.step) == (2, 1)
     assert _equal(_arrays(ema), before)
     _step(alone, 1)
-    assert _equal(found, _arrays(alone))
+    want = _arrays(alone)
+    assert not [name for name in want if not (found[name] == want[name]).all()]

@@ -88,7 +88,7 @@ def test_a_copy_goes_on_as_the_original_would(how: Copying, kept: dict[str, Any]
     for seed in range(4):
         _step(ema, seed)
     twin = how(ema)
-    assert twin.step == 4 and twin.run == ema.run
+    assert (twin.step, twin.run) == (4, ema.run)
     assert _equal(_tensors(twin), _tensors(ema))
     before, model = _tensors(ema), {k: v.clone() for k, v in ema.model.state_dict().items()}
     for seed in range(4, 9):
