@@ -83,17 +83,18 @@ FLOATING = ("expert_bias", "codebook", "scale", "norm.running_mean", "norm.runni
 
 
 def policies(ema: EMA) -> dict[str, str]:
-    """What became of each floating buffer, by what an update makes of it."""
+    """What became of each floating buffer: an ignored one is the model's without any update."""
+    old = {name: b.clone() for name, b in ema.module.state_dict().items()}
     for buffer in ema.model.buffers():
         buffer.add_(2)
-    now, old = ema.model.state_dict(), {name: b.clone() for name, b in ema.module.state_dict().items()}
-    aliased = {name for name, b in now.items() if ema.module.state_dict()[name].data_ptr() == b.data_ptr()}
+    now = ema.model.state_dict()
+    ignored = {name for name, b in ema.module.state_dict().items() if torch.equal(b, now[name])}
     ema.update()
     found = {}
     for name in FLOATING:
         average = ema.module.state_dict()[name]
         moved = "copy" if torch.equal(average, now[name]) else "average"
-        found[name] = "ignore" if name in aliased else moved
+        found[name] = "ignore" if name in ignored else moved
         if found[name] == "average":
             assert torch.equal(average, (old[name] + now[name]) / 2)
     return found
