@@ -401,4 +401,7 @@ def test_a_plain_small_decay_warns_and_a_decay_is_not_assigned() -> None:
         ema = EMA(nn.Linear(2, 2), 0.005)
     with pytest.raises(ConfigError, match=r"ema\.decay = 0\.9"):
         ema.decay = 0.9
+    with pytest.raises(ConfigError, match=r"ema\.tracks\['average'\]\.decay = 0\.9"):
+        ema.tracks["average"].decay = 0.9
+    assert ema.tracks["average"].decay == Constant(0.005)
     EMA(nn.Linear(2, 2), Constant(0.005))

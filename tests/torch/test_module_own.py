@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from polyak import EMA, PlanError
+from tests.shims import torchvision_without_ops
 
 X = torch.ones(1, 2)
 
@@ -376,6 +377,7 @@ def _factor(model: nn.Module, layer: int, which: str) -> str:
 
 
 def test_the_average_of_an_adapter_is_merged_and_saved(tmp_path: Path) -> None:
+    torchvision_without_ops()  # PEFT imports it by way of transformers
     peft = pytest.importorskip("peft")
     torch.manual_seed(0)
     base = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))

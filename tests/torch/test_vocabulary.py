@@ -40,7 +40,10 @@ def test_a_decay_is_read_but_not_assigned() -> None:
     assert ema.decay == Constant(0.9)
     with pytest.raises(ConfigError, match=r"ema\.decay = 0\.999: .*polyak\.Piecewise.*strict=False"):
         ema.decay = 0.999
+    with pytest.raises(ConfigError, match=r"ema\.tracks\['b'\]\.decay = 0\.5: .*polyak\.Piecewise.*strict"):
+        ema.tracks["b"].decay = 0.5
     assert ema.decay == Constant(0.9)
+    assert ema.tracks["b"].decay == Constant(0.99)
 
 
 def test_the_way_to_another_decay_that_the_error_names_goes() -> None:

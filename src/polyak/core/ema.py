@@ -17,7 +17,7 @@ from polyak.core.live import Block, Exchange, finished
 from polyak.core.persistence import Persistent
 from polyak.core.plan import Patterns
 from polyak.core.tensors import T
-from polyak.core.track import Track, check_counts_steps
+from polyak.core.track import Track, check_counts_steps, refuse_decay
 from polyak.errors import ConfigError, PlanError, SwapError
 from polyak.rules import Decay
 
@@ -87,11 +87,7 @@ class Verbs(Persistent[ModelT, T]):
 
     @decay.setter
     def decay(self, value: object) -> None:
-        raise ConfigError(
-            f"ema.decay = {value!r}: a decay is fixed when the EMA is made. One that changes is a schedule, "
-            "polyak.Piecewise([(1000, 0.99), (None, 0.999)]) or polyak.Warmup(0.999). To go on with another, "
-            "make an EMA with it and load_state_dict(ema.state_dict(), strict=False) into that."
-        )
+        refuse_decay("ema.decay", value)
 
     @property
     def live(self) -> str:

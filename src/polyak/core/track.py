@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Generic
+from typing import Any, Generic, NoReturn
 
 from polyak.core.clock import Clock
 from polyak.core.tensors import T
@@ -19,7 +19,7 @@ class Track(Generic[T]):
     """One of the averages an ``EMA`` keeps.
 
     name: ``"average"`` unless several were named.
-    decay: the schedule.  clock: its time so far, in its own unit.
+    _decay: the schedule, which ``decay`` reads.  clock: its time so far, in its own unit.
     beta: the composed decay last applied, 1 before the first.
     whole: an average and what is kept below it, as one tensor.
     tensors: averages by name, in the storage dtype.  lows: what is kept below it, if anything.
@@ -28,7 +28,7 @@ class Track(Generic[T]):
     """
 
     name: str
-    decay: Decay
+    _decay: Decay
     whole: Callable[[T, T | None], T] = field(repr=False)
     tensors: dict[str, T] = field(default_factory=dict[str, Any])
     lows: dict[str, T] = field(default_factory=dict[str, Any])
@@ -43,6 +43,15 @@ class Track(Generic[T]):
     def __getstate__(self) -> dict[str, Any]:
         """A copy makes a module on its own tensors."""
         return self.__dict__ | {"twin": None}
+
+    @property
+    def decay(self) -> Decay:
+        """The schedule. It is fixed, as the profile of an average is that of its past."""
+        return self._decay
+
+    @decay.setter
+    def decay(self, value: object) -> None:
+        refuse_decay(f"ema.tracks[{self.name!r}].decay", value)
 
     def joined_after(self, names: Iterable[str], heirs: Mapping[str, str], step: int) -> dict[str, int]:
         """When each tensor of a new plan joined; those that are nobody's heir do at ``step``."""
@@ -66,8 +75,8 @@ class Track(Generic[T]):
         A constant decay is computed once: of a whole update of a small model it would be a tenth.
         """
         if advance != self._known[0]:
-            beta = compose(self.decay, self.clock, advance)
-            if not self.decay.constant:
+            beta = compose(self._decay, self.clock, advance)
+            if not self._decay.constant:
                 return beta
             self._known = advance, beta
         return self._known[1]
@@ -107,6 +116,15 @@ def named_decays(decay: float | Decay | Mapping[str, float | Decay]) -> dict[str
     if "base" in decay:
         raise ConfigError(f'decay={decay}: "base" means θ₀ in an archive; name the track otherwise.')
     return {name: as_decay(value) for name, value in decay.items()}
+
+
+def refuse_decay(where: str, value: object) -> NoReturn:
+    """Another decay for an average that exists: say how that is done."""
+    raise ConfigError(
+        f"{where} = {value!r}: a decay is fixed when the EMA is made. One that changes is a schedule, "
+        "polyak.Piecewise([(1000, 0.99), (None, 0.999)]) or polyak.Warmup(0.999). To go on with another, "
+        "make an EMA with it and load_state_dict(ema.state_dict(), strict=False) into that."
+    )
 
 
 def check_counts_steps(tracks: Iterable[Track[Any]]) -> None:
