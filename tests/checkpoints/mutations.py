@@ -175,7 +175,8 @@ def pad_header(data: bytes, rng: random.Random) -> bytes:
     return joined(header + space if rng.random() < 0.5 else space + header, tensors)
 
 
-MUTATIONS: tuple[Mutation, ...] = (
+# Those that ask nothing of what they change.
+ANY_BYTES: tuple[Mutation, ...] = (
     flip_bits,
     set_bytes,
     truncate,
@@ -184,6 +185,9 @@ MUTATIONS: tuple[Mutation, ...] = (
     delete,
     duplicate_block,
     zero_block,
+)
+MUTATIONS: tuple[Mutation, ...] = (
+    *ANY_BYTES,
     set_length,
     edit_header_text,
     edit_header_fields,

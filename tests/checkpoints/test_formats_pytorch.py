@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import pickle
-import random
 import tracemalloc
 import zipfile
 from collections import OrderedDict
@@ -200,35 +198,6 @@ def test_a_compressed_file_is_refused(tmp_path: Path) -> None:
             new.writestr(info.filename, old.read(info))
     with pytest.raises(CheckpointError, match="is compressed"):
         open_weights(tmp_path / "b.pt")
-
-
-@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "stream"])
-def test_mutated_files_never_crash(tmp_path: Path, zipped: bool) -> None:
-    """Bits flipped, bytes replaced, cut: an error of ours, or tensors of a bounded size."""
-    buffer = io.BytesIO()
-    saved = {"model": {"w": BASE, "t": BASE.t(), "b": torch.ones(3).bfloat16()}, "n": np.arange(3), "e": 7}
-    torch.save(saved, buffer, _use_new_zipfile_serialization=zipped)
-    whole, chance, path = buffer.getvalue(), random.Random(0), tmp_path / "mutated.pt"
-    refused = 0
-    tracemalloc.start()
-    for _ in range(1500):
-        data = bytearray(whole)
-        for _ in range(chance.randint(1, 4)):
-            at = chance.randrange(len(data))
-            data[at] = chance.choice([data[at] ^ 1 << chance.randrange(8), chance.randrange(256), 0xFF, 0])
-        if chance.random() < 0.2:
-            del data[chance.randrange(len(data)) :]
-        path.write_bytes(data)
-        try:
-            with open_weights(path) as weights:
-                for slot in weights.slots.values():
-                    assert slot.nbytes <= 8 * len(data)
-                    slot.read()
-        except CheckpointError:
-            refused += 1
-    assert tracemalloc.get_traced_memory()[1] < 20e6
-    tracemalloc.stop()
-    assert refused > 200
 
 
 def test_bfloat16_is_that_of_ml_dtypes(tmp_path: Path) -> None:

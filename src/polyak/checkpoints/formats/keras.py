@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+import zlib
 from collections.abc import Sequence
 
 from polyak.checkpoints.formats.zips import Raw
@@ -18,7 +19,8 @@ from polyak.errors import CheckpointError
 MARK = "polyak.json"  # what the callback writes as an asset of the model
 _LIMIT = 1 << 24  # bytes of it
 # What zipfile raises of files that are no whole archive.
-_REFUSALS = (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, RuntimeError, EOFError)
+_REFUSALS = zipfile.BadZipFile, zlib.error, OSError, ValueError, RuntimeError, EOFError
+_COMPRESSIONS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
 _ALWAYS = {"metadata.json", "config.json"}
 
 
@@ -38,6 +40,11 @@ def read_zip(source: Source) -> Weights | None:
             mark = next((one for one in archive.infolist() if one.filename.endswith(f"/{MARK}")), None)
             text = b""
             if mark is not None:
+                if mark.compress_type not in _COMPRESSIONS:  # of the others, one asks for memory as it likes
+                    raise CheckpointError(
+                        f"{source.name}: its {MARK} is compressed in a way that Keras never writes. "
+                        "Copy the file again from its origin."
+                    )
                 with archive.open(mark) as file:
                     text = file.read(_LIMIT + 1)
             metadata = {MARK: text.decode()} if text else {}
