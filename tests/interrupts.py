@@ -1,9 +1,12 @@
-"""Interrupts at every line: what a Ctrl-C, or any other exception out of a signal handler, can hit."""
+"""Interrupts at every line and at random moments: what a Ctrl-C, or any error of a signal handler, hits."""
 
 from __future__ import annotations
 
 import os
+import random
+import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
@@ -13,6 +16,7 @@ import polyak
 
 # Every line takes minutes: POLYAK_INTERRUPTS=1. By default every seventh is hit.
 STRIDE = int(os.environ.get("POLYAK_INTERRUPTS", "7"))
+MOMENTS = 500 if STRIDE == 1 else 60
 SOURCES = str(Path(polyak.__file__).parent)
 Made = TypeVar("Made")
 
@@ -70,3 +74,27 @@ def every_line(
         yield at, made
         at += stride
     assert at > 3 * stride, "hardly anything ran"
+
+
+def random_moments(run: Callable[[], object], count: int = MOMENTS) -> Iterator[int]:
+    """After each of so many interrupts of ``run``, out of a signal handler, the number of the interrupt."""
+
+    def interrupt(*_: object) -> None:
+        raise Interrupt
+
+    run()
+    began = time.perf_counter()
+    run()
+    usual, chance = time.perf_counter() - began, random.Random(0)
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        for hits in range(1, count + 1):
+            try:
+                signal.setitimer(signal.ITIMER_REAL, max(1e-6, chance.random() * usual))
+                while True:
+                    run()
+            except Interrupt:
+                pass
+            yield hits  # not above: until its handler ends, an exception keeps what its frames hold
+    finally:
+        signal.signal(signal.SIGALRM, before)

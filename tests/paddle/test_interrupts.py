@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import paddle
 import pytest
 from paddle import nn
 
 from polyak import PlanError, SwapError
 from polyak.paddle import EMA, ExponentialMovingAverage
-from tests.interrupts import STRIDE, every_line
+from tests.interrupts import STRIDE, every_line, random_moments
 
 from .conftest import assert_equal, assert_restored, network, snapshot
 
@@ -113,3 +115,50 @@ def test_averages_counters_and_histories_change_together_or_not_at_all(verb: str
         ema.update()
     assert (seen["torn"] > 0) == (engine == "ops" and verb == "update"), seen
     assert seen["before"] > 0, seen
+
+
+def filled(layer: nn.Layer, value: float) -> None:
+    for parameter in layer.parameters():
+        parameter.set_value(paddle.full(parameter.shape, value).astype(parameter.dtype))
+
+
+def elements(tensor: paddle.Tensor) -> np.ndarray:
+    return tensor.detach().astype("float32").numpy()
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="a timer that sends signals")
+@pytest.mark.parametrize("engine", ["native", "ops"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_at_random_moments_nothing_is_mixed_or_stuck_or_unnoticed(dtype: str, engine: Any) -> None:
+    """All elements of a track are one number, which the count of its updates tells."""
+    layer = nn.Sequential(*[nn.Linear(64, 64) for _ in range(20)]).to(dtype=dtype)
+    filled(layer, 0)
+    decays = {"short": 0.5, "long": 0.9}
+    ema = EMA(layer, decays, engine=engine)
+    averages, steps, torn, live = dict.fromkeys(decays, 0.0), 2, 0, 0
+
+    def work() -> None:
+        ema.update()
+        with ema.average_parameters("short"), ema.average_parameters("short"):
+            pass
+        with ema.average_parameters("long"):
+            pass
+
+    for moment in random_moments(work):
+        paddle.set_grad_enabled(True)
+        assert ema.live == "raw", moment
+        assert all((elements(parameter) == live).all() for parameter in layer.parameters()), moment
+        try:
+            ema.state_dict()
+        except PlanError:
+            torn += 1
+            ema.reset()
+            averages, steps = dict.fromkeys(decays, float(live)), ema.step
+        for name, track in ema.tracks.items():
+            averages[name] = live + (averages[name] - live) * decays[name] ** (ema.step - steps)
+            for tensor in track.tensors.values():
+                np.testing.assert_allclose(elements(tensor), averages[name], rtol=1e-5, atol=1e-5)
+            assert track.profile.steps == ema.step, moment
+        steps, live = ema.step, moment % 200  # which bfloat16 can hold
+        filled(layer, live)
+    assert (torn > 0) == (engine == "ops")

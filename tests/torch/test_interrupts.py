@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import signal
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, cast
@@ -15,7 +16,7 @@ import polyak
 from polyak import ConfigError, PlanError
 from polyak.torch import EMA
 from polyak.torch.engines.choose import EngineName
-from tests.interrupts import STRIDE, every_line
+from tests.interrupts import STRIDE, every_line, random_moments
 
 
 @pytest.fixture(autouse=True)
@@ -233,3 +234,49 @@ def test_attach_follows_once_or_not_at_all() -> None:
             ema.attach(optimizer)
         optimizer.step()
         assert ema.step == followed + 1, line
+
+
+def filled(model: nn.Module, value: float) -> None:
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(value)
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="a timer that sends signals")
+@pytest.mark.parametrize("engine", ["auto", "foreach"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_at_random_moments_nothing_is_mixed_or_stuck_or_unnoticed(
+    dtype: torch.dtype, engine: EngineName
+) -> None:
+    """All elements of a track are one number, which the count of its updates tells."""
+    model = nn.Sequential(*[nn.Linear(64, 64) for _ in range(20)]).to(dtype)
+    filled(model, 0)
+    decays = {"short": 0.5, "long": 0.9}
+    ema = EMA(model, decays, engine=engine)
+    averages, steps, torn, live = dict.fromkeys(decays, 0.0), 2, 0, 0
+
+    def work() -> None:
+        ema.update()
+        with ema.average_parameters("short"), ema.average_parameters("short"):
+            pass
+        with ema.average_parameters("long"):
+            pass
+
+    for moment in random_moments(work):
+        torch.set_grad_enabled(True)
+        assert ema.live == "raw", moment
+        assert all(bool((parameter == live).all()) for parameter in model.parameters()), moment
+        try:
+            ema.state_dict()
+        except PlanError:
+            torn += 1
+            ema.reset()
+            averages, steps = dict.fromkeys(decays, float(live)), ema.step
+        for name, track in ema.tracks.items():
+            averages[name] = live + (averages[name] - live) * decays[name] ** (ema.step - steps)
+            for tensor in track.tensors.values():
+                torch.testing.assert_close(tensor, torch.full_like(tensor, averages[name]))
+            assert track.profile.steps == ema.step, moment
+        steps, live = ema.step, moment % 200  # which bfloat16 can hold
+        filled(model, live)
+    assert (torn > 0) == (not ema.metrics()["engine"].startswith("native"))
