@@ -40,7 +40,7 @@ PADDLE := .venv-paddle
 PADDLE_STAMP = $(PADDLE)/made-from-$(shell cat $(INPUTS) | cksum | tr ' ' '-')
 
 test-paddle: env-paddle ## all that holds for PaddlePaddle, in an environment without torch (ARGS="-k swap" for a part)
-	OMP_NUM_THREADS=1 $(PADDLE)/bin/python -m pytest tests/paddle tests/conformance tests/crossing src/polyak/paddle src/polyak/dropin/paddle_*.py src/polyak/core $(ARGS)
+	OMP_NUM_THREADS=1 $(PADDLE)/bin/python -m pytest tests/paddle tests/conformance tests/cross_framework src/polyak/paddle src/polyak/dropin/paddle_*.py src/polyak/_core $(ARGS)
 
 data: env-paddle ## the text lines of experiments/ocr, made once (ARGS="--quick")
 	$(PADDLE)/bin/python -m experiments.ocr.data $(ARGS)
@@ -65,7 +65,7 @@ test-bare:       ## polyak with no extra installed: imports and runs what needs 
 	rm -rf build/bare
 	$(PYTHON) -m venv build/bare
 	build/bare/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt . pytest hypothesis pytest-timeout
-	cd build && bare/bin/python -m pytest -c ../pyproject.toml --rootdir .. ../tests/bare ../tests/rules
+	cd build && bare/bin/python -m pytest -c ../pyproject.toml --rootdir .. ../tests/no_extras ../tests/schedules
 
 test-containers: env ## two containers, one seed, one average: needs root and debootstrap, takes minutes
 	$(BIN)/python -m pytest tests/containers/reproduce.py $(ARGS)

@@ -11,7 +11,7 @@ import pytest
 # Engines that need what may be missing: importing them for their examples would stop the tests.
 _SRC = Path(__file__).parent / "src/polyak"
 _TESTS = Path(__file__).parent / "tests"
-_ENGINES = _SRC / "torch/engines"
+_ENGINES = _SRC / "torch/_engines"
 _PADDLE = [
     _SRC / "paddle",
     *_SRC.glob("dropin/*paddle_*.py"),
@@ -20,7 +20,7 @@ _PADDLE = [
     _TESTS / "paddle",
 ]
 collect_ignore = [
-    *([] if any(_SRC.glob("core/_native.*so")) else [_SRC / "core/native.py", _ENGINES / "native.py"]),
+    *([] if any(_SRC.glob("_kernel/_native.*so")) else [_SRC / "_kernel/native.py", _ENGINES / "native.py"]),
     *([] if find_spec("paddle") else _PADDLE),
     *([] if find_spec("torch") else _TESTS.glob("*/torch_*.py")),
     *([] if find_spec("triton") else _ENGINES.glob("triton*.py")),

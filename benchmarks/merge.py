@@ -189,7 +189,7 @@ def mergekit(script: Path) -> Callable[[Path, Path], list[str]]:
 
 AGREE = """
 import sys, numpy as np
-from polyak.checkpoints.formats import open_weights
+from polyak._foreign.open_any import open_weights
 with open_weights(sys.argv[1]) as ours, open_weights(sys.argv[2]) as theirs:
     assert set(ours.slots) == set(theirs.slots)
     for name, slot in ours.slots.items():

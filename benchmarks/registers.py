@@ -58,7 +58,7 @@ def ptx_of(architecture: int, live: str, store: str, tracks: int, persistent: bo
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from polyak.torch.engines import triton_kernels as kernels
+    from polyak.torch._engines import triton_kernels as kernels
 
     pointers = {"table": "*i64", "blocks": "*i32", "scalars": "*i64", "seen": "*i64"}
     pointers |= {"tensors": "*i32", "updates": "*i32"}

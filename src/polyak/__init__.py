@@ -18,13 +18,11 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from polyak.checkpoints import Archive as Archive
-from polyak.checkpoints import Average as Average
-from polyak.checkpoints import load as load
-from polyak.checkpoints import reachable as reachable
-from polyak.checkpoints import synthesize as synthesize
-from polyak.checkpoints.best import BestCheckpoint as BestCheckpoint
-from polyak.checkpoints.merge import average as average
+from polyak._foreign.load import Average as Average
+from polyak._foreign.load import load as load
+from polyak.archive.archive import Archive as Archive
+from polyak.archive.synthesize import reachable as reachable
+from polyak.archive.synthesize import synthesize as synthesize
 from polyak.errors import CheckpointError as CheckpointError
 from polyak.errors import ConfigError as ConfigError
 from polyak.errors import MissingExtraError as MissingExtraError
@@ -33,21 +31,23 @@ from polyak.errors import PlanError as PlanError
 from polyak.errors import PolyakError as PolyakError
 from polyak.errors import ServerError as ServerError
 from polyak.errors import SwapError as SwapError
-from polyak.rules import Anneal as Anneal
-from polyak.rules import Capped as Capped
-from polyak.rules import Constant as Constant
-from polyak.rules import Cosine as Cosine
-from polyak.rules import Debiased as Debiased
-from polyak.rules import Decay as Decay
-from polyak.rules import HalfLife as HalfLife
-from polyak.rules import Piecewise as Piecewise
-from polyak.rules import Power as Power
-from polyak.rules import Profile as Profile
-from polyak.rules import Ramp as Ramp
-from polyak.rules import Recency as Recency
-from polyak.rules import Uniform as Uniform
-from polyak.rules import Warmup as Warmup
-from polyak.rules import compose as compose
+from polyak.merge.average_checkpoints import average as average
+from polyak.schedules import Anneal as Anneal
+from polyak.schedules import Capped as Capped
+from polyak.schedules import Constant as Constant
+from polyak.schedules import Cosine as Cosine
+from polyak.schedules import Debiased as Debiased
+from polyak.schedules import Decay as Decay
+from polyak.schedules import HalfLife as HalfLife
+from polyak.schedules import Piecewise as Piecewise
+from polyak.schedules import Power as Power
+from polyak.schedules import Profile as Profile
+from polyak.schedules import Ramp as Ramp
+from polyak.schedules import Recency as Recency
+from polyak.schedules import Uniform as Uniform
+from polyak.schedules import Warmup as Warmup
+from polyak.schedules import compose as compose
+from polyak.select.best_checkpoint import BestCheckpoint as BestCheckpoint
 
 if TYPE_CHECKING:
     from polyak.torch import EMA as EMA

@@ -20,10 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from polyak.checkpoints.layout import Spec
-from polyak.checkpoints.read import load
-from polyak.checkpoints.schema import Header
-from polyak.checkpoints.shards import write_sharded
+from polyak._files.header import Header
+from polyak._files.layout import Spec
+from polyak._files.shards import write_sharded
+from polyak._foreign.load import load
 
 NAME = "average.safetensors"
 FINISHED = 42

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
-from polyak.checkpoints.dtypes import BY_NAME
+from polyak._dtypes import BY_NAME
 
 Mutation = Callable[[bytes, random.Random], bytes]
 

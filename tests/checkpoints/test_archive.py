@@ -20,8 +20,9 @@ from torch import nn
 
 import polyak
 from polyak import EMA, Archive, CheckpointError, ConfigError, HalfLife, Power, synthesize
-from polyak.checkpoints import recorder, synthesis
-from polyak.checkpoints.formats import open_weights
+from polyak._foreign.open_any import open_weights
+from polyak.archive import recorder
+from polyak.archive import synthesize as synthesis
 
 from .archive_worker import move
 

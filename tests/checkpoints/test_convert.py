@@ -17,13 +17,13 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 import polyak
-from polyak.checkpoints.convert import convert
-from polyak.checkpoints.export import arranged, write_paddle
-from polyak.checkpoints.formats import open_weights
-from polyak.checkpoints.naming import name_map
-from polyak.checkpoints.write import write_arrays
+from polyak._files.write import write_arrays
+from polyak._foreign.open_any import open_weights
+from polyak.convert.convert import convert
+from polyak.convert.export import arranged, write_paddle
+from polyak.convert.rename_rules import name_map
 from polyak.errors import CheckpointError, ConfigError
-from polyak.torch.foreign import write_torch
+from polyak.torch.write import write_torch
 from tests.shims import torchvision_without_ops
 
 others_warn = pytest.mark.filterwarnings("ignore")  # what other libraries warn of is not tested here

@@ -12,12 +12,12 @@ import torch
 from safetensors.numpy import save_file
 
 import polyak
-from polyak.checkpoints.describe import Checkpoint, Snapshots, describe, figures_of, to_json
-from polyak.checkpoints.formats import open_weights
-from polyak.checkpoints.read import header_of
-from polyak.checkpoints.write import write_arrays
+from polyak._files.open import header_of
+from polyak._files.write import write_arrays
+from polyak._foreign.open_any import open_weights
+from polyak.cli.describe import Checkpoint, Snapshots, describe, figures_of, to_json
 from polyak.errors import CheckpointError
-from polyak.rules.profile import Run
+from polyak.schedules.profile import Run
 
 
 def trained(steps: int = 30) -> polyak.EMA:
@@ -144,7 +144,7 @@ def test_a_foreign_file(tmp_path: Path) -> None:
     assert (found.format, found.library, found.step, found.updates) == ("pytorch", "swa_utils", 12, 1)
     assert [(one.role, one.path) for one in found.parts] == [("average", "ema"), ("raw", "model")]
     polyak_file = tmp_path / "run.safetensors"
-    from polyak.checkpoints.convert import convert
+    from polyak.convert.convert import convert
 
     convert(tmp_path / "run.pt", polyak_file, part="average")
     again = checkpoint(polyak_file)

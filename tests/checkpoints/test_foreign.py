@@ -17,9 +17,9 @@ import torch
 from safetensors.numpy import save_file
 
 import polyak
-from polyak.checkpoints.foreign import Recognised, recognise
-from polyak.checkpoints.foreign.parts import same_values
-from polyak.checkpoints.formats import open_weights
+from polyak._foreign.open_any import open_weights
+from polyak._foreign.parts import Recognised, same_values
+from polyak._foreign.recognize import recognise
 from polyak.errors import CheckpointError
 from tests.shims import torchvision_without_ops
 

@@ -20,7 +20,7 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex
 
 from polyak import CheckpointError
-from polyak.checkpoints.formats import open_weights
+from polyak._foreign.open_any import open_weights
 from polyak.torch.tensors import as_array
 
 from .dcp_worker import TENSORS

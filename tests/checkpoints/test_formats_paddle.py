@@ -1,4 +1,4 @@
-"""Files that Paddle 3.3.1 wrote (tests/golden/make_pdparams.py), read without Paddle."""
+"""Files that Paddle 3.3.1 wrote (tests/golden_files/make_pdparams.py), read without Paddle."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from polyak import CheckpointError
-from polyak.checkpoints.formats import open_weights
+from polyak._foreign.open_any import open_weights
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "paddle"
 SHAPES = {

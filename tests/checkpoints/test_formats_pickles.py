@@ -18,10 +18,10 @@ import torch
 from torch import nn
 
 from polyak import CheckpointError
-from polyak.checkpoints.formats import open_weights
-from polyak.checkpoints.formats.pickles import Stream, load
-from polyak.checkpoints.formats.records import Record
-from polyak.checkpoints.source import open_source
+from polyak._files.source import open_source
+from polyak._foreign.open_any import open_weights
+from polyak._foreign.pickle_objects import Record
+from polyak._foreign.unpickle import Stream, load
 
 
 class Calls:

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from polyak.checkpoints.formats import open_weights
-from polyak.checkpoints.write import write_arrays
+from polyak._files.write import write_arrays
+from polyak._foreign.open_any import open_weights
 from polyak.errors import CheckpointError
 
 

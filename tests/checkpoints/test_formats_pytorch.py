@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 from polyak import CheckpointError
-from polyak.checkpoints.formats import open_weights
-from polyak.checkpoints.formats.records import Record
+from polyak._foreign.open_any import open_weights
+from polyak._foreign.pickle_objects import Record
 from polyak.torch.tensors import as_array
 
 BASE = torch.arange(60.0).reshape(10, 6) / 7

@@ -17,11 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import polyak
-from polyak.checkpoints.dtypes import BY_NAME
-from polyak.checkpoints.formats import open_weights
-from polyak.checkpoints.read import Average
-from polyak.checkpoints.schema import Header
-from polyak.checkpoints.write import write_arrays
+from polyak._dtypes import BY_NAME
+from polyak._files.header import Header
+from polyak._files.write import write_arrays
+from polyak._foreign.load import Average
+from polyak._foreign.open_any import open_weights
 from polyak.errors import CheckpointError
 from tests.checkpoints.mutations import MUTATIONS, joined, plain, split
 
@@ -87,7 +87,7 @@ def test_of_20_000_damaged_averages_each_is_refused_or_unharmed(folder: Path) ->
 def damage_is_readable(data: bytes) -> bool:
     """Whether the mutations that edit a header can be applied once more."""
     try:
-        fields = polyak.checkpoints.layout.parse_json(split(data)[0])
+        fields = polyak._files.layout.parse_json(split(data)[0])
     except (ValueError, RecursionError):
         return False
     return len(data) > 8 and all(isinstance(f, dict) and "data_offsets" in f for f in fields.values())

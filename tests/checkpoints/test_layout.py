@@ -20,14 +20,14 @@ from hypothesis.extra import numpy as arrays_of
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-from polyak.checkpoints.dtypes import BY_NAME
-from polyak.checkpoints.formats import open_weights
-from polyak.checkpoints.layout import METADATA, SUMS, Spec, arrange
-from polyak.checkpoints.read import load
-from polyak.checkpoints.schema import KEY, Header
-from polyak.checkpoints.write import write_arrays, write_safetensors
+from polyak._dtypes import BY_NAME
+from polyak._files.header import KEY, Header
+from polyak._files.layout import METADATA, SUMS, Spec, arrange
+from polyak._files.write import write_arrays, write_safetensors
+from polyak._foreign.load import load
+from polyak._foreign.open_any import open_weights
 from polyak.errors import CheckpointError
-from polyak.rules import Profile, Warmup
+from polyak.schedules import Profile, Warmup
 
 TENSOR = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 # The package's NumPy side knows none of these; tests/torch/test_resumable_file.py reads them with torch.
@@ -114,9 +114,9 @@ def test_more_than_two_gigabytes_come_back(tmp_path: Path) -> None:
     script = f"""
 import numpy as np
 from pathlib import Path
-from polyak.checkpoints.formats import open_weights
-from polyak.checkpoints.layout import Spec
-from polyak.checkpoints.write import write_safetensors
+from polyak._foreign.open_any import open_weights
+from polyak._files.layout import Spec
+from polyak._files.write import write_safetensors
 path = Path({str(tmp_path / "big")!r})
 big = np.zeros({size}, np.uint8)
 big[[0, 1 << 31, -1]] = 1, 2, 3

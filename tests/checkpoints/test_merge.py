@@ -31,17 +31,18 @@ from safetensors.numpy import save_file
 
 import polyak
 from polyak import CheckpointError, ConfigError, HalfLife, Profile, Recency, average
-from polyak.checkpoints import blend, inputs
-from polyak.checkpoints.describe import describe
-from polyak.checkpoints.dtypes import BY_NAME, is_float
-from polyak.checkpoints.foreign.steps import step_in_name
-from polyak.checkpoints.formats import open_weights
-from polyak.checkpoints.layout import Spec
-from polyak.checkpoints.schema import Header
-from polyak.checkpoints.shards import write_sharded
-from polyak.checkpoints.weights import Held, Slot, Weights
-from polyak.checkpoints.write import write_arrays
-from polyak.rules import solve
+from polyak._dtypes import BY_NAME, is_float
+from polyak._files import weighted_sum as blend
+from polyak._files.checkpoint import Held, Slot, Weights
+from polyak._files.header import Header
+from polyak._files.layout import Spec
+from polyak._files.shards import write_sharded
+from polyak._files.write import write_arrays
+from polyak._foreign.open_any import open_weights
+from polyak._foreign.steps import step_in_name
+from polyak.cli.describe import describe
+from polyak.merge import inputs
+from polyak.schedules import solve
 
 Tensors = dict[str, np.ndarray]
 FLOATS = [name for name, dtype in BY_NAME.items() if is_float(dtype) and name != "F8_E8M0"]

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polyak.checkpoints.naming import NameMap, Rule, name_map
+from polyak.convert.rename_rules import NameMap, Rule, name_map
 from polyak.errors import CheckpointError, ConfigError
 
 

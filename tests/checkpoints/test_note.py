@@ -13,12 +13,12 @@ import torch
 from safetensors.numpy import save_file
 
 import polyak
-from polyak.checkpoints.convert import convert
-from polyak.checkpoints.describe import Checkpoint, describe
-from polyak.checkpoints.note import SUFFIX, write_note
-from polyak.checkpoints.schema import Header
+from polyak._files.header import Header
+from polyak._foreign.note import SUFFIX, write_note
+from polyak.cli.describe import Checkpoint, describe
+from polyak.convert.convert import convert
 from polyak.errors import CheckpointError
-from polyak.rules import Constant, Profile
+from polyak.schedules import Constant, Profile
 
 AVERAGE = Header("long", 30, Constant(0.9), Profile.from_decay(0.9, 30), "average", "0123abcd")
 RAW = Header("raw", 30, None, Profile.raw(30), "raw", "0123abcd")

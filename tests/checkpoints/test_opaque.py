@@ -19,10 +19,10 @@ import torch
 
 import polyak
 from polyak import CheckpointError
-from polyak.checkpoints.convert import convert
-from polyak.checkpoints.describe import describe
-from polyak.checkpoints.formats import open_weights
-from polyak.checkpoints.formats.records import Record
+from polyak._foreign.open_any import open_weights
+from polyak._foreign.pickle_objects import Record
+from polyak.cli.describe import describe
+from polyak.convert.convert import convert
 
 
 class Schedule(enum.Enum):

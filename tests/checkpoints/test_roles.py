@@ -14,11 +14,12 @@ import torch
 from safetensors.torch import save_file
 
 import polyak
-from polyak.checkpoints.foreign import Recognised, recognise
-from polyak.checkpoints.foreign.keys import by_keys
-from polyak.checkpoints.foreign.vocabulary import is_optimizer
-from polyak.checkpoints.formats import open_weights
-from polyak.checkpoints.write import write_arrays
+from polyak._files.write import write_arrays
+from polyak._foreign.keys import by_keys
+from polyak._foreign.open_any import open_weights
+from polyak._foreign.parts import Recognised
+from polyak._foreign.recognize import recognise
+from polyak._foreign.vocabulary import is_optimizer
 from tests.shims import torchvision_without_ops
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # other libraries' own

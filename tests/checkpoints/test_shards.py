@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from polyak.checkpoints import shards
-from polyak.checkpoints.formats import open_weights
-from polyak.checkpoints.layout import Spec
-from polyak.checkpoints.read import load
-from polyak.checkpoints.schema import Header
-from polyak.checkpoints.shards import write_sharded
-from polyak.checkpoints.targets import Rights
-from polyak.checkpoints.write import claimed
+from polyak._files import shards
+from polyak._files.header import Header
+from polyak._files.layout import Spec
+from polyak._files.shards import write_sharded
+from polyak._files.targets import Rights
+from polyak._files.write import claimed
+from polyak._foreign.load import load
+from polyak._foreign.open_any import open_weights
 from polyak.errors import CheckpointError, ConfigError
 from tests.checkpoints.crash_worker import NAME, files, found, save
 

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 import polyak
-from polyak.checkpoints.formats import open_weights
-from polyak.checkpoints.source import Source, beside, exists, inside, is_folder, open_source
-from polyak.checkpoints.write import write_arrays
+from polyak._files.source import Source, beside, exists, inside, is_folder, open_source
+from polyak._files.write import write_arrays
+from polyak._foreign.open_any import open_weights
 from polyak.errors import CheckpointError, MissingExtraError
 
 posix = pytest.mark.skipif(os.name != "posix", reason="as POSIX systems have them")

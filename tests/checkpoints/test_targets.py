@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from polyak.checkpoints import shards
-from polyak.checkpoints.locks import Lock
-from polyak.checkpoints.write import atomic, sweep_all
+from polyak._files import shards
+from polyak._files.locks import Lock
+from polyak._files.write import atomic, sweep_all
 from polyak.errors import CheckpointError
 from tests.checkpoints.crash_worker import NAME, files, found, save
 
@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 HOLD = """
 import sys, time
 from pathlib import Path
-from polyak.checkpoints.locks import Lock
+from polyak._files.locks import Lock
 with Lock(Path(sys.argv[1]), "", "") as lock:
     lock.take(0)
     print("held", flush=True)
@@ -79,7 +79,7 @@ def test_the_owner_of_what_is_replaced_is_kept(tmp_path: Path) -> None:
 AS_ANOTHER = """
 import os, sys
 from pathlib import Path
-from polyak.checkpoints.write import atomic
+from polyak._files.write import atomic
 os.chdir(sys.argv[1])
 os.setgroups([]), os.setgid(65534), os.setuid(65534)
 with atomic("a") as temporary:

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import polyak
-from polyak.checkpoints.convert import convert
-from polyak.checkpoints.describe import Checkpoint, describe
+from polyak.cli.describe import Checkpoint, describe
+from polyak.convert.convert import convert
 from polyak.errors import CheckpointError
 from tests.trainers.digits import network
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from polyak import CheckpointError, ConfigError
-from polyak.checkpoints.trials import Command, Record, Trial, alone_in
+from polyak.select.evaluate import Command, Record, Trial, alone_in
 from tests.processes import gone
 
 PYTHON = shlex.quote(sys.executable)
@@ -217,7 +217,7 @@ def test_a_damaged_record_is_named(tmp_path: Path, text: str) -> None:
 def test_two_processes_do_not_share_a_folder(tmp_path: Path) -> None:
     folder = tmp_path / "new" / "out"
     code = (
-        "import sys, time, pathlib; from polyak.checkpoints.trials import alone_in\n"
+        "import sys, time, pathlib; from polyak.select.evaluate import alone_in\n"
         "with alone_in(pathlib.Path(sys.argv[1])): print('in', flush=True); time.sleep(300)"
     )
     other = subprocess.Popen([sys.executable, "-c", code, folder], stdout=subprocess.PIPE, text=True)

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from polyak.checkpoints import locks, shards, write
-from polyak.checkpoints.formats import open_weights
-from polyak.checkpoints.layout import Spec
-from polyak.checkpoints.shards import write_sharded
-from polyak.checkpoints.write import atomic, write_arrays
+from polyak._files import locks, shards, write
+from polyak._files.layout import Spec
+from polyak._files.shards import write_sharded
+from polyak._files.write import atomic, write_arrays
+from polyak._foreign.open_any import open_weights
 from polyak.errors import CheckpointError
 from tests.checkpoints.crash_worker import NAME, files, found, save
 

@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 from polyak import ConfigError, HalfLife, Profile
 from polyak.cli import app
 from polyak.cli.average import Options
-from polyak.rules import solve
+from polyak.schedules import solve
 
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "80", "NO_COLOR": "1"}
 STEPS = [10, 20, 40]

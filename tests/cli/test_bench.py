@@ -136,7 +136,7 @@ def test_a_missing_peer_is_left_out_or_refused_with_its_pip_line(tmp_path: Path)
 
 
 def test_a_missing_kernel_is_said(tmp_path: Path) -> None:
-    done = bench("--model", "mine:net", "--against", "none", cwd=tmp_path, block="polyak.core._native")
+    done = bench("--model", "mine:net", "--against", "none", cwd=tmp_path, block="polyak._kernel._native")
     assert done.returncode == 0, done.stderr
     assert "engine     blocked (the C kernel was not built" in done.stdout
     assert "pip install --force-reinstall" in done.stdout

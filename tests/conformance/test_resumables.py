@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from polyak.checkpoints.formats import open_weights
+from polyak._foreign.open_any import open_weights
 from tests.conformance.members import MEMBERS
 from tests.conformance.resumables import HALF, KINDS, WHOLE, file_of, run
 

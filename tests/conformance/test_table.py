@@ -51,7 +51,7 @@ def row(request: pytest.FixtureRequest) -> Row:
 
 
 def test_every_decay_is_in_the_table() -> None:
-    kinds = {type(polyak.rules.as_decay(decay)).__name__ for decay in DECAYS.values()}
+    kinds = {type(polyak.schedules.as_decay(decay)).__name__ for decay in DECAYS.values()}
     own = {k for k, cls in polyak.Decay._kinds.items() if cls.__module__.startswith("polyak.")}
     assert kinds == own
 

@@ -20,7 +20,7 @@ import pytest
 
 import polyak
 from polyak import Average
-from polyak.checkpoints.schema import KEY
+from polyak._files.header import KEY
 from tests.containers.images import ROOT, dockerfile, instructions
 
 SUITE = "bookworm"  # Debian 12, as the Dockerfiles' tag says

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polyak.core import _native, watch
-from polyak.core.watch import Contents, contents, readings
+from polyak._core import change_detection as watch
+from polyak._core.change_detection import Contents, contents, readings
+from polyak._kernel import _native
 
 HOLDS: dict[str, Callable[[Contents], bool]] = {"C": _native.holds, "Python": watch._holds}
 AGREE: dict[str, Callable[..., bool]] = {"C": _native.agree, "Python": watch._agree}

@@ -21,15 +21,15 @@ try:
 except ModuleNotFoundError:
     sys.exit("atheris is not installed. Install it with: pip install atheris")
 
-with atheris.instrument_imports(include=["polyak.checkpoints"]):
-    from polyak.checkpoints.formats import open_weights
-    from polyak.checkpoints.formats.safetensors import INDEX
-    from polyak.checkpoints.layout import Spec
-    from polyak.checkpoints.read import load
-    from polyak.checkpoints.schema import KEY, Header
-    from polyak.checkpoints.shards import write_sharded
+with atheris.instrument_imports(include=["polyak._files", "polyak._foreign"]):
+    from polyak._files.header import KEY, Header
+    from polyak._files.layout import Spec
+    from polyak._files.safetensors import INDEX
+    from polyak._files.shards import write_sharded
+    from polyak._foreign.load import load
+    from polyak._foreign.open_any import open_weights
 from polyak.errors import CheckpointError
-from polyak.rules import Profile, Warmup
+from polyak.schedules import Profile, Warmup
 from tests.checkpoints.mutations import MUTATIONS, plain
 from tests.checkpoints.test_fuzz import compare, content, told, written
 

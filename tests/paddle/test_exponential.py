@@ -14,7 +14,7 @@ from paddle.base.layer_helper import LayerHelper
 from paddle.pir_utils import OldIrGuard
 
 from polyak import CheckpointError, ConfigError, PlanError, SwapError, load
-from polyak.checkpoints.describe import describe
+from polyak.cli.describe import describe
 from polyak.paddle import ExponentialMovingAverage
 
 from .conftest import array, assert_restored, fill, network, snapshot

@@ -18,9 +18,9 @@ from safetensors.numpy import load_file
 
 import polyak
 from polyak import Archive, BestCheckpoint, CheckpointError, ConfigError, NonFiniteError
-from polyak.checkpoints import shards
-from polyak.checkpoints.foreign import recognise
-from polyak.checkpoints.formats import open_weights
+from polyak._files import shards
+from polyak._foreign.open_any import open_weights
+from polyak._foreign.recognize import recognise
 from polyak.paddle import EMA
 
 from .conftest import Beside, array, assert_equal, averages, fill, network, trained

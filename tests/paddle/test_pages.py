@@ -15,7 +15,7 @@ import paddle
 import pytest
 
 import polyak
-from polyak.checkpoints.convert import convert
+from polyak.convert.convert import convert
 from tests.paddle import originals
 
 PAGES = Path(__file__).parents[2] / "docs" / "paddle"

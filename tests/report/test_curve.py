@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from polyak import CheckpointError, MissingExtraError
-from polyak.checkpoints.trials import Record, Trial
 from polyak.report.curve import caption, drawing, picture
+from polyak.select.evaluate import Record, Trial
 
 
 def record(*metrics: float | None, ratio: float = 10.0, mode: Any = "max") -> Record:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from polyak import EMA, ConfigError, PlanError, Warmup, reference
-from polyak.torch.engines.ensemble import Ensemble
+from polyak.torch._engines.updater import Ensemble
 
 X = torch.linspace(-1, 1, 6).view(2, 3)
 

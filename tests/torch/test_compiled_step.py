@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import polyak
 from polyak import reference
-from polyak.torch.mirror import Pairing
+from polyak.dropin._follower import Pairing
 
 # Dynamo warns of hooks that it leaves alone.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import polyak
-from polyak.checkpoints import schema
+from polyak._files import header as schema
 
 
 class Tied(nn.Module):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import polyak
 from polyak import ConfigError, PlanError
 from polyak.torch import EMA
-from polyak.torch.engines.choose import EngineName
+from polyak.torch._engines.select import EngineName
 from tests.interrupts import STRIDE, every_line, random_moments
 
 

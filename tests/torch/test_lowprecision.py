@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 import polyak
-from polyak.torch.engines.contract import Pair
-from polyak.torch.engines.foreach import Foreach
-from polyak.torch.engines.native import Native
-from polyak.torch.engines.rounding import draw_key, join, random_bits, stochastic_round
+from polyak.torch._engines.base import Pair
+from polyak.torch._engines.foreach import Foreach
+from polyak.torch._engines.native import Native
+from polyak.torch._engines.rounding import draw_key, join, random_bits, stochastic_round
 
 ALL = torch.arange(65_536, dtype=torch.int32)  # every value the random bits can have, once
 HALVES = [torch.bfloat16, torch.float16]

@@ -16,7 +16,7 @@ from torch.nn.utils import parametrize
 
 from polyak import ConfigError, PlanError
 from polyak.torch import EMA
-from polyak.torch.plan import Plan
+from polyak.torch.tensor_map import Plan
 
 from .conftest import Beside, array
 
@@ -634,7 +634,7 @@ def no_walks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Walking a module in any way, or planning anew, fails the test."""
     for name in WALKS:
         monkeypatch.setattr(nn.Module, name, lambda *args, **kwargs: pytest.fail("walked the module"))
-    monkeypatch.setattr("polyak.torch.averages.Plan", lambda *args: pytest.fail("planned anew"))
+    monkeypatch.setattr("polyak.torch.average_set.Plan", lambda *args: pytest.fail("planned anew"))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -671,7 +671,7 @@ def test_an_unchanged_model_is_not_replanned(monkeypatch: pytest.MonkeyPatch) ->
             pytest.fail("planned again")
         return Plan(of, *args)  # of the average's own module
 
-    monkeypatch.setattr("polyak.torch.averages.Plan", planned)
+    monkeypatch.setattr("polyak.torch.average_set.Plan", planned)
     for _ in range(2):
         model(torch.randn(4, 2)).sum().backward()
         torch.optim.SGD(model.parameters(), lr=0.1).step()

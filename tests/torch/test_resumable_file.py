@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 import polyak
-from polyak.checkpoints.formats import open_weights
-from polyak.checkpoints.write import write_arrays
+from polyak._files.write import write_arrays
+from polyak._foreign.open_any import open_weights
 from tests.torch.resume_cases import CASES, advance, begin
 
 HALF = 10  # in the middle of every=3 and every=4

@@ -16,8 +16,8 @@ from torch import nn
 
 import polyak
 from polyak import CheckpointError, ConfigError
-from polyak.checkpoints import write
-from polyak.core import files as saved
+from polyak._core import save as saved
+from polyak._files import write
 
 TRACKS = {"short": 0.9, "long": 0.99}
 
@@ -49,7 +49,7 @@ class Halfway:
 
             write_body(file, layout, specs, watched)
 
-        monkeypatch.setattr("polyak.checkpoints.shards.write_body", slowly)
+        monkeypatch.setattr("polyak._files.shards.write_body", slowly)
 
 
 CHANGES = {
@@ -120,7 +120,7 @@ def test_what_is_written_passes_its_own_checksum_whatever_another_thread_does(
 
     monkeypatch.setattr(write.zlib, "crc32", summed)
     specs = {"a": write.Spec(array.numpy().dtype, (500_000,))}
-    header = polyak.checkpoints.schema.Header("average", 0, None, None, "average", "run")
+    header = polyak._files.header.Header("average", 0, None, None, "average", "run")
     path = tmp_path / "a.safetensors"
     write.write_safetensors(path, specs, header.to_metadata(), lambda _: [array.numpy()])
     monkeypatch.undo()
@@ -161,7 +161,7 @@ def test_a_save_in_the_background_is_of_its_moment(
     ema, go = polyak.EMA(network(), TRACKS), threading.Event()
     step(ema)
     ema.save(tmp_path / "now.safetensors", **kind)
-    expected = polyak.checkpoints.formats.open_weights(tmp_path / "now.safetensors")
+    expected = polyak._foreign.open_weights(tmp_path / "now.safetensors")
     Halfway(monkeypatch, go.wait)
     saving = ema.save(tmp_path / "a.safetensors", background=True, **kind)
     for _ in range(5):
@@ -171,7 +171,7 @@ def test_a_save_in_the_background_is_of_its_moment(
     go.set()
     saving.wait()
     assert saving.done
-    with polyak.checkpoints.formats.open_weights(tmp_path / "a.safetensors") as found, expected:
+    with polyak._foreign.open_weights(tmp_path / "a.safetensors") as found, expected:
         assert found.metadata["polyak"] == expected.metadata["polyak"]
         assert found.slots.keys() == expected.slots.keys()
         for name, slot in found.slots.items():
@@ -266,7 +266,7 @@ def test_what_is_wrong_with_the_call_is_said_at_once_or_by_wait(
 
 AT_EXIT = """
 import sys, threading, time, torch, polyak
-from polyak.checkpoints import write
+from polyak._files import write
 write._SYNC_EVERY = 1000  # so that the disk is asked while the interpreter ends
 model = torch.nn.Sequential(*[torch.nn.Linear(50, 50) for _ in range(8)])
 sync, ema = write._sync_data, polyak.EMA(model, 0.9)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import polyak
-from polyak.checkpoints.formats import open_weights
+from polyak._foreign.open_any import open_weights
 
 KINDS: dict[str, dict[str, Any]] = {"split": {"dtype": "split"}, "compensated": {"compensated": True}}
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from polyak.core import _native, watch
+from polyak._core import change_detection as watch
+from polyak._kernel import _native
 
 EXCHANGE: Any = getattr(Tensor, "__dlpack_c_exchange_api__", None)
 needs_exchange = pytest.mark.skipif(EXCHANGE is None, reason="torch has it since 2.10")

@@ -20,7 +20,7 @@ import polyak
 
 os.environ["KERAS_BACKEND"] = "torch"  # for the process that is killed, which has no conftest
 keras = pytest.importorskip("keras")
-from polyak.checkpoints.describe import Checkpoint, describe  # noqa: E402
+from polyak.cli.describe import Checkpoint, describe  # noqa: E402
 from polyak.trainers.keras import WeightAverage, load, weights  # noqa: E402
 
 ROOT = Path(__file__).parents[2]

@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import polyak
-from polyak.checkpoints.describe import Checkpoint, describe
+from polyak.cli.describe import Checkpoint, describe
 from tests.shims import torchvision_without_ops
 
 torchvision_without_ops()

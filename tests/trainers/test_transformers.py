@@ -15,7 +15,7 @@ import torch
 from sklearn.datasets import load_digits
 
 import polyak
-from polyak.checkpoints.describe import Checkpoint, describe
+from polyak.cli.describe import Checkpoint, describe
 from tests.shims import torchvision_without_ops
 
 torchvision_without_ops()

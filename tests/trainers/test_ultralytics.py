@@ -17,7 +17,7 @@ import pytest
 import torch
 
 import polyak
-from polyak.checkpoints.describe import Checkpoint, describe
+from polyak.cli.describe import Checkpoint, describe
 from tests.shims import torchvision_with_nms
 from tests.trainers.digits import same
 from tests.trainers.drawn import pictures, shapes

@@ -10,13 +10,13 @@ from typing import Annotated, Any, get_args
 
 import typer
 
-from polyak.checkpoints import merge
-from polyak.checkpoints.weighting import Contribution
 from polyak.cli.printing import printable, say
 from polyak.cli.progress import progress
 from polyak.errors import ConfigError
-from polyak.rules import Constant, HalfLife, Recency
-from polyak.rules.pointwise import Shape
+from polyak.merge import average_checkpoints as merge
+from polyak.merge.weighting import Contribution
+from polyak.schedules import Constant, HalfLife, Recency
+from polyak.schedules.pointwise import Shape
 
 
 @dataclass(frozen=True)

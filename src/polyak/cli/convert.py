@@ -9,11 +9,11 @@ from typing import Annotated, Any
 
 import typer
 
-from polyak.checkpoints.convert import convert as to_polyak
-from polyak.checkpoints.export import arranged, check_target, count_of, write_paddle
-from polyak.checkpoints.naming import NameMap, name_map
 from polyak.cli.extras import needs
 from polyak.cli.printing import say
+from polyak.convert.convert import convert as to_polyak
+from polyak.convert.export import arranged, check_target, count_of, write_paddle
+from polyak.convert.rename_rules import NameMap, name_map
 from polyak.errors import ConfigError
 
 
@@ -91,7 +91,7 @@ def _exported(source: str, out: Path, options: Options) -> list[dict[str, Any]]:
         write_paddle(out, made.tree)
     else:
         with needs("torch", "torch"):
-            from polyak.torch.foreign import write_torch
+            from polyak.torch.write import write_torch
 
             write_torch(out, made.tree)
     lists = {"unmatched": made.unmatched, "dropped": made.dropped}

@@ -9,10 +9,10 @@ from typing import Annotated, Any
 
 import typer
 
-from polyak.checkpoints.gate import Gate, Verdict, judge
-from polyak.checkpoints.trials import Command
 from polyak.cli.printing import complain, say
 from polyak.errors import PolyakError
+from polyak.select.evaluate import Command
+from polyak.select.gate import Gate, Verdict, judge
 
 UNKNOWN = 2  # exit status: something could not be evaluated, so nothing is known
 

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from polyak.checkpoints.describe import Checkpoint, Snapshots, Tensors, Weighting, describe, to_json
+from polyak.cli.describe import Checkpoint, Snapshots, Tensors, Weighting, describe, to_json
 from polyak.cli.printing import say
 from polyak.errors import ConfigError
 from polyak.report.profile import draw

@@ -15,12 +15,12 @@ from rich.progress import TimeRemainingColumn as RemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-from polyak.checkpoints.sweep import BEST, RECORD, Sweep
-from polyak.checkpoints.sweep import sweep as run
-from polyak.checkpoints.trials import Command, Record
 from polyak.cli.printing import complain, printable, say
 from polyak.errors import MissingExtraError
 from polyak.report.curve import caption, drawing, picture
+from polyak.select.evaluate import Command, Record
+from polyak.select.sweep import BEST, RECORD, Sweep
+from polyak.select.sweep import sweep as run
 
 
 def sweep(

@@ -11,11 +11,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from polyak import checkpoints
+from polyak.archive.synthesize import reachable
+from polyak.archive.synthesize import synthesize as make
 from polyak.cli.printing import say
 from polyak.cli.progress import progress
 from polyak.errors import ConfigError
-from polyak.rules import Anneal, Constant, Decay, HalfLife, Power
+from polyak.schedules import Anneal, Constant, Decay, HalfLife, Power
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def synthesize(
 ) -> None:
     """Make another average of a run from its snapshots."""
     if out is None:
-        rows = checkpoints.reachable(archive, at)
+        rows = reachable(archive, at)
         if as_json:
             print(json.dumps({"reachable": [row._asdict() for row in rows]}))
             return
@@ -80,9 +81,7 @@ def synthesize(
     options = Options(half_life, decay, sigma_rel, last, shape)
     target = options.target()
     with progress("synthesizing") as moved:
-        made = checkpoints.synthesize(
-            archive, target, at, last=last, max_error=max_error, out=out, progress=moved
-        )
+        made = make(archive, target, at, last=last, max_error=max_error, out=out, progress=moved)
     figures = {"out": str(out), "step": made.header.step, "error": made.error, "noise_gain": made.noise_gain}
     if as_json:
         print(json.dumps(figures))

@@ -9,9 +9,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from polyak.core.live import finished
+from polyak._core.swap_guard import finished
+from polyak.dropin._follower import Pairing, inexact
 from polyak.errors import ConfigError
-from polyak.torch.mirror import Pairing, inexact
 
 
 class Lists:

@@ -10,8 +10,8 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
-from polyak.core.plan import Entry, Role
-from polyak.torch.mirror import inexact
+from polyak._core.tensor_map import Entry, Role
+from polyak.dropin._follower import inexact
 
 
 @dataclass(frozen=True)

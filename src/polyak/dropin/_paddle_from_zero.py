@@ -10,8 +10,8 @@ from paddle import Tensor, nn
 
 from polyak.errors import CheckpointError, ConfigError
 from polyak.paddle import EMA
-from polyak.paddle.plan import unwrap
-from polyak.rules import Capped, Constant, Decay, Profile, Ramp
+from polyak.paddle.tensor_map import unwrap
+from polyak.schedules import Capped, Constant, Decay, Profile, Ramp
 
 DecayType: TypeAlias = Literal["threshold", "exponential", "normal"]
 _TRACK = "average"

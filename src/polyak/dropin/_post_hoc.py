@@ -11,18 +11,18 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from polyak.checkpoints.formats import open_weights
-from polyak.checkpoints.mixture import Mixture
-from polyak.checkpoints.weights import Slot
+from polyak._files.checkpoint import Slot
+from polyak._foreign.open_any import open_weights
+from polyak.archive.mixture import Mixture
 from polyak.dropin._copy import copied, without_gradients
 from polyak.dropin._count import Known
+from polyak.dropin._follower import Mirror, inexact
 from polyak.dropin._names import ByName, Names, device_of, everything
 from polyak.errors import CheckpointError, ConfigError
-from polyak.rules import COPY, Power, Profile, compose, solve
-from polyak.rules.decay import check_whole
-from polyak.rules.posthoc import gram_of
-from polyak.rules.profile import Run
-from polyak.torch.mirror import Mirror, inexact
+from polyak.schedules import COPY, Power, Profile, compose, solve
+from polyak.schedules.decay import check_whole
+from polyak.schedules.posthoc import gram_of
+from polyak.schedules.profile import Run
 
 
 class KarrasEMA(ByName, nn.Module):

@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor, nn
 
-from polyak.core.live import finished
+from polyak._core.swap_guard import finished
 from polyak.dropin._lists import Lists
 from polyak.errors import ConfigError, PlanError, SwapError
-from polyak.rules.decay import check_beta
+from polyak.schedules.decay import check_beta
 from polyak.torch.swap import ModelExchange
 
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from polyak.dropin._lists import Lists, matching, moved, overwrite, restored, tensors_in
 from polyak.errors import ConfigError
-from polyak.rules import Capped, Warmup
-from polyak.rules.decay import check, check_beta
+from polyak.schedules import Capped, Warmup
+from polyak.schedules.decay import check, check_beta
 
 Parameters = Iterable[nn.Parameter] | nn.Module
 _OLD = {"max_value": "decay", "min_value": "min_decay", "device": "to()"}

@@ -12,13 +12,13 @@ from torch.utils.hooks import RemovableHandle
 
 from polyak.dropin._copy import copied, without_gradients
 from polyak.dropin._count import Known
+from polyak.dropin._follower import Mirror
 from polyak.dropin._names import ByName, Names, device_of, everything, in_evaluation
 from polyak.dropin._post_hoc import KarrasEMA as KarrasEMA
 from polyak.dropin._post_hoc import PostHocEMA as PostHocEMA
 from polyak.errors import ConfigError
-from polyak.rules import Warmup
-from polyak.rules.decay import check_beta
-from polyak.torch.mirror import Mirror
+from polyak.schedules import Warmup
+from polyak.schedules.decay import check_beta
 
 Maker = Callable[[], nn.Module]
 

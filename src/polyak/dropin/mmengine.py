@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from polyak.dropin._copy import copied, without_gradients
 from polyak.dropin._count import Known
+from polyak.dropin._follower import Mirror, Pairing, parameters_only
 from polyak.errors import ConfigError
-from polyak.rules import Uniform
-from polyak.rules.decay import check_whole
-from polyak.torch.mirror import Mirror, Pairing, parameters_only
+from polyak.schedules import Uniform
+from polyak.schedules.decay import check_whole
 
 
 class _Refused(ConfigError, AssertionError):

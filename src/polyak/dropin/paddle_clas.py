@@ -6,7 +6,7 @@ from paddle import nn
 
 from polyak.dropin._paddle_from_zero import check_same
 from polyak.paddle import EMA
-from polyak.rules import Constant
+from polyak.schedules import Constant
 
 
 class ExponentialMovingAverage:

@@ -8,7 +8,7 @@ import numpy as np
 from paddle import Tensor, nn
 
 from polyak.dropin._paddle_from_zero import DecayType, FromZero, schedule
-from polyak.rules import Profile
+from polyak.schedules import Profile
 
 
 class ModelEMA(FromZero):

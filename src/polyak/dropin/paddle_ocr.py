@@ -9,7 +9,7 @@ from paddle import Tensor, nn
 
 from polyak.dropin._paddle_from_zero import DecayType, FromZero, schedule
 from polyak.errors import CheckpointError
-from polyak.rules.decay import check
+from polyak.schedules.decay import check
 
 
 class ModelEMA(FromZero):

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import SWALR as SWALR
 
-from polyak.core.plan import Entry, Role
+from polyak._core.tensor_map import Entry, Role
 from polyak.dropin._copy import copied
 from polyak.dropin._count import Known
+from polyak.dropin._follower import Mirror, Pairing, inexact, parameters_only, role_in_state_dict
 from polyak.dropin._names import everything
 from polyak.errors import ConfigError
-from polyak.rules import Constant, Decay, Uniform
-from polyak.rules.decay import check_beta
-from polyak.torch.buffers import update_batchnorm
-from polyak.torch.mirror import Mirror, Pairing, inexact, parameters_only, role_in_state_dict
+from polyak.schedules import Constant, Decay, Uniform
+from polyak.schedules.decay import check_beta
+from polyak.torch.batchnorm import update_batchnorm
 
 __all__ = [
     "SWALR",

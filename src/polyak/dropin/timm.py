@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from polyak.dropin._copy import copied, without_gradients
-from polyak.rules import Warmup
-from polyak.torch.mirror import Mirror, parameters_only
+from polyak.dropin._follower import Mirror, parameters_only
+from polyak.schedules import Warmup
 
 
 class ModelEmaV3(nn.Module):

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from polyak.core.live import Block
+from polyak._core.swap_guard import Block
 from polyak.dropin._lists import Lists, matching, moved, overwrite, restored, tensors_in
 from polyak.errors import ConfigError
-from polyak.rules import Capped
-from polyak.rules.decay import check_beta
+from polyak.schedules import Capped
+from polyak.schedules.decay import check_beta
 from polyak.torch.swap import exchange_of
 
 Parameters = Iterable[nn.Parameter] | None

@@ -6,11 +6,11 @@ from collections.abc import Callable, Collection
 
 from torch import Tensor, nn
 
-from polyak.core.plan import Entry, Role
+from polyak._core.tensor_map import Entry, Role
 from polyak.dropin._copy import copied, without_gradients
-from polyak.rules import Ramp
-from polyak.torch.mirror import Mirror, role_in_state_dict
-from polyak.torch.plan import unwrap
+from polyak.dropin._follower import Mirror, role_in_state_dict
+from polyak.schedules import Ramp
+from polyak.torch.tensor_map import unwrap
 
 _TEACHER = "teacher_model"
 

@@ -11,8 +11,8 @@ try:
 except ModuleNotFoundError as error:
     raise MissingExtraError("PaddlePaddle", "paddle") from error
 
-from polyak.core.state import LoadReport as LoadReport
-from polyak.core.track import Track as Track
+from polyak._core.state_dict import LoadReport as LoadReport
+from polyak._core.track import Track as Track
 from polyak.paddle.batchnorm import update_batchnorm as update_batchnorm
 from polyak.paddle.ema import EMA as EMA
 from polyak.paddle.exponential import ExponentialMovingAverage as ExponentialMovingAverage

@@ -13,7 +13,7 @@ import paddle
 from paddle import nn
 from paddle.nn.layer.norm import _BatchNormBase
 
-from polyak.core.live import accept
+from polyak._core.swap_guard import accept
 from polyak.errors import ConfigError
 from polyak.paddle.tensors import overwrite
 

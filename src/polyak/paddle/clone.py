@@ -10,8 +10,8 @@ from typing import Any, cast
 from paddle import Tensor, nn
 from paddle.base.framework import EagerParamBase
 
-from polyak.core.copying import Copier
-from polyak.paddle.plan import unwrap
+from polyak._core.deepcopy import Copier
+from polyak.paddle.tensor_map import unwrap
 from polyak.paddle.tensors import alias, duplicate, holds_values
 
 

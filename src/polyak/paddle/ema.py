@@ -11,18 +11,18 @@ import paddle.distributed as dist
 from paddle import Tensor, nn
 from paddle.optimizer import Optimizer
 
-from polyak.core.attach import as_several
-from polyak.core.clock import check_pace
-from polyak.core.ema import Verbs
-from polyak.core.nonfinite import NonFinitePolicy
-from polyak.core.plan import Buffers, Patterns, Selection
-from polyak.core.ranks import synchronize_buffers
-from polyak.core.track import named_decays, warn_if_swapped
-from polyak.paddle.attach import Attachment, parameters_of
-from polyak.paddle.averages import Averages
+from polyak._core.clock import check_pace
+from polyak._core.ema import Verbs
+from polyak._core.nonfinite import NonFinitePolicy
+from polyak._core.optimizer_hook import as_several
+from polyak._core.ranks import synchronize_buffers
+from polyak._core.tensor_map import Buffers, Patterns, Selection
+from polyak._core.track import named_decays, warn_if_swapped
+from polyak.paddle.average_set import Averages
+from polyak.paddle.optimizer_hook import Attachment, parameters_of
 from polyak.paddle.ranks import first_of, mean_over
-from polyak.paddle.storage import EngineName, Settings
-from polyak.rules import Decay
+from polyak.paddle.store import EngineName, Settings
+from polyak.schedules import Decay
 
 
 class EMA(Verbs[nn.Layer, Tensor]):

@@ -12,18 +12,18 @@ from typing import cast as cast_type
 import paddle
 from paddle import Tensor
 
-from polyak.core import NO_KERNEL
-from polyak.core.several import Several
+from polyak._core.several import Several
+from polyak._kernel import NO_KERNEL
 from polyak.errors import ConfigError
-from polyak.paddle.storage import EngineName
+from polyak.paddle.store import EngineName
 from polyak.paddle.tensors import alias, cast, fills_memory, wide
 
 try:
-    from polyak.core import native
+    from polyak._kernel import native
 except ImportError:
     native = None
 if TYPE_CHECKING:
-    from polyak.core.native import Row
+    from polyak._kernel.native import Row
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ from typing import Any
 from paddle import Tensor, nn
 from paddle.static import Executor
 
-from polyak.core.live import Block
-from polyak.core.state import LoadReport, State
+from polyak._core.state_dict import LoadReport, State
+from polyak._core.swap_guard import Block
 from polyak.errors import ConfigError, SwapError
 from polyak.paddle.ema import EMA
-from polyak.rules import Capped, Constant, Debiased, Decay
+from polyak.schedules import Capped, Constant, Debiased, Decay
 
 
 class ExponentialMovingAverage:

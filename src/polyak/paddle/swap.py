@@ -11,9 +11,9 @@ from operator import attrgetter
 
 from paddle import Tensor
 
-from polyak.core.live import NOTHING, Changed, Exchange
-from polyak.core.plan import Plan
-from polyak.core.watch import Readings, readings
+from polyak._core.change_detection import Readings, readings
+from polyak._core.swap_guard import NOTHING, Changed, Exchange
+from polyak._core.tensor_map import Plan
 from polyak.paddle.tensors import alias, cast, laid_out_as, to
 
 

@@ -1,4 +1,4 @@
-"""Paddle's tensors, in the words of ``polyak.core.tensors``."""
+"""Paddle's tensors, in the words of ``polyak._core.tensors``."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import paddle
 from numpy.typing import NDArray
 from paddle import Tensor
 
-from polyak.checkpoints.dtypes import BY_NAME, NAMES
-from polyak.core import watch
-from polyak.core.parts import join, split
-from polyak.core.tensors import Traces
-from polyak.core.watch import Unmoved
+from polyak._core import change_detection as watch
+from polyak._core.change_detection import Unmoved
+from polyak._core.tensors import Traces
+from polyak._dtypes import BY_NAME, NAMES
+from polyak._kernel.two_part import join, split
 from polyak.errors import CheckpointError
 
 _DTYPES: dict[Any, np.dtype[Any]] = {

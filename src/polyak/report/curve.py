@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from polyak.checkpoints.trials import Record, Trial
-from polyak.checkpoints.write import atomic
+from polyak._files.write import atomic
 from polyak.errors import MissingExtraError
+from polyak.select.evaluate import Record, Trial
 
 
 class _Signs(NamedTuple):

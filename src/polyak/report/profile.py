@@ -7,8 +7,8 @@ from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
-from polyak.rules import Profile
-from polyak.rules.decay import Array
+from polyak.schedules import Profile
+from polyak.schedules.decay import Array
 
 Scale: TypeAlias = Literal["linear", "log"]
 

@@ -11,10 +11,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from polyak.core.copying import Copier
+from polyak._core.deepcopy import Copier
 from polyak.errors import PlanError
-from polyak.torch.plan import unwrap
-from polyak.torch.storage import outside_inference_mode
+from polyak.torch.store import outside_inference_mode
+from polyak.torch.tensor_map import unwrap
 
 # Where the classes are that compute through a graph of nodes. Nodes hold the live layers, and no copy of a
 # module's attributes reaches them.

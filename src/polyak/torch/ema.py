@@ -11,20 +11,20 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from polyak.core.attach import as_several
-from polyak.core.clock import check_pace
-from polyak.core.ema import Verbs
-from polyak.core.nonfinite import NonFinitePolicy
-from polyak.core.plan import Buffers, Patterns, Selection
-from polyak.core.ranks import synchronize_buffers
-from polyak.core.track import named_decays, warn_if_swapped
-from polyak.rules import Decay
-from polyak.torch.attach import Attachment, check_hooked, parameters_of
-from polyak.torch.averages import Averages
-from polyak.torch.engines.choose import EngineName
-from polyak.torch.engines.ensemble import Graph
+from polyak._core.clock import check_pace
+from polyak._core.ema import Verbs
+from polyak._core.nonfinite import NonFinitePolicy
+from polyak._core.optimizer_hook import as_several
+from polyak._core.ranks import synchronize_buffers
+from polyak._core.tensor_map import Buffers, Patterns, Selection
+from polyak._core.track import named_decays, warn_if_swapped
+from polyak.schedules import Decay
+from polyak.torch._engines.select import EngineName
+from polyak.torch._engines.updater import Graph
+from polyak.torch.average_set import Averages
+from polyak.torch.optimizer_hook import Attachment, check_hooked, parameters_of
 from polyak.torch.ranks import first_of, mean_over
-from polyak.torch.storage import DType, Settings
+from polyak.torch.store import DType, Settings
 from polyak.torch.untraced import untraced_methods
 
 

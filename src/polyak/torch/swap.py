@@ -17,9 +17,9 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from polyak.core.live import NOTHING, Changed, Exchange
-from polyak.core.watch import Readings, agree, readings
-from polyak.torch.plan import Plan
+from polyak._core.change_detection import Readings, agree, readings
+from polyak._core.swap_guard import NOTHING, Changed, Exchange
+from polyak.torch.tensor_map import Plan
 
 # A module's dictionary, and the tensors that belong there.
 Place: TypeAlias = tuple[dict[str, Any], dict[str, Any]]

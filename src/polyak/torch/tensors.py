@@ -1,4 +1,4 @@
-"""torch's tensors, in the words of ``polyak.core.tensors``."""
+"""torch's tensors, in the words of ``polyak._core.tensors``."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from polyak.checkpoints.dtypes import BY_NAME
-from polyak.core import watch
-from polyak.core.tensors import Traces
-from polyak.core.watch import Unmoved
+from polyak._core import change_detection as watch
+from polyak._core.change_detection import Unmoved
+from polyak._core.tensors import Traces
+from polyak._dtypes import BY_NAME
 from polyak.errors import CheckpointError
-from polyak.torch.engines.chunks import largest_values
-from polyak.torch.engines.rounding import join, split
+from polyak.torch._engines.chunks import largest_values
+from polyak.torch._engines.rounding import join, split
 
 _DTYPES: dict[torch.dtype, np.dtype[Any]] = {
     torch.bool: BY_NAME["BOOL"],

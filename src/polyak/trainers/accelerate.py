@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from polyak.errors import MissingExtraError
-from polyak.rules import Decay
+from polyak.schedules import Decay
 from polyak.torch import EMA
 from polyak.trainers.common import check_not_sharded
 from polyak.trainers.common import numbers as numbers

@@ -8,12 +8,12 @@ from typing import Any
 
 from torch import nn
 
-from polyak.checkpoints.note import write_note
-from polyak.checkpoints.schema import Header
-from polyak.checkpoints.source import Where
-from polyak.core import files
+from polyak._core import save as files
+from polyak._files.header import Header
+from polyak._files.source import Where
+from polyak._foreign.note import write_note
 from polyak.errors import CheckpointError, ConfigError
-from polyak.rules import Decay
+from polyak.schedules import Decay
 from polyak.torch import EMA
 
 _LOGGED = ("decay", "mean_age", "distance", "skipped")

@@ -10,8 +10,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from polyak.errors import MissingExtraError
-from polyak.rules import Decay
-from polyak.rules.decay import check_whole
+from polyak.schedules import Decay
+from polyak.schedules.decay import check_whole
 from polyak.torch import EMA
 from polyak.trainers.common import check_evaluate, closing, numbers
 

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import nn
 
-from polyak.checkpoints.formats.keras import MARK, mark
-from polyak.checkpoints.schema import Header
-from polyak.core.track import check_counts_steps, named_decays
+from polyak._core.track import check_counts_steps, named_decays
+from polyak._files.header import Header
+from polyak._foreign.keras import MARK, mark
 from polyak.errors import CheckpointError, ConfigError, MissingExtraError, PlanError
-from polyak.rules import Decay
+from polyak.schedules import Decay
 from polyak.torch import EMA
 from polyak.trainers.common import asked_of, check_evaluate, closing, header_of, numbers
 

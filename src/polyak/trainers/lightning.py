@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from polyak.core.track import named_decays
+from polyak._core.track import named_decays
 from polyak.errors import CheckpointError, ConfigError, MissingExtraError, PlanError
-from polyak.rules import Decay
+from polyak.schedules import Decay
 from polyak.torch import EMA
-from polyak.torch.attach import Attachment
+from polyak.torch.optimizer_hook import Attachment
 from polyak.trainers.checkpoint import key_of
 from polyak.trainers.checkpoint import load as load
 from polyak.trainers.common import check_evaluate, numbers

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, cast
 from torch import nn
 from torch.optim import Optimizer
 
-from polyak.core.track import named_decays
+from polyak._core.track import named_decays
 from polyak.errors import CheckpointError, MissingExtraError, PlanError, SwapError
-from polyak.rules import Decay
+from polyak.schedules import Decay
 from polyak.torch import EMA
-from polyak.torch.attach import Attachment
+from polyak.torch.optimizer_hook import Attachment
 from polyak.trainers.common import check_evaluate, check_not_sharded, numbers, say_beside
 
 if TYPE_CHECKING:

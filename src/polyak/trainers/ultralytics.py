@@ -10,15 +10,15 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from polyak.checkpoints.foreign import recognise
-from polyak.checkpoints.formats import open_weights
-from polyak.checkpoints.note import write_note
-from polyak.checkpoints.write import atomic
-from polyak.core.track import named_decays
+from polyak._core.track import named_decays
+from polyak._files.write import atomic
+from polyak._foreign.note import write_note
+from polyak._foreign.open_any import open_weights
+from polyak._foreign.recognize import recognise
 from polyak.errors import CheckpointError, ConfigError, MissingExtraError, PlanError
-from polyak.rules import Decay
+from polyak.schedules import Decay
 from polyak.torch import EMA
-from polyak.torch.attach import Attachment
+from polyak.torch.optimizer_hook import Attachment
 from polyak.trainers.common import check_evaluate, numbers
 
 try:

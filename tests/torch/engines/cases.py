@@ -8,8 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from polyak.torch.engines.contract import Engine, Pair
-from polyak.torch.engines.rounding import join, split
+from polyak.torch._engines.base import Engine, Pair
+from polyak.torch._engines.rounding import join, split
 
 LIVE = {"f32": torch.float32, "f64": torch.float64, "bf16": torch.bfloat16, "f16": torch.float16}
 STORES = (*LIVE, "split", "compensated")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from polyak.torch.engines.native import Native
+from polyak.torch._engines.native import Native
 from tests.torch.engines.cases import SEED, copied, pairs, parts, threads
 
 SIZES = [400_000, 100_001]

@@ -22,7 +22,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import polyak
 from polyak.errors import PolyakError
-from polyak.torch.engines import ensemble, triton_kernels
+from polyak.torch._engines import triton_kernels
+from polyak.torch._engines import updater as ensemble
 
 STEPS, BEFORE, BAD = 9, 3, 6  # BEFORE of the steps run before the capture; in step BAD a weight is NaN
 OPTIONS: dict[str, dict[str, Any]] = {

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 import polyak
-from polyak.torch.engines import ensemble
-from polyak.torch.engines.contract import Pair
-from polyak.torch.engines.pinned import pinned_like
+from polyak.torch._engines import updater as ensemble
+from polyak.torch._engines.base import Pair
+from polyak.torch._engines.pinned import pinned_like
 
 LATE = 0.02  # seconds; an unordered update is this much too late
 

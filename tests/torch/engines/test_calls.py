@@ -16,10 +16,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import polyak
 from polyak.torch import tensors
-from polyak.torch.engines.contract import Pair
-from polyak.torch.engines.copies import Copies
-from polyak.torch.engines.foreach import Foreach, bad_names
-from polyak.torch.engines.pinned import packed, pinned_like
+from polyak.torch._engines.base import Pair
+from polyak.torch._engines.copies import Copies
+from polyak.torch._engines.foreach import Foreach, bad_names
+from polyak.torch._engines.pinned import packed, pinned_like
 
 F32, BF16, I8 = torch.float32, torch.bfloat16, torch.int8
 
@@ -180,7 +180,7 @@ def test_the_default_device_changes_nothing() -> None:
 
 
 def test_what_a_backend_lacks_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("polyak.torch.storage._NO_FLOAT64", ("cpu",))  # as if the host were an MPS device
+    monkeypatch.setattr("polyak.torch.store._NO_FLOAT64", ("cpu",))  # as if the host were an MPS device
     polyak.EMA(nn.Linear(2, 2), 0.9, dtype="split")
     with pytest.raises(polyak.ConfigError, match=r"compensated=True with averages on cpu: .* float64"):
         polyak.EMA(nn.Linear(2, 2), 0.9, compensated=True)

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 import polyak
-from polyak.core import _native
-from polyak.torch.engines import choose
+from polyak._kernel import _native
+from polyak.torch._engines import select as choose
 
 ROOT = Path(__file__).parents[3]
 
@@ -86,7 +86,7 @@ def test_triton_asked_for_where_it_is_not_installed_is_refused(monkeypatch: pyte
 
 WITHOUT = """
 import sys
-sys.modules["polyak.core._native"] = None
+sys.modules["polyak._kernel._native"] = None
 import torch
 from torch import nn
 import polyak

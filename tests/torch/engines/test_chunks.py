@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from polyak.torch.engines.blocked import Blocked
-from polyak.torch.engines.chunks import CHUNK
-from polyak.torch.engines.contract import Pair
-from polyak.torch.engines.foreach import Foreach
-from polyak.torch.engines.rounding import join
+from polyak.torch._engines.base import Pair
+from polyak.torch._engines.blocked import Blocked
+from polyak.torch._engines.chunks import CHUNK
+from polyak.torch._engines.foreach import Foreach
+from polyak.torch._engines.rounding import join
 from tests.torch.engines.cases import LIVE, NAN, SEED, STEP, STORES, pair
 
 ENGINES = {"blocked": Blocked, "foreach": Foreach}

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 import polyak
 from polyak import reference
-from polyak.core import _native
-from polyak.torch.engines.blocked import Blocked
-from polyak.torch.engines.contract import Pair
-from polyak.torch.engines.foreach import Foreach
-from polyak.torch.engines.native import Native
-from polyak.torch.engines.rounding import draw_key, random_bits
+from polyak._kernel import _native
+from polyak.torch._engines.base import Pair
+from polyak.torch._engines.blocked import Blocked
+from polyak.torch._engines.foreach import Foreach
+from polyak.torch._engines.native import Native
+from polyak.torch._engines.rounding import draw_key, random_bits
 from tests.torch.engines.cases import (
     INF,
     LIVE,

@@ -17,8 +17,8 @@ import torch
 from torch import nn
 
 import polyak
-from polyak.core import _native
-from polyak.torch.engines.native import Native
+from polyak._kernel import _native
+from polyak.torch._engines.native import Native
 from tests.torch.engines.cases import NAN, SEED, copied, pairs, parts, same, threads
 
 ROOT = Path(__file__).parents[3]

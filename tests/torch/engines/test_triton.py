@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from polyak.errors import ConfigError
-from polyak.torch.engines.contract import Pair
-from polyak.torch.engines.foreach import Foreach
-from polyak.torch.engines.rounding import join
+from polyak.torch._engines.base import Pair
+from polyak.torch._engines.foreach import Foreach
+from polyak.torch._engines.rounding import join
 
 pytest.importorskip("triton")
 
-from polyak.torch.engines import triton
+from polyak.torch._engines import triton
 from tests.torch.engines import triton_worker as worker
 
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -14,13 +14,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import polyak
 from polyak.errors import ConfigError
-from polyak.torch.engines import choose
-from polyak.torch.engines.contract import Pair
-from polyak.torch.engines.foreach import Foreach
+from polyak.torch._engines import select as choose
+from polyak.torch._engines.base import Pair
+from polyak.torch._engines.foreach import Foreach
 
 pytest.importorskip("triton")
 
-from polyak.torch.engines import triton
+from polyak.torch._engines import triton
 
 ROOT = Path(__file__).parents[3]
 absent = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -84,8 +84,8 @@ def test_an_engine_asked_for_by_another_name_compiles_nothing(monkeypatch: pytes
 INTERPRETED = """
 import torch, polyak
 from torch._subclasses.fake_tensor import FakeTensorMode
-from polyak.torch.engines import choose, triton
-from polyak.torch.engines.contract import Pair
+from polyak.torch._engines import select as choose, triton
+from polyak.torch._engines.base import Pair
 
 print(polyak.EMA(torch.nn.Linear(2, 2), 0.9).metrics()["engine"])
 ema = polyak.EMA(torch.nn.Linear(2, 2), 0.5, engine="triton")

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.registers import ptx_of
-from polyak.torch.engines import triton, triton_kernels
-from polyak.torch.engines.contract import Pair
-from polyak.torch.engines.rounding import split
+from polyak.torch._engines import triton, triton_kernels
+from polyak.torch._engines.base import Pair
+from polyak.torch._engines.rounding import split
 
 LIVE = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 STORES = ("float32", "float64", "bfloat16", "float16", "split", "compensated")

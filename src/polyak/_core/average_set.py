@@ -1,0 +1,388 @@
+"""The tensors behind an EMA: every track's averages, kept in step with a model that may change.
+
+``Averages`` says what happens; a framework's subclass says how it is done with its tensors: find
+them, store them, average them, put them into the model and take them out again.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, Generic
+
+from polyak._core.averaged_module import ModelT, Twin
+from polyak._core.kept import Kept
+from polyak._core.nonfinite import NonFinitePolicy, refuse_start
+from polyak._core.state_dict import Loaded, State, fill
+from polyak._core.swap_guard import Exchange, finished
+from polyak._core.tensor_map import Entry, Patterns, Plan, Selection, as_patterns, follow, refuse_unmatched
+from polyak._core.tensors import T, Tensors
+from polyak._core.track import Track
+from polyak.errors import PlanError
+from polyak.schedules import Decay
+
+_LOOK = 100  # see ``mend``
+
+
+class Averages(ABC, Generic[ModelT, T]):
+    """One model's plan, the averages of each track, and the copied buffers.
+
+    Args:
+        model: the model to follow.
+        decays: the tracks, by name.
+        selection: which of its tensors.
+        policy: what to do with elements of θ that are not finite.
+
+    Raises:
+        ConfigError: a glob matches nothing.
+        PlanError: nothing to average.
+        NonFiniteError: θ is not finite to begin with, under "raise".
+    """
+
+    kit: Tensors[T]  # the framework's
+
+    def __init__(
+        self,
+        model: ModelT,
+        decays: Mapping[str, Decay],
+        selection: Selection,
+        policy: NonFinitePolicy,
+    ) -> None:
+        self.model, self._policy = model, policy
+        self._unfit: set[str] = set()  # tensors of which some element has not been finite yet
+        self._mended = 0  # updates with such tensors
+        self.tracks = {name: Track(name, decay, self.kit.value_of) for name, decay in decays.items()}
+        self._selection = selection
+        self.copies: dict[str, T] = {}
+        self.without_engines((0, {}))
+        self.plan = self.planned(selection)
+        selection.check_against(self.plan.entries)
+        self._adopt(self.plan, {}, 0)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but engines, which know addresses: a copy makes its own at its next use.
+
+        Not at once, since a model that holds its EMA is not whole yet then.
+        """
+        self.settle()
+        return {key: self.__dict__[key] for key in self._copied} | {"skipped": self.skipped()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        skipped = state.pop("skipped")
+        vars(self).update(state)
+        own = self.kit.duplicate  # multiprocessing sends tensors by sharing their memory
+        for track in self.tracks.values():
+            track.tensors = {name: own(tensor) for name, tensor in track.tensors.items()}
+            track.lows = {name: own(tensor) for name, tensor in track.lows.items()}
+        self.copies = {name: own(tensor) for name, tensor in self.copies.items()}
+        self.without_engines(skipped)
+        self._kept = Kept[T]({}, self.kit)
+
+    # What a copy takes along; the model first, so that the plan's tensors are those of its copy.
+    _copied = "model", "settings", "tracks", "copies", "plan", "_selection", "_policy", "_unfit", "_mended"
+
+    @property
+    @abstractmethod
+    def engine(self) -> str:
+        """The engines in use, and why no faster ones are."""
+
+    @abstractmethod
+    def planned(self, selection: Selection, averaged: Sequence[Entry[T]] = ()) -> Plan[T]:
+        """The model's tensors now; those ``averaged`` so far stay averaged."""
+
+    @abstractmethod
+    def stored(self, live: T) -> tuple[T, T | None]:
+        """θ as an average to begin with, and its low part."""
+
+    @abstractmethod
+    def moved(self, tensor: T, entry: Entry[T], copy: bool) -> T:
+        """An average kept so far where this entry's belongs; in memory of its own if ``copy``."""
+
+    @abstractmethod
+    def copied(self, entry: Entry[T], kept: T | None) -> T:
+        """A copied buffer's present values, in the memory of the copy ``kept`` so far where it still fits."""
+
+    @abstractmethod
+    def without_engines(self, skipped: tuple[int, dict[str, int]]) -> None:
+        """Begin with no engines, and with counts of what was not finite."""
+
+    @abstractmethod
+    def prepare(self) -> None:
+        """Make the engines ready for the present plan and tracks."""
+
+    @abstractmethod
+    def update(self, betas: Sequence[float], step: int) -> None:
+        """θ into every average with the composed decay of each track, and buffers copied."""
+
+    @abstractmethod
+    def took(self, step: int) -> bool | None:
+        """After an update was interrupted: whether the averages took it, copied buffers then as well.
+
+        None if some of them did and others may not have.
+        """
+
+    def recorded(self) -> bool:
+        """Whether the device records what it is told, to run it later; if so, an update was recorded."""
+        return False
+
+    @abstractmethod
+    def settle(self) -> None:
+        """Finish updates that run beside the training: the averages are about to be read."""
+
+    @abstractmethod
+    def skipped(self) -> tuple[int, dict[str, int]]:
+        """Updates in which some θ was not finite, and in how many of them each tensor was."""
+
+    @abstractmethod
+    def exchange(self, track: Track[T]) -> Exchange:
+        """What puts a track's averages into the live model and takes them out again."""
+
+    @abstractmethod
+    def own(self, entry: Entry[T]) -> T:
+        """A copy of a tensor that is neither averaged nor copied, where the averages lie."""
+
+    @abstractmethod
+    def cloned(self, tensors: Mapping[str, T]) -> tuple[ModelT, list[tuple[T, T]]]:
+        """A model on tensors of these names, in evaluation mode, and its copies of what else it needs.
+
+        The copies are paired with the live tensors they are of.
+        """
+
+    @abstractmethod
+    def resume_counts(self, skipped: tuple[int, dict[str, int]]) -> None:
+        """Go on counting from there."""
+
+    @abstractmethod
+    def plan_of(self, model: ModelT) -> Plan[T]:
+        """The tensors of another model."""
+
+    def extra_states(self) -> dict[str, T]:
+        """What modules save besides parameters and buffers; a framework that has no such thing has none."""
+        return {}
+
+    @property
+    def first(self) -> Track[T]:
+        """The track meant when none is named."""
+        return next(iter(self.tracks.values()))
+
+    def held(self, track: Track[T]) -> dict[str, T]:
+        """What a track holds in place of the model's tensors: its averages and the copied buffers."""
+        return track.tensors | self.copies
+
+    def shown(self, track: Track[T]) -> dict[str, T]:
+        """The same for a model to compute with: all digits where it has to be cast anyway."""
+        held = self.held(track)
+        for name in track.lows:
+            if self.plan.entries[name].live.dtype != held[name].dtype:
+                held[name] = track.value(name)
+        return held
+
+    def follow(self, step: int) -> None:
+        """Notice what changed in the model since the plan was made; newcomers join at ``step``.
+
+        Raises:
+            PlanError: an averaged tensor has another shape now, or somebody took an average's memory away.
+                Nothing is changed then.
+        """
+        if self.plan.stale():
+            plan = self.planned(self._selection, self.plan.having("average"))
+            self._kept.check()
+            self._adopt(plan, follow(self.plan.entries, plan.entries, self.first.tensors), step)
+        elif self._kept.moved():
+            self._kept.check()
+            self.settle()
+            self._prepare()
+
+    def mend(self) -> None:
+        """Elements that had nothing finite to begin with begin with θ now; all others stay as they are.
+
+        Whether that is over is looked at after 1, 2, 4, 8 … updates and then each hundredth: a look waits for
+        the device.
+        """
+        if not self._unfit:
+            return
+        self.settle()
+        for name in self._unfit:
+            for track in self.tracks.values():
+                self.kit.mend(track.tensors[name], track.lows.get(name), self.plan.entries[name].live)
+        self._mended += 1
+        if (
+            self._mended & (self._mended - 1) == 0 or self._mended % _LOOK == 0
+        ):  # a power of two, or each 100th
+            self._look(self._unfit)
+
+    def restart(self, names: Patterns, step: int) -> Callable[[], None]:
+        """Start the tensors that match again from the model, or with None all of them and the schedules.
+
+        Returns:
+            What does it, and may be called twice; nothing is changed before.
+        """
+        if names is None:
+            plan = self.planned(self._selection)
+            self._check_start(self._averaged(plan))  # before the old averages are given up
+
+            def start() -> None:
+                for track in self.tracks.values():
+                    track.restart(step)
+                self._adopt(plan, {}, 0)
+
+            return start
+        plan = self.planned(self._selection, self.plan.having("average"))
+        patterns = as_patterns(names)
+        refuse_unmatched("names", patterns, plan.names("average"), "averaged tensor")
+        chosen = Selection.of(patterns, None, "auto")
+        kept = {name: average for name, average in self.first.tensors.items() if not chosen.takes([name])}
+        return partial(self._adopt, plan, follow(self.plan.entries, plan.entries, kept), step)
+
+    def with_room_for(self, names: Collection[str], step: int) -> tuple[Plan[T], dict[str, Track[T]]]:
+        """The plan in which parameters of these names are averaged though frozen, and the tracks with them.
+
+        Nothing is changed here.
+        """
+        frozen = [entry for entry in self.plan.frozen() if entry.name in names]
+        if not frozen:
+            return self.plan, dict(self.tracks)
+        plan = self.planned(self._selection, [*self.plan.having("average"), *frozen])
+        joined = dict.fromkeys([entry.name for entry in frozen], step) if step else {}
+        heirs, tracks = {name: name for name in self.first.tensors}, dict[str, Track[T]]()
+        for name, track in self.tracks.items():
+            tensors, lows = self._tensors(plan.having("average"), track, heirs)
+            later = track.joined | joined
+            tracks[name] = replace(track, tensors=tensors, lows=lows, joined=later, twin=None)
+        return plan, tracks
+
+    def restore(self, loaded: Loaded[T], state: State, plan: Plan[T], tracks: Mapping[str, Track[T]]) -> None:
+        """Take over a state that was read and checked against this plan and these tracks."""
+        self.settle()
+        for name, track in loaded.tracks.items():
+            fill(track.tensors, track.lows, state["tracks"][name], self.kit)
+            for newcomer in loaded.joining:
+                live = plan.entries[newcomer].live
+                self.kit.put(track.tensors[newcomer], track.lows.get(newcomer), live)
+        fill(self.copies, {}, {"tensors": state["copies"]}, self.kit)
+        self.plan = plan
+        self.tracks.update({**tracks, **loaded.tracks})
+        self.resume_counts(loaded.skipped)
+        self._prepare()
+        self._look(self.first.tensors)
+        for track in self.tracks.values():
+            if track.twin is not None:
+                track.twin.forget()
+
+    def module_of(self, track: Track[T], step: int) -> ModelT:
+        """The model on a track's tensors, made when first asked for."""
+        if track.twin is None or not track.twin.intact():
+            track.twin = self._twin(track, step)
+        track.twin.follow(step)
+        return track.twin.module
+
+    def _twin(self, track: Track[T], step: int) -> Twin[ModelT, T]:
+        held = self.held(track)
+        rest = [entry for name, entry in self.plan.entries.items() if name not in held]
+        own = {entry.name: self.own(entry) for entry in rest}
+        module, others = self.cloned(held | own)
+        follows = [(own[entry.name], entry.live) for entry in rest] + others
+        return Twin(module, self.plan_of(module), held | own, follows, step, self.kit)
+
+    def copy_to(self, model: ModelT | None, track: Track[T]) -> None:
+        """Write a track's tensors over a model's, all or none; over another model's the frozen ones too.
+
+        Raises:
+            PlanError: one of them is missing there or has another shape.
+        """
+        plan = self.plan if model is None else self.plan_of(model)
+        places = {name: e.tensors for e in plan.entries.values() for name in e.names}
+        held = self.shown(track)
+        if model is not None:  # what the live model has as it is
+            rest = [e for e in self.plan.entries.values() if e.name not in held and e.persistent]
+            held |= {e.name: e.live for e in rest if self._selection.takes(e.names)}
+        for name, tensor in held.items():
+            if name not in places or tuple(places[name][0].shape) != tuple(tensor.shape):
+                found = f"is {tuple(places[name][0].shape)} there" if name in places else "is not there"
+                raise PlanError(
+                    f"{name} {tuple(tensor.shape)} {found}: copy_to needs a model of the same structure."
+                )
+
+        def write() -> None:
+            for name, tensor in held.items():
+                for place in places[name]:
+                    self.kit.overwrite(place, tensor)
+
+        finished(write)
+
+    def _adopt(self, plan: Plan[T], heirs: Mapping[str, str], step: int) -> None:
+        """Take a plan over: heirs keep their averages, newcomers start at the model's present values."""
+        averaged = self._averaged(plan)
+        names = [entry.name for entry in averaged]
+        newcomers = [entry for entry in averaged if entry.name not in heirs]
+        self._check_start(newcomers)
+        self.settle()
+        made = [
+            (track, *self._tensors(averaged, track, heirs), track.joined_after(names, heirs, step))
+            for track in self.tracks.values()
+        ]
+
+        def take_over() -> None:
+            for track, tensors, lows, joined in made:
+                track.tensors, track.lows, track.joined, track.twin = tensors, lows, joined, None
+            self.plan = plan
+            self._look([entry.name for entry in newcomers] + [n for n in self._unfit if n in names])
+            self.copies = {e.name: self.copied(e, self.copies.get(e.name)) for e in plan.having("copy")}
+            self._prepare()
+
+        finished(take_over)
+
+    def _prepare(self) -> None:
+        self.prepare()
+        self._kept = Kept(self._all_kept(), self.kit)
+
+    def _all_kept(self) -> dict[str, T]:
+        """Every tensor an update writes to."""
+        kept = {f"the copy of {name}": copy for name, copy in self.copies.items()}
+        for track in self.tracks.values():
+            kept |= {f"the average {track.name!r} of {name}": t for name, t in track.tensors.items()}
+            kept |= {f"what {track.name!r} keeps below {name}": t for name, t in track.lows.items()}
+        return kept
+
+    def _check_start(self, entries: Sequence[Entry[T]]) -> None:
+        if self._policy == "raise":
+            finite = [self.kit.all_finite([self.stored(entry.live)[0]])[0] for entry in entries]
+            refuse_start([entry.name for entry, fit in zip(entries, finite, strict=True) if not fit])
+
+    def _look(self, names: Collection[str]) -> None:
+        """Which of these tensors hold what no update would remove."""
+        if self._policy == "skip":
+            places = [(name, track.tensors[name]) for name in names for track in self.tracks.values()]
+            finite = self.kit.all_finite([tensor for _, tensor in places])
+            self._unfit = {name for (name, _), fit in zip(places, finite, strict=True) if not fit}
+
+    def _averaged(self, plan: Plan[T]) -> list[Entry[T]]:
+        if averaged := plan.having("average"):
+            return averaged
+        raise PlanError(
+            f"{self._kind_of_model()} has nothing to average: every parameter is frozen or left out. "
+            "Unfreeze some or widen include=."
+        )
+
+    def _kind_of_model(self) -> str:
+        return type(self.model).__name__
+
+    def _tensors(
+        self, entries: Sequence[Entry[T]], track: Track[T], heirs: Mapping[str, str]
+    ) -> tuple[dict[str, T], dict[str, T]]:
+        tensors: dict[str, T] = {}
+        lows: dict[str, Any] = {}
+        taken: set[str] = set()
+        for entry in entries:
+            source = heirs.get(entry.name)
+            if source is None:
+                tensors[entry.name], lows[entry.name] = self.stored(entry.live)
+                continue
+            again = source in taken  # of tensors that came apart, the first keeps the memory they shared
+            taken.add(source)
+            tensors[entry.name] = self.moved(track.tensors[source], entry, copy=again)
+            low = track.lows.get(source)
+            lows[entry.name] = None if low is None else self.moved(low, entry, copy=again)
+        return tensors, {name: low for name, low in lows.items() if low is not None}

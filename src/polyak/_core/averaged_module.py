@@ -1,0 +1,69 @@
+"""A track's average as a module of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Generic, TypeVar
+
+from polyak._core.change_detection import holds
+from polyak._core.tensor_map import Plan
+from polyak._core.tensors import T, Tensors
+
+ModelT = TypeVar("ModelT")
+
+
+class Twin(Generic[ModelT, T]):
+    """A module, the tensors it was made on, and what of them has to be brought up to date.
+
+    Averages and copied buffers are the EMA's own memory and follow every update by themselves. The rest of
+    the model, what is frozen or left out, is not the module's to change: it has copies, brought up to date
+    when the module is asked for after a step or a write.
+
+    Args:
+        module: on ``tensors``.
+        plan: the module's.
+        tensors: by name, what each of its tensors lies on.
+        follows: (copy, live) pairs.
+        step: at which the copies were made.
+        kit: the framework's tensors.
+    """
+
+    def __init__(
+        self,
+        module: ModelT,
+        plan: Plan[T],
+        tensors: Mapping[str, T],
+        follows: Sequence[tuple[T, T]],
+        step: int,
+        kit: Tensors[T],
+    ) -> None:
+        self.module = module
+        self._plan, self._tensors, self._follows, self._kit = plan, tensors, follows, kit
+        self._seen: object = self._moment(step)
+
+    def intact(self) -> bool:
+        """Whether the module still holds these tensors: ``half()`` and merging adapters put others there."""
+        lies = self._kit.on_one_memory
+        pairs = [
+            (e.live, self._tensors[name]) for name, e in self._plan.entries.items() if name in self._tensors
+        ]
+        return holds(self._plan.contents) and all(lies(mine, given) for mine, given in pairs)
+
+    def follow(self, step: int) -> None:
+        """Bring the copies up to date.
+
+        A step is one reason, because not everything that writes a tensor counts as a new version of it:
+        ``tensor.data.add_()`` and BatchNorm's forward do not. A new version is the other.
+        """
+        now = self._moment(step)
+        if now != self._seen:
+            for copy, live in self._follows:
+                self._kit.overwrite(copy, live)
+            self._seen = now
+
+    def forget(self) -> None:
+        """The copies may be out of date whatever the step: a state was loaded."""
+        self._seen = None
+
+    def _moment(self, step: int) -> tuple[int, list[int]]:
+        return step, [self._kit.stamp(live) for _, live in self._follows]

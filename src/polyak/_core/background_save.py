@@ -1,0 +1,124 @@
+"""Saving beside the training: what is written is of one moment, and what fails is not lost."""
+
+from __future__ import annotations
+
+import os
+import threading
+import warnings
+import weakref
+from collections.abc import Callable, Mapping
+
+from polyak._core.tensors import T, Tensors
+from polyak.errors import CheckpointError
+
+
+class Saving:
+    """A file that a thread of its own writes; made by ``ema.save(path, background=True)``.
+
+    The interpreter does not end before it is written. An error is raised by ``wait``; where nobody waits,
+    it becomes a warning when the handle is gone.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], write: Callable[[], None]) -> None:
+        self.path = os.fspath(path)
+        self._process = os.getpid()
+        self._errors: list[BaseException] = []
+        weakref.finalize(self, _report, self.path, self._errors)
+        # No daemon, so that the interpreter waits; without a reference to this handle, so that it can go.
+        self._thread = threading.Thread(target=_run, args=(write, self._errors), name="polyak-save")
+        self._thread.start()
+
+    @property
+    def done(self) -> bool:
+        """Whether the thread has ended: the file is there, or ``wait`` raises."""
+        return not self._thread.is_alive()
+
+    def wait(self) -> None:
+        """Return when the file is on disk.
+
+        Raises:
+            CheckpointError: it could not be written, an old file is intact; or another process writes it,
+                from which this one was forked.
+        """
+        if os.getpid() != self._process:
+            raise CheckpointError(
+                f"{self.path} is written by process {self._process}, which must wait for it."
+            )
+        self._thread.join()
+        if self._errors:
+            raise self._errors.pop()
+
+    def finish(self) -> None:
+        """Return when the thread has ended, however; in a forked child at once, for it has no such thread."""
+        if os.getpid() == self._process:
+            self._thread.join()
+
+    def __repr__(self) -> str:
+        return f"Saving({self.path!r}, {'done' if self.done else 'running'})"
+
+
+# Beside the averages and not in them, so that a copy or a pickle of an EMA carries no thread along.
+_latest: weakref.WeakKeyDictionary[object, Saving] = weakref.WeakKeyDictionary()
+
+
+def begin(owner: object, path: str | os.PathLike[str], write: Callable[[], None]) -> Saving:
+    """Write in the background; at most one file of each owner is written at a time."""
+    _latest[owner] = saving = Saving(path, write)
+    return saving
+
+
+def finish(owner: object) -> None:
+    """Wait for the owner's last save in the background, so that files take their places in order."""
+    saving = _latest.get(owner)
+    if saving is not None:
+        saving.finish()
+
+
+def copied(tensors: Mapping[str, T], kit: Tensors[T]) -> dict[str, T]:
+    """Copies in host memory; of what has several names, one."""
+    once = {id(tensor): tensor for tensor in tensors.values()}
+    copies = {key: kit.on_host(tensor) for key, tensor in once.items()}
+    return {name: copies[id(tensor)] for name, tensor in tensors.items()}
+
+
+def unchanged(
+    tensors: Mapping[str, T], kit: Tensors[T], begun: int | None, moment: Callable[[], int | None]
+) -> Callable[[], None]:
+    """A check that nothing was averaged since ``begun``, and no tensor written to since this call.
+
+    Args:
+        tensors: what is about to be read.
+        kit: the framework's tensors.
+        begun: what ``moment`` gave before the tensors were looked up.
+        moment: the same number as long as nothing is averaged; None while something is.
+
+    Returns:
+        What raises CheckpointError if something changed.
+    """
+    versions = {name: kit.version(tensor) for name, tensor in tensors.items()}
+
+    def check() -> None:
+        changed = [name for name, tensor in tensors.items() if kit.version(tensor) != versions[name]]
+        if begun is None or moment() != begun or changed:
+            what = f"{changed[0]} was" if changed else "the averages were"
+            raise CheckpointError(
+                f"{what} changed while they were read, by another thread or by an update that never ended: "
+                "what would be written is of no one moment. Nothing was replaced. Save between two updates; "
+                "save(..., background=True), called there, writes beside the training."
+            )
+
+    if begun is None:
+        check()
+    return check
+
+
+def _run(write: Callable[[], None], errors: list[BaseException]) -> None:
+    try:
+        write()
+    except BaseException as error:
+        errors.append(error)
+
+
+def _report(path: str, errors: list[BaseException]) -> None:
+    for error in errors:
+        warnings.warn(f"{path} was not saved: {error}", RuntimeWarning, stacklevel=2)

@@ -1,0 +1,123 @@
+"""Whether what a plan was made from is still there: asked before every update, so at the speed of C.
+
+Where the kernel was built its functions answer; these here say what they do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from itertools import chain
+from typing import Any, NamedTuple, TypeAlias
+
+ANYTHING = object()  # stands for a value that may be replaced by any other
+
+
+class Contents(NamedTuple):
+    """What dictionaries held: keys and values of all of them, one after the other."""
+
+    stores: list[dict[str, Any]]
+    sizes: list[int]
+    keys: list[str]
+    values: list[Any]
+    anything: object = ANYTHING
+
+
+class Readings(NamedTuple):
+    """What ``read(object)`` gave, for each of ``reads`` a list over the objects."""
+
+    reads: tuple[Callable[[Any], object], ...]
+    objects: list[Any]
+    values: tuple[list[object], ...]
+
+
+def contents(
+    stores: Iterable[dict[str, Any]], changing: Callable[[dict[str, Any], str], bool] | None = None
+) -> Contents:
+    """What dictionaries hold now; of what is ``changing(store, key)`` only the key matters."""
+    held = list(stores)
+    places = [(store, key, value) for store in held for key, value in store.items()]
+    values = [ANYTHING if changing and changing(store, key) else value for store, key, value in places]
+    return Contents(held, list(map(len, held)), [key for _, key, _ in places], values)
+
+
+def readings(reads: Sequence[Callable[[Any], object]], objects: Iterable[Any]) -> Readings:
+    """What reading these objects gives now."""
+    held = list(objects)
+    return Readings(tuple(reads), held, tuple([list(map(read, held)) for read in reads]))
+
+
+def _holds(then: Contents) -> bool:
+    """Whether the dictionaries hold the same objects under the same keys, in the same order."""
+    if list(map(len, then.stores)) != then.sizes:
+        return False
+    if list(chain.from_iterable(map(dict[str, Any].keys, then.stores))) != then.keys:
+        return False
+    values = chain.from_iterable(map(dict[str, Any].values, then.stores))
+    return all(now is held or held is ANYTHING for now, held in zip(values, then.values, strict=True))
+
+
+def _agree(then: Readings, first: int = 0, last: int | None = None) -> bool:
+    """Whether the objects, or only those from ``first`` to ``last``, still read the same."""
+    part = then.objects[first:last]
+    now = [list(map(read, part)) for read in then.reads]
+    return now == [values[first:last] for values in then.values]
+
+
+# Whether tensors still lie where they lay, in the form they had, when this was made.
+Unmoved: TypeAlias = Callable[[], bool]
+Reads: TypeAlias = Sequence[Callable[[Any], object]]
+
+
+class _Read:
+    """Where tensors lie and in what form, read in Python.
+
+    Args:
+        tensors: any.
+        places: read of all of them each time. The size is one, because an allocator may hand the same
+            address out again.
+        forms: read of a part of them at a time: another dtype on the same memory is no accident, and would
+            cost as much to see as all the rest.
+    """
+
+    def __init__(self, tensors: list[Any], places: Reads, forms: Reads) -> None:
+        self._places, self._forms = readings(places, tensors), readings(forms, tensors)
+        self._turn = 0
+
+    def __call__(self) -> bool:
+        first, last = self._turn, self._turn + _AT_ONCE
+        self._turn = last if last < len(self._forms.objects) else 0
+        return agree(self._places) and agree(self._forms, first, last)
+
+
+_AT_ONCE = 64  # tensors whose forms one look takes in
+
+
+def watched(tensors: Iterable[Any], exchange: object, places: Reads, forms: Reads) -> Unmoved:
+    """Watch where tensors lie and in what form.
+
+    Args:
+        tensors: dense ones of one framework.
+        exchange: the framework's ``__dlpack_c_exchange_api__``, None where it has none. Through it the kernel
+            sees all of a tensor at the price of reading its address in Python.
+        places: what to read where that does not serve, the address first; see ``_Read``.
+        forms: likewise.
+    """
+    held = list(tensors)
+    if _native is not None and exchange is not None:
+        try:
+            layouts = _native.layouts(exchange, held, list(map(places[0], held)))
+        except Exception:  # it has no words for one of them (quantised), or another address
+            pass
+        else:
+            return partial(_native.unmoved, exchange, held, layouts)
+    return _Read(held, places, forms)
+
+
+try:
+    from polyak._kernel import _native
+except ImportError:  # not built
+    _native = None
+    holds, agree = _holds, _agree
+else:
+    holds, agree = _native.holds, _native.agree

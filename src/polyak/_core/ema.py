@@ -1,0 +1,321 @@
+"""What every EMA does, whatever the framework: the verbs, and the rules that guard them."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from collections.abc import Callable, Iterable
+from functools import partial
+from threading import get_ident
+from typing import Any
+
+from polyak._core import metrics
+from polyak._core.average_set import Averages, ModelT
+from polyak._core.clock import Clock
+from polyak._core.optimizer_hook import Attachment, Witness, averaged_of
+from polyak._core.persistence import Persistent
+from polyak._core.swap_guard import Block, Exchange, finished
+from polyak._core.tensor_map import Patterns
+from polyak._core.tensors import T
+from polyak._core.track import Track, check_counts_steps, refuse_decay
+from polyak.errors import ConfigError, PlanError, SwapError
+from polyak.schedules import Decay
+
+
+class Watch:
+    """Somebody who is called after each update, until ``remove()``."""
+
+    def __init__(self, watchers: list[Watch], call: Callable[[], None]) -> None:
+        self._watchers, self.call = watchers, call
+        watchers.append(self)
+
+    def remove(self) -> None:
+        """No longer call. A second time does nothing."""
+        if self in self._watchers:
+            self._watchers.remove(self)
+
+
+class Verbs(Persistent[ModelT, T]):
+    """An EMA but for how it is made; see ``polyak.EMA``.
+
+    Args:
+        averages: the model's, in their framework.
+        every: act on each k-th step only.
+        start: copy the model up to this step.
+        seed: of the random bits that round 16-bit averages.
+    """
+
+    def __init__(self, averages: Averages[ModelT, T], every: int, start: int, seed: int) -> None:
+        self._averages = averages
+        self.every, self.start, self._seed = every, start, seed
+        self.run = secrets.token_hex(8)
+        self._clock = Clock.at(0, {track.decay.unit for track in self.tracks.values()})
+        self._pending = None
+        self._watches: list[Watch] = []
+        self._attachment: Attachment | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy, or what is read from a pickle, averages a copy of the model and is independent of this.
+
+        It calls nobody after its updates and follows no optimizer.
+
+        Raises:
+            SwapError: the model holds an average, which a copy of the model would keep as its raw weights.
+        """
+        self._refuse_while_swapped("copy")
+        return self.__dict__ | {"_watches": [], "_attachment": None, "_pending": None}
+
+    @property
+    def model(self) -> ModelT:
+        """The live model."""
+        return self._averages.model
+
+    @property
+    def step(self) -> int:
+        """Training steps so far."""
+        return self._clock.step
+
+    @property
+    def tracks(self) -> dict[str, Track[T]]:
+        """The averages by name, each with its tensors, schedule and profile."""
+        return self._tracks()
+
+    @property
+    def decay(self) -> Decay:
+        """The schedule of the first track. It is fixed, as the profile of an average is that of its past."""
+        return self._averages.first.decay
+
+    @decay.setter
+    def decay(self, value: object) -> None:
+        refuse_decay("ema.decay", value)
+
+    @property
+    def live(self) -> str:
+        """Whose weights the model holds now: "raw", or the name of a track."""
+        exchange = self._averages.plan.exchange(self._averages)
+        return exchange.track if exchange is not None and exchange.owner is self._averages else "raw"
+
+    @property
+    def module(self) -> ModelT:
+        """The first track's average as a module of its own; see ``module_of``."""
+        return self.module_of()
+
+    def module_of(self, track: str | None = None) -> ModelT:
+        """A module of its own for ``track``, in evaluation mode; writing to it never changes the model.
+
+        It lies on the averaged tensors themselves and follows every update. Of what is not averaged, frozen
+        weights and ignored buffers, it has copies: made when it is first asked for, brought up to date when
+        it is asked for after a step or a write. So it costs the memory of the frozen part, once per track;
+        ``average_parameters`` costs none. To merge, quantise or move it for export take
+        ``copy.deepcopy(ema.module)``: what is done in place to averaged tensors is done to the average.
+
+        It is made again when the model's structure changes, or when something put other tensors into it. It
+        computes in the storage dtype: the float32 average of a bfloat16 model takes float32 inputs;
+        ``average_parameters`` keeps the model's dtype.
+
+        Raises:
+            PlanError: something on the model, such as a closure, would have a copy compute with the live
+                weights; it is named.
+        """
+        if self.live == "raw":  # what is not averaged is the model's own, not to be another EMA's average
+            self._refuse_while_swapped("module")
+        self._follow_model()
+        return self._averages.module_of(self._track(track), self.step)
+
+    def update(self, steps: int = 1, *, samples: int | None = None, tokens: int | None = None) -> None:
+        """Take the model's present parameters into every average. Call it after ``optimizer.step()``.
+
+        Args:
+            steps: training steps since the last call.
+            samples: samples since then, for decays counted in samples.
+            tokens: tokens since then, for decays counted in tokens.
+
+        Raises:
+            ConfigError: a count is missing or not positive, or the EMA is attached and so updates itself.
+            PlanError: a tensor was resized since averaging began.
+            NonFiniteError: θ is not finite and ``on_nonfinite="raise"``.
+            SwapError: the model holds an average now.
+        """
+        if self._attachment is not None:
+            self._attachment.refuse_update()
+        self._refuse_while_swapped("update")
+        if self._averages.recorded():
+            return
+        copying = self.step < self.start
+        clock = self._clock.later(steps, samples, tokens, copying)
+        if clock.waiting < self.every and not (copying and clock.step >= self.start):
+            self._clock = clock
+            return
+        self._averages.follow(clock.step)
+        self._averages.mend()
+        tracks = self._averages.tracks.values()
+        betas = [0.0 if copying else track.coming(clock.elapsed[track.decay.unit]) for track in tracks]
+        self._pending = clock, betas, copying, get_ident()
+        try:
+            self._averages.update(betas, clock.step)
+            self._count()
+        except BaseException:
+            self._resolve()
+            raise
+        for watch in tuple(self._watches):
+            watch.call()
+
+    def _count(self) -> None:
+        """Let the counters follow what the averages took. Twice is the same as once."""
+        if self._pending is not None:
+            clock, betas, copying, _ = self._pending
+            for track, beta in zip(self._averages.tracks.values(), betas, strict=True):
+                track.acted(beta, clock, copying)
+            self._clock, self._pending = Clock.at(clock.step, clock.elapsed), None
+
+    def _resolve(self) -> None:
+        """After an interrupt in an update: count it if all averages took it, forget it if none did."""
+        if (pending := self._interrupted()) is not None:
+            took = self._averages.took(pending.step)
+            if took:
+                self._count()
+            elif took is False:
+                self._pending = None
+
+    def _interrupted(self) -> Clock | None:
+        """Where counters stand after an update that never ended; not one that another thread is in now."""
+        pending = self._pending  # looked at once: a thread that ends its update takes it away
+        if pending is None:
+            return None
+        clock, *_, thread = pending
+        elsewhere = thread != get_ident() and any(t.ident == thread for t in threading.enumerate())
+        return None if elsewhere else clock
+
+    def _refuse_while_torn(self, verb: str) -> None:
+        self._resolve()
+        if (pending := self._interrupted()) is not None:
+            raise PlanError(
+                f"{verb}: the update at step {pending.step} was interrupted when some averages had "
+                "taken it and others had not. Continue from a saved state with ema.load(…) or "
+                "load_state_dict(…), or start again from the model with ema.reset()."
+            )
+
+    def average_parameters(self, track: str | None = None) -> Block[ModelT]:
+        """The live model holds the average while the block runs, the raw weights after, whatever happens.
+
+        Where dtype and device agree the model points at the average's own memory: nothing is copied. So
+        what the block does to the model in place it does to the average. The mode is left alone: call
+        ``model.eval()``, or BatchNorm writes into the average. Blocks of one track nest. A block in which
+        something wrote to a parameter ends with SwapError, to a buffer with a warning.
+
+        Args:
+            track: which average; the first if there is only one or none is named.
+
+        Returns:
+            A context manager that gives the live model; also a decorator. Entering raises SwapError while
+            another average is live.
+        """
+        return Block(self.model, partial(self._exchange, track))
+
+    def copy_to(self, model: ModelT | None = None, track: str | None = None) -> None:
+        """Overwrite a model's weights with the average, for good.
+
+        Another model gets everything that is not excluded by name: the averages, and the live model's frozen
+        weights and ignored buffers.
+
+        Args:
+            model: a model with the same names; by default the live one, whose raw weights are lost.
+            track: which average.
+
+        Raises:
+            PlanError: a tensor is missing in ``model`` or has another shape; nothing is copied then.
+            SwapError: an average is live.
+        """
+        self._refuse_while_swapped("copy_to")
+        self._follow_model()
+        self._averages.copy_to(model, self._track(track))
+
+    def reset(self, names: Patterns = None) -> None:
+        """Start again from the model as it is now.
+
+        Args:
+            names: names or globs of the tensors to start again; by default everything, schedules included.
+                ``ema.step`` goes on either way.
+
+        Raises:
+            ConfigError: a pattern matches no averaged tensor.
+        """
+        self._refuse_while_swapped("reset")
+        restart = self._averages.restart(names, self.step)
+
+        def start() -> None:
+            restart()
+            self._clock, self._pending = Clock.at(self.step, self._clock.elapsed), None
+
+        finished(start) if names is None else restart()
+
+    def watch(self, watcher: Callable[[], None]) -> Watch:
+        """Call ``watcher()`` after each update, all counters agreeing; the handle's ``remove()`` ends it."""
+        return Watch(self._watches, watcher)
+
+    def metrics(self) -> dict[str, Any]:
+        """Numbers to log. Synchronises with the device; call it when you log, not every step.
+
+        Returns:
+            step, engine, skipped (updates in which some θ was not finite) and skipped_tensors (by name);
+            and for each track decay (last applied), mean_age and half_life in steps, initial_weight, and
+            distance ``‖avg-θ‖/‖θ‖``. With several tracks the latter are named ``"short/decay"`` and so on.
+        """
+        self._averages.settle()
+        self._notice_unseen_steps()
+        return metrics.of(self._averages, self.step)
+
+    def _witness_of(self, held: Iterable[tuple[str, Iterable[T]]]) -> Witness[T]:
+        """Check that optimizers, each given by its name and what it trains, can be attached to."""
+        if self._attachment is not None:
+            self._attachment.refuse_another()
+            self._attachment.remove()
+        check_counts_steps(self.tracks.values())
+        self._follow_model()
+        plan, kit = self._averages.plan, self._averages.kit
+        return Witness([one for name, tensors in held for one in averaged_of(plan, name, tensors)], kit)
+
+    def _notice_unseen_steps(self) -> None:
+        if self._attachment is not None:
+            self._attachment.notice(self.step)
+
+    def _track(self, name: str | None) -> Track[T]:
+        self._averages.settle()
+        if name is None:
+            return self._averages.first
+        if name not in self.tracks:
+            raise ConfigError(f"track={name!r} is not one of {', '.join(map(repr, self.tracks))}.")
+        return self.tracks[name]
+
+    @property
+    def _settings(self) -> dict[str, int]:
+        return {"every": self.every, "start": self.start, "seed": self._seed}
+
+    def _exchange(self, track: str | None) -> Exchange:
+        chosen = self._track(track)
+        exchange = self._averages.plan.exchange(self._averages)
+        if exchange is None or exchange.owner is not self._averages:
+            self._notice_unseen_steps()
+            self._follow_model()
+            return self._averages.exchange(chosen)
+        if exchange.track != chosen.name:
+            raise SwapError(
+                f"track {exchange.track!r} is live; leave its block before entering {chosen.name!r}."
+            )
+        return exchange
+
+    def _refuse_while_swapped(self, verb: str) -> None:
+        exchange = self._averages.plan.exchange(self._averages, collect=True)
+        if exchange is not None:
+            mine = exchange.owner is self._averages
+            whose = f"the average {exchange.track!r}" if mine else "the average of another EMA"
+            raise SwapError(
+                f"{verb}: the model holds {whose} now, not the raw weights. "
+                "Leave the average_parameters() block first."
+            )
+        if self._pending is not None and verb not in ("reset", "load_state_dict"):
+            self._refuse_while_torn(verb)
+
+    def _follow_model(self) -> None:
+        if self._averages.plan.exchange(self._averages) is None:
+            self._averages.follow(self.step)

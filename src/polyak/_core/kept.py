@@ -1,0 +1,52 @@
+"""The tensors an update writes to, watched as the live ones are.
+
+They move in place too: into shared memory, when somebody sends them to another process; with the storage
+that a live tensor shares while it holds the average; by a ``.data`` of the user's own. An engine that
+knows addresses would then write to memory that is no longer theirs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Generic
+
+from polyak._core.tensors import T, TensorLike, Tensors
+from polyak.errors import PlanError
+
+
+class Kept(Generic[T]):
+    """Averages and copied buffers, where they lie now.
+
+    Args:
+        tensors: by what errors call them.
+        kit: the framework's tensors.
+    """
+
+    def __init__(self, tensors: Mapping[str, T], kit: Tensors[T]) -> None:
+        self._tensors, self._kit = dict(tensors), kit
+        self._forms = {name: _form(tensor) for name, tensor in tensors.items()}
+        self._unmoved = kit.watched(list(tensors.values()))
+
+    def moved(self) -> bool:
+        """Whether one of them lies elsewhere, or has become another."""
+        return not self._unmoved()
+
+    def check(self) -> None:
+        """Refuse what cannot be gone on with, wherever it lies now.
+
+        Raises:
+            PlanError: one has another shape or dtype, or its memory is gone.
+        """
+        for name, tensor in self._tensors.items():
+            if _form(tensor) != self._forms[name] or not self._kit.holds_values(tensor):
+                lost = "" if self._kit.holds_values(tensor) else ", without the memory for it"
+                dtype, shape = self._forms[name]
+                raise PlanError(
+                    f"{name} was {dtype} {shape} and is now {tensor.dtype} {tuple(tensor.shape)}{lost}: "
+                    "something other than this EMA changed it. ema.reset() starts again from the model; "
+                    "then a saved state can be loaded."
+                )
+
+
+def _form(tensor: TensorLike) -> tuple[object, tuple[int, ...]]:
+    return tensor.dtype, tuple(tensor.shape)

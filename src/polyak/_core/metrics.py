@@ -1,0 +1,53 @@
+"""What an average can tell about itself while it runs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from polyak._core.average_set import Averages
+from polyak._core.tensors import T
+from polyak._core.track import Track
+
+
+def of(averages: Averages[Any, T], step: int) -> dict[str, Any]:
+    """The numbers of ``EMA.metrics``."""
+    skipped, named = averages.skipped()
+    out: dict[str, Any] = {
+        "step": step,
+        "engine": averages.engine,
+        "skipped": skipped,
+        "skipped_tensors": named,
+    }
+    for (name, track), distance in zip(averages.tracks.items(), distances(averages), strict=True):
+        prefix = f"{name}/" if len(averages.tracks) > 1 else ""
+        out |= {prefix + key: value for key, value in of_track(track).items()}
+        out[prefix + "distance"] = distance
+    return out
+
+
+def of_track(track: Track[Any]) -> dict[str, float]:
+    """decay, mean_age, half_life and initial_weight of one average."""
+    profile = track.profile
+    return {
+        "decay": track.beta,
+        "mean_age": profile.mean_age,
+        "half_life": profile.half_life,
+        "initial_weight": profile.initial_weight,
+    }
+
+
+def distances(averages: Averages[Any, T]) -> list[float]:
+    """``‖avg-θ‖ / ‖θ‖`` of each track over all averaged elements, accumulated in float64."""
+    names, tracks = list(averages.first.tensors), list(averages.tracks.values())
+    lives = [averages.plan.entries[name].live for name in names]
+
+    def pairs() -> Iterator[tuple[T, T | None]]:
+        yield from ((live, None) for live in lives)
+        for track in tracks:
+            yield from ((track.value(name), live) for name, live in zip(names, lives, strict=True))
+
+    squares = averages.kit.squared_distances(pairs())
+    size, *apart = (sum(squares[i : i + len(names)]) for i in range(0, len(squares), len(names)))
+    return [math.sqrt(each / size) if size else math.sqrt(each) for each in apart]

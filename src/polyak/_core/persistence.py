@@ -1,0 +1,206 @@
+"""What of an EMA goes into files and state dicts, and comes back."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from functools import partial
+from typing import Generic, Literal, overload
+
+from polyak._core import background_save as saving
+from polyak._core import capture as snapshots
+from polyak._core import resume_file as resumables
+from polyak._core import save as files
+from polyak._core.average_set import Averages, ModelT
+from polyak._core.background_save import Saving
+from polyak._core.capture import Captured
+from polyak._core.clock import Clock
+from polyak._core.state_dict import LoadReport, State, averaged_in, read, whole
+from polyak._core.swap_guard import finished
+from polyak._core.tensors import T
+from polyak._core.track import Track
+from polyak.errors import CheckpointError
+
+
+class Persistent(ABC, Generic[ModelT, T]):
+    """The verbs that save and load; ``core.ema.Verbs`` has the rest.
+
+    _clock: where the EMA stands in time.
+    _pending: the update under way: the clock it leads to, each track's β, whether it copies, its thread.
+    run: the training run.
+    """
+
+    _averages: Averages[ModelT, T]
+    _clock: Clock
+    _pending: tuple[Clock, list[float], bool, int] | None
+    run: str
+
+    @abstractmethod
+    def _refuse_while_swapped(self, verb: str) -> None: ...
+
+    @abstractmethod
+    def _notice_unseen_steps(self) -> None: ...
+
+    @abstractmethod
+    def _follow_model(self) -> None: ...
+
+    @abstractmethod
+    def _track(self, name: str | None) -> Track[T]: ...
+
+    @property
+    @abstractmethod
+    def _settings(self) -> dict[str, int]: ...
+
+    def state_dict(self) -> State:
+        """Everything resuming takes: schedules, counters, histories, random state, averages.
+
+        Tensors are the averages themselves, under the model's names without wrapper prefixes; write the
+        state before the next update or copy it. ``torch.load(weights_only=True)`` reads it back.
+        """
+        self._refuse_while_swapped("state_dict")
+        self._notice_unseen_steps()
+        averages = self._averages
+        frozen = [entry.name for entry in averages.plan.frozen()]
+        return whole(self._tracks(), averages.copies, frozen, averages.skipped(), self._settings) | {
+            "run": self.run,
+            **self._clock._asdict(),
+        }
+
+    def load_state_dict(self, state: State, strict: bool = True) -> LoadReport:
+        """Continue where ``state_dict`` left off, bit for bit.
+
+        What is frozen may differ: a parameter averaged there and frozen here is averaged on, and one that
+        was frozen there and is trained here joins with the value it has now. So load the model's weights
+        first.
+
+        Args:
+            state: from ``state_dict``, of an EMA over the same model with the same schedules.
+            strict: refuse any mismatch. False takes what fits and reports the rest.
+
+        Returns:
+            What did not match and what was done about it; empty (false) when all did.
+
+        Raises:
+            CheckpointError: the state is malformed or, under strict, differs. Nothing is changed then.
+            SwapError: an average is live.
+        """
+        self._refuse_while_swapped("load_state_dict")
+        self._follow_model()
+        averages = self._averages
+        plan, tracks = averages.with_room_for(averaged_in(state), self._clock.step)
+        loaded, report = read(state, tracks, averages.copies, self._settings, averages.kit)
+        if strict and report:
+            raise CheckpointError(f"{report}. Nothing was loaded; strict=False takes what fits.")
+
+        def take() -> None:
+            averages.restore(loaded, state, plan, tracks)
+            self._clock = Clock(loaded.step, loaded.waiting, loaded.elapsed)
+            self.run, self._pending = loaded.run, None
+
+        finished(take)
+        return report
+
+    @overload
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        track: str | None = None,
+        *,
+        resumable: bool = False,
+        max_shard_size: int | str | None = None,
+        background: Literal[False] = False,
+    ) -> None: ...
+    @overload
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        track: str | None = None,
+        *,
+        resumable: bool = False,
+        max_shard_size: int | str | None = None,
+        background: Literal[True],
+    ) -> Saving: ...
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        track: str | None = None,
+        *,
+        resumable: bool = False,
+        max_shard_size: int | str | None = None,
+        background: bool = False,
+    ) -> Saving | None:
+        """Write one average as a plain ``.safetensors`` file that any tool loads.
+
+        It holds the keys of ``model.state_dict()`` without wrapper prefixes (only the included ones when
+        globs were given), averages in their storage dtype, and says in its header what it is.
+
+        Args:
+            path: the file; an old one is replaced only when the new one is complete, and keeps its mode and
+                owner. Of a link, what it points to is replaced.
+            track: which average; "raw" for the model's own weights.
+            resumable: write all that ``load`` takes to continue bit for bit instead: every track,
+                counters, random state. Such a file is no model.
+            max_shard_size: bytes, or "5GB"; above it, write shards and ``path + ".index.json"``.
+            background: copy what is to be written, all of it before this returns, and let a thread write
+                the copy while the training goes on. The copy takes as much host memory as the file takes
+                disk; there is one at a time, since a save waits for the one before it.
+
+        Returns:
+            In the background, a handle: ``wait()`` returns when the file is on disk and raises what went
+            wrong, ``done`` says whether it ended. Else None.
+
+        Raises:
+            ConfigError: the name ends like a file of another format.
+            CheckpointError: the file cannot be written, or another thread changed the averages meanwhile. An
+                old file is intact.
+            SwapError: an average is live, so what is raw and what is average could be mixed up.
+        """
+        files.check_name(path)
+        self._refuse_while_swapped("save")
+        self._notice_unseen_steps()
+        saving.finish(self)
+        self._follow_model()
+        begun, kit = self._moment(), self._averages.kit
+        if resumable:
+            tensors, header = resumables.packed(self.state_dict())
+        else:
+            chosen = None if track == "raw" else self._track(track)
+            tensors, header = files.weights_of(self._averages, chosen, self._clock.step, self.run)
+        check = saving.unchanged(tensors, kit, begun, self._moment)
+        metadata = header.to_metadata()
+        if not background:
+            return files.save(path, tensors, metadata, kit, max_shard_size, check)
+        copies = saving.copied(tensors, kit)
+        check()
+        return saving.begin(self, path, partial(files.save, path, copies, metadata, kit, max_shard_size))
+
+    def load(self, path: str | os.PathLike[str], strict: bool = True) -> LoadReport:
+        """Continue from a file that ``save(path, resumable=True)`` wrote; see ``load_state_dict``.
+
+        Raises:
+            CheckpointError: the file is damaged, holds something else, or under strict does not match.
+        """
+        return self.load_state_dict(resumables.read(path, self._averages.kit), strict)
+
+    def capture(self, track: str, dtype: str) -> Captured:
+        """A copy of a track, without what never changes and rounded to ``dtype``, or of the "raw" model."""
+        self._refuse_while_swapped("capture")
+        self._follow_model()
+        begun, kit = self._moment(), self._averages.kit
+        chosen = None if track == "raw" else self._track(track)
+        held = {entry.name: entry.live for entry in self._averages.plan.entries.values()}
+        check = saving.unchanged(held if chosen is None else chosen.tensors, kit, begun, self._moment)
+        if chosen is None:
+            captured = snapshots.of_model(self._averages, self._clock.step, self.run)
+        else:
+            captured = snapshots.of_track(self._averages, chosen, self._clock.step, self.run, dtype)
+        check()
+        return captured
+
+    def _tracks(self) -> dict[str, Track[T]]:
+        self._averages.settle()
+        return self._averages.tracks
+
+    def _moment(self) -> int | None:
+        """The last step that was averaged; None while another is."""
+        return self._clock.step - self._clock.waiting if self._pending is None else None

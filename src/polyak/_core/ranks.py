@@ -1,0 +1,29 @@
+"""Buffers that differ between the processes of a data-parallel training, made equal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from polyak._core.average_set import Averages
+from polyak._core.tensors import T
+
+
+def synchronize_buffers(averages: Averages[Any, T], mean: Callable[[T], T], first: Callable[[T], T]) -> None:
+    """Averaged buffers become their mean over all processes, copied ones those of the first process.
+
+    Both are linear in θ, so the mean of the processes' averages is the average of their mean.
+
+    Args:
+        averages: of one process; all call this at the same step.
+        mean: the mean of a tensor over all processes, in at least float32.
+        first: the first process's values.
+    """
+    averages.settle()
+    for entry in averages.plan.having("average"):
+        if entry.kind == "buffer":
+            for track in averages.tracks.values():
+                whole = mean(track.value(entry.name))
+                averages.kit.put(track.tensors[entry.name], track.lows.get(entry.name), whole)
+    for kept in averages.copies.values():
+        averages.kit.overwrite(kept, first(kept))

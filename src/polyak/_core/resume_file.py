@@ -1,0 +1,68 @@
+"""An EMA's whole state as one safetensors file: the tensors there, everything else as JSON in its header.
+
+Tensors are named by the place of their track: ``0/weight``, ``1/weight`` …, what is kept below
+their precision ``0.low/weight`` …, copied buffers ``copies/…``.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from polyak._core.state_dict import State
+from polyak._core.tensors import T, Tensors
+from polyak._files.header import Header
+from polyak._files.open import header_of
+from polyak._foreign.open_any import open_weights
+from polyak.errors import CheckpointError
+
+_COPIES = "copies"
+_LOW = ".low"
+
+
+def packed(state: State) -> tuple[dict[str, Any], Header]:
+    """A state dict as tensors and a header."""
+    tensors = {f"{_COPIES}/{name}": tensor for name, tensor in state["copies"].items()}
+    tracks: dict[str, Any] = {}
+    for place, (track, held) in enumerate(state["tracks"].items()):
+        tensors |= {f"{place}/{name}": tensor for name, tensor in held["tensors"].items()}
+        tensors |= {f"{place}{_LOW}/{name}": tensor for name, tensor in held["lows"].items()}
+        tracks[track] = {key: value for key, value in held.items() if key not in ("tensors", "lows")}
+    rest = {key: value for key, value in state.items() if key not in ("tracks", "copies")}
+    header = Header(
+        track=", ".join(tracks),
+        step=state["step"],
+        decay=None,
+        profile=None,
+        role="resumable",
+        run=state["run"],
+        state=rest | {"tracks": tracks},
+    )
+    return tensors, header
+
+
+def read(path: str | os.PathLike[str], tensors: Tensors[T]) -> State:
+    """The state dict in a file.
+
+    Raises:
+        CheckpointError: the file is damaged, or holds something else than a resumable state.
+    """
+    with open_weights(path) as weights:
+        header = header_of(weights)
+        if header.role != "resumable":
+            raise CheckpointError(
+                f"{path} holds {header.role} weights, not a state to continue from: "
+                "that is written by ema.save(path, resumable=True)."
+            )
+        groups = {
+            place: {name: tensors.as_tensor(slot.read()) for name, slot in slots.items()}
+            for place, slots in weights.places().items()
+        }
+    try:
+        tracks = {
+            name: {**held, "tensors": groups.get(f"{place}", {}), "lows": groups.get(f"{place}{_LOW}", {})}
+            for place, (name, held) in enumerate(header.state["tracks"].items())
+        }
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path}: its header names no tracks: {error!r}") from error
+    return {**header.state, "tracks": tracks, "copies": groups.get(_COPIES, {})}

@@ -1,0 +1,120 @@
+"""An average on disk: one plain safetensors file, or several with an index."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from polyak._core.average_set import Averages
+from polyak._core.tensor_map import Plan
+from polyak._core.tensors import T, Tensors
+from polyak._core.track import Track
+from polyak._files.header import Header
+from polyak._files.layout import Spec
+from polyak._files.shards import write_sharded
+from polyak.errors import CheckpointError, ConfigError
+from polyak.schedules import Profile
+from polyak.schedules.profile import COPY
+
+# Endings of other formats: a file under such a name would be opened by the wrong reader.
+_OTHERS = frozenset(
+    f".{ending}"
+    for line in (
+        "pt pth bin ckpt tar pkl pickle npz npy json msgpack",
+        "pdparams pdopt pdema keras h5 hdf5 gguf onnx",
+    )
+    for ending in line.split()
+)
+
+
+def check_name(path: str | os.PathLike[str]) -> None:
+    """Refuse a name that ends like a file of another format.
+
+    Raises:
+        ConfigError: it does.
+    """
+    name = Path(os.fspath(path))
+    if name.suffix.lower() in _OTHERS:
+        raise ConfigError(
+            f"path={str(path)!r}: polyak writes safetensors, which no reader of {name.suffix} files opens. "
+            f"Name it {name.with_suffix('.safetensors').name!r}; `polyak convert` makes other formats of it."
+        )
+
+
+def header(track: Track[Any], step: int, run: str) -> Header:
+    """What the file of a track says of itself."""
+    return Header(track.name, step, track.decay, track.profile, "average", run, dict(track.joined))
+
+
+def raw_header(step: int, run: str) -> Header:
+    """What a file of the model's own weights says of itself."""
+    return Header("raw", step, COPY, Profile.raw(step), "raw", run)
+
+
+def weights_of(
+    averages: Averages[Any, T], track: Track[T] | None, step: int, run: str
+) -> tuple[dict[str, T], Header]:
+    """A track's weights, or with None the model's own, and what they are."""
+    held: Mapping[str, T] = {} if track is None else averages.held(track)
+    tensors = exported(averages.plan, held, averages.kit) | averages.extra_states()
+    return tensors, raw_header(step, run) if track is None else header(track, step, run)
+
+
+def exported(plan: Plan[T], held: Mapping[str, T], kit: Tensors[T]) -> dict[str, T]:
+    """A model's ``state_dict`` with what is held in place of its own tensors, without wrapper prefixes.
+
+    Tied tensors are there once per name, so that a strict ``load_state_dict`` finds all it expects.
+
+    Raises:
+        CheckpointError: the file format has no name for a tensor.
+    """
+    tensors: dict[str, T] = {}
+    for entry in plan.entries.values():
+        if entry.saved:
+            tensor = held.get(entry.name, entry.live)
+            tensors |= dict.fromkeys(entry.names, tensor)
+    for name, tensor in tensors.items():
+        try:
+            kit.dtype_of(tensor)
+        except TypeError as error:
+            raise CheckpointError(
+                f"{name} is {error}, for which the safetensors format has no name. Nothing was written; "
+                "state_dict(), saved with the framework's own function, keeps it exactly."
+            ) from error
+    return tensors
+
+
+def save(
+    path: str | os.PathLike[str],
+    tensors: Mapping[str, T],
+    metadata: Mapping[str, str],
+    kit: Tensors[T],
+    max_shard_size: int | str | None,
+    check: Callable[[], None] = lambda: None,
+) -> None:
+    """Write tensors and what they are; from a GPU one at a time.
+
+    Args:
+        path: the file.
+        tensors: by the names they get.
+        metadata: for the header.
+        kit: the framework's tensors.
+        max_shard_size: see ``write_sharded``.
+        check: called when all is written and nothing replaced; what it raises leaves the old file.
+
+    Raises:
+        CheckpointError: the operating system refuses. Nothing is changed then.
+    """
+    specs = {name: Spec(kit.dtype_of(tensor), tuple(tensor.shape)) for name, tensor in tensors.items()}
+    kept = {
+        name: kit.alias(tensor) for name, tensor in tensors.items()
+    }  # a block may point the live ones away
+
+    def pieces(name: str) -> Iterator[NDArray[Any]]:
+        yield kit.as_array(kept[name])
+
+    write_sharded(path, specs, metadata, pieces, max_shard_size, check)

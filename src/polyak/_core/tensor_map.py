@@ -1,0 +1,275 @@
+"""Which tensors of a model are averaged: their names, their roles, and what the user asked for."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any, Generic, Literal, TypeAlias, get_args
+
+from polyak._core.change_detection import Contents
+from polyak._core.swap_guard import Exchange, exchange_in, none_held
+from polyak._core.tensors import T, TensorLike, alike
+from polyak.errors import ConfigError, PlanError
+
+Patterns: TypeAlias = str | Sequence[str] | None
+Kind: TypeAlias = Literal["parameter", "buffer"]
+Sort: TypeAlias = Literal["statistic", "vector", "other"]
+Role: TypeAlias = Literal["average", "copy", "share"]
+BufferPolicy: TypeAlias = Literal["auto", "copy", "average", "ignore"]
+Buffers: TypeAlias = BufferPolicy | Mapping[str, BufferPolicy]
+
+
+@dataclass
+class Entry(Generic[T]):
+    """One tensor of the model.
+
+    name: the first name it is reached by.  aliases: the others.
+    tensors: the live objects; more than one when several parameters share one memory.
+    role: average, copy (bit-equal to the model's at each update) or share (the model's own).
+    saved: belongs in a file of this average: persistent and not excluded.
+    persistent: the model's own files hold it.
+    """
+
+    name: str
+    kind: Kind
+    tensors: list[T]
+    role: Role
+    saved: bool
+    persistent: bool = True
+    aliases: list[str] = field(default_factory=list[str])
+
+    @property
+    def names(self) -> list[str]:
+        return [self.name, *self.aliases]
+
+    @property
+    def live(self) -> T:
+        return self.tensors[0]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What the user asked to have averaged.
+
+    buffers: (glob, policy) pairs; the first that matches a buffer decides, and the last matches all.
+    """
+
+    include: tuple[str, ...] | None
+    exclude: tuple[str, ...]
+    buffers: tuple[tuple[str, BufferPolicy], ...]
+
+    @classmethod
+    def of(cls, include: Patterns, exclude: Patterns, buffers: Buffers) -> Selection:
+        named: Mapping[str, BufferPolicy] = buffers if isinstance(buffers, Mapping) else {"*": buffers}
+        rules = tuple(named.items())
+        for pattern, policy in rules:
+            if type(pattern) is not str or policy not in get_args(BufferPolicy):
+                raise ConfigError(
+                    f'buffers={buffers!r}: must be "auto", "copy", "average" or "ignore", or a dict of these '
+                    "by names or globs of them."
+                )
+        given = None if include is None else as_patterns(include)
+        return cls(given, as_patterns(exclude or ()), (*rules, ("*", "auto")))
+
+    def takes(self, names: Sequence[str]) -> bool:
+        return (self.include is None or _matches(self.include, names)) and not _matches(self.exclude, names)
+
+    def policy_of(self, names: Sequence[str]) -> BufferPolicy:
+        """What is to become of a buffer of these names."""
+        return self.buffers[self._rule_of(names)][1]
+
+    def check_against(self, entries: Mapping[str, Entry[T]]) -> None:
+        """Every pattern must do something, or a typing mistake would average the wrong set in silence.
+
+        Raises:
+            ConfigError: one does not.
+        """
+        names = [name for entry in entries.values() for name in entry.names]
+        for argument, patterns in (("include", self.include or ()), ("exclude", self.exclude)):
+            refuse_unmatched(argument, patterns, names, "tensor")
+        saved = [e for e in entries.values() if e.kind == "buffer" and e.persistent and self.takes(e.names)]
+        names = [name for entry in saved for name in entry.names]
+        for place, (pattern, policy) in enumerate(self.buffers):
+            if pattern == "*":
+                continue
+            refuse_unmatched("buffers", (pattern,), names, "buffer that is saved")
+            decided = [entry for entry in saved if self._rule_of(entry.names) == place]
+            if not decided:
+                raise ConfigError(
+                    f"buffers={{{pattern!r}: …}} decides nothing: the first pattern that matches does, and "
+                    "an earlier one matches each of its buffers. Put it before that."
+                )
+            if policy == "average" and all(entry.role == "copy" for entry in decided):
+                raise ConfigError(
+                    f'buffers={{{pattern!r}: "average"}} averages nothing: {decided[0].name} is '
+                    f"{decided[0].live.dtype}; integers and the vectors of spectral norm are only copied."
+                )
+
+    def _rule_of(self, names: Sequence[str]) -> int:
+        return next(i for i, (pattern, _) in enumerate(self.buffers) if _matches((pattern,), names))
+
+
+@dataclass(frozen=True)
+class Seen(Generic[T]):
+    """A tensor as a walk over the model comes upon it.
+
+    identity: equal for tensors that are one memory under several objects or names: those are tied.
+    sort: of a buffer: BatchNorm's statistic, a vector of spectral norm's power iteration, or another.
+    persistent: belongs into files.
+    """
+
+    name: str
+    kind: Kind
+    tensor: T
+    identity: object
+    sort: Sort
+    persistent: bool = True
+
+
+def planned(
+    seen: Iterable[Seen[T]],
+    selection: Selection,
+    trained: Callable[[T], bool],
+    kept: Collection[str | int] = (),
+) -> dict[str, Entry[T]]:
+    """The tensors of a model by name, tied ones once, each with its role.
+
+    Args:
+        seen: every tensor at every place; the first place of a tied one decides.
+        selection: globs and buffer policy.
+        trained: whether a parameter needs a gradient.
+        kept: names and ids of those that are averaged whether trained or not.
+    """
+    entries: dict[object, Entry[T]] = {}
+    first: dict[object, Seen[T]] = {}
+    for one in seen:
+        if one.identity not in entries:
+            entries[one.identity] = Entry(one.name, one.kind, [one.tensor], "share", True, one.persistent)
+            first[one.identity] = one
+            continue
+        entry = entries[one.identity]
+        entry.aliases.append(one.name)
+        if all(one.tensor is not known for known in entry.tensors):
+            entry.tensors.append(one.tensor)
+    for identity, entry in entries.items():
+        entry.saved = selection.takes(entry.names) and entry.persistent
+        if not entry.saved:
+            continue
+        if entry.kind == "buffer":
+            policy = selection.policy_of(entry.names)
+            entry.role = _buffer_role(first[identity], policy)
+            entry.saved = policy != "ignore"
+        elif not _inexact(entry.live):
+            entry.role = "copy"
+        elif entry.name in kept or any(trained(t) or id(t) in kept for t in entry.tensors):
+            entry.role = "average"
+    return {entry.name: entry for entry in entries.values()}
+
+
+def _buffer_role(buffer: Seen[T], policy: BufferPolicy) -> Role:
+    """What the policy makes of one persistent buffer.
+
+    Integers are never averaged: a mean of counters or masks is no counter or mask. Spectral-norm
+    vectors are never averaged either: the mean of unit vectors is shorter than one, and evaluation
+    divides by the norm they measure. Under "auto" only BatchNorm-style statistics are averaged;
+    other float buffers (position tables, codebooks, scales) are taken whole from the newest model.
+    """
+    if policy == "ignore":
+        return "share"
+    if not _inexact(buffer.tensor) or buffer.sort == "vector":
+        return "copy"
+    if policy == "auto":
+        return "average" if buffer.sort == "statistic" else "copy"
+    return policy
+
+
+def _inexact(tensor: TensorLike) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+class Plan(ABC, Generic[T]):
+    """The tensors of one model, by name; a framework's plan finds them and tells when they changed."""
+
+    entries: dict[str, Entry[T]]
+    contents: Contents  # what the modules' dictionaries held
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy knows what was planned and is stale, since its tensors lie elsewhere."""
+        return {"entries": self.entries, "contents": Contents([{}], [-1], [], [])}
+
+    @abstractmethod
+    def stale(self) -> bool:
+        """Whether the model holds other tensors than planned, or one of them moved to other memory."""
+
+    def exchange(self, owner: object, collect: bool = False) -> Exchange | None:
+        """The average that is in the live tensors now, whichever EMA owns it; see ``exchange_in``."""
+        if none_held():
+            return None
+        return exchange_in({id(t) for entry in self.entries.values() for t in entry.tensors}, owner, collect)
+
+    def having(self, role: Role) -> list[Entry[T]]:
+        return [entry for entry in self.entries.values() if entry.role == role]
+
+    def frozen(self) -> list[Entry[T]]:
+        """Parameters that would be averaged if they were trained."""
+        return [entry for entry in self.having("share") if entry.kind == "parameter" and entry.saved]
+
+    def names(self, role: Role) -> list[str]:
+        """Every name and alias of the tensors in a role, in the model's order."""
+        return [name for entry in self.having(role) for name in entry.names]
+
+
+def follow(
+    old: Mapping[str, Entry[T]], new: Mapping[str, Entry[T]], averages: Mapping[str, T]
+) -> dict[str, str]:
+    """For each averaged name of the new plan, the old name whose average it goes on with.
+
+    A name keeps its average, even if another tensor now bears it. A tensor that appears under a new name
+    (a layer wrapped by an adapter) brings its average along, and of tied tensors that came apart each goes
+    on with the average they shared. What is left is a newcomer and is absent.
+
+    Raises:
+        PlanError: a tensor to go on with has another shape or another kind of number.
+    """
+    moved = {id(t): entry.name for entry in old.values() if entry.name not in new for t in entry.tensors}
+    tied = {alias: entry.name for entry in old.values() for alias in entry.aliases}
+    heirs: dict[str, str] = {}
+    for name, entry in new.items():
+        source = name if name in averages else moved.get(id(entry.live), tied.get(name, name))
+        if source not in averages or entry.role != "average":
+            continue
+        average, live = averages[source], entry.live
+        if not alike(average, live):
+            raise PlanError(
+                f"{name} is now {tuple(live.shape)} {live.dtype}, but its average is {tuple(average.shape)} "
+                f'{average.dtype}. ema.reset("{name}") starts its average anew from the model.'
+            )
+        heirs[name] = source
+    return heirs
+
+
+def as_patterns(given: str | Sequence[str]) -> tuple[str, ...]:
+    """One pattern or several."""
+    return (given,) if isinstance(given, str) else tuple(given)
+
+
+def _matches(patterns: Sequence[str], names: Sequence[str]) -> bool:
+    """Whether one of the patterns is one of the names, which may hold brackets, or a glob of it."""
+    return any(name == pattern or fnmatchcase(name, pattern) for pattern in patterns for name in names)
+
+
+def refuse_unmatched(argument: str, patterns: Sequence[str], names: Sequence[str], what: str) -> None:
+    """Refuse a pattern that is none of the names and no glob of one.
+
+    Raises:
+        ConfigError: it names the pattern and some of the names there are.
+    """
+    for pattern in patterns:
+        if _matches((pattern,), names):
+            continue
+        few = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
+        literal = pattern.replace("[", "[[]")
+        meant = f" A [ in a glob begins a set of characters: write {literal!r}." * _matches((literal,), names)
+        raise ConfigError(f"{argument}={pattern!r} matches no {what}; the model's names are {few}.{meant}")

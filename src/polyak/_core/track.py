@@ -1,0 +1,157 @@
+"""One average: its tensors, its schedule's time, and the history that is its profile."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Generic, NoReturn
+
+from polyak._core.averaged_module import Twin
+from polyak._core.clock import Clock
+from polyak._core.tensors import T
+from polyak.errors import ConfigError, PlanError
+from polyak.schedules import Decay, History, Profile, as_decay, compose
+
+
+@dataclass
+class Track(Generic[T]):
+    """One of the averages an ``EMA`` keeps.
+
+    name: ``"average"`` unless several were named.
+    _decay: the schedule, which ``decay`` reads.  clock: its time so far, in its own unit.
+    beta: the composed decay last applied, 1 before the first.
+    whole: an average and what is kept below it, as one tensor.
+    tensors: averages by name, in the storage dtype.  lows: what is kept below it, if anything.
+    joined: the step at which a tensor joined, for those that came after the first step.
+    twin: the module on the averages, once somebody asked for it.
+    """
+
+    name: str
+    _decay: Decay
+    whole: Callable[[T, T | None], T] = field(repr=False)
+    tensors: dict[str, T] = field(default_factory=dict[str, Any])
+    lows: dict[str, T] = field(default_factory=dict[str, Any])
+    clock: int = 0
+    beta: float = 1.0
+    joined: dict[str, int] = field(default_factory=dict[str, int])
+    history: History = field(default_factory=History)
+    twin: Twin[Any, T] | None = None
+    _known: tuple[int, float] = (0, 1.0)  # a constant decay's advance and what it composes to
+    _entered: Clock | None = field(default=None, repr=False, compare=False)  # what the last update led to
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy makes a module on its own tensors."""
+        return self.__dict__ | {"twin": None}
+
+    @property
+    def decay(self) -> Decay:
+        """The schedule. It is fixed, as the profile of an average is that of its past."""
+        return self._decay
+
+    @decay.setter
+    def decay(self, value: object) -> None:
+        refuse_decay(f"ema.tracks[{self.name!r}].decay", value)
+
+    def joined_after(self, names: Iterable[str], heirs: Mapping[str, str], step: int) -> dict[str, int]:
+        """When each tensor of a new plan joined; those that are nobody's heir do at ``step``."""
+        joined = {name: self.joined[old] for name, old in heirs.items() if old in self.joined}
+        return joined | ({name: step for name in names if name not in heirs} if step else {})
+
+    def restart(self, step: int) -> None:
+        """Begin anew at ``step``: schedule, history and tensors."""
+        self.clock, self.beta, self.joined, self.history = 0, 1.0, {}, History()
+        self.tensors, self.lows = {}, {}
+        if step:
+            self.history.restart(step)
+
+    def value(self, name: str) -> T:
+        """One average with all its digits."""
+        return self.whole(self.tensors[name], self.lows.get(name))
+
+    def coming(self, advance: int) -> float:
+        """The composed decay of an update now, ``advance`` of the schedule's unit after the last.
+
+        A constant decay is computed once: of a whole update of a small model it would be a tenth.
+        """
+        if advance != self._known[0]:
+            beta = compose(self._decay, self.clock, advance)
+            if not self._decay.constant:
+                return beta
+            self._known = advance, beta
+        return self._known[1]
+
+    def acted(self, beta: float, clock: Clock, copying: bool) -> None:
+        """Enter an update that brought the EMA to ``clock``; twice is the same as once."""
+        if self._entered is clock:
+            return
+        advance = clock.elapsed[self.decay.unit]
+        if copying:
+            run = self.history.restart(clock.step)
+        else:
+            run = self.history.coming(self.decay, self.clock, clock.waiting, advance)
+        # In one line: no interrupt comes between assignments without a call.
+        self.history.last, self.beta, self.clock, self._entered = run, beta, self.clock + advance, clock
+
+    @property
+    def profile(self) -> Profile:
+        """The exact weight of every point of the trajectory in this average."""
+        return self.history.profile()
+
+    def profile_of(self, name: str) -> Profile:
+        """The profile of one tensor: that of the track, or from the step at which the tensor joined."""
+        if name not in self.tensors:
+            raise PlanError(f"{name!r} is not averaged; averaged are {', '.join(list(self.tensors)[:8])}, …")
+        return self.profile.since(self.joined[name]) if name in self.joined else self.profile
+
+
+def named_decays(decay: float | Decay | Mapping[str, float | Decay]) -> dict[str, Decay]:
+    """The tracks asked for: a single decay is the track "average"."""
+    if not isinstance(decay, Mapping):
+        return {"average": as_decay(decay)}
+    if not decay:
+        raise ConfigError("decay={}: name at least one track.")
+    if "raw" in decay:
+        raise ConfigError(f'decay={decay}: "raw" means the model\'s own weights; name the track otherwise.')
+    if "base" in decay:
+        raise ConfigError(f'decay={decay}: "base" means θ₀ in an archive; name the track otherwise.')
+    return {name: as_decay(value) for name, value in decay.items()}
+
+
+def refuse_decay(where: str, value: object) -> NoReturn:
+    """Another decay for an average that exists: say how that is done."""
+    raise ConfigError(
+        f"{where} = {value!r}: a decay is fixed when the EMA is made. One that changes is a schedule, "
+        "polyak.Piecewise([(1000, 0.99), (None, 0.999)]) or polyak.Warmup(0.999). To go on with another, "
+        "make an EMA with it and load_state_dict(ema.state_dict(), strict=False) into that."
+    )
+
+
+def check_counts_steps(tracks: Iterable[Track[Any]]) -> None:
+    """Refuse decays in samples or tokens, which an optimizer does not know.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    for track in tracks:
+        unit = track.decay.unit
+        if unit != "steps":
+            raise ConfigError(
+                f"track {track.name!r} counts {unit}, which an optimizer does not know: "
+                f"call ema.update({unit}=…) yourself."
+            )
+
+
+def warn_if_swapped(decay: float | Decay | Mapping[str, float | Decay]) -> None:
+    """Warn of a plain β so small that it looks like the 1-β which others call momentum, rate or τ.
+
+    Zero, which copies the model, and ``Constant``, which says that β is meant, are left alone.
+    """
+    for given in decay.values() if isinstance(decay, Mapping) else (decay,):
+        if not isinstance(given, Decay) and 0 < given < 0.5:
+            warnings.warn(
+                f"decay={given!r} keeps only {given:.3g} of the average at each step. If it is a momentum, "
+                f"rate or τ, which is 1-decay, did you mean {1 - given:.12g}? If not, "
+                f"polyak.Constant({given!r}) says so without this warning.",
+                stacklevel=3,
+            )

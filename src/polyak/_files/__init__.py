@@ -1,0 +1,1 @@
+"""Our bytes: safetensors files that say what they hold, written whole or not at all."""

@@ -1,0 +1,107 @@
+"""What an average's file says of itself: the JSON under ``polyak`` in the safetensors header."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias, get_args
+
+from polyak.errors import CheckpointError
+from polyak.schedules import Decay, Profile
+
+Role: TypeAlias = Literal["average", "raw", "resumable"]
+FORMAT = 1
+KEY = "polyak"
+# In the state of a merged file's header.
+FILES = "weights_of_files"  # where no profile is known: [name, step or null, weight] of each
+TAKEN_AS_RAW = "taken_as_raw"  # the files did not say that they are raw; the user who merged them did
+
+
+@dataclass(frozen=True)
+class Header:
+    """What the weights of a file are.
+
+    Args:
+        track: the average's name.
+        step: training steps when it was written; None when nobody knows.
+        decay: the schedule; None for a mixture.
+        profile: the weight of each point of the trajectory; None when made of files that say nothing.
+        role: whose weights these are.
+        run: the training run; "" when of several or unknown.
+        joined: the step at which a tensor joined the average, for those that came later than the rest.
+        state: for "resumable", what continuing takes besides tensors.
+    """
+
+    track: str
+    step: int | None
+    decay: Decay | None
+    profile: Profile | None
+    role: Role
+    run: str
+    joined: Mapping[str, int] = field(default_factory=dict[str, int])
+    state: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    def profile_of(self, name: str) -> Profile | None:
+        """The profile of one tensor: the file's, or from the step at which the tensor joined."""
+        if self.profile is None or name not in self.joined:
+            return self.profile
+        return self.profile.since(self.joined[name])
+
+    def to_metadata(self) -> dict[str, str]:
+        """The safetensors metadata that holds this header."""
+        fields = {
+            "format": FORMAT,
+            "track": self.track,
+            "step": self.step,
+            "decay": None if self.decay is None else self.decay.to_config(),
+            "profile": None if self.profile is None else self.profile.to_config(),
+            "role": self.role,
+            "run": self.run,
+            "joined": dict(self.joined),
+            "state": dict(self.state),
+        }
+        return {KEY: json.dumps(fields, separators=(",", ":"))}
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, str], path: str) -> Header:
+        """The header in a file's metadata.
+
+        Raises:
+            CheckpointError: there is none, it is of a newer format, or a field is missing or malformed.
+        """
+        if KEY not in metadata:
+            raise CheckpointError(
+                f"{path} has no {KEY!r} header: it is a plain weights file, not an average."
+            )
+        try:
+            fields: dict[str, Any] = json.loads(metadata[KEY])
+            if type(fields["format"]) is not int or fields["format"] < 1:
+                raise ValueError(f"format {fields['format']!r} is no version")
+            if fields["format"] > FORMAT:
+                raise ValueError(
+                    f"format {fields['format']} is newer than the {FORMAT} this polyak reads: update it"
+                )
+            if fields["role"] not in get_args(Role):
+                raise ValueError(f"role {fields['role']!r} is none of {get_args(Role)}")
+            decay, profile, step = fields["decay"], fields["profile"], fields["step"]
+            return cls(
+                track=str(fields["track"]),
+                step=None if step is None else _count("step", step),
+                decay=None if decay is None else Decay.from_config(decay),
+                profile=None if profile is None else Profile.from_config(profile),
+                role=fields["role"],
+                run=str(fields["run"]),
+                joined={name: _count(f"joined/{name}", at) for name, at in fields["joined"].items()},
+                state=dict(fields["state"]),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
+            raise CheckpointError(f"{path}: the {KEY!r} header cannot be read: {error!r}") from error
+        except CheckpointError as error:
+            raise CheckpointError(f"{path}: the {KEY!r} header cannot be read: {error}") from error
+
+
+def _count(name: str, value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{name}={value!r} is no whole number, at least 0")
+    return value

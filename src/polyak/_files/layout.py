@@ -1,0 +1,259 @@
+"""The safetensors file, byte by byte: 8 bytes of header length, a JSON header, the tensors.
+
+polyak reads and writes the format itself because it must read tensors piece by piece, in dtypes the
+NumPy side of the safetensors package does not know, and write files larger than memory. The tests hold
+both against that package.
+
+A file of polyak's carries ``polyak_sums`` in its metadata: the CRC-32 of the header (those digits taken
+as zeros) and of each tensor, in the order of the file. Neither depends on the order of writing, the
+width is fixed, so the digits are filled in at the end.
+
+Source: the format description at github.com/huggingface/safetensors.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import zlib
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from reprlib import Repr
+from typing import Any
+
+import numpy as np
+
+from polyak._dtypes import BY_NAME, NAMES
+from polyak._files.checkpoint import Span
+from polyak._files.source import Source
+from polyak.errors import CheckpointError
+
+HEADER_LIMIT = 100_000_000  # bytes; the reference implementation has the same limit
+METADATA = "__metadata__"
+SUMS = "polyak_sums"
+_DIGITS = 8  # hexadecimal, of one CRC-32
+AXES = 32 if np.__version__.startswith("1.") else 64  # of a NumPy array, at most
+
+_REPR = Repr()  # what a file says can be 100 MB long: messages show its beginning
+_REPR.maxstring = 200
+_brief = _REPR.repr
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a tensor to be written is: dtype and shape."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all elements."""
+        return prod(self.shape) * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A header to be written: its bytes, the tensors in file order, where the digits of the sums stand."""
+
+    header: bytes
+    names: tuple[str, ...]
+    digits: int
+
+    def with_sums(self, tensors: Sequence[int]) -> bytes:
+        """The header with the checksums of the tensors, in file order, and its own."""
+        sums = "".join(f"{crc:08x}" for crc in tensors).encode()
+        start = self.digits + _DIGITS
+        header = self.header[:start] + sums + self.header[start + len(sums) :]
+        own = f"{zlib.crc32(header):08x}".encode()
+        return header[: self.digits] + own + header[start:]
+
+
+def arrange(specs: Mapping[str, Spec], metadata: Mapping[str, str]) -> Layout:
+    """The header of a file with these tensors: widest dtypes first, so that all are aligned.
+
+    Raises:
+        CheckpointError: a name, dtype or shape that the format cannot hold, or a header beyond its limit.
+    """
+    for name, spec in specs.items():
+        _check_writable(name, spec)
+    names = sorted(specs, key=lambda name: (-specs[name].dtype.itemsize, name))
+    zeros = "0" * _DIGITS * (len(names) + 1)
+    # The checksums come first, where they are looked for; those of a file this one is made from are void.
+    fields: dict[str, Any] = {METADATA: {SUMS: zeros} | {k: v for k, v in metadata.items() if k != SUMS}}
+    end = 0
+    for name in names:
+        spec, begin = specs[name], end
+        end += spec.nbytes
+        fields[name] = {"dtype": NAMES[spec.dtype], "shape": list(spec.shape), "data_offsets": [begin, end]}
+    text = json.dumps(fields, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    if len(text) > HEADER_LIMIT:
+        raise CheckpointError(
+            f"the header takes {len(text):,} bytes: at most {HEADER_LIMIT:,} are allowed. "
+            "Write in shards, with fewer tensors each."
+        )
+    header = len(text).to_bytes(8, "little") + text
+    return Layout(header, tuple(names), header.index(zeros.encode()))
+
+
+def _check_writable(name: str, spec: Spec) -> None:
+    if spec.dtype not in NAMES:
+        raise CheckpointError(
+            f"{name} is {spec.dtype}, for which the safetensors format has no name. Nothing was written."
+        )
+    if len(spec.shape) > AXES:
+        raise CheckpointError(f"{name} has {len(spec.shape)} axes: at most {AXES} can be read again.")
+    if name == METADATA or not _is_text(name):
+        raise CheckpointError(
+            f"a tensor cannot be named {name!r} in a safetensors file: rename it. Nothing was written."
+        )
+
+
+def parse(source: Source) -> tuple[dict[str, Span], dict[str, str]]:
+    """The tensors and the metadata of a safetensors file, every statement of its header checked.
+
+    Raises:
+        CheckpointError: the header is no header, or contradicts itself or the size of the file.
+    """
+
+    def refuse(why: str) -> CheckpointError:
+        return CheckpointError(f"{source.name} is no valid safetensors file: {why}.")
+
+    if source.size < 8:
+        raise refuse(f"it has {source.size} bytes, fewer than the 8 that say how long its header is")
+    length = int.from_bytes(source.read(0, 8), "little")
+    if length > min(HEADER_LIMIT, source.size - 8):
+        raise refuse(f"its header should take {length:,} bytes; the file has {source.size:,}")
+    text = source.read(8, length)
+    try:
+        fields = parse_json(text)
+        metadata = _strings(fields.pop(METADATA, None))
+        spans = {name: _span(source, 8 + length, name, value) for name, value in fields.items()}
+    except (ValueError, RecursionError) as error:
+        raise refuse(f"its header cannot be understood ({error})") from error
+    end = 8 + length
+    for name, span in sorted(spans.items(), key=lambda item: (item[1].offset, item[1].nbytes)):
+        if span.offset != end:
+            how = "overlaps the tensor before it" if span.offset < end else "leaves a hole before it"
+            raise refuse(f"tensor {_brief(name)} {how}")
+        end += span.nbytes
+    if end != source.size:
+        why = "it was cut" if end > source.size else "something was added"
+        raise refuse(f"its tensors end at byte {end:,}, the file at {source.size:,}: {why}")
+    return _with_sums(source, text, spans, metadata), metadata
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > 19 or digits.startswith("-"):  # reading millions of digits takes minutes before 3.11
+        raise ValueError(f"{digits[:40]} is no whole number from 0 to 2⁶³")
+    return int(digits)
+
+
+def _no_number(text: str) -> Any:
+    raise ValueError(f"{text[:40]} is no whole number")
+
+
+def parse_json(
+    text: bytes, whole: Callable[[str], Any] = _whole, fraction: Callable[[str], Any] = _no_number
+) -> dict[str, Any]:
+    """A JSON object, every name in it once.
+
+    Args:
+        text: UTF-8.
+        whole: makes what is kept of a number without a fraction, here one that can be a length.
+        fraction: of any other number but NaN and infinities, which are no JSON.
+
+    Raises:
+        ValueError: it is none.
+        RecursionError: it is nested too deep.
+    """
+    if text[:1] != b"{":
+        raise ValueError("it does not begin with '{'")
+    return json.loads(
+        text.decode(),
+        object_pairs_hook=_unique,
+        parse_int=whole,
+        parse_float=fraction,
+        parse_constant=_no_number,
+    )
+
+
+def _span(source: Source, data: int, name: str, field: Any) -> Span:
+    what = f"tensor {_brief(name)}"
+    if not isinstance(field, dict) or set(field) != {"dtype", "shape", "data_offsets"}:  # pyright: ignore
+        raise ValueError(f"{what} is {_brief(field)}: needs dtype, shape and data_offsets")
+    dtype: Any = field["dtype"]  # pyright: ignore[reportUnknownVariableType]
+    shape, offsets = _counts(what, field["shape"]), _counts(what, field["data_offsets"])
+    if not isinstance(dtype, str) or dtype not in BY_NAME:
+        raise ValueError(f"{what} has dtype {_brief(dtype)}, none of {', '.join(BY_NAME)}")
+    # prod of millions of factors would take hours, and NumPy has no such arrays, even of no elements.
+    if len(shape) > AXES or prod(max(n, 1) for n in shape) * BY_NAME[dtype].itemsize > sys.maxsize:
+        raise ValueError(f"{what} has the shape {_brief(list(shape))}, which no array can have")
+    needed = prod(shape) * BY_NAME[dtype].itemsize
+    if len(offsets) != 2 or offsets[1] - offsets[0] != needed:
+        raise ValueError(
+            f"{what}, {dtype} of shape {_brief(list(shape))}, takes {needed:,} bytes, "
+            f"its data_offsets are {_brief(list(offsets))}"
+        )
+    return Span(source, data + offsets[0], BY_NAME[dtype], shape)
+
+
+def _counts(what: str, value: Any) -> tuple[int, ...]:
+    numbers: list[Any] = value if isinstance(value, list) else [None]  # pyright: ignore
+    if any(type(n) is not int for n in numbers):
+        raise ValueError(f"{what} has {_brief(value)} where whole numbers belong")
+    return tuple(numbers)
+
+
+def _with_sums(
+    source: Source, text: bytes, spans: dict[str, Span], metadata: Mapping[str, str]
+) -> dict[str, Span]:
+    if SUMS not in metadata:
+        return spans
+    sums, found = metadata[SUMS], text.find(metadata[SUMS].encode())
+    blank = text[:found] + b"0" * _DIGITS + text[found + _DIGITS :]
+    header = len(text).to_bytes(8, "little") + blank
+    try:
+        if f"{zlib.crc32(header):08x}" != sums[:_DIGITS]:
+            raise CheckpointError(f"{source.name} is damaged: its header is not the one that was written.")
+        crcs = [int(sums[i : i + _DIGITS], 16) for i in range(_DIGITS, len(sums), _DIGITS)]
+        ordered = sorted(spans, key=lambda name: (spans[name].offset, -spans[name].dtype.itemsize, name))
+        return {
+            name: Span(source, spans[name].offset, spans[name].dtype, spans[name].shape, crc)
+            for name, crc in zip(ordered, crcs, strict=True)
+        }
+    except ValueError as error:
+        raise CheckpointError(f"{source.name}: its checksums {sums[:40]!r} are malformed.") from error
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        [(name, _)] = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"{_brief(name)} stands there twice")
+    if not all(map(_is_text, fields)):
+        raise ValueError("a name is half of a surrogate pair, which is no Unicode")
+    return fields
+
+
+def _strings(metadata: Any) -> dict[str, str]:
+    if metadata is None:  # some programs write null for no metadata
+        return {}
+    if not isinstance(metadata, dict) or not all(  # pyright: ignore[reportUnknownArgumentType]
+        isinstance(value, str) and _is_text(value)
+        for value in metadata.values()  # pyright: ignore
+    ):
+        raise ValueError(f"{METADATA} must map strings to strings")
+    return metadata  # pyright: ignore[reportUnknownVariableType]
+
+
+def _is_text(string: str) -> bool:
+    """Whether UTF-8 can hold it: JSON's escapes allow halves of surrogate pairs, which no one can print."""
+    try:
+        string.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,252 @@
+"""Writing so that a killed process leaves the old file or the new one, never half of either."""
+
+from __future__ import annotations
+
+import glob
+import os
+import secrets
+import zlib
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from threading import Thread
+from typing import Any, BinaryIO, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from polyak._files.checkpoint import as_bytes
+from polyak._files.layout import Layout, Spec, arrange
+from polyak._files.locks import close, fcntl, try_lock
+from polyak._files.targets import Rights, hidden, real, rights_of
+from polyak.errors import CheckpointError
+
+_RANDOM = 6  # random bytes in the name of a temporary file
+_BLOCK = 1 << 20  # bytes copied, summed and written at a time: they stay in the processor's cache
+_SYNC_EVERY = 1 << 26  # bytes written before they are forced to disk in the background
+_sync_data = getattr(os, "fdatasync", os.fsync)  # macOS and Windows have only the latter
+
+# The values of one tensor, in row-major order, in pieces of any size.
+Pieces: TypeAlias = Callable[[str], Iterable[NDArray[Any]]]
+
+
+@contextmanager
+def atomic(path: str | os.PathLike[str]) -> Generator[Path]:
+    """A temporary name beside ``path`` to write to; on success it takes the place of ``path``.
+
+    The bytes are forced to disk before the rename and the folder after it, so the new file is there
+    after a power cut too. On any exception the temporary file is removed and ``path`` is untouched.
+    A killed process cannot remove its own; the next one to write the same file does. A file that is
+    replaced leaves its mode and owner to the new one; of a link, the file it points to is replaced.
+
+    Raises:
+        CheckpointError: the operating system refuses, or ``path`` is no regular file.
+    """
+    with refusals(Path(path)):
+        target = real(path)
+        rights = rights_of(target)
+        sweep(target)
+        with claimed(target, rights) as temporary:
+            yield temporary
+            place(temporary, target, rights)
+            sync_folder(target.parent)
+
+
+@contextmanager
+def claimed(target: Path, rights: Rights | None) -> Generator[Path]:
+    """A temporary file beside ``target``, locked while this process lives, gone at the end.
+
+    Where it is to have the ``rights`` of another, nobody else may open it before it has them.
+
+    Raises:
+        CheckpointError: the operating system refuses, here or while it is written.
+    """
+    with refusals(target):
+        handle, temporary = _claim(target, private=rights is not None)
+        try:
+            yield temporary
+        finally:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            if handle is not None:
+                close(handle)
+
+
+def place(temporary: Path, target: Path, rights: Rights | None) -> None:
+    """Give a finished file its name, its bytes safely on the disk, and the rights of the one it replaces."""
+    with temporary.open("r+b") as file:
+        os.fsync(file.fileno())
+    if rights is not None:
+        rights.give(temporary)
+    temporary.replace(target)
+
+
+@contextmanager
+def refusals(target: Path) -> Generator[None]:
+    """Say what could not be written when the operating system refuses."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(f"{target} cannot be written: {error}. Nothing was changed.") from error
+
+
+def write_safetensors(
+    path: str | os.PathLike[str], specs: Mapping[str, Spec], metadata: Mapping[str, str], pieces: Pieces
+) -> None:
+    """Write a safetensors file from tensors that need not be in memory together.
+
+    Args:
+        path: the file; an old one is replaced when the new one is complete.
+        specs: dtype and shape of each tensor.
+        metadata: strings for the header.
+        pieces: called with each name, in the order of the file; yields contiguous arrays.
+
+    Raises:
+        CheckpointError: the format has no name for a dtype, or the system refuses. Nothing is changed.
+    """
+    layout = arrange(specs, metadata)
+    with atomic(path) as temporary, temporary.open("wb", buffering=0) as file:
+        write_body(file, layout, specs, pieces)
+
+
+def write_arrays(
+    path: str | os.PathLike[str], arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]
+) -> None:
+    """``write_safetensors`` for arrays that are in memory.
+
+    Raises:
+        CheckpointError: the format has no name for a dtype, or the system refuses. Nothing is changed.
+    """
+    specs = {name: Spec(array.dtype, array.shape) for name, array in arrays.items()}
+    write_safetensors(path, specs, metadata, lambda name: [np.ascontiguousarray(arrays[name])])
+
+
+def write_body(file: BinaryIO, layout: Layout, specs: Mapping[str, Spec], pieces: Pieces) -> None:
+    """The whole of a safetensors file into an open one, checksums included.
+
+    What is summed is what is written: both are made of a copy, block by block, so that a tensor that
+    another thread writes to meanwhile gives no file that contradicts itself.
+    """
+    _write(file, memoryview(layout.header))
+    scratch = memoryview(bytearray(_BLOCK))
+    unsynced, sums = 0, list[int]()
+    with _Syncing(file.fileno()) as syncing:
+        for name in layout.names:
+            crc, count = 0, 0
+            for piece in pieces(name):
+                view = as_bytes(piece)
+                for begin in range(0, len(view), _BLOCK):
+                    block = scratch[: min(_BLOCK, len(view) - begin)]
+                    block[:] = view[begin : begin + _BLOCK]
+                    crc = zlib.crc32(block, crc)
+                    _write(file, block)
+                count, unsynced = count + len(view), unsynced + len(view)
+                # Forced to disk while the next is made: left to the end, or to the system's own
+                # throttling, gigabytes of dirty pages take several times as long.
+                if unsynced > _SYNC_EVERY:
+                    unsynced = 0
+                    syncing.start()
+            if count != specs[name].nbytes:
+                raise AssertionError(f"{name}: {count} bytes were given, {specs[name].nbytes} announced")
+            sums.append(crc)
+        syncing.finish()
+    file.seek(0)
+    _write(file, memoryview(layout.with_sums(sums)))
+
+
+class _Syncing:
+    """Forces a file to disk beside the writing, one time after the other, on a thread.
+
+    No executor: those take nothing more once the interpreter is ending, and a save may go on until then.
+    """
+
+    def __init__(self, handle: int) -> None:
+        self._handle = handle
+        self._thread: Thread | None = None
+        self._errors: list[OSError] = []
+
+    def start(self) -> None:
+        """Begin once more, when the time before has ended."""
+        self.finish()
+        self._thread = Thread(target=self._sync, name="polyak-sync")
+        self._thread.start()
+
+    def finish(self) -> None:
+        """Wait for the last time.
+
+        Raises:
+            OSError: the disk refused.
+        """
+        self._join()
+        if self._errors:
+            raise self._errors[0]
+
+    def _sync(self) -> None:
+        try:
+            _sync_data(self._handle)
+        except OSError as error:
+            self._errors.append(error)
+
+    def _join(self) -> None:
+        if self._thread is not None:
+            self._thread.join()
+
+    def __enter__(self) -> _Syncing:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._join()  # after an error too: the descriptor is closed next, and may become another file's
+
+
+def _write(file: BinaryIO, view: memoryview) -> None:
+    while len(view):  # one write takes at most 2 GiB
+        view = view[file.write(view) :]
+
+
+def sweep(target: Path) -> None:
+    """Remove the temporary files of processes that were killed while they wrote ``target``."""
+    _sweep(glob.escape(str(hidden(target, ""))) + "*.part")
+
+
+def sweep_all(folder: Path) -> None:
+    """Remove the temporary files of all processes that were killed while they wrote into a folder."""
+    _sweep(glob.escape(str(folder)) + f"/.*.{'[0-9a-f]' * 2 * _RANDOM}.part")
+
+
+def _sweep(pattern: str) -> None:
+    if fcntl is None:
+        return
+    for name in glob.glob(pattern):
+        with suppress(OSError):
+            handle = os.open(name, os.O_RDWR)
+            try:
+                if try_lock(handle) is None:
+                    os.unlink(name)
+            finally:
+                close(handle)
+
+
+def sync_folder(path: Path) -> None:
+    """Force the names in a folder to disk, where the system can."""
+    with suppress(OSError):  # Windows and some network file systems sync no folder
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _claim(target: Path, private: bool) -> tuple[int | None, Path]:
+    """A new temporary file, locked for as long as this process lives."""
+    mode = 0o600 if private else 0o666
+    while True:
+        temporary = hidden(target, f"{secrets.token_hex(_RANDOM)}.part")
+        # Not by mkstemp: it makes private files, and to read the umask is to set it, for all threads.
+        handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
+        if fcntl is None:  # Windows renames no open file
+            os.close(handle)
+            return None, temporary
+        # Another writer may take it for litter between its making and its lock.
+        if not isinstance(try_lock(handle), BlockingIOError) and temporary.exists():
+            return handle, temporary
+        close(handle)

@@ -1,0 +1,239 @@
+"""Folders of ``torch.distributed.checkpoint``: a pickled ``.metadata`` and ``*.distcp`` files.
+
+Each item of a ``.distcp`` file is a whole file of ``torch.save``, at an offset. A tensor sharded over ranks
+is an item per chunk; the metadata says where in the tensor each belongs.
+"""
+
+# pyright: reportUnknownLambdaType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false
+# What a pickle holds has no type until it is looked at.
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from polyak._files.checkpoint import Held, Slot, Weights
+from polyak._files.source import Source, Where, inside, open_source
+from polyak._foreign.flatten import within
+from polyak._foreign.numpy_pickle import shape_of
+from polyak._foreign.pickle_objects import Global, Record
+from polyak._foreign.torch_zip import DTYPES, layout, tree_of_zip
+from polyak._foreign.unpickle import Stream, load
+from polyak.errors import CheckpointError
+
+METADATA = ".metadata"
+_ROOM = "torch.distributed.checkpoint"
+_CELLS = 1 << 22
+_SMALL = 1 << 12  # bytes of a value that is read: a pickled number takes one thousand
+_DEEPEST = 100  # keys that lead to an entry
+_BYTES = np.dtype(np.uint8)
+
+
+class _Chunk(NamedTuple):
+    """A part of a tensor: where it begins in it, its shape, and how to get its values' slot."""
+
+    offsets: tuple[int, ...]
+    shape: tuple[int, ...]
+    slot: Callable[[], Slot]
+
+
+@dataclass
+class _Window(Source):
+    """A part of a file, as a file."""
+
+    whole: Source
+    start: int
+    size: int
+    name: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.name = f"{self.whole.name} (from byte {self.start:,})"
+        if self.start < 0 or self.start + self.size > self.whole.size:
+            raise CheckpointError(
+                f"{self.whole.name} is truncated: an item ends at {self.start + self.size}."
+            )
+
+    def _read_some(self, offset: int, buffer: memoryview) -> int:
+        self.whole.read_into(self.start + offset, buffer)
+        return len(buffer)
+
+    def close(self) -> None:
+        """The file is closed by who opened it."""
+
+
+def read_folder(folder: Where) -> Weights:
+    """The tensors of a distributed checkpoint, whole.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, the metadata contradicts itself, or it asks for a call.
+    """
+    with open_source(inside(folder, METADATA)) as source:
+        metadata = load(Stream(source), _MAKERS)
+    try:
+        entries = dict(metadata.state["state_dict_metadata"])
+        places = dict(metadata.state["storage_data"])
+        stored = {_key(index): _attributes(info) for index, info in places.items()}
+        names = sorted({_text(info["relative_path"]) for info in stored.values()})
+        with ExitStack() as opened:
+            files = {name: opened.enter_context(open_source(inside(folder, name))) for name in names}
+            size = sum(file.size for file in files.values())
+            slots: dict[str, Slot] = {}
+            others: dict[str, Any] = {}
+            for name, entry in entries.items():
+                if entry.name == "TensorStorageMetadata":
+                    slots[_text(name)] = _tensor(name, _attributes(entry), stored, files)
+                else:
+                    others[_text(name)] = _unread(stored.get((name, None)), files)
+            tree = _nested(others | slots, metadata.state.get("planner_data"))
+            within(str(folder), slots, size)
+            opened.pop_all()
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
+        raise CheckpointError(
+            f"{folder} is no distributed checkpoint known here: its {METADATA} is malformed ({error!r:.200})."
+        ) from error
+    return Weights(str(folder), "dcp", slots, others=tree, sources=tuple(files.values()))
+
+
+@dataclass(frozen=True)
+class Unread:
+    """A value that is no tensor, left in its file: most are settings of optimizers, and can be very many."""
+
+    window: _Window | None
+
+    def read(self) -> Any:
+        """What was pickled; None if it is large, or nothing that can be read."""
+        if self.window is None or self.window.size > _SMALL:
+            return None
+        try:
+            return tree_of_zip(self.window)
+        except CheckpointError:
+            return None
+
+
+def _unread(info: Mapping[str, Any] | None, files: Mapping[str, Source]) -> Unread:
+    if info is None:
+        return Unread(None)
+    return Unread(_Window(files[info["relative_path"]], int(info["offset"]), int(info["length"])))
+
+
+def _nested(flat: Mapping[str, Any], paths: Any) -> dict[str, Any]:
+    """The state dict as it was before it was flattened, if the metadata says where each entry was.
+
+    Lists become dicts with their places as keys.
+    """
+    if not isinstance(paths, dict):
+        return dict(flat)
+    nested: dict[str, Any] = {}
+    for name, value in flat.items():
+        path = cast("dict[str, Any]", paths).get(name, (name,))
+        *outer, last = [str(key) for key in path[:_DEEPEST]]
+        place = nested
+        for key in outer:
+            place = place.setdefault(key, {})
+        place[last] = value
+    return nested
+
+
+def _tensor(
+    name: str, entry: Mapping[str, Any], stored: Mapping[Any, Any], files: Mapping[str, Source]
+) -> Slot:
+    dtype = _dtype(name, entry["properties"])
+    shape = shape_of(entry["size"], dtype)
+    chunks: list[_Chunk] = []
+    for chunk in map(_attributes, entry["chunks"]):
+        offsets, sizes = shape_of(chunk["offsets"], dtype), shape_of(chunk["sizes"], dtype)
+        info = stored[name, offsets]
+        if info.get("transform_descriptors"):
+            raise CheckpointError(f"{name} is stored compressed or encrypted, which is not undone here")
+        window = _Window(files[info["relative_path"]], int(info["offset"]), int(info["length"]))
+        chunks.append(_Chunk(offsets, sizes, lambda window=window, sizes=sizes: _item(window, sizes, dtype)))
+    _check(name, shape, chunks)
+    if len(chunks) == 1 and chunks[0].shape == shape:
+        return chunks[0].slot()
+
+    def assembled() -> NDArray[Any]:
+        whole = np.empty(shape, dtype)
+        for chunk in chunks:
+            places = tuple(slice(at, at + n) for at, n in zip(chunk.offsets, chunk.shape, strict=True))
+            whole[places] = chunk.slot().read()
+        return whole
+
+    return Held(dtype, shape, assembled)
+
+
+def _item(window: _Window, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Slot:
+    slot = tree_of_zip(window)
+    if not isinstance(slot, Slot) or slot.shape != shape or slot.dtype != dtype:
+        raise CheckpointError(f"{window.name} does not hold the {dtype} {shape} that the metadata announces.")
+    return slot
+
+
+def _check(name: str, shape: tuple[int, ...], chunks: list[_Chunk]) -> None:
+    """Chunks lie within the tensor and fill it once: on the grid of all their edges, each cell has one."""
+    for chunk in chunks:
+        ends = [at + n for at, n in zip(chunk.offsets, chunk.shape, strict=True)]
+        if len(ends) != len(shape) or any(map(int.__gt__, ends, shape)):
+            raise CheckpointError(f"a chunk of {name} reaches from {chunk.offsets} to {ends}, beyond {shape}")
+    cuts = [
+        np.unique([0, n, *(c.offsets[d] for c in chunks), *(c.offsets[d] + c.shape[d] for c in chunks)])
+        for d, n in enumerate(shape)
+    ]
+    if prod(len(cut) for cut in cuts) > _CELLS:
+        raise CheckpointError(f"{name} is cut into more than {_CELLS:,} cells")
+    covered = np.zeros([len(cut) - 1 for cut in cuts], bool)
+    unfilled = CheckpointError(
+        f"the chunks of {name} do not make up its shape {shape} without gap or overlap"
+    )
+    for chunk in chunks:
+        ends = [at + n for at, n in zip(chunk.offsets, chunk.shape, strict=True)]
+        edges = zip(cuts, chunk.offsets, ends, strict=True)
+        cells = tuple(slice(*np.searchsorted(cut, (at, end))) for cut, at, end in edges)
+        if covered[cells].any():  # at once: a million chunks over the same million cells would take days
+            raise unfilled
+        covered[cells] = True
+    if not covered.all():
+        raise unfilled
+
+
+def _dtype(name: str, properties: Record) -> np.dtype[Any]:
+    state = properties.state  # a tuple that begins with the dtype, or a dict of attributes
+    dtype = state["dtype"] if isinstance(state, dict) else state[0]  # pyright: ignore
+    if not isinstance(dtype, Global) or dtype.name not in DTYPES:
+        what = dtype if isinstance(dtype, Global) else "of no dtype"
+        raise CheckpointError(f"{name} is {what}, which polyak does not read")
+    return DTYPES[dtype.name]
+
+
+def _attributes(record: Record) -> dict[str, Any]:
+    if not isinstance(record.state, dict):
+        raise TypeError("an object has no attributes")
+    return cast("dict[str, Any]", record.state)  # no copy: a million records can share one state
+
+
+def _key(index: Record) -> tuple[str, tuple[int, ...] | None]:
+    attributes = _attributes(index)
+    offset = attributes.get("offset")
+    return _text(attributes["fqn"]), None if offset is None else shape_of(offset, _BYTES)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError("a name is no text")
+    return value
+
+
+def _enumerated(name: str) -> Callable[..., Record]:
+    return lambda *args: Record(f"{_ROOM}.metadata", name, args)
+
+
+_MAKERS: dict[tuple[str, str], Any] = {
+    ("torch", "Size"): tuple,
+    ("torch.serialization", "_get_layout"): layout,
+    (f"{_ROOM}.metadata", "_MEM_FORMAT_ENCODING"): _enumerated("_MEM_FORMAT_ENCODING"),
+}

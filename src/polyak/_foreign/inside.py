@@ -1,0 +1,167 @@
+"""Averages inside one state dict: child modules that are copies of the model beside them.
+
+A name alone proves nothing, for a layer too may be called "ema". A child is an average if it is called one
+and each of its tensors has a counterpart of the same name and shape in the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+
+from polyak._files.checkpoint import Slot
+from polyak._foreign.parts import Part, Recognised, below, whole
+from polyak._foreign.states import completed
+from polyak._foreign.vocabulary import is_average, is_optimizer, partners
+from polyak.schedules import Capped, Constant, Decay
+
+Tensors: TypeAlias = Mapping[str, Slot]
+_MOST = 256  # children of one model that are looked at
+_WRAPPED = 4  # a module, and wrappers around it
+_COUNTERS = ("decay", "num_updates", "n_averaged", "initted", "step", "steps")  # of averaging classes
+# What averaging classes call the copy inside them; "online_model" is where ema-pytorch keeps the original.
+_INNER = ("ema_model.", "module.", "model.", "shadow.", "_orig_mod.")
+_ORIGINAL = "online_model."
+
+
+class _Copy(NamedTuple):
+    """An average: the child module it is, its tensors by the names of those they follow, its counters."""
+
+    root: str
+    tensors: dict[str, Slot]
+    counters: dict[str, Slot]
+    dotless: bool
+
+
+def divided(one: Part) -> Recognised | None:
+    """The averages in a set of weights, and the rest of it; None if it holds none.
+
+    Averages have the names of the tensors they follow and are completed by what is not averaged, so that
+    they are loaded where the raw weights would be.
+    """
+    children = _children(one.tensors)
+    if len(children) > _MOST:
+        return None
+    suspects = {root for root in children if is_average(root) or partners(root)}
+    optimizers = {root for root in children if is_optimizer(root)}
+    model = _Model(_without(one.tensors, suspects | optimizers))
+    copies = [copy for root in sorted(suspects) if (copy := _copy(root, children[root], model)) is not None]
+    taken = optimizers.union(copy.root for copy in copies)
+    left = _without(one.tensors, taken)
+    if not taken or not left:
+        return None
+    aside = tuple(Part("optimizer", "optimizer", _under(one, r), children[r]) for r in sorted(optimizers))
+    if not copies:
+        return Recognised("", (replace(one, tensors=left), *aside))
+    raw = Part("raw", "raw", one.path, left, one.notes)
+    joined = _joined(copies)
+    averages = tuple(completed(_average(one, copy), raw) for copy in joined)
+    decay, updates = _schedule(joined[0].counters)
+    library = "latent-diffusion" if any(copy.dotless for copy in copies) else ""
+    return Recognised(library, (*averages, raw, *aside), updates=updates, decay=decay)
+
+
+def _average(one: Part, copy: _Copy) -> Part:
+    why = "an average by its name, with the names and shapes of the model beside it"
+    return Part("average", "average", _under(one, copy.root), copy.tensors, (*one.notes, why))
+
+
+def _under(one: Part, root: str) -> str:
+    return f"{one.path}.{root}" if one.path else root
+
+
+def _children(tensors: Tensors) -> dict[str, dict[str, Slot]]:
+    """The tensors of each child module, by their names in it."""
+    children: dict[str, dict[str, Slot]] = {}
+    for name, slot in tensors.items():
+        root, dot, inner = name.partition(".")
+        if dot:
+            children.setdefault(root, {})[inner] = slot
+    return children
+
+
+def _without(tensors: Tensors, roots: set[str]) -> dict[str, Slot]:
+    return {name: slot for name, slot in tensors.items() if name.partition(".")[0] not in roots}
+
+
+@dataclass(frozen=True)
+class _Model:
+    """What no child is suspected of being a copy: the model that the copies would follow."""
+
+    tensors: Tensors
+
+    @cached_property
+    def prefixes(self) -> tuple[str, ...]:
+        """What may stand before the names of the module that an average follows."""
+        return ("", *(f"{child}." for child in _children(self.tensors)))
+
+    @cached_property
+    def dotless(self) -> tuple[Mapping[str, str], ...]:
+        """Names without their dots, as LitEma of latent diffusion has them, and the names themselves."""
+        return tuple(
+            {n.removeprefix(prefix).replace(".", ""): n for n in self.tensors if n.startswith(prefix)}
+            for prefix in ("model.", "")
+        )
+
+    def followed(self, copy: Tensors, name_of: Callable[[str], str]) -> dict[str, Slot] | None:
+        """The tensors of a copy by the names of those they follow; None if one has no counterpart."""
+        for name, slot in copy.items():
+            other = self.tensors.get(name_of(name))
+            if other is None or other.shape != slot.shape:
+                return None
+        return {name_of(name): slot for name, slot in copy.items()}
+
+
+def _copy(root: str, tensors: Tensors, model: _Model) -> _Copy | None:
+    counters = {name: tensors[name] for name in _COUNTERS if name in tensors and tensors[name].size == 1}
+    inner = {n: s for n, s in tensors.items() if n not in counters and not n.startswith(_ORIGINAL)}
+    if not inner:
+        return None
+    named = tuple(f"{name}." for name in partners(root))
+    for names in _unwrapped(inner):
+        for prefix in named + (model.prefixes if is_average(root) else ()):
+            if found := model.followed(names, lambda name, prefix=prefix: prefix + name):
+                return _Copy(root, found, counters, dotless=False)
+    if is_average(root) and not any("." in name for name in inner):
+        for dotless in model.dotless:
+            if found := model.followed(inner, lambda name, dotless=dotless: dotless.get(name, "")):
+                return _Copy(root, found, counters, dotless=True)
+    return None
+
+
+def _unwrapped(tensors: Tensors) -> Iterator[Tensors]:
+    """The tensors by their names, then without what wraps them, as long as one wrapper holds them all."""
+    for _ in range(_WRAPPED):
+        yield tensors
+        wrapper = next((w for w in _INNER if tensors and all(n.startswith(w) for n in tensors)), None)
+        if wrapper is None:
+            return
+        tensors = below(tensors, wrapper)
+
+
+def _joined(copies: Sequence[_Copy]) -> list[_Copy]:
+    """Copies of different modules, as one average; copies of the same are several."""
+    joined: list[_Copy] = []
+    for copy in copies:
+        for i, one in enumerate(joined):
+            if not one.tensors.keys() & copy.tensors.keys():
+                joined[i] = one._replace(tensors=one.tensors | copy.tensors)
+                break
+        else:
+            joined.append(copy)
+    return joined
+
+
+def _schedule(counters: Tensors) -> tuple[Decay | None, int | None]:
+    """LitEma counts from 0 when its decay warms up, as ``min(β, (1+t)/(10+t))``, and holds -1 when not."""
+    updates = whole(counters.get("num_updates", counters.get("n_averaged")))
+    if "decay" not in counters or "num_updates" not in counters:
+        return None, updates
+    beta = float(str(np.float32(counters["decay"].read().reshape(-1)[0])))
+    if not 0 <= beta <= 1:
+        return None, updates
+    return (Constant(beta) if updates is None else Capped(beta)), updates

@@ -1,0 +1,79 @@
+"""A ``.keras`` file: a zip of Keras's own.
+
+Its weights are HDF5, which Keras reads; what polyak's callback says of them is beside them in the same file.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+import zlib
+from collections.abc import Sequence
+
+from polyak._files.checkpoint import Weights
+from polyak._files.header import KEY, Header
+from polyak._files.source import Source
+from polyak._foreign.zips import Raw
+from polyak.errors import CheckpointError
+
+MARK = "polyak.json"  # what the callback writes as an asset of the model
+_LIMIT = 1 << 24  # bytes of it
+# What zipfile raises of files that are no whole archive.
+_REFUSALS = zipfile.BadZipFile, zlib.error, OSError, ValueError, RuntimeError, EOFError
+_COMPRESSIONS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
+_ALWAYS = {"metadata.json", "config.json"}
+
+
+def read_zip(source: Source) -> Weights | None:
+    """What a model file of Keras says of its weights, under ``MARK`` in the metadata; it gives no tensors.
+
+    Returns:
+        None if the zip is not of Keras.
+
+    Raises:
+        CheckpointError: it is damaged, or the mark is longer than any that polyak writes.
+    """
+    try:
+        with zipfile.ZipFile(Raw(source)) as archive:
+            if not set(archive.namelist()) >= _ALWAYS:
+                return None
+            mark = next((one for one in archive.infolist() if one.filename.endswith(f"/{MARK}")), None)
+            text = b""
+            if mark is not None:
+                if mark.compress_type not in _COMPRESSIONS:  # of the others, one asks for memory as it likes
+                    raise CheckpointError(
+                        f"{source.name}: its {MARK} is compressed in a way that Keras never writes. "
+                        "Copy the file again from its origin."
+                    )
+                with archive.open(mark) as file:
+                    text = file.read(_LIMIT + 1)
+            metadata = {MARK: text.decode()} if text else {}
+    except _REFUSALS as error:
+        raise CheckpointError(f"{source.name} is a damaged zip file: {error}") from error
+    if len(text) > _LIMIT:
+        raise CheckpointError(f"{source.name}: its {MARK} is longer than {_LIMIT:,} bytes.")
+    return Weights(source.name, "keras", {}, metadata, sources=(source,))
+
+
+def mark(weights: Header, averages: Sequence[Header]) -> str:
+    """The mark of a file: what its weights are, and the averages that it holds besides."""
+    return json.dumps([_fields(one) for one in (weights, *averages)])
+
+
+def marked(weights: Weights) -> list[Header]:
+    """What ``mark`` said: the weights' header first; nothing for a file without one.
+
+    Raises:
+        CheckpointError: the mark is malformed.
+    """
+    if MARK not in weights.metadata:
+        return []
+    try:
+        listed = [json.dumps(one) for one in list(json.loads(weights.metadata[MARK]))]
+    except (ValueError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{weights.where}: its {MARK} cannot be read: {error!r}.") from error
+    return [Header.from_metadata({KEY: one}, f"{weights.where}/{MARK}") for one in listed]
+
+
+def _fields(header: Header) -> object:
+    return json.loads(header.to_metadata()[KEY])

@@ -1,0 +1,95 @@
+"""Which format a file or folder is in, by what it holds, not by its name."""
+
+from __future__ import annotations
+
+from polyak._files import safetensors
+from polyak._files.checkpoint import Weights
+from polyak._files.source import Source, Where, exists, inside, is_folder, open_source
+from polyak._foreign import bare_pickle as plain
+from polyak._foreign import dcp, keras
+from polyak._foreign import torch_zip as pytorch
+from polyak.errors import CheckpointError
+
+_NAMES = ("model", "diffusion_pytorch_model", "pytorch_model", "adapter_model")
+_ENDINGS = (".safetensors.index.json", ".bin.index.json", ".safetensors", ".bin")
+_KNOWN = [name + ending for ending in _ENDINGS for name in _NAMES]
+_ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
+# A stream of torch before 1.6 begins with its magic number, pickled as a long of ten bytes.
+_OLD_TORCH = b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."
+
+_PACKED = "Unpack it first"
+# How files begin that are often found under the name of a checkpoint: what they are, and the way out.
+_OTHERS = {
+    b"version https://git-lfs": ("a Git LFS pointer, not the file itself", "Fetch it with git lfs pull"),
+    b"<!doctype html": ("a web page", "Download the file itself: a login or an error page was saved"),
+    b"<html": ("a web page", "Download the file itself: a login or an error page was saved"),
+    b"<?xml": ("an XML document", "Download the file itself: an error message was saved"),
+    b"\x1f\x8b": ("compressed by gzip", _PACKED),
+    b"\x28\xb5\x2f\xfd": ("compressed by zstd", _PACKED),
+    b"\xfd7zxz\0": ("compressed by xz", _PACKED),
+    b"bzh": ("compressed by bzip2", _PACKED),
+    b"gguf": ("a GGUF file", "Its tensors are quantised; use the checkpoint that it was made from"),
+    b"\x89hdf\r\n": ("an HDF5 file", "Load it with Keras or h5py, and save its arrays as safetensors"),
+    b"\x93numpy": ("a NumPy array", "Save it with safetensors.numpy.save_file, under a name"),
+}
+
+
+def open_weights(where: Where) -> Weights:
+    """Open a checkpoint of any format; close it by leaving its ``with`` block.
+
+    Args:
+        where: a file, a folder of shards or of a distributed checkpoint, or a URL that fsspec knows.
+
+    Raises:
+        CheckpointError: it cannot be read, or is of no known format.
+        MissingExtraError: a URL was given and fsspec is missing.
+    """
+    if is_folder(where):
+        return _open_folder(where)
+    if str(where).endswith(safetensors.INDEX):
+        return safetensors.read_index(where, read_file)
+    index = f"{where}{safetensors.INDEX}"
+    if not exists(where) and exists(index):  # written in shards under this name
+        return safetensors.read_index(index, read_file)
+    source = open_source(where)
+    try:
+        return read_file(source)
+    except BaseException:
+        source.close()
+        raise
+
+
+def read_file(source: Source) -> Weights:
+    """The tensors of one open file.
+
+    Raises:
+        CheckpointError: it is of no known format, or damaged.
+    """
+    head = source.read(0, min(16, source.size))
+    # A safetensors file begins with the length of its header, which may be the first bytes of any other
+    # kind. Its ninth byte is a brace, which in none of the others can stand there.
+    if head[8:9] == b"{":
+        return safetensors.read_file(source)
+    if head.startswith(_ZIP):
+        return keras.read_zip(source) or pytorch.read_zip(source)
+    if head.startswith(_PICKLE):
+        return pytorch.read_stream(source) if head[2:].startswith(_OLD_TORCH) else plain.read_pickle(source)
+    if source.size == 0:
+        raise CheckpointError(f"{source.name} is empty: its writer was stopped, or the disk was full.")
+    beginning = source.read(0, min(64, source.size)).lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    for start, (what, way_out) in _OTHERS.items():
+        if beginning.startswith(start):
+            raise CheckpointError(f"{source.name} is {what}. {way_out}.")
+    return safetensors.read_file(source)
+
+
+def _open_folder(folder: Where) -> Weights:
+    if exists(inside(folder, dcp.METADATA)):
+        return dcp.read_folder(folder)
+    for name in _KNOWN:
+        if exists(inside(folder, name)):
+            return open_weights(inside(folder, name))
+    raise CheckpointError(
+        f"{folder} holds no checkpoint: neither {dcp.METADATA}, as distributed ones do, nor any of "
+        f"{', '.join(_KNOWN)}."
+    )

@@ -1,0 +1,327 @@
+"""Files of ``torch.save``: zip archives, and the streams that torch wrote before 1.6.
+
+No torch is needed, nothing in the pickle is run, and a tensor's bytes stay in the file until they are
+read. Layout: ``data.pkl`` builds the objects and names storages; each storage is an entry of its own,
+not compressed, so that its bytes can be read in place.
+"""
+
+# pyright: reportUnknownLambdaType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false
+# What a pickle holds has no type until it is looked at.
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from math import prod
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from polyak._dtypes import BY_NAME
+from polyak._files.checkpoint import Held, NoArray, Slot, Span, Weights
+from polyak._files.source import Source
+from polyak._foreign.flatten import flattened, within
+from polyak._foreign.numpy_pickle import makers, shape_of
+from polyak._foreign.pickle_objects import MOST, Budget, Global, Record
+from polyak._foreign.unpickle import Maker, Stream, load
+from polyak._foreign.zips import Entry, Zip
+from polyak.errors import CheckpointError
+
+_MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
+# An expanded tensor repeats a few bytes, which a damaged shape turns into terabytes.
+_EXPANDED = 1 << 28
+_IN_ID = 6  # values that tell which storage is meant; a million ids can be the same long tuple
+
+DTYPES: dict[str, np.dtype[Any]] = {
+    "float16": BY_NAME["F16"],
+    "bfloat16": BY_NAME["BF16"],
+    "float32": BY_NAME["F32"],
+    "float64": BY_NAME["F64"],
+    "complex64": BY_NAME["C64"],
+    "complex128": np.dtype(np.complex128),
+    "uint8": BY_NAME["U8"],
+    "int8": BY_NAME["I8"],
+    "uint16": BY_NAME["U16"],
+    "int16": BY_NAME["I16"],
+    "uint32": BY_NAME["U32"],
+    "int32": BY_NAME["I32"],
+    "uint64": BY_NAME["U64"],
+    "int64": BY_NAME["I64"],
+    "bool": BY_NAME["BOOL"],
+    "float8_e4m3fn": BY_NAME["F8_E4M3"],
+    "float8_e5m2": BY_NAME["F8_E5M2"],
+    "float8_e4m3fnuz": BY_NAME["F8_E4M3FNUZ"],
+    "float8_e5m2fnuz": BY_NAME["F8_E5M2FNUZ"],
+    "float8_e8m0fnu": BY_NAME["F8_E8M0"],
+}
+_NO_ARRAYS = {
+    "sparse_tensor": "sparse",
+    "sparse_csr_tensor": "sparse",
+    "qtensor": "quantised",
+    "meta_tensor_no_storage": "on the meta device, without values",
+    "nested_tensor": "nested",
+    "wrapper_subclass": "of a subclass that wraps others",
+}
+_STORAGES = {
+    "HalfStorage": "float16",
+    "BFloat16Storage": "bfloat16",
+    "FloatStorage": "float32",
+    "DoubleStorage": "float64",
+    "ComplexFloatStorage": "complex64",
+    "ComplexDoubleStorage": "complex128",
+    "ByteStorage": "uint8",
+    "UntypedStorage": "uint8",
+    "CharStorage": "int8",
+    "ShortStorage": "int16",
+    "IntStorage": "int32",
+    "LongStorage": "int64",
+    "BoolStorage": "bool",
+    # Of quantised tensors, which are not read; what is beside them is.
+    "QUInt8Storage": "uint8",
+    "QInt8Storage": "int8",
+    "QInt32Storage": "int32",
+    "QUInt4x2Storage": "uint8",
+    "QUInt2x4Storage": "uint8",
+}
+
+
+@dataclass(frozen=True)
+class Storage:
+    """The memory of one or several tensors: a run of bytes of the file."""
+
+    source: Source = field(repr=False)
+    offset: int
+    nbytes: int
+    dtype: np.dtype[Any]
+
+
+# Key, dtype and number of bytes of a storage to the storage.
+Find: TypeAlias = Callable[[str, "np.dtype[Any]", int], Storage]
+
+
+def read_zip(source: Source) -> Weights:
+    """A file as torch has written it since 1.6.
+
+    Raises:
+        CheckpointError: it is damaged, compressed, of a big-endian machine, or asks for a call.
+    """
+    tree = tree_of_zip(source)
+    return weights_of(source, tree)
+
+
+def tree_of_zip(source: Source) -> Any:
+    """What was given to ``torch.save``, tensors as slots."""
+    archive = Zip(source)
+
+    @lru_cache(maxsize=1 << 16)  # a storage can be named a million times
+    def find(key: str, dtype: np.dtype[Any], nbytes: int) -> Storage:
+        entry = archive.entry(f"data/{key}")
+        if entry.size < nbytes:
+            raise CheckpointError(f"storage {key} should have {nbytes:,} bytes and has {entry.size:,}")
+        return Storage(entry, 0, nbytes, dtype)
+
+    if "byteorder" in archive and archive.entry("byteorder").read(0, 3) != b"lit":
+        raise CheckpointError(f"{source.name} comes from a big-endian machine: save it anew there.")
+    entry = archive.entry("data.pkl")
+    entry.check()
+    stream = Stream(source, entry.start, entry.start + entry.size)
+    return load(stream, MAKERS | makers([]), _persistent(find))
+
+
+def weights_of(source: Source, tree: Any) -> Weights:
+    """The tensors in what a pickle built."""
+    slots = within(source.name, flattened(source.name, tree), source.size)
+    return Weights(source.name, "pytorch", slots, others=tree, sources=(source,))
+
+
+def read_stream(source: Source, most: int = MOST, budget: Budget | None = None) -> Weights:
+    """A file as torch wrote it before 1.6: pickles one after the other, then the storages.
+
+    The objects come before the order of the storages, so they are built twice: first to learn how large
+    each storage is, then with all of them in place.
+
+    Args:
+        source: the file.
+        most: bytes that the objects may take.
+        budget: of the file that this one is a part of.
+
+    Raises:
+        CheckpointError: it is no such file, damaged, or asks for a call.
+    """
+    stream = Stream(source, most=most, budget=budget)
+    if load(stream, {}) != _MAGIC or load(stream, {}) != _PROTOCOL:
+        raise CheckpointError(f"{source.name} is a pickle, but none that torch.save wrote.")
+    match load(stream, {}):
+        case {"little_endian": True}:
+            begin = stream.tell()
+        case _:
+            raise CheckpointError(f"{source.name} comes from a big-endian machine: save it anew there.")
+    used: dict[str, tuple[int, int]] = {}
+
+    def measure(key: str, dtype: np.dtype[Any], nbytes: int) -> Storage:
+        used[key] = nbytes, dtype.itemsize
+        return Storage(source, 0, nbytes, dtype)
+
+    known = MAKERS | makers([])
+    load(stream, known, _persistent(measure))
+    keys: Any = load(stream, {})
+    if not isinstance(keys, list) or sorted(map(str, keys)) != sorted(used):  # pyright: ignore
+        raise CheckpointError(f"{source.name} is damaged: it lists other storages than its tensors use.")
+    at, places = stream.tell(), dict[str, int]()
+    for key in map(str, keys):  # pyright: ignore[reportUnknownArgumentType]
+        nbytes, width = used[key]
+        if int.from_bytes(source.read(at, 8), "little") * width != nbytes:
+            raise CheckpointError(f"{source.name} is damaged: storage {key} does not have {nbytes:,} bytes.")
+        places[key] = at + 8
+        at += 8 + nbytes
+    if at > source.size:
+        raise CheckpointError(f"{source.name} is truncated at {source.size:,} of {at:,} bytes.")
+    place = _persistent(lambda key, dtype, nbytes: Storage(source, places[key], nbytes, dtype))
+    tree = load(Stream(source, begin, most=most, budget=budget), known, place)
+    return weights_of(source, tree)
+
+
+def _persistent(find: Find) -> Callable[[Any], Any]:
+    def storage(pid: Any) -> Any:
+        if not isinstance(pid, tuple) or len(pid) > _IN_ID:  # pyright: ignore
+            raise CheckpointError("a storage is described in a way that torch does not write")
+        if pid[0] == "module":  # a class with its source, which torch kept before 1.6
+            return pid[1]
+        kind, cls, key, _, count, *view = pid
+        name = cls.name if isinstance(cls, Global) else ""
+        if kind != "storage" or not isinstance(key, str) or type(count) is not int or count < 0:
+            raise CheckpointError("a storage is described in a way that torch does not write")
+        if name not in _STORAGES:
+            raise CheckpointError(f"a tensor lies in a torch.{name or '?'}, which polyak does not know")
+        dtype = DTYPES[_STORAGES[name]]
+        if view and view[0] is not None:  # a storage within another, which torch before 0.4 had
+            raise CheckpointError("a storage is a view of another; load and save the file with torch >= 1.6")
+        return find(key, dtype, count * dtype.itemsize)
+
+    return storage
+
+
+def _tensor(
+    storage: Any,
+    offset: Any,
+    shape: Any,
+    stride: Any,
+    grad: Any = False,
+    hooks: Any = None,
+    metadata: Any = None,
+) -> Slot:
+    return _lazily(_strided(storage, storage.dtype, offset, shape, stride), metadata)
+
+
+def _tensor_v3(
+    storage: Any,
+    offset: Any,
+    shape: Any,
+    stride: Any,
+    grad: Any,
+    hooks: Any,
+    dtype: Any,
+    metadata: Any = None,
+) -> Any:
+    if dtype.name not in DTYPES:  # of 4 bits, or half of a complex number: nothing here can hold them
+        return NoArray(f"torch.{dtype.name}")
+    return _lazily(_strided(storage, DTYPES[dtype.name], offset, shape, stride), metadata)
+
+
+def _lazily(slot: Slot, metadata: Any) -> Slot:
+    """A tensor that is to be conjugated or negated when it is read, as torch leaves it in the file."""
+    match metadata or {}:
+        case {**marks} if set(marks) <= {"conj", "neg"}:
+            conjugate, negate = bool(marks.get("conj")), bool(marks.get("neg"))
+        case _:
+            raise CheckpointError("a tensor is marked by something else than conj and neg")
+    if not conjugate and not negate:
+        return slot
+
+    def make() -> NDArray[Any]:
+        values = np.conj(slot.read()) if conjugate else slot.read()
+        return np.negative(values) if negate else values
+
+    return Held(slot.dtype, slot.shape, make)
+
+
+def _strided(storage: Storage, dtype: np.dtype[Any], offset: Any, shape: Any, stride: Any) -> Slot:
+    """A tensor over a storage; refused when an element of it would lie outside."""
+    shape, stride = shape_of(shape, dtype), tuple(stride)
+    if len(shape) != len(stride) or any(type(n) is not int or n < 0 for n in (offset, *stride)):
+        raise CheckpointError(f"a tensor of shape {shape} needs a stride for each axis, from 0 on")
+    empty = 0 in shape
+    last = 0 if empty else offset + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
+    if not empty and (last + 1) * dtype.itemsize > storage.nbytes:
+        raise CheckpointError(f"a tensor of shape {shape} reaches beyond its {storage.nbytes:,} bytes")
+    begin = storage.offset + (0 if empty else offset) * dtype.itemsize
+    if empty or _row_major(shape, stride):
+        return _span(storage.source, begin, dtype, shape)
+    count = last + 1 - offset
+    if prod(shape) * dtype.itemsize > max(8 * count * dtype.itemsize, _EXPANDED):
+        raise CheckpointError(f"a tensor of shape {shape} is spread over {count} elements only")
+
+    def make() -> NDArray[Any]:
+        flat = Span(storage.source, begin, dtype, (count,)).read()
+        steps = [step * dtype.itemsize if n > 1 else 0 for n, step in zip(shape, stride, strict=True)]
+        # Not as_strided, to which the 8-bit floats of ml_dtypes are no dtypes.
+        return np.ndarray(shape, dtype, flat.view(np.uint8), 0, steps).copy()
+
+    return Held(dtype, shape, make)
+
+
+def _span(source: Source, begin: int, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Span:
+    """A tensor in its storage; one that is all of a zip's entry is summed as it is read, not before."""
+    if isinstance(source, Entry) and begin == 0 and prod(shape) * dtype.itemsize == source.size:
+        return Span(source.source, source.start, dtype, shape, source.crc)
+    return Span(source, begin, dtype, shape)
+
+
+def _row_major(shape: Sequence[int], stride: Sequence[int]) -> bool:
+    expected = 1
+    for n, step in zip(reversed(shape), reversed(stride), strict=True):
+        if n != 1 and step != expected:
+            return False
+        expected *= n
+    return True
+
+
+def _parameter(data: Any, *_: Any) -> Any:
+    return data
+
+
+def layout(name: Any) -> Global:
+    """Of a tensor: strided, or sparse in one of several ways."""
+    if not isinstance(name, str):
+        raise CheckpointError("a tensor's layout has no name")
+    return Global("torch", name)
+
+
+def _no_array(what: str) -> Maker:
+    return lambda *_: NoArray(what)
+
+
+def _from_type(make: Any, cls: Any, args: Any, state: Any) -> Any:
+    """A tensor with attributes, or of a subclass, which is kept as the tensor it is made of."""
+    if make in (_tensor, _tensor_v3, _parameter):
+        return make(*args)
+    return NoArray(f"a {cls}" if isinstance(cls, Global) else "of no class")
+
+
+MAKERS: dict[tuple[str, str], Any] = {
+    ("torch._utils", "_rebuild_tensor"): _tensor,
+    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
+    ("torch._utils", "_rebuild_tensor_v3"): _tensor_v3,
+    ("torch._utils", "_rebuild_parameter"): _parameter,
+    ("torch._utils", "_rebuild_parameter_with_state"): _parameter,
+    ("torch._tensor", "_rebuild_from_type_v2"): _from_type,
+    ("torch._tensor", "_rebuild_from_type"): _from_type,
+    ("torch._utils", "_rebuild_device_tensor_from_numpy"): lambda data, *_: data,
+    ("torch._utils", "_rebuild_device_tensor_from_cpu_tensor"): lambda data, *_: data,
+    **{("torch._utils", f"_rebuild_{kind}"): _no_array(what) for kind, what in _NO_ARRAYS.items()},
+    ("torch", "Size"): tuple,
+    ("torch", "device"): lambda *args: Record("torch", "device", args),
+    ("torch.serialization", "_get_layout"): layout,
+}

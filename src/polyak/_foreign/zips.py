@@ -1,0 +1,157 @@
+"""The zip archives of ``torch.save``: entries that are stored as they are, each with a CRC-32."""
+
+from __future__ import annotations
+
+import io
+import threading
+import zipfile
+import zlib
+from dataclasses import dataclass, field
+
+from polyak._files.source import Source
+from polyak._foreign.pickle_objects import MOST
+from polyak.errors import CheckpointError
+
+_LOCAL_HEADER = 30  # bytes before the name
+_PIECE = 1 << 20  # bytes summed together
+_DAMAGED = (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, RuntimeError, EOFError)
+
+
+class Zip:
+    """The directory of an archive.
+
+    Args:
+        source: the file.
+
+    Raises:
+        CheckpointError: it is damaged, or no archive of torch.save.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        try:
+            with zipfile.ZipFile(Raw(source)) as archive:
+                self._entries = {info.filename: info for info in archive.infolist()}
+        except (
+            zipfile.BadZipFile,
+            OSError,
+            ValueError,
+            NotImplementedError,
+            RuntimeError,
+            EOFError,
+        ) as error:
+            raise CheckpointError(f"{source.name} is a damaged zip file: {error}") from error
+        pickled = [name for name in self._entries if name.endswith("data.pkl")]
+        if any("code/" in name or name.endswith("constants.pkl") for name in self._entries):
+            raise CheckpointError(
+                f"{source.name} is a TorchScript program, not weights. Load it with torch.jit.load, and save "
+                "its state_dict()."
+            )
+        if not pickled:
+            raise CheckpointError(f"{source.name} is a zip file, but none of torch.save.")
+        self.root = pickled[0][: -len("data.pkl")]
+        # torch writes 0 for every entry when told to compute none.
+        self._summed = any(info.CRC for info in self._entries.values())
+
+    def __contains__(self, name: str) -> bool:
+        return self.root + name in self._entries
+
+    def entry(self, name: str) -> Entry:
+        """The bytes of an entry.
+
+        Raises:
+            CheckpointError: it is missing, compressed, or not within the file.
+        """
+        info, source = self._entries.get(self.root + name), self._source
+        if info is None or info.compress_type != zipfile.ZIP_STORED:
+            why = "is missing" if info is None else "is compressed"
+            raise CheckpointError(
+                f"{source.name}: its entry {self.root}{name} {why}, as in no file of torch.save. Load it "
+                "where it was made, and save it again."
+            )
+        head = source.read(info.header_offset, _LOCAL_HEADER)
+        start = info.header_offset + _LOCAL_HEADER + head[26] + 256 * head[27] + head[28] + 256 * head[29]
+        if start + info.file_size > source.size:
+            raise CheckpointError(f"{source.name} is damaged: its entry {info.filename} ends beyond it.")
+        return Entry(source, start, info.file_size, info.filename, info.CRC if self._summed else None)
+
+
+@dataclass
+class Entry(Source):
+    """An entry, as a file of its own: all of it is summed, once, before the first byte is given out.
+
+    Args:
+        source: the archive.
+        start: the first byte there.
+        size: of the entry.
+        name: of the entry.
+        crc: of all its bytes; None when the archive has no sums.
+    """
+
+    source: Source = field(repr=False)
+    start: int
+    size: int
+    name: str
+    crc: int | None
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
+    _sound: bool = field(default=False, init=False)
+
+    def check(self) -> None:
+        """Compare its bytes with their sum.
+
+        Raises:
+            CheckpointError: they are not those that were written.
+        """
+        with self._lock:
+            if self._sound or self.crc is None:
+                return
+            crc, piece = 0, bytearray(min(_PIECE, self.size))
+            for at in range(0, self.size, _PIECE):
+                view = memoryview(piece)[: min(_PIECE, self.size - at)]
+                self.source.read_into(self.start + at, view)
+                crc = zlib.crc32(view, crc)
+            if crc != self.crc:
+                raise CheckpointError(
+                    f"{self.source.name} is damaged: its entry {self.name} is not the one that was written. "
+                    "Copy it again from its origin."
+                )
+            self._sound = True
+
+    def _read_some(self, offset: int, buffer: memoryview) -> int:
+        self.check()
+        self.source.read_into(self.start + offset, buffer)
+        return len(buffer)
+
+    def close(self) -> None:
+        """The archive is closed by who opened it."""
+
+
+class Raw(io.RawIOBase):
+    """A source as the file object that ``zipfile`` asks for."""
+
+    def __init__(self, source: Source) -> None:
+        self._source, self._at = source, 0
+
+    def seekable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._source.size}[whence]
+        self._at = max(0, start + offset)
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def read(self, size: int = -1, /) -> bytes:
+        # Never more than there is: a damaged directory asks for gigabytes, and io would make room for them.
+        left = max(0, self._source.size - self._at)
+        count = left if size < 0 else min(size, left)
+        if count > MOST:
+            raise CheckpointError(f"{self._source.name} is damaged: its directory takes {count:,} bytes.")
+        data = self._source.read(self._at, count)
+        self._at += len(data)
+        return data

@@ -1,0 +1,185 @@
+"""Taking snapshots of an EMA while it trains, without tearing one and without holding the training up."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Literal, Protocol
+
+from polyak._core.capture import Captured
+from polyak._files.locks import Lock
+from polyak._files.write import sweep_all
+from polyak.archive.snapshots import Keep, Snapshot, found_in, superfluous, write_snapshot
+from polyak.errors import CheckpointError
+from polyak.schedules import Profile
+
+ABANDONED = "abandoned"
+_PATIENCE = 0.2  # seconds to wait for the lock: a run holds it until it ends, a reader never does
+_HALF = 0.5 * (1 + 1e-9)  # a half-life is a half however it was multiplied up
+
+
+class Removable(Protocol):
+    """A handle that ends what it stands for."""
+
+    def remove(self) -> None: ...
+
+
+class Tracked(Protocol):
+    """One average of an EMA: the decay it applied last, and its profile."""
+
+    beta: float
+
+    @property
+    def profile(self) -> Profile: ...
+
+
+class Watched(Protocol):
+    """What is needed of an EMA, of whatever framework."""
+
+    run: str
+
+    @property
+    def step(self) -> int: ...
+    @property
+    def tracks(self) -> Mapping[str, Tracked]: ...
+    def capture(self, track: str, dtype: str) -> Captured: ...
+    def watch(self, watcher: Callable[[], None]) -> Removable: ...
+
+
+class Recorder:
+    """Follows an EMA and writes snapshots of all its tracks into a folder.
+
+    Tensors are copied within ``ema.update()``, so no later update can reach into a snapshot; a thread of
+    its own writes them, at most one snapshot behind.
+    """
+
+    def __init__(
+        self, folder: Path, ema: Watched, every: int | Literal["auto"], dtype: str, keep: Keep
+    ) -> None:
+        self._folder, self._ema, self._dtype = folder, ema, dtype
+        self._every: int | None = None if every == "auto" else every
+        self._keep: Keep = keep
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CheckpointError(f"{folder} cannot be made: {error}") from error
+        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="polyak-archive")
+        self._writing: Future[None] | None = None
+        self._failure: Exception | None = None
+        self._process = os.getpid()
+        self._lock = Lock(
+            folder / ".archive.lock",
+            f"the archive {folder} is being written",
+            "an archive has one writer; close that one, or give another folder",
+        )
+        try:
+            self._lock.take(_PATIENCE)
+        except OSError as error:
+            raise CheckpointError(f"{folder} cannot be written: {error}") from error
+        try:
+            sweep_all(folder)
+            snapshots = self._rewound()
+            if not any(snapshot.number == 0 for snapshot in snapshots):
+                self._write([ema.capture("raw", "float32")], 0)
+        except BaseException:
+            self._lock.release()
+            raise
+        self._handle = ema.watch(self._after_update)
+
+    @property
+    def _forked(self) -> bool:
+        """Whether this is a child of the process that writes: it has neither the thread nor the lock."""
+        return os.getpid() != self._process
+
+    def take(self) -> None:
+        """A snapshot of the present step, if there is none yet."""
+        if self._forked or (self._number and self._ema.step == self._step):
+            return
+        captured = [self._ema.capture(name, self._dtype) for name in self._ema.tracks]
+        self._number += 1
+        self._mark(self._ema.step)
+        self.wait()
+        self._writing = self._writer.submit(self._write, captured, self._number)
+
+    def wait(self) -> None:
+        """Until what was taken is on disk. A failure is a warning now and raised by ``stop``."""
+        if self._forked or self._writing is None:
+            return
+        writing, self._writing = self._writing, None
+        try:
+            writing.result()
+        except (CheckpointError, OSError) as error:
+            self._failure = error
+            warnings.warn(f"a snapshot is missing from {self._folder}: {error}", RuntimeWarning, stacklevel=2)
+
+    def stop(self) -> None:
+        """Follow the EMA no longer and finish writing.
+
+        Raises:
+            CheckpointError: a snapshot could not be written.
+        """
+        self._handle.remove()
+        if self._forked:
+            return
+        try:
+            self.wait()
+            self._writer.shutdown()
+        finally:
+            self._lock.release()
+        if self._failure is not None:
+            raise CheckpointError(f"{self._folder} lacks a snapshot: {self._failure}") from self._failure
+
+    def _after_update(self) -> None:
+        if self._forked:
+            return
+        step = self._ema.step
+        if step <= self._step:  # an earlier state was loaded
+            self.wait()
+            self._rewound()
+        for name, track in self._ema.tracks.items():
+            self._left[name] *= track.beta
+        if self._due(step):
+            self.take()
+
+    def _due(self, step: int) -> bool:
+        if self._every is None:
+            return min(self._left.values()) <= _HALF and step - self._step >= step // 100
+        return step // self._every > self._step // self._every
+
+    def _rewound(self) -> list[Snapshot]:
+        """What the folder holds of this run up to the present step; what is later is put aside."""
+        kept: list[Snapshot] = []
+        for snapshot in found_in(self._folder):
+            if snapshot.header.run != self._ema.run:
+                raise CheckpointError(
+                    f"{self._folder} belongs to run {snapshot.header.run}, this EMA to run {self._ema.run}. "
+                    "To continue that run, load its state into the EMA before the archive is made; "
+                    "otherwise give another folder."
+                )
+            if snapshot.step <= self._ema.step:
+                kept.append(snapshot)
+                continue
+            aside = self._folder / ABANDONED
+            aside.mkdir(exist_ok=True)
+            snapshot.path.replace(aside / snapshot.path.name)
+        self._number = max((snapshot.number for snapshot in kept), default=0)
+        self._mark(max((snapshot.step for snapshot in kept), default=self._ema.step))
+        return kept
+
+    def _mark(self, step: int) -> None:
+        """Count from this step on: what is left of each track's past, and when the next is due."""
+        self._step = step
+        self._left = {
+            name: track.profile.since(step).initial_weight if self._ema.step > step else 1.0
+            for name, track in self._ema.tracks.items()
+        }
+
+    def _write(self, captured: list[Captured], number: int) -> None:
+        for moment in captured:
+            write_snapshot(self._folder, moment, number)
+        if self._keep != "all":
+            for path in superfluous(found_in(self._folder), self._keep):
+                path.unlink(missing_ok=True)

@@ -1,0 +1,93 @@
+"""The files of an archive: their names, what they hold, which of them to keep.
+
+One file per track and moment, ``000012000-long.safetensors``: plain averages that any tool loads, each
+with its profile, without the tensors that training does not touch. ``…-base.safetensors`` holds the raw
+model as the archive found it; at step 0 that is the θ₀ every average starts from.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal, NamedTuple, TypeAlias
+from urllib.parse import quote
+
+from polyak._core.capture import Captured
+from polyak._files.header import Header
+from polyak._files.open import header_of
+from polyak._files.write import write_arrays
+from polyak._foreign.open_any import open_weights
+from polyak.archive.retention import even, logarithmic, telling
+from polyak.errors import CheckpointError, ConfigError
+
+Keep: TypeAlias = Literal["all", "log", "even"] | int
+
+_NAME = re.compile(r"\d{9,}-.+\.safetensors")
+_NUMBER = "number"
+
+
+class Snapshot(NamedTuple):
+    """A file of an archive."""
+
+    path: Path
+    header: Header
+
+    @property
+    def step(self) -> int:
+        """Training steps when it was taken."""
+        return self.header.step or 0
+
+    @property
+    def number(self) -> int:
+        """Which of its run's snapshots it belongs to, from 1; 0 for the base."""
+        return int(self.header.state.get(_NUMBER, 0))
+
+
+def check_keep(keep: Keep) -> None:
+    """Refuse what is no rule for thinning."""
+    if keep not in ("all", "log", "even") and (type(keep) is not int or keep < 1):
+        raise ConfigError(f'keep={keep!r}: must be "all", "log", "even" or how many, at least 1.')
+
+
+def found_in(folder: Path) -> list[Snapshot]:
+    """The snapshots of a folder, the base first, then as they were taken; only headers are read.
+
+    Raises:
+        CheckpointError: one is damaged.
+    """
+    found: list[Snapshot] = []
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if _NAME.fullmatch(path.name):
+            try:
+                with open_weights(path) as weights:
+                    found.append(Snapshot(path, header_of(weights)))
+            except (CheckpointError, FileNotFoundError):
+                if path.exists():
+                    raise
+                # a writer beside this reader thinned it out, or put it aside, after it was listed
+    return sorted(found, key=lambda snapshot: (snapshot.number, snapshot.path.name))
+
+
+def write_snapshot(folder: Path, captured: Captured, number: int) -> None:
+    """Write one file; number 0 is the base."""
+    header = replace(captured.header, state={**captured.header.state, _NUMBER: number})
+    track = quote(header.track, safe="") if number else "base"
+    write_arrays(folder / f"{header.step:09}-{track}.safetensors", captured.tensors, header.to_metadata())
+
+
+def superfluous(snapshots: Sequence[Snapshot], keep: Keep) -> list[Path]:
+    """The files that a rule does not keep; never the base."""
+    numbers = sorted({snapshot.number for snapshot in snapshots} - {0})
+    if keep == "all" or not numbers:
+        return []
+    if keep == "log":
+        kept = logarithmic(numbers)
+    elif keep == "even":
+        kept = even(numbers)
+    else:
+        profiles = [[s.header.profile for s in snapshots if s.number == n] for n in numbers]
+        known = [[profile for profile in row if profile is not None] for row in profiles]
+        kept = {numbers[i] for i in telling(known, keep)}
+    return [snapshot.path for snapshot in snapshots if snapshot.number and snapshot.number not in kept]

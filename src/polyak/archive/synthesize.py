@@ -1,0 +1,222 @@
+"""Any average of a run, made afterwards from what an archive kept of it.
+
+The stored averages are mixed with the coefficients that bring the sum of their profiles nearest to the
+profile wanted; a tensor that joined the averages late is mixed by the profiles it has itself.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from polyak._files.header import Header
+from polyak._files.write import write_safetensors
+from polyak._foreign.open_any import open_weights
+from polyak.archive.archive import Archive
+from polyak.archive.mixture import Mixture, Stored, mix, movement_in, profile_of, rounding_of
+from polyak.archive.snapshots import Snapshot
+from polyak.errors import CheckpointError, ConfigError
+from polyak.schedules import Decay, HalfLife, Profile, as_decay, replay, solve_each
+
+
+@dataclass(frozen=True)
+class Synthesis:
+    """A synthesised average; made by ``synthesize``.
+
+    Args:
+        tensors: NumPy arrays by the model's names, float32 where averaged; empty when written to a file.
+        header: with the exact profile of what was made, not of what was asked for.
+        error: ``‖w - w*‖ / ‖w*‖``, the relative distance of that profile from the one asked for; of the
+            tensor farthest from it.
+        noise_gain: ``Σ|cᵢ|``, by how much rounding errors of the snapshots may have grown; 1 is best.
+        coefficients: cᵢ by the snapshot's file name.
+    """
+
+    tensors: Mapping[str, NDArray[Any]] = field(repr=False)
+    header: Header = field(repr=False)
+    error: float
+    noise_gain: float
+    coefficients: Mapping[str, float] = field(repr=False)
+
+
+class Reach(NamedTuple):
+    """How well one half-life, in training steps, can be synthesised."""
+
+    half_life: float
+    error: float
+    noise_gain: float
+
+
+def synthesize(
+    archive: Archive | str | os.PathLike[str],
+    target: float | Decay | Profile,
+    at: int | None = None,
+    *,
+    last: int | None = None,
+    max_error: float = 0.02,
+    out: str | os.PathLike[str] | None = None,
+    progress: Callable[[int, int], object] | None = None,
+) -> Synthesis:
+    """The average that another decay would have given, made from the snapshots of a run.
+
+    ``Σ cᵢ·avgᵢ`` with ``min ‖Sᵀc - w*‖``, ``Σc = 1``, over every snapshot up to ``at``.
+
+    Args:
+        archive: the archive or its folder.
+        target: β, any decay, or a profile. ``Uniform()`` with ``last=k`` is the mean of the last k steps,
+            ``Anneal(k)`` with ``last=k`` what annealing the learning rate over them would have given.
+        at: the training step to stand at; by default the newest snapshot's.
+        last: begin averaging only this many steps before ``at``.
+        max_error: refuse when the profile cannot be met better than this, relative to its norm.
+        out: write the average to this ``.safetensors`` file instead of returning its tensors; then no
+            more than one tensor is in memory.
+        progress: called with the bytes made so far and those to make in all.
+
+    Returns:
+        The tensors or the file's header, with profile error and noise gain.
+
+    Raises:
+        ConfigError: ``at`` or ``last`` lies outside the run, or the target counts in a unit it does not.
+        CheckpointError: a snapshot is damaged, or the profile cannot be met; nothing is written then.
+
+    Examples:
+        >>> import tempfile, torch, polyak
+        >>> ema = polyak.EMA(torch.nn.Linear(2, 1), {"a": polyak.Power(gamma=7), "b": polyak.Power(gamma=17)})
+        >>> with polyak.Archive(tempfile.mkdtemp(), ema, every=20) as archive:
+        ...     for _ in range(400):
+        ...         ema.update()
+        >>> made = synthesize(archive, polyak.HalfLife(steps=60))
+        >>> made.tensors["weight"].shape, made.error < 0.02
+        ((1, 2), True)
+
+    Source: Karras et al. 2024, arXiv 2312.02696, §3.2, for any schedule.
+    """
+    with ExitStack() as files:
+        snapshots, step, stored = _opened(archive, at, files)
+        wanted = target if isinstance(target, Profile) else _wanted(snapshots, as_decay(target), step, last)
+        mixture = mix(stored, wanted)
+        if mixture.error > max_error:
+            raise CheckpointError(
+                f"the profile wanted can be met to {mixture.error:.1%} only; max_error is {max_error:.1%}. "
+                "polyak.reachable(archive) lists what can be met; denser snapshots or another track widen it."
+            )
+        coefficients = mixture.solution.coefficients.tolist()
+        header = Header(
+            track="synthesized",
+            step=step,
+            decay=None if isinstance(target, Profile) else as_decay(target),
+            profile=Profile.mix([profile_of(s.snapshot) for s in stored], coefficients),
+            role="average",
+            run=snapshots[0].header.run,
+        )
+        tensors: dict[str, NDArray[Any]] = {}
+        made = _reported(mixture, progress)
+        if out is None:
+            tensors = {name: made(name) for name in mixture.specs}
+        else:
+            write_safetensors(out, mixture.specs, header.to_metadata(), lambda name: [made(name)])
+    names = [s.snapshot.path.name for s in stored]
+    gain = mixture.solution.noise_gain
+    return Synthesis(tensors, header, mixture.error, gain, dict(zip(names, coefficients, strict=True)))
+
+
+def reachable(
+    archive: Archive | str | os.PathLike[str],
+    at: int | None = None,
+    half_lives: Sequence[float] | None = None,
+) -> list[Reach]:
+    """Which half-lives can be synthesised, at which error.
+
+    Args:
+        archive: the archive or its folder.
+        at: the training step to stand at; by default the newest snapshot's.
+        half_lives: in training steps; by default 25 from ``at``/1000 to ``at``, on a logarithmic scale.
+
+    Returns:
+        One row each: half-life, profile error, noise gain.
+
+    Raises:
+        ConfigError: ``at`` lies outside the run.
+        CheckpointError: a snapshot is damaged.
+
+    Examples:
+        >>> import tempfile, torch, polyak
+        >>> ema = polyak.EMA(torch.nn.Linear(2, 1), {"a": polyak.Power(gamma=7), "b": polyak.Power(gamma=17)})
+        >>> with polyak.Archive(tempfile.mkdtemp(), ema, every=20) as archive:
+        ...     for _ in range(400):
+        ...         ema.update()
+        >>> [round(row.error, 3) for row in reachable(archive, half_lives=[5, 40, 100])]
+        [0.048, 0.0, 0.003]
+    """
+    snapshots = (archive if isinstance(archive, Archive) else Archive(archive)).snapshots
+    step = _stand(snapshots, at)
+    asked: list[float] = list(half_lives or np.geomspace(max(1.0, step / 1000), max(2.0, step), 25).tolist())
+    wanted = [_wanted(snapshots, HalfLife(steps=h), step, None) for h in asked]
+    stored = [s for s in snapshots if s.step <= step]
+    rounding = [rounding_of(s) for s in stored]
+    solutions = solve_each([profile_of(s) for s in stored], wanted, movement_in(stored), rounding)
+    return [Reach(h, s.error, s.noise_gain) for h, s in zip(asked, solutions, strict=True)]
+
+
+def _opened(
+    archive: Archive | str | os.PathLike[str], at: int | None, files: ExitStack
+) -> tuple[list[Snapshot], int, list[Stored]]:
+    """All snapshots, the step to stand at, and those up to it, opened until ``files`` closes.
+
+    A run that goes on may thin a snapshot out after it was listed; then they are listed again. What is open
+    stays readable.
+    """
+    reader = archive if isinstance(archive, Archive) else Archive(archive)
+    while True:
+        snapshots = reader.snapshots
+        step = _stand(snapshots, at)
+        chosen = [snapshot for snapshot in snapshots if snapshot.step <= step]
+        try:
+            with ExitStack() as opening:
+                stored = [Stored(s, opening.enter_context(open_weights(s.path))) for s in chosen]
+                files.push(opening.pop_all())
+            return snapshots, step, stored
+        except (CheckpointError, FileNotFoundError):
+            if all(snapshot.path.exists() for snapshot in chosen):
+                raise
+
+
+def _reported(
+    mixture: Mixture, progress: Callable[[int, int], object] | None
+) -> Callable[[str], NDArray[Any]]:
+    """``mixture.tensor``, each call of which moves the progress on."""
+    done, total = 0, sum(spec.nbytes for spec in mixture.specs.values())
+
+    def tensor(name: str) -> NDArray[Any]:
+        nonlocal done
+        made = mixture.tensor(name)
+        done += made.nbytes
+        if progress is not None:
+            progress(done, total)
+        return made
+
+    return tensor
+
+
+def _stand(snapshots: Sequence[Snapshot], at: int | None) -> int:
+    taken = [s.step for s in snapshots if s.number]
+    if not taken:
+        raise CheckpointError(f"{snapshots[0].path.parent} holds the base only: no average was taken yet.")
+    if at is None:
+        return max(taken)
+    if not min(taken) <= at <= max(taken):
+        raise ConfigError(f"at={at}: the snapshots reach from step {min(taken)} to {max(taken)}.")
+    return at
+
+
+def _wanted(snapshots: Sequence[Snapshot], decay: Decay, at: int, last: int | None) -> Profile:
+    """The profile the decay would have at ``at``, looking at the points of the run that its averages saw."""
+    later = [s for s in snapshots if s.number and s.step >= at]
+    units = {s.header.decay.unit: s for s in reversed(later) if s.header.decay is not None}
+    return replay(profile_of(units.get(decay.unit, later[0])), decay, at, last)

@@ -1,0 +1,354 @@
+"""What a file, a folder or an archive is, as values: for the screen, for JSON, for a program."""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, cast
+
+import numpy as np
+
+from polyak._files.checkpoint import Slot, Span, Weights, as_bytes
+from polyak._files.header import FILES, TAKEN_AS_RAW, Header
+from polyak._files.open import header_of
+from polyak._files.source import Where, is_url
+from polyak._foreign.open_any import open_weights
+from polyak._foreign.parts import Part
+from polyak._foreign.recognize import is_own, recognise
+from polyak.archive.archive import Archive
+from polyak.archive.snapshots import found_in
+from polyak.archive.synthesize import Reach, reachable
+from polyak.errors import CheckpointError
+from polyak.schedules import Decay, Profile
+
+Integrity: TypeAlias = Literal["verified", "no checksums", "not checked"]
+
+_EFFORT = 1 << 23  # evaluations of a decay that the figures of a profile may take: less than a second
+_PIECE = 1 << 24  # bytes summed together
+_NAMED = 6  # files of a merge that are named
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """How much a set of tensors is.
+
+    Args:
+        count: of tensors.
+        elements: of all tensors together.
+        nbytes: of all tensors together.
+        dtypes: how many tensors of each.
+    """
+
+    count: int
+    elements: int
+    nbytes: int
+    dtypes: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Figures:
+    """The numbers of a profile, in training steps where they are times."""
+
+    mean_age: float
+    half_life: float
+    effective_samples: float
+    initial_weight: float
+
+
+@dataclass(frozen=True)
+class Weighting:
+    """One set of weights in a file: a part of a foreign file, a track of polyak's.
+
+    Args:
+        name: the track, or what the part is called.
+        role: "average", "raw", "optimizer" or "unknown".
+        path: where in the file; "" for all of it.
+        tensors: how much it is.
+        decay: the schedule, if known.
+        profile: the weight of each point of the trajectory, if known.
+        figures: of the profile.
+        notes: what a reader should know.
+    """
+
+    name: str
+    role: str
+    path: str
+    tensors: Tensors
+    decay: Decay | None = None
+    profile: Profile | None = field(default=None, repr=False)
+    figures: Figures | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A file, a set of shards or a folder of one checkpoint.
+
+    Args:
+        where: as it was given.
+        format: "safetensors", "pytorch", "paddle" or "dcp".
+        library: that wrote it; "" when nothing says.
+        role: "average", "raw" or "resumable" for a file of polyak's; None for others.
+        run: the training run, if known.
+        step: training steps, if known.
+        updates: of the average, if the file counts them.
+        counters: of a resumable state: skipped updates, settings, time in each unit.
+        parts: the sets of weights in it.
+        integrity: whether its bytes are those that were written.
+        notes: what a reader should know.
+    """
+
+    where: str
+    format: str
+    library: str
+    role: str | None
+    run: str
+    step: int | None
+    updates: int | None
+    counters: Mapping[str, Any]
+    parts: tuple[Weighting, ...]
+    integrity: Integrity
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Snapshots:
+    """A folder that ``polyak.Archive`` keeps.
+
+    Args:
+        where: the folder.
+        run: the training run.
+        steps: of the snapshots, the base's first.
+        tracks: the averages in it.
+        files: how many.
+        nbytes: on disk.
+        reach: which half-lives can be made of it, at which error; empty before the first snapshot.
+    """
+
+    where: str
+    run: str
+    steps: tuple[int, ...]
+    tracks: tuple[str, ...]
+    files: int
+    nbytes: int
+    reach: tuple[Reach, ...]
+
+
+def describe(where: Where, verify: bool = True) -> Checkpoint | Snapshots:
+    """What a file, a folder of shards, a URL or an archive is.
+
+    Args:
+        where: any checkpoint that polyak reads, or an archive's folder.
+        verify: read all of a file that has checksums and compare.
+
+    Returns:
+        A record; for an archive ``Snapshots``.
+
+    Raises:
+        CheckpointError: it cannot be read, or is damaged: the message names the tensor.
+
+    Examples:
+        >>> import os, tempfile, torch, polyak
+        >>> path = os.path.join(tempfile.mkdtemp(), "average.safetensors")
+        >>> polyak.EMA(torch.nn.Linear(2, 1), decay=0.999).save(path)
+        >>> found = describe(path)
+        >>> found.role, found.integrity, found.parts[0].tensors.elements
+        ('average', 'verified', 3)
+    """
+    if not is_url(where) and Path(where).is_dir() and found_in(Path(where)):
+        return _archive(Path(where))
+    with open_weights(where) as weights:
+        integrity = _verify(weights) if verify else "not checked"
+        if is_own(weights):
+            return _own(weights, str(where), integrity)
+        found = recognise(weights)
+        parts = tuple(_foreign(one, found.decay) for one in found.parts)
+        return Checkpoint(
+            where=str(where),
+            format=weights.format,
+            library=found.library,
+            role=None,
+            run=next((one.header.run for one in found.parts if one.header is not None), ""),
+            step=found.step,
+            updates=found.updates,
+            counters={},
+            parts=parts,
+            integrity=integrity,
+            notes=found.notes,
+        )
+
+
+def to_json(found: Checkpoint | Snapshots) -> dict[str, Any]:
+    """A description as values that JSON has; decays and profiles as their own files hold them."""
+    return _plain(found)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Decay):
+        return value.to_config()
+    if isinstance(value, Profile):
+        return value.to_config()
+    if isinstance(value, Reach):
+        return value._asdict()
+    if is_dataclass(value):
+        return {one.name: _plain(getattr(value, one.name)) for one in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(one) for key, one in cast("Mapping[Any, Any]", value).items()}
+    if isinstance(value, (tuple, list)):
+        return [_plain(one) for one in cast("list[Any]", value)]
+    return value
+
+
+def figures_of(profile: Profile) -> Figures | None:
+    """The numbers of a profile; None where working them out would take seconds."""
+    if profile.effort > _EFFORT:
+        return None
+    return Figures(profile.mean_age, profile.half_life, profile.effective_samples, profile.initial_weight)
+
+
+def size_of(slots: Iterable[Slot]) -> Tensors:
+    """How much tensors are."""
+    listed = list(slots)
+    dtypes = Counter(slot.kind for slot in listed)
+    elements, nbytes = sum(slot.size for slot in listed), sum(slot.nbytes for slot in listed)
+    return Tensors(len(listed), elements, nbytes, dict(sorted(dtypes.items())))
+
+
+def _archive(folder: Path) -> Snapshots:
+    snapshots = Archive(folder).snapshots
+    taken = [snapshot for snapshot in snapshots if snapshot.number]
+    return Snapshots(
+        where=str(folder),
+        run=snapshots[0].header.run,
+        steps=tuple(sorted({snapshot.step for snapshot in snapshots})),
+        tracks=tuple(sorted({snapshot.header.track for snapshot in taken})),
+        files=len(snapshots),
+        nbytes=sum(snapshot.path.stat().st_size for snapshot in snapshots),
+        reach=tuple(reachable(folder)) if taken else (),
+    )
+
+
+def _own(weights: Weights, where: str, integrity: Integrity) -> Checkpoint:
+    header = header_of(weights)
+    resumable = header.role == "resumable"
+    return Checkpoint(
+        where=where,
+        format=weights.format,
+        library="polyak",
+        role=header.role,
+        run=header.run,
+        step=header.step,
+        updates=header.state.get("updates") if header.role == "average" else None,
+        counters=_counters(header.state) if resumable else {},
+        parts=tuple(_foreign(one, None) for one in recognise(weights).parts)
+        if resumable
+        else (_average(weights, header),),
+        integrity=integrity,
+        notes=(*_late(header), *_exactness(header.profile), *_origin(header), *_numbered(weights)),
+    )
+
+
+def _average(weights: Weights, header: Header) -> Weighting:
+    tensors, profile = size_of(weights.slots.values()), header.profile
+    if header.role == "raw":  # all the weight lies on its own step
+        return Weighting(header.track, "raw", "", tensors)
+    figures = None if profile is None else figures_of(profile)
+    return Weighting(header.track, header.role, "", tensors, header.decay, profile, figures)
+
+
+def _counters(state: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in state.items() if key not in ("tracks", "format", "run", "step")}
+
+
+def _late(header: Header) -> tuple[str, ...]:
+    if not header.joined:
+        return ()
+    return (
+        f"{len(header.joined)} tensors joined the average later than the rest; their profiles are shorter",
+    )
+
+
+_NUMBERED = re.compile(r"\w+_\d+\.[wb]_\d+")
+
+
+def _numbered(weights: Weights) -> tuple[str, ...]:
+    """Paddle numbers parameters as a process makes them: linear_0.w_0."""
+    if not weights.slots or not all(_NUMBERED.fullmatch(name) for name in weights.slots):
+        return ()
+    return (
+        "its names are those Paddle numbers parameters by, which fit no layer's state_dict: "
+        "set_state_dict(…, use_structured_name=False) takes them where the numbers are the same",
+    )
+
+
+def _exactness(profile: Profile | None) -> tuple[str, ...]:
+    if profile is None or not profile.within:
+        return ()
+    return (f"its history was merged: the weight up to any step is exact within {profile.within:.2g}",)
+
+
+def _origin(header: Header) -> tuple[str, ...]:
+    if header.role != "average":
+        return ()
+    notes: list[str] = []
+    if (origin := header.state.get("library")) is not None:
+        notes.append(f"converted from {origin or 'a file of no library that is known'}")
+    if (files := header.state.get(FILES)) is not None:
+        notes.append(f"weights of files, not of training steps: {_of_files(files)}")
+    if header.state.get(TAKEN_AS_RAW):
+        notes.append("its profile is right if the files merged were raw weights, which they did not say")
+    return tuple(notes)
+
+
+def _of_files(files: Any) -> str:
+    """The largest weights, of what ``average`` wrote into a header."""
+    try:
+        rows = sorted(((float(weight), str(name)) for name, _, weight in files), reverse=True)
+    except (TypeError, ValueError):
+        return "malformed"
+    more = f" and {len(rows) - _NAMED} more" if len(rows) > _NAMED else ""
+    return ", ".join(f"{weight:.4g} of {name}" for weight, name in rows[:_NAMED]) + more
+
+
+def _foreign(part: Part, decay: Decay | None) -> Weighting:
+    tensors = size_of(part.tensors.values())
+    if part.role != "raw" and part.header is not None and part.header.profile is not None:
+        decay, profile = part.header.decay, part.header.profile
+        figures, notes = figures_of(profile), (*part.notes, *_late(part.header))
+        return Weighting(part.name, part.role, part.path, tensors, decay, profile, figures, notes)
+    known = decay if part.role == "average" else None
+    return Weighting(part.name, part.role, part.path, tensors, known, notes=part.notes)
+
+
+def _verify(weights: Weights) -> Integrity:
+    """Compare every tensor with the checksum written with it.
+
+    Raises:
+        CheckpointError: one differs.
+    """
+    summed = {
+        name: slot for name, slot in weights.slots.items() if isinstance(slot, Span) and slot.crc is not None
+    }
+    if not summed:
+        return "no checksums"
+    buffer = np.empty(_PIECE, np.uint8)
+    for name, span in summed.items():
+        if _crc(span, buffer) != span.crc:
+            raise CheckpointError(
+                f"{weights.where} is damaged: tensor {name} is not the one that was written. "
+                "Copy the file again from its origin."
+            )
+    return "verified"
+
+
+def _crc(span: Span, buffer: np.ndarray[Any, np.dtype[np.uint8]]) -> int:
+    crc = 0
+    for start in range(0, span.nbytes, _PIECE):
+        view = as_bytes(buffer[: min(_PIECE, span.nbytes - start)])
+        span.source.read_into(span.offset + start, view)
+        crc = zlib.crc32(view, crc)
+    return crc

@@ -1,0 +1,1 @@
+"""Other libraries' checkpoints as ours, and ours as theirs."""

@@ -1,0 +1,193 @@
+"""Other libraries' checkpoints as plain safetensors files that say what they are."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from polyak._files.checkpoint import Weights
+from polyak._files.header import KEY, Header
+from polyak._files.layout import NAMES, SUMS, Spec
+from polyak._files.shards import write_sharded
+from polyak._files.source import Where, is_url
+from polyak._foreign.open_any import open_weights
+from polyak._foreign.parts import Part, Recognised
+from polyak._foreign.recognize import is_own, recognise
+from polyak.convert.rename_rules import NameMap, Renamed
+from polyak.errors import CheckpointError, ConfigError
+
+SUFFIX = ".safetensors"
+
+
+@dataclass(frozen=True)
+class Written:
+    """A file that ``convert`` made.
+
+    Args:
+        path: the file.
+        part: the set of weights in it, by its name in the source.
+        role: "average", "raw", or "unknown" for plain weights, which have no header of polyak's.
+        tensors: how many.
+        unmatched: names that no rule of the map fitted; empty without a map.
+        dropped: names that a rule of the map left out.
+    """
+
+    path: Path
+    part: str
+    role: str
+    tensors: int
+    unmatched: tuple[str, ...] = field(default=(), repr=False)
+    dropped: tuple[str, ...] = field(default=(), repr=False)
+
+
+def convert(
+    source: Where,
+    out: str | os.PathLike[str],
+    part: str | None = None,
+    names: NameMap | None = None,
+    max_shard_size: int | str | None = None,
+) -> tuple[Written, ...]:
+    """Write the weights of any checkpoint as safetensors, the average and the raw model each in its file.
+
+    Every tensor keeps its dtype and its values; one at a time is in memory. A file that no library is
+    known to have written becomes plain weights, without a claim about averaging.
+
+    Args:
+        source: a file, a folder or a URL of any format that polyak reads.
+        out: ``NAME.safetensors``. With several sets of weights they are ``NAME-average.safetensors``,
+            ``NAME-raw.safetensors``.
+        part: convert this one only: "average", "raw" or a name that ``recognise`` gives.
+        names: rules for other names and layouts.
+        max_shard_size: as for ``ema.save``.
+
+    Returns:
+        What was written.
+
+    Raises:
+        ConfigError: ``out`` is no such name, or there is no such part.
+        CheckpointError: the source cannot be read, holds no weights, or two tensors would share a name.
+            A file that is written is whole; nothing is written unless all can be.
+
+    Examples:
+        >>> import os, tempfile, torch, polyak
+        >>> folder = tempfile.mkdtemp()
+        >>> averaged = torch.optim.swa_utils.AveragedModel(torch.nn.Linear(2, 1))
+        >>> torch.save(averaged.state_dict(), os.path.join(folder, "swa.pt"))
+        >>> [made] = convert(os.path.join(folder, "swa.pt"), os.path.join(folder, "swa.safetensors"))
+        >>> polyak.load(made.path).header.role, made.tensors
+        ('average', 2)
+    """
+    target = target_of(out)
+    with open_weights(source) as weights:
+        found = recognise(weights)
+        chosen = chosen_parts(found, part, str(source))
+        paths = [target] if len(chosen) == 1 else [_beside(target, one.name) for one in chosen]
+        plans = [Plan.of(one, names, str(source)) for one in chosen]
+        headers = [_metadata(weights, found, plan) for plan in plans]
+        for path, plan, metadata in zip(paths, plans, headers, strict=True):
+            write_sharded(path, plan.specs, metadata, plan.pieces, max_shard_size)
+    return tuple(
+        Written(
+            path,
+            plan.part.name,
+            plan.part.role,
+            len(plan.specs),
+            plan.renamed.unmatched,
+            plan.renamed.dropped,
+        )
+        for path, plan in zip(paths, plans, strict=True)
+    )
+
+
+def target_of(out: str | os.PathLike[str]) -> Path:
+    """The file to write.
+
+    Raises:
+        ConfigError: it is a URL, a folder, or not named as a safetensors file.
+    """
+    target = Path(out)
+    if is_url(str(out)) or target.suffix != SUFFIX or target.is_dir():
+        raise ConfigError(
+            f"out={str(out)!r}: must be a file of this machine whose name ends in {SUFFIX}; to write another "
+            "library's format, name it with --to."
+        )
+    return target
+
+
+def chosen_parts(found: Recognised, part: str | None, where: str) -> Sequence[Part]:
+    """The sets of weights to convert: all, or those asked for.
+
+    Raises:
+        ConfigError: there is no such part.
+        CheckpointError: there are no weights at all.
+    """
+    models = [one for one in found.parts if one.role != "optimizer" and one.tensors]
+    if not models:
+        raise CheckpointError(f"{where} holds no weights of a model, so there is nothing to convert.")
+    asked = [one for one in models if part is None or one.is_called(part)]
+    if not asked:
+        raise ConfigError(
+            f"part={part!r}: {where} holds {', '.join(f'{one.name} ({one.role})' for one in models)}."
+        )
+    return asked
+
+
+def _metadata(weights: Weights, found: Recognised, plan: Plan) -> dict[str, str]:
+    header = found.header_of(plan.part)
+    told = {} if header is None else _renamed(header, plan).to_metadata()
+    if is_own(weights):
+        return told
+    kept = {key: value for key, value in weights.metadata.items() if key not in (KEY, SUMS)}
+    if weights.format in ("pytorch", "dcp"):
+        kept["format"] = "pt"  # Hugging Face libraries ask for it
+    return kept | told
+
+
+def _renamed(header: Header, plan: Plan) -> Header:
+    places = plan.renamed.places.items()
+    return replace(
+        header, joined={new: header.joined[old] for new, (old, _) in places if old in header.joined}
+    )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A set of weights with the names and layouts that a map gives them."""
+
+    part: Part
+    renamed: Renamed
+    specs: Mapping[str, Spec]
+
+    @classmethod
+    def of(cls, part: Part, names: NameMap | None, where: str) -> Plan:
+        same = Renamed({name: (name, False) for name in part.tensors}, (), ())
+        renamed = same if names is None else names.apply(part.tensors)
+        specs: dict[str, Spec] = {}
+        for new, (old, turned) in renamed.places.items():
+            slot = part.tensors[old]
+            if slot.dtype not in NAMES:
+                raise CheckpointError(
+                    f"{old} of {where} is {slot.kind}, for which the safetensors format has no name. "
+                    "Nothing was written."
+                )
+            specs[new] = Spec(slot.dtype, slot.shape[::-1] if turned else slot.shape)
+        return cls(part, renamed, specs)
+
+    def read(self, name: str) -> NDArray[Any]:
+        """One tensor by its new name, contiguous."""
+        old, turned = self.renamed.places[name]
+        array: NDArray[Any] = self.part.tensors[old].read()
+        return np.ascontiguousarray(np.transpose(array)) if turned else array
+
+    def pieces(self, name: str) -> list[NDArray[Any]]:
+        return [self.read(name)]
+
+
+def _beside(target: Path, name: str) -> Path:
+    return target.with_name(f"{target.stem}-{name}{SUFFIX}")

@@ -1,0 +1,252 @@
+"""The way back: averages in the layout of another library's checkpoints.
+
+Only layouts that are plain dicts of tensors are written. What pickles classes, or numbers the tensors by
+an order that the model alone knows, is refused with the way to do it there.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, cast, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from polyak._dtypes import BFLOAT16
+from polyak._files.header import Header
+from polyak._files.source import Where
+from polyak._files.write import atomic
+from polyak._foreign.open_any import open_weights
+from polyak._foreign.parts import UPDATES, Part
+from polyak._foreign.recognize import recognise
+from polyak.convert.convert import Plan, chosen_parts
+from polyak.convert.rename_rules import NameMap
+from polyak.errors import CheckpointError, ConfigError
+from polyak.schedules.profile import COPY
+
+Target: TypeAlias = Literal["torch", "timm", "lightning", "swa_utils", "ema-pytorch", "paddle"]
+Arrays: TypeAlias = Mapping[str, NDArray[Any]]
+
+_UNABLE = {
+    "ultralytics": "its files pickle the model's own classes. Load the average into the model, save it there",
+    "edm2": "its files pickle the model's own classes. Load the average into the network, pickle it there",
+    "torch_ema": "it keeps a list in the order of model.parameters(), which a file does not know. "
+    "Load the average into the model and make an ExponentialMovingAverage of its parameters",
+    "diffusers": "its model folders need the model's config. Load the average into the model and call its "
+    "save_pretrained",
+}
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a layout is filled with.
+
+    Args:
+        average: the averaged weights, or those of a file that says nothing of averaging.
+        raw: the model that trains; None when it was not given.
+        updates: of the average; None when nobody knows.
+        step: training steps; None when nobody knows.
+        where: the source, for messages.
+    """
+
+    average: Arrays
+    raw: Arrays | None
+    updates: int | None
+    step: int | None
+    where: str
+
+    def counted(self, what: str) -> int:
+        """The number of updates, for a layout that cannot do without.
+
+        Raises:
+            CheckpointError: nobody knows it.
+        """
+        if self.updates is None:
+            raise CheckpointError(
+                f"{self.where} does not say how many updates made it, and {what} counts them: "
+                "give the number with --updates."
+            )
+        return self.updates
+
+
+@dataclass(frozen=True)
+class Arranged:
+    """A checkpoint in another library's layout.
+
+    Args:
+        tree: dicts of NumPy arrays.
+        unmatched: names that no rule of the map fitted; empty without a map.
+        dropped: names that a rule of the map left out.
+    """
+
+    tree: dict[str, Any]
+    unmatched: tuple[str, ...]
+    dropped: tuple[str, ...]
+
+
+def arranged(
+    source: Where,
+    to: str,
+    raw: Where | None = None,
+    part: str | None = None,
+    updates: int | None = None,
+    names: NameMap | None = None,
+) -> Arranged:
+    """A checkpoint in another library's layout; all of it is in memory.
+
+    Args:
+        source: the average: any checkpoint that polyak reads.
+        to: the library, one of ``Target``.
+        raw: the model that trains, if the layout shall hold it too and the source does not.
+        part: which set of weights of the source is the average, if it holds several.
+        updates: how many made the average, if the source does not say.
+        names: rules for other names and layouts.
+
+    Raises:
+        ConfigError: no such library, or its layout cannot be written.
+        CheckpointError: a file cannot be read, holds no such weights, or lacks a count.
+    """
+    check_target(to)
+    if updates is not None and updates < 1:
+        raise ConfigError(f"updates={updates}: an average is made by at least 1.")
+    with open_weights(source) as weights:
+        found = recognise(weights)
+        chosen = chosen_parts(found, part or _wanted(found.parts), str(source))
+        if len(chosen) > 1:
+            raise ConfigError(
+                f"{source} holds {', '.join(one.name for one in chosen)}: choose one of them with --part."
+            )
+        plan = Plan.of(chosen[0], names, str(source))
+        average = _read(plan)
+        other = next((one for one in found.parts if one.role == "raw" and chosen[0].role == "average"), None)
+        inner = None if other is None or raw is not None else _read(Plan.of(other, names, str(source)))
+        known = found.updates if found.updates is not None else _updates_of(chosen[0].header)
+    told = Told(
+        average=average,
+        raw=_only(raw, names) if raw is not None else inner,
+        updates=known if updates is None else updates,
+        step=found.step,
+        where=str(source),
+    )
+    return Arranged(_LAYOUTS[to](told), plan.renamed.unmatched, plan.renamed.dropped)
+
+
+def check_target(to: str) -> None:
+    """Refuse what is no layout that can be written.
+
+    Raises:
+        ConfigError: it is not, with the way out.
+    """
+    if to in _UNABLE:
+        raise ConfigError(f"to={to!r}: polyak cannot write this library's files: {_UNABLE[to]}.")
+    if to not in get_args(Target):
+        raise ConfigError(f"to={to!r}: must be one of {', '.join(get_args(Target))}.")
+
+
+def count_of(tree: Mapping[str, Any]) -> int:
+    """How many tensors are in nested dicts."""
+    inner = [cast("Mapping[str, Any]", value) for value in tree.values() if isinstance(value, dict)]
+    return sum(isinstance(value, np.ndarray) for value in tree.values()) + sum(map(count_of, inner))
+
+
+def write_paddle(out: str | os.PathLike[str], tree: Arrays) -> None:
+    """A ``.pdparams`` file: a pickle of NumPy arrays, which is what ``paddle.save`` writes.
+
+    bfloat16 is kept as the uint16 of its bits, as paddle does.
+
+    Raises:
+        CheckpointError: paddle has no such dtype, or the system refuses. Nothing is changed.
+    """
+    plain = {name: _for_paddle(name, array) for name, array in tree.items()}
+    with atomic(Path(out)) as temporary, temporary.open("wb") as file:
+        pickle.dump(plain, file, protocol=4)
+
+
+def _for_paddle(name: str, array: NDArray[Any]) -> NDArray[Any]:
+    if array.dtype == BFLOAT16:
+        return array.view(np.uint16)
+    if array.dtype.kind not in "biufc" or array.dtype.name in ("uint16", "uint32", "uint64"):
+        raise CheckpointError(f"{name} is {array.dtype}, which paddle has not. Nothing was written.")
+    return array
+
+
+def _wanted(parts: tuple[Part, ...]) -> str | None:
+    """The average, if there is one beside the raw model."""
+    return "average" if any(one.role == "average" for one in parts) else None
+
+
+def _only(source: Where, names: NameMap | None) -> Arrays:
+    with open_weights(source) as weights:
+        chosen = chosen_parts(recognise(weights), None, str(source))
+        raw = [one for one in chosen if one.role == "raw"] or chosen
+        if len(raw) > 1:
+            raise ConfigError(
+                f"raw={str(source)!r}: holds {', '.join(one.name for one in raw)}; give one only."
+            )
+        return _read(Plan.of(raw[0], names, str(source)))
+
+
+def _read(plan: Plan) -> Arrays:
+    return {name: plan.read(name) for name in plan.specs}
+
+
+def _updates_of(header: Header | None) -> int | None:
+    if header is None:
+        return None
+    if UPDATES in header.state:
+        return int(header.state[UPDATES])
+    if header.profile is None or len(header.profile.terms) != 1:
+        return None
+    return sum(run.count for run in header.profile.terms[0][1] if run.decay != COPY)
+
+
+def _torch(told: Told) -> dict[str, Any]:
+    return dict(told.average)
+
+
+def _timm(told: Told) -> dict[str, Any]:
+    raw = {} if told.raw is None else {"state_dict": dict(told.raw)}
+    return {**raw, "state_dict_ema": dict(told.average)}
+
+
+def _lightning(told: Told) -> dict[str, Any]:
+    """With the raw model the layout of a WeightAveraging callback at work; else that of a plain model."""
+    tree: dict[str, Any] = {
+        "pytorch-lightning_version": "2.6.0",  # whose layout this is
+        "epoch": 0,
+        "global_step": told.step or 0,
+        "state_dict": dict(told.average),
+    }
+    if told.raw is not None:
+        count = np.array(told.counted("lightning's WeightAveraging"), np.int64)
+        tree |= {"current_model_state": dict(told.raw), "averaging_state": {"n_averaged": count}}
+    return tree
+
+
+def _swa_utils(told: Told) -> dict[str, Any]:
+    count = np.array(told.counted("AveragedModel"), np.int64)
+    return {"n_averaged": count, **_prefixed("module.", told.average)}
+
+
+def _ema_pytorch(told: Told) -> dict[str, Any]:
+    raw = {} if told.raw is None else _prefixed("online_model.", told.raw)
+    count = np.array(told.counted("ema-pytorch's EMA"), np.int64)
+    return {"initted": np.array(True), "step": count, **raw, **_prefixed("ema_model.", told.average)}
+
+
+def _prefixed(prefix: str, arrays: Arrays) -> dict[str, Any]:
+    return {prefix + name: array for name, array in arrays.items()}
+
+
+_LAYOUTS: Mapping[str, Callable[[Told], dict[str, Any]]] = {
+    "torch": _torch,
+    "timm": _timm,
+    "lightning": _lightning,
+    "swa_utils": _swa_utils,
+    "ema-pytorch": _ema_pytorch,
+    "paddle": _torch,
+}

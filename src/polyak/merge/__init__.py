@@ -1,0 +1,1 @@
+"""Checkpoints averaged into one: ``polyak.average`` and ``polyak average``."""

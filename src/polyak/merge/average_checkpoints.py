@@ -1,0 +1,211 @@
+"""Averaging checkpoints of any kind into one file, in memory that does not grow with them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from polyak._dtypes import BY_NAME, is_float
+from polyak._files.checkpoint import NoArray
+from polyak._files.header import KEY, Header
+from polyak._files.layout import SUMS, Spec, arrange
+from polyak._files.shards import write_sharded
+from polyak._files.source import Where, is_url
+from polyak._files.weighted_sum import Blend, Part, Term, blended, shares
+from polyak.errors import CheckpointError, ConfigError
+from polyak.merge.inputs import Input, is_real, open_inputs
+from polyak.merge.weighting import Contribution, Weighting, contributions, header_of, newest
+
+RealType: TypeAlias = Literal["float64", "float32", "float16", "bfloat16"]
+Accumulate: TypeAlias = Literal["float32", "float64"]
+
+_DTYPES = dict(zip(get_args(RealType), (BY_NAME[n] for n in ("F64", "F32", "F16", "BF16")), strict=True))
+
+
+@dataclass(frozen=True)
+class Averaged:
+    """What ``average`` did.
+
+    Args:
+        averaged: the tensors that are means.
+        copied: integer and boolean tensors, which are those of the newest checkpoint.
+        weights: of the checkpoints, in the order given.
+        header: of the file written.
+        files: each checkpoint with its role, its step, where that was found, and its weight.
+        newest: the checkpoint of the latest step, or the last where not all say theirs.
+    """
+
+    averaged: tuple[str, ...] = field(repr=False)
+    copied: tuple[str, ...] = field(repr=False)
+    weights: tuple[float, ...]
+    header: Header = field(repr=False)
+    files: tuple[Contribution, ...] = field(repr=False)
+    newest: str = field(repr=False)
+
+
+def average(
+    paths: Sequence[Where],
+    out: str | os.PathLike[str],
+    weights: Weighting = "uniform",
+    dtype: RealType | None = None,
+    accumulate: Accumulate = "float32",
+    max_shard_size: int | str | None = None,
+    part: str | None = None,
+    progress: Callable[[int, int], object] | None = None,
+) -> Averaged:
+    """Average checkpoints of any format into one ``.safetensors`` file, piece by piece.
+
+    ``Σ wᵢ·xᵢ`` for every float tensor, taken in float32 or wider whatever the storage and rounded once.
+    Integer and boolean tensors are copied from the newest checkpoint, bit for bit.
+
+    Args:
+        paths: files, folders of shards or URLs, holding the same tensors.
+        out: the file to write, ``name.safetensors``; it may be one of the inputs. It appears when it is
+            complete, or not at all.
+        weights: "uniform"; a number for each checkpoint, which are divided by their sum; ``Recency(steps)``,
+            which halves with age; "linear", "cosine" or "1-sqrt", which do what a learning rate falling
+            from the first checkpoint to the last would have done; or the profile wanted of checkpoints of
+            one run (a decay means its profile up to the newest): ``polyak.schedules.solve`` finds the
+            numbers, for raw checkpoints by linear interpolation between neighbours. Weights of which nothing
+            is known are then taken for raw ones. All but the first two need rising steps: they are read from
+            the files, or else from names in which one number is called a step.
+        dtype: of the averages of real numbers; by default that of the first checkpoint.
+        accumulate: "float32" or "float64"; what is stored in float64 is always taken in it.
+        max_shard_size: above this, write several files and an index; bytes, or text like "5GB".
+        part: which set of weights to take from files that hold several: "raw", "average", or its name.
+        progress: called with the bytes read so far and those to read in all.
+
+    Returns:
+        Which tensors were averaged and which copied, the weights used, and the header written: with the
+        profile of the result where those of the inputs are known, and else the weights of the files.
+
+    Raises:
+        ConfigError: an argument is outside its rule.
+        CheckpointError: a checkpoint cannot be read, is damaged, holds no tensors, holds NaN, or infinity
+            where others do not, or they do not hold the same tensors (all differences are listed);
+            steps that are needed are not known or do not rise. Nothing is written then.
+        MissingExtraError: a URL was given and fsspec is missing.
+
+    Examples:
+        >>> import tempfile, numpy as np
+        >>> from polyak._foreign.open_any import open_weights
+        >>> from polyak._files.write import write_arrays
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> for step in (10, 20):
+        ...     write_arrays(folder / f"{step}.safetensors", {"w": np.full(3, step, np.float32)}, {})
+        >>> files = sorted(folder.iterdir())
+        >>> average(files, folder / "average.safetensors", weights=[0.75, 0.25]).averaged
+        ('w',)
+        >>> with open_weights(folder / "average.safetensors") as made:
+        ...     made.slots["w"].read()
+        array([12.5, 12.5, 12.5], dtype=float32)
+    """
+    _check(paths, out, dtype, accumulate)
+    with ExitStack() as files:
+        inputs = open_inputs(paths, files, part)
+        rows = contributions(weights, inputs, [os.fspath(path) for path in paths])
+        used = tuple(one.weight for one in rows)
+        header, latest = header_of(weights, inputs, rows), newest(inputs)
+        metadata = _common_metadata(inputs) | header.to_metadata()
+        blends = _blends(inputs, used, latest, _DTYPES.get(dtype or ""), np.dtype(accumulate))
+        specs = {name: Spec(blend.dtype, blend.terms[0].slot.shape) for name, blend in blends.items()}
+        # In the order of writing, so that reading can go ahead from one tensor to the next.
+        specs = {name: specs[name] for name in arrange(specs, metadata).names}
+        with closing(blended(blends[name] for name in specs)) as parts:
+            pieces = _pieces(parts if progress is None else _reported(parts, blends, progress))
+            write_sharded(out, specs, metadata, pieces, max_shard_size)
+    averaged = tuple(sorted(name for name, blend in blends.items() if blend.wide is not None))
+    copied = tuple(sorted(name for name, blend in blends.items() if blend.wide is None))
+    return Averaged(averaged, copied, used, header, rows, rows[latest].file)
+
+
+def _check(paths: Sequence[Where], out: Where, dtype: str | None, accumulate: str) -> None:
+    if isinstance(paths, (str, os.PathLike)) or not len(paths):
+        raise ConfigError(f"paths={paths!r}: must be a list of at least one file, folder or URL.")
+    if dtype is not None and dtype not in _DTYPES:
+        raise ConfigError(f"dtype={dtype!r}: must be None or one of {', '.join(_DTYPES)}.")
+    if accumulate not in get_args(Accumulate):
+        raise ConfigError(f'accumulate={accumulate!r}: must be "float32" or "float64".')
+    if is_url(out) or Path(out).suffix != ".safetensors" or Path(out).is_dir():
+        raise ConfigError(
+            f"out={str(out)!r}: must be a file of this machine whose name ends in .safetensors."
+        )
+
+
+def _common_metadata(inputs: Sequence[Input]) -> dict[str, str]:
+    """What all files say alike, such as the "format" that Hugging Face libraries ask for."""
+    first, *others = (one.weights.metadata for one in inputs)
+    alike = {key: value for key, value in first.items() if all(other.get(key) == value for other in others)}
+    return {key: value for key, value in alike.items() if key not in (KEY, SUMS)}
+
+
+def _blends(
+    inputs: Sequence[Input],
+    used: Sequence[float],
+    latest: int,
+    dtype: np.dtype[Any] | None,
+    wide: np.dtype[Any],
+) -> dict[str, Blend]:
+    terms = shares(used)
+    return {name: _blend(name, inputs, terms, latest, dtype, wide) for name in inputs[0].weights.slots}
+
+
+def _blend(
+    name: str,
+    inputs: Sequence[Input],
+    terms: Sequence[tuple[int, float]],
+    latest: int,
+    dtype: np.dtype[Any] | None,
+    wide: np.dtype[Any],
+) -> Blend:
+    slots = [one.weights.slots[name] for one in inputs]
+    files = [one.weights.where for one in inputs]
+    for slot, file in zip(slots, files, strict=True):
+        if isinstance(slot, NoArray):
+            raise CheckpointError(
+                f"{file}: {name} is {slot.what}, which is not averaged. Make it a plain tensor (to_dense(), "
+                "dequantize(), full_tensor(), …) and save it again. Nothing was written."
+            )
+    if not is_float(slots[0].dtype):
+        return Blend(name, [Term(slots[latest], 1.0, files[latest])], slots[latest].dtype, None)
+    made = dtype if dtype is not None and is_real(slots[0]) else slots[0].dtype
+    widest = max(_width(d) for d in (made, *(slot.dtype for slot in slots)))
+    chosen = [Term(slots[i], share, files[i]) for i, share in terms]
+    return Blend(name, chosen, made, np.dtype(np.float64) if widest > 4 else wide)
+
+
+def _width(dtype: np.dtype[Any]) -> int:
+    """Bytes of one real number."""
+    return dtype.itemsize // 2 if dtype.kind == "c" else dtype.itemsize
+
+
+def _reported(
+    parts: Iterable[Part], blends: Mapping[str, Blend], progress: Callable[[int, int], object]
+) -> Iterator[Part]:
+    total = sum(term.slot.nbytes for blend in blends.values() for term in blend.terms)
+    done = 0
+    for part in parts:
+        yield part
+        done += part.read
+        progress(done, total)
+
+
+def _pieces(parts: Iterable[Part]) -> Callable[[str], Iterator[NDArray[Any]]]:
+    """The parts by name, for a writer that asks for the names in the same order."""
+    groups = groupby(parts, key=lambda part: part.name)
+
+    def pieces(name: str) -> Iterator[NDArray[Any]]:
+        found, group = next(groups)
+        if found != name:
+            raise AssertionError(f"{name} was asked for where {found} comes next")
+        return (part.values for part in group)
+
+    return pieces

@@ -1,0 +1,176 @@
+"""How much each checkpoint weighs in a mean, and what may be said of the result."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import PurePath
+from typing import Literal, NamedTuple, TypeAlias, get_args
+
+from polyak._files.header import FILES, TAKEN_AS_RAW, Header
+from polyak.errors import CheckpointError, ConfigError
+from polyak.merge.inputs import Input
+from polyak.schedules import Decay, Profile, Recency, annealed, solve
+from polyak.schedules.pointwise import Shape
+
+Weighting: TypeAlias = Literal["uniform"] | Shape | Recency | Profile | Decay | Sequence[float]
+
+
+class Contribution(NamedTuple):
+    """What one checkpoint contributes.
+
+    file: as it was given.
+    role: whose weights it holds: "average", "raw", or "unknown".
+    step: the training step it was written at; None if nothing says.
+    source: where the step was found: a key of the file, "file name", …; "" without one.
+    weight: in the mean.
+    """
+
+    file: str
+    role: str
+    step: int | None
+    source: str
+    weight: float
+
+
+def contributions(
+    weighting: Weighting, inputs: Sequence[Input], files: Sequence[str]
+) -> tuple[Contribution, ...]:
+    """The weight of each checkpoint.
+
+    Raises:
+        ConfigError: numbers that are too few, too many or of no positive sum; no such word.
+        CheckpointError: steps are needed and not known, or do not rise; or the profiles of averages are.
+    """
+    weights = _weights(weighting, inputs)
+    if len(weights) != len(inputs):
+        raise ConfigError(
+            f"weights={list(weights)}: {len(weights)} for {len(inputs)} checkpoints; give one each."
+        )
+    steps = [(None, "") if one.step is None else one.step for one in inputs]
+    return tuple(
+        Contribution(file, one.role, number, source, weight)
+        for file, one, (number, source), weight in zip(files, inputs, steps, weights, strict=True)
+    )
+
+
+def newest(inputs: Sequence[Input]) -> int:
+    """The place of the checkpoint of the latest step, or of the last where not all say theirs."""
+    steps = [one.step.number for one in inputs if one.step is not None]
+    if len(steps) < len(inputs):
+        return len(inputs) - 1
+    return max(range(len(steps)), key=lambda i: (steps[i], i))
+
+
+def header_of(weighting: Weighting, inputs: Sequence[Input], shares: Sequence[Contribution]) -> Header:
+    """What the mean of these checkpoints is: as much as they all say."""
+    used = [share.weight for share in shares]
+    headers = [one.header for one in inputs]
+    runs = {"" if header is None else header.run for header in headers}
+    joined = [{} if header is None else dict(header.joined) for header in headers]
+    trusted = isinstance(weighting, (Profile, Decay))  # who asks for these says that the files are raw
+    profiles = [_as_point(one) if trusted else one.profile for one in inputs]
+    known = [profile for profile in profiles if profile is not None]
+    # A tensor's own profile can be told only if it joined all averages at the same step.
+    told = len(known) == len(inputs) and all(other == joined[0] for other in joined)
+    taken = told and any(one.profile is None for one in inputs)
+    return Header(
+        track="average",
+        step=max((s.step for s in shares if s.step is not None), default=None)
+        if all(share.step is not None for share in shares)
+        else None,
+        decay=None,
+        profile=Profile.mix(known, used) if told else None,
+        role="average",
+        run=runs.pop() if len(runs) == 1 else "",
+        joined=joined[0] if told else {},
+        state=({TAKEN_AS_RAW: True} if taken else {}) if told else {FILES: _of_files(shares)},
+    )
+
+
+def _weights(weighting: Weighting, inputs: Sequence[Input]) -> tuple[float, ...]:
+    if isinstance(weighting, (Profile, Decay)):
+        return _solved(weighting, inputs)
+    if isinstance(weighting, Recency):
+        return tuple(weighting.weights(_rising(inputs)).tolist())
+    if isinstance(weighting, str):
+        if weighting == "uniform":
+            return (1 / len(inputs),) * len(inputs)
+        if weighting not in get_args(Shape):
+            raise ConfigError(
+                f'weights={weighting!r}: must be "uniform", {", ".join(get_args(Shape))}, a Recency, a '
+                "profile, a decay or numbers."
+            )
+        return tuple(annealed(_rising(inputs), weighting).tolist())
+    numbers = tuple(float(weight) for weight in weighting)
+    total = math.fsum(numbers)
+    if not (total > 0 and math.isfinite(total)):  # NaN fails as well
+        raise ConfigError(f"weights={list(numbers)} sum to {total:g}: must sum to more than 0.")
+    return tuple(number / total for number in numbers)
+
+
+def _solved(weighting: Profile | Decay, inputs: Sequence[Input]) -> tuple[float, ...]:
+    """The mixture with the profile nearest to the one wanted; raw weights are points of the trajectory."""
+    held: list[Profile] = []
+    for one in inputs:
+        point = _as_point(one)
+        if point is None and one.role == "average":
+            raise CheckpointError(
+                f"{one.weights.where} holds an average whose profile is not known, so that of a mixture with "
+                'it would not be either. Take the raw weights with part="raw" (--part raw), or weigh the '
+                "files by age with Recency(steps) (--recency) or by numbers (--weights)."
+            )
+        held.append(Profile.raw(_step(one)) if point is None else point)
+    _rising([one for one in inputs if one.header is None or one.header.role == "raw"])
+    newest = max(profile.steps for profile in held)
+    wanted = Profile.from_decay(weighting, newest) if isinstance(weighting, Decay) else weighting
+    return tuple(solve(held, wanted).coefficients.tolist())
+
+
+def _as_point(one: Input) -> Profile | None:
+    """The profile, of weights of which nothing is known that of raw ones."""
+    if one.profile is None and one.role == "unknown" and one.step is not None:
+        return Profile.raw(one.step.number)
+    return one.profile
+
+
+def _rising(inputs: Sequence[Input]) -> list[int]:
+    """The steps of checkpoints that must be points of one run, in their order.
+
+    Raises:
+        CheckpointError: one does not say its step, or they do not rise.
+    """
+    steps = [_step(one) for one in inputs]
+    for (before, earlier), (after, later) in pairwise(zip(inputs, steps, strict=True)):
+        if later <= earlier:
+            how = "again" if later == earlier else "before that"
+            raise CheckpointError(
+                f"{after.weights.where} is of step {later:,} ({_source(after)}), {how} after "
+                f"{before.weights.where} of step {earlier:,} ({_source(before)}). Steps must rise: give each "
+                "checkpoint once, oldest first (in a shell: ls -v), or a weight for each (--weights)."
+            )
+    return steps
+
+
+def _step(one: Input) -> int:
+    if one.step is None:
+        raise CheckpointError(
+            f"{one.weights.where} does not say at which training step it was written, neither inside nor by "
+            "a name in which one number is called a step: name it like step-5000.safetensors, or give a "
+            "weight for each file (--weights)."
+        )
+    return one.step.number
+
+
+def _source(one: Input) -> str:
+    return "" if one.step is None else one.step.source
+
+
+def _of_files(shares: Sequence[Contribution]) -> list[list[str | int | float | None]]:
+    """Name, step and weight of each file, for a header; after its folder's name if several have the same."""
+    paths = [PurePath(share.file.replace("\\", "/")) for share in shares]
+    names = Counter(path.name for path in paths)
+    shown = [path.name if names[path.name] == 1 else "/".join(path.parts[-2:]) for path in paths]
+    return [[name, share.step, share.weight] for name, share in zip(shown, shares, strict=True)]

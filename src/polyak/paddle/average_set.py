@@ -1,0 +1,146 @@
+"""One layer's averages as Paddle's tensors, and the engines that update them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from paddle import Tensor, nn
+
+from polyak._core import average_set as core
+from polyak._core.nonfinite import refuse_nonfinite
+from polyak._core.swap_guard import Exchange
+from polyak._core.tensor_map import Entry, Selection
+from polyak._core.tensors import Tensors
+from polyak._core.track import Track
+from polyak.errors import ConfigError
+from polyak.paddle import tensors
+from polyak.paddle.clone import clone_onto
+from polyak.paddle.engine import Engine, Pair, described, engines
+from polyak.paddle.store import Settings
+from polyak.paddle.swap import LayerExchange
+from polyak.paddle.tensor_map import Plan, unwrap
+from polyak.schedules import Decay
+
+
+class Averages(core.Averages[nn.Layer, Tensor]):
+    """See ``core.Averages``.
+
+    Args:
+        layer: the layer to follow.
+        decays: the tracks, by name.
+        selection: which of its tensors.
+        settings: how they are kept and updated.
+
+    Raises:
+        ConfigError: the layer is none, a glob matches nothing, or the storage asked for is not there.
+        PlanError: nothing to average.
+    """
+
+    kit: Tensors[Tensor] = tensors
+
+    def __init__(
+        self, layer: nn.Layer, decays: Mapping[str, Decay], selection: Selection, settings: Settings
+    ) -> None:
+        if not isinstance(layer, nn.Layer):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ConfigError(
+                f"layer is a {type(layer).__name__}: give the paddle.nn.Layer itself, not its parameters. "
+                "polyak.paddle.ExponentialMovingAverage takes a list of parameters, polyak.EMA torch modules."
+            )
+        self.settings = settings
+        super().__init__(layer, decays, selection, settings.policy)
+
+    @property
+    def engine(self) -> str:
+        return "; ".join(described(engine, self.settings.engine) for engine in self._engines)
+
+    def planned(self, selection: Selection, averaged: Sequence[Entry[Tensor]] = ()) -> Plan:
+        return Plan(self.model, selection, averaged)
+
+    def plan_of(self, model: nn.Layer) -> Plan:
+        return Plan(model, self._selection)
+
+    def stored(self, live: Tensor) -> tuple[Tensor, Tensor | None]:
+        return self.settings.stored(live)
+
+    def moved(self, tensor: Tensor, entry: Entry[Tensor], copy: bool) -> Tensor:
+        if copy or tensor.place != entry.live.place:
+            tensor = tensors.copied_to(tensor, entry.live.place)
+        return tensors.laid_out_as(entry.live, tensor)
+
+    def copied(self, entry: Entry[Tensor], kept: Tensor | None) -> Tensor:
+        live = entry.live
+        if kept is None or _form(kept) != _form(live):
+            return tensors.laid_out_as(live, live.detach().clone())
+        tensors.overwrite(kept, live)  # so that a layer made on it goes on following
+        return kept
+
+    def without_engines(self, skipped: tuple[int, dict[str, int]]) -> None:
+        self._skipped = skipped
+        self._engines: list[Engine] = []
+        self._copies: list[tuple[Tensor, Tensor]] = []
+
+    def prepare(self) -> None:
+        tracks = self.tracks.values()
+        pairs = [
+            Pair(
+                e.name,
+                e.live,
+                tuple([t.tensors[e.name] for t in tracks]),
+                tuple([t.lows[e.name] for t in tracks if e.name in t.lows]),
+            )
+            for e in self.plan.having("average")
+            if 0 not in e.live.shape
+        ]
+        self._copies = [(self.copies[e.name], e.live) for e in self.plan.having("copy")]
+        self._skipped = self.skipped()
+        self._engines = engines(pairs, self.settings.engine, self.settings.seed)
+
+    def update(self, betas: Sequence[float], step: int) -> None:
+        if self.settings.policy == "raise":
+            refuse_nonfinite([name for engine in self._engines for name in engine.bad()], step)
+        weights = tuple([1 - beta for beta in betas])
+        for engine in self._engines:
+            engine.update(weights, step, self.settings.policy == "skip")
+        self._copy()
+
+    def took(self, step: int) -> bool | None:
+        answers = {engine.took(step) for engine in self._engines}
+        if answers == {True}:
+            self._copy()
+        return answers.pop() if len(answers) == 1 else None
+
+    def settle(self) -> None:
+        """Nothing runs beside the training."""
+
+    def skipped(self) -> tuple[int, dict[str, int]]:
+        updates, named = self._skipped
+        for engine in self._engines:
+            more, counts = engine.skipped()
+            updates, named = updates + more, {n: named.get(n, 0) + counts.get(n, 0) for n in named | counts}
+        self._skipped = updates, named
+        return updates, dict(named)
+
+    def resume_counts(self, skipped: tuple[int, dict[str, int]]) -> None:
+        self.skipped()
+        self._skipped = skipped
+
+    def exchange(self, track: Track[Tensor]) -> Exchange:
+        return LayerExchange(self.plan, self.shown(track), track.name, self)
+
+    def own(self, entry: Entry[Tensor]) -> Tensor:
+        return tensors.duplicate(entry.live)
+
+    def cloned(self, tensors: Mapping[str, Tensor]) -> tuple[nn.Layer, list[tuple[Tensor, Tensor]]]:
+        places = {id(t): tensors[e.name] for e in self.plan.entries.values() for t in e.tensors}
+        return clone_onto(self.model, places)
+
+    def _copy(self) -> None:
+        for kept, live in self._copies:
+            tensors.overwrite(kept, live)
+
+    def _kind_of_model(self) -> str:
+        return type(unwrap(self.model)).__name__
+
+
+def _form(tensor: Tensor) -> tuple[object, ...]:
+    return tensor.dtype, tensor.shape, tensor.place, tensor.strides if tensor.is_dense() else None

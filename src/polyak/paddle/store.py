@@ -1,0 +1,78 @@
+"""In what form an average is kept, and what is checked of the ways to ask for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, get_args
+
+import paddle
+from paddle import Tensor
+
+from polyak._core.nonfinite import NonFinitePolicy, check_policy
+from polyak.errors import ConfigError
+from polyak.paddle.tensors import cast, laid_out_as, put
+
+EngineName: TypeAlias = Literal["auto", "native", "ops"]
+
+_DTYPES = (paddle.float32, paddle.float64, paddle.bfloat16, paddle.float16)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How averages are kept and updated.
+
+    dtype: of the averages; None for float32 or wider.  low: of what is kept below it, if anything.
+    policy: what to do with elements of θ that are not finite.
+    seed: of the random bits of 16-bit storage.
+    engine: "auto", or the one to prefer.
+    """
+
+    dtype: Any
+    low: Any
+    policy: NonFinitePolicy
+    seed: int
+    engine: EngineName
+
+    @classmethod
+    def of(
+        cls, dtype: Any, compensated: bool, policy: NonFinitePolicy, seed: int, engine: EngineName
+    ) -> Settings:
+        """What the user asked for.
+
+        Raises:
+            ConfigError: a word is unknown, or two do not go together.
+        """
+        chosen = paddle.bfloat16 if dtype == "split" else _dtype(dtype)
+        if compensated and (dtype == "split" or chosen not in (None, paddle.float32)):
+            raise ConfigError(f"compensated=True with dtype={dtype}: only float32 averages are compensated.")
+        check_policy(policy)
+        if engine not in get_args(EngineName):
+            raise ConfigError(f"engine={engine!r}: must be one of {', '.join(get_args(EngineName))}.")
+        low = paddle.int8 if dtype == "split" else paddle.float32 if compensated else None
+        return cls(chosen, low, policy, seed, engine)
+
+    def stored(self, live: Tensor) -> tuple[Tensor, Tensor | None]:
+        """θ as an average to begin with, and its low part."""
+        dtype = self._dtype_of(live)
+        with paddle.no_grad():
+            average = laid_out_as(live, cast(live.detach(), dtype).clone())
+            if self.low is None or dtype not in (paddle.float32, paddle.bfloat16):
+                return average, None
+            low = laid_out_as(live, paddle.zeros_like(average, dtype=self.low))
+            put(average, low, live)
+        return average, low
+
+    def _dtype_of(self, live: Tensor) -> Any:
+        """The asked dtype for real tensors; by default float32, or the tensor's own where that is wider."""
+        if live.is_complex():
+            return live.dtype
+        if self.dtype is not None:
+            return self.dtype
+        return live.dtype if live.dtype == paddle.float64 else paddle.float32
+
+
+def _dtype(asked: Any) -> Any:
+    for dtype in _DTYPES:
+        if asked is None or asked == dtype or asked == str(dtype).removeprefix("paddle."):
+            return None if asked is None else dtype
+    raise ConfigError(f'dtype={asked}: must be one of {", ".join(map(str, _DTYPES))}, "split".')

@@ -1,0 +1,144 @@
+"""Which tensors of a layer: found once, by name, and watched for change at the price of two cheap calls each.
+
+Names are the layer's own, without what wrappers add (``_layers.``). Running statistics of BatchNorm are
+parameters in Paddle, ones that are not trained; here they are buffers, as everywhere else.
+
+Every tensor assigned to a layer becomes a buffer, one that is not persistable: also the weight that
+``weight_norm`` computes in each forward. They are no part of a plan, or every update would need a new one.
+"""
+
+# pyright: reportPrivateUsage=false
+# A layer's own dictionaries have no public names, and its public generators cost more than an update.
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from operator import attrgetter
+from typing import Any, cast
+
+import paddle
+from paddle import Tensor, nn
+from paddle.distributed.fleet.meta_parallel.meta_parallel_base import MetaParallelBase
+from paddle.nn.layer.norm import _BatchNormBase
+
+from polyak._core import tensor_map as core
+from polyak._core.change_detection import agree, contents, holds, readings
+from polyak._core.tensor_map import Entry, Kind, Seen, Selection, Sort, planned
+from polyak.errors import PlanError
+from polyak.paddle.tensors import holds_values, watched
+
+_RUNNING_STATISTICS = ("_mean", "_variance")
+_SPECTRAL_VECTORS = ("weight_u", "weight_v")
+
+
+class Plan(core.Plan[Tensor]):
+    """The tensors of one layer, by name, and a fingerprint that tells when they are no longer these.
+
+    Args:
+        layer: any layer, wrapped or not.
+        selection: globs and buffer policy.
+        averaged: entries averaged so far; they stay averaged, under a new name too, even when frozen later.
+
+    Raises:
+        PlanError: a tensor is not initialised yet, or to be averaged or copied and sparse or sharded.
+    """
+
+    def __init__(self, layer: nn.Layer, selection: Selection, averaged: Sequence[Entry[Tensor]] = ()) -> None:
+        layers = dict(_walk(layer))
+        kept = {entry.name for entry in averaged} | {id(t) for entry in averaged for t in entry.tensors}
+        self.entries = planned(_seen(layers), selection, _trained, kept)
+        for entry in self.entries.values():
+            _refuse_scattered(entry)
+        unique = {id(layer): layer for layer in layers.values()}.values()
+        fleeting = {id(cast(object, one._buffers)): _fleeting(one) for one in unique}
+        self.contents = contents(
+            (
+                store
+                for one in unique
+                for store in cast("list[dict[str, Any]]", [one._parameters, one._buffers, one._sub_layers])
+            ),
+            changing=lambda store, key: key in fleeting.get(id(store), ()),
+        )
+        tensors = [tensor for entry in self.entries.values() for tensor in entry.tensors]
+        self._unmoved = watched(tensors)
+        shared = [e for e in self.entries.values() if e.kind == "parameter" and e.role == "share"]
+        frozen = [t for entry in shared for t in entry.tensors if t.stop_gradient]
+        self._frozen = readings((_stop_gradient,), frozen)
+
+    def stale(self) -> bool:
+        """Whether the layer holds other tensors than planned, or one of them moved or became another."""
+        return not (holds(self.contents) and self._unmoved() and agree(self._frozen))
+
+
+_stop_gradient = attrgetter("stop_gradient")
+
+
+def unwrap(layer: nn.Layer) -> nn.Layer:
+    """The layer that ``DataParallel`` or fleet wrapped."""
+    while isinstance(layer, paddle.DataParallel | MetaParallelBase):
+        layer = cast(nn.Layer, layer._layers)
+    return layer
+
+
+def _walk(layer: nn.Layer, prefix: str = "") -> Iterator[tuple[str, nn.Layer]]:
+    layer = unwrap(layer)
+    yield prefix, layer
+    for key, child in cast("dict[str, nn.Layer | None]", layer._sub_layers).items():
+        if child is not None:
+            yield from _walk(child, f"{prefix}{key}.")
+
+
+def _seen(layers: dict[str, nn.Layer]) -> Iterator[Seen[Tensor]]:
+    for prefix, layer in layers.items():
+        for key, tensor in _state_of(layer).items():
+            if tensor is not None:
+                name = prefix + key
+                yield Seen(name, _kind(layer, key), tensor, _identity(tensor, name), _sort(key))
+
+
+def _state_of(layer: nn.Layer) -> dict[str, Tensor | None]:
+    """Parameters and persistable buffers of this layer alone."""
+    parameters, buffers = cast("list[dict[str, Tensor | None]]", [layer._parameters, layer._buffers])
+    fleeting = _fleeting(layer)
+    return parameters | {key: buffer for key, buffer in buffers.items() if key not in fleeting}
+
+
+def _fleeting(layer: nn.Layer) -> set[str]:
+    """Buffers that are not persistable; may name parameters too, ones that were such buffers once."""
+    return cast("set[str]", layer._non_persistable_buffer_names_set)
+
+
+def _kind(layer: nn.Layer, key: str) -> Kind:
+    untrained = _RUNNING_STATISTICS if isinstance(layer, _BatchNormBase | nn.BatchNorm) else ()
+    if isinstance(layer, nn.SpectralNorm):
+        untrained = _SPECTRAL_VECTORS
+    return "buffer" if key in layer._buffers or key in untrained else "parameter"
+
+
+def _sort(key: str) -> Sort:
+    if key.endswith(("_u", "_v")):
+        return "vector"
+    return "statistic" if key in _RUNNING_STATISTICS else "other"
+
+
+def _trained(tensor: Tensor) -> bool:
+    return not tensor.stop_gradient
+
+
+def _refuse_scattered(entry: Entry[Tensor]) -> None:
+    if entry.role != "share" and not entry.live.is_dense():
+        what = "sharded: polyak" if entry.live.is_dist() else "sparse: Paddle"
+        raise PlanError(
+            f'{entry.name} is {what} cannot copy it. exclude="{entry.name}" leaves it the layer\'s own.'
+        )
+
+
+def _identity(tensor: Tensor, name: str) -> object:
+    """Equal for tensors that are one memory under several objects or names: those are tied."""
+    if not holds_values(tensor):
+        raise PlanError(
+            f"{name} is not initialised yet: call its initialize(), or make the layer outside of LazyGuard."
+        )
+    if not tensor.is_dense() or 0 in tensor.shape:
+        return id(tensor)
+    return tensor.data_ptr(), tensor.dtype, tuple(cast("list[int]", tensor.shape)), str(tensor.place)

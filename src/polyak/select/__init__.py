@@ -1,0 +1,1 @@
+"""Which one: the best checkpoint of a run, a gate for releases, the search for a half-life."""

@@ -1,0 +1,263 @@
+"""Evaluating weights with a command of the user's, and the record of what that gave.
+
+The command is any program: it is started with the path of the weights in place of ``{weights}`` and
+prints the metric, alone, as the last line of its stdout. Whatever else it does (crash, hang, print
+nonsense) is a reason in the record and never an exception here.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shlex
+import signal
+import subprocess
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Any, BinaryIO, NamedTuple
+
+from polyak._files.locks import Lock
+from polyak._files.write import atomic
+from polyak.errors import CheckpointError, ConfigError
+from polyak.select.golden_section import Mode, best_of
+
+PLACE = "{weights}"
+_FORMAT = 1
+_TAIL = 1 << 16  # bytes of the command's output that are looked at
+_SHOWN = 200  # characters of a line in a reason
+_SAME = 1e-6  # relative; the same half-life, computed by another machine's arithmetic
+
+
+class Measured(NamedTuple):
+    """What evaluating gave: a metric or the reason why there is none, and the seconds it took."""
+
+    metric: float | None
+    failure: str | None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command line that evaluates weights.
+
+    Args:
+        line: with ``{weights}`` where the path belongs. It is split as a shell would split it and started
+            without one.
+        shell: hand the line to the shell instead, for pipes and variables; the path is put in quoted.
+        timeout: seconds after which it, and all it started, is killed; None for never.
+
+    Raises:
+        ConfigError: there is no ``{weights}``, the quotes do not match, or ``timeout`` is not positive.
+
+    Examples:
+        >>> import sys
+        >>> evaluate = f"{shlex.quote(sys.executable)} -c 'print(0.93)' {{weights}}"
+        >>> Command(evaluate).measure(Path("average.safetensors")).metric
+        0.93
+    """
+
+    line: str
+    shell: bool = False
+    timeout: float | None = None
+
+    def __post_init__(self) -> None:
+        if PLACE not in self.line:
+            raise ConfigError(f"the command {self.line!r} has no {PLACE}: put it where the path belongs.")
+        if self.timeout is not None and not self.timeout > 0:
+            raise ConfigError(f"timeout={self.timeout}: must be a number of seconds above 0.")
+        try:
+            shlex.split(self.line)
+        except ValueError as error:
+            raise ConfigError(f"the command {self.line!r} cannot be split: {error}.") from error
+
+    def measure(self, weights: Path) -> Measured:
+        """Evaluate a file; the command's stderr is kept for the reason of a failure only."""
+        begun = time.monotonic()
+        with TemporaryFile() as out, TemporaryFile() as err:
+            failure = self._run(weights, out, err)
+            metric = None
+            if failure is None:
+                metric, failure = _metric(_tail(out))
+        return Measured(metric, failure, time.monotonic() - begun)
+
+    def _run(self, weights: Path, out: BinaryIO, err: BinaryIO) -> str | None:
+        """Start the command and wait; why it failed, if it did."""
+        # Files and not pipes: a child that outlives the command would hold a pipe open for ever.
+        # A session of its own, so that a timeout or Ctrl-C ends what the command started too.
+        try:
+            process = subprocess.Popen(
+                self._arguments(weights),
+                shell=self.shell,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                start_new_session=True,
+            )
+        except (OSError, ValueError) as error:
+            return f"it cannot be started: {error}"
+        try:
+            status = process.wait(self.timeout)
+        except subprocess.TimeoutExpired:
+            return f"it was killed after {self.timeout:g} seconds"
+        finally:
+            _end(process)
+        return _crash(status, _tail(err)) if status else None
+
+    def _arguments(self, weights: Path) -> list[str] | str:
+        path = str(weights.absolute())
+        if self.shell:
+            return self.line.replace(PLACE, shlex.quote(path))
+        return [part.replace(PLACE, path) for part in shlex.split(self.line)]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One half-life evaluated.
+
+    Args:
+        half_life: in training steps.
+        metric: None if there is none.
+        failure: then, why.
+        error: of the synthesised profile.
+        noise_gain: of its coefficients.
+        seconds: that the command took.
+    """
+
+    half_life: float
+    metric: float | None
+    failure: str | None = None
+    error: float | None = None
+    noise_gain: float | None = None
+    seconds: float = 0.0
+
+
+class Record:
+    """The trials of one sweep, in a JSON file that is whole at any moment.
+
+    Args:
+        path: the file; what it holds is gone on with.
+        run: the training run the averages are of.
+        at: the training step they stand at.
+        command: that evaluates them.
+        mode: which metric is better.
+
+    Raises:
+        CheckpointError: the file is damaged, or of another run, step or command.
+    """
+
+    def __init__(self, path: Path, run: str, at: int, command: str, mode: Mode) -> None:
+        self.path = path
+        self.mode: Mode = mode
+        self.trials: list[Trial] = []
+        self._of: dict[str, Any] = {"run": run, "step": at, "command": command}
+        if path.exists():
+            self._resume()
+
+    @property
+    def best(self) -> Trial | None:
+        """The trial with the best metric."""
+        half_life = best_of({trial.half_life: trial.metric for trial in self.trials}, self.mode)
+        return next((trial for trial in self.trials if trial.half_life == half_life), None)
+
+    def measured(self, half_life: float) -> Trial | None:
+        """The trial of a half-life, if it gave a metric; what failed is worth another try."""
+        for trial in self.trials:
+            if trial.metric is not None and math.isclose(trial.half_life, half_life, rel_tol=_SAME):
+                return trial
+        return None
+
+    def add(self, trial: Trial) -> None:
+        """Keep a trial in place of an earlier one of its half-life; it is on disk when this returns.
+
+        Raises:
+            CheckpointError: the file cannot be written. It holds what it did before.
+        """
+        others = [t for t in self.trials if not math.isclose(t.half_life, trial.half_life, rel_tol=_SAME)]
+        self.trials = sorted([*others, trial], key=lambda t: t.half_life)
+        with atomic(self.path) as temporary:
+            temporary.write_text(json.dumps(self.to_json(), indent=1) + "\n")
+
+    def to_json(self) -> dict[str, Any]:
+        """What the file holds."""
+        best = self.best
+        return {
+            "format": _FORMAT,
+            **self._of,
+            "mode": self.mode,
+            "best": None if best is None else asdict(best),
+            "trials": [asdict(trial) for trial in self.trials],
+        }
+
+    def _resume(self) -> None:
+        try:
+            fields = json.loads(self.path.read_bytes())
+            found = {key: fields[key] for key in self._of}
+            self.trials = [Trial(**trial) for trial in fields["trials"]]
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise CheckpointError(
+                f"{self.path} cannot be read: {error!r}. Delete it, or write to another folder."
+            ) from error
+        for key, wanted in self._of.items():
+            if found[key] != wanted:
+                raise CheckpointError(
+                    f"{self.path} is of the {key} {found[key]!r}, not {wanted!r}: "
+                    "write to another folder, or delete it to begin again."
+                )
+
+
+@contextmanager
+def alone_in(folder: Path) -> Generator[None]:
+    """Make a folder and keep every other process that asks out of it.
+
+    Raises:
+        CheckpointError: another one is in it, or it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"{folder} cannot be made: {error}") from error
+    lock = Lock(folder / ".lock", f"{folder} is being written to", "wait for it, or give another folder")
+    try:
+        lock.take(0)
+    except OSError as error:
+        raise CheckpointError(f"{folder} cannot be written to: {error}") from error
+    with lock:
+        yield
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Kill the command and its children, unless it ended by itself."""
+    if process.poll() is not None:
+        return
+    if os.name == "posix":
+        os.killpg(process.pid, signal.SIGKILL)
+    else:
+        process.kill()
+    process.wait()
+
+
+def _tail(file: BinaryIO) -> list[str]:
+    """The last lines of an output that are not empty."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - _TAIL))
+    return [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
+
+
+def _metric(lines: list[str]) -> tuple[float | None, str | None]:
+    if not lines:
+        return None, "it printed nothing: the last line of its stdout must be the metric"
+    try:
+        metric = float(lines[-1])
+    except ValueError:
+        return None, f"the last line of its stdout is no number: {lines[-1][:_SHOWN]!r}"
+    return (metric, None) if math.isfinite(metric) else (None, f"its metric is {metric}")
+
+
+def _crash(status: int, lines: list[str]) -> str:
+    how = f"it was killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
+    return f"{how}: {lines[-1][:_SHOWN]}" if lines else how

@@ -1,0 +1,129 @@
+"""Which engine for which tensor, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from polyak._kernel import NO_KERNEL
+from polyak.errors import ConfigError
+from polyak.torch._engines.base import Engine, Pair
+from polyak.torch._engines.blocked import Blocked
+from polyak.torch._engines.foreach import Foreach
+
+if TYPE_CHECKING:
+    from polyak.torch._engines.triton import Triton
+
+try:
+    from polyak.torch._engines import native
+except ImportError:
+    native = None
+try:
+    from polyak.torch._engines import triton
+except ImportError:
+    triton = None
+
+_NO_TRITON = "triton 3.2 or newer is not installed: it comes with torch 2.6, or pip install -U triton"
+_UNKNOWN = "the C kernel does not take {}, {}, or not in this layout"
+
+EngineName: TypeAlias = Literal["auto", "foreach", "blocked", "native", "triton"]
+NAMES: tuple[EngineName, ...] = ("auto", "foreach", "blocked", "native", "triton")
+
+
+def check_engine(asked: EngineName) -> None:
+    """Refuse an engine that does not exist or cannot run here.
+
+    Raises:
+        ConfigError: with the way to get it.
+    """
+    if asked not in NAMES:
+        raise ConfigError(f"engine={asked!r}: must be one of {', '.join(NAMES)}.")
+    if asked == "native" and native is None:
+        raise ConfigError(f'engine="native": {NO_KERNEL}.')
+    if asked == "triton" and triton is None:
+        raise ConfigError(f'engine="triton": {_NO_TRITON}.')
+
+
+def choice(pair: Pair, asked: EngineName, skip: bool, beside: bool = False) -> EngineName:
+    """The name of the engine asked for where it can take the pair; else the fastest that can.
+
+    Args:
+        pair: θ and its averages.
+        asked: the engine to prefer, or "auto".
+        skip: elements that cannot be stored are skipped.
+        beside: updates run beside the training. Triton has a kernel for each case.
+
+    Raises:
+        ConfigError: "triton" was asked for and does not run on the pair's device.
+    """
+    able: list[EngineName] = []
+    if _triton_runs(pair, asked, skip, beside):
+        able.append("triton")
+    if native is not None and native.takes(pair):
+        able.append("native")
+    if all(tensor.device.type == "cpu" for tensor in (pair.live, *pair.averages)):
+        able.append("blocked")
+    able.append("foreach")
+    return asked if asked in able else able[0]
+
+
+def _triton_runs(pair: Pair, asked: EngineName, skip: bool, beside: bool) -> bool:
+    if triton is None or asked == "foreach" or not triton.takes(pair):
+        return False
+    if pair.live.is_cpu and asked != "triton":
+        return False  # Triton's interpreter, which is for debugging kernels
+    why_not = triton.failure(pair, skip, beside)
+    if why_not and asked == "triton":
+        raise ConfigError(f'engine="triton": {why_not}. engine="auto" takes another.')
+    return not why_not
+
+
+def made(name: EngineName, pairs: Sequence[Pair], seed: int, beside: bool = False) -> Engine:
+    """The engine of that name."""
+    if name == "native":
+        assert native is not None
+        return native.Native(pairs, seed)
+    if name == "triton":
+        assert triton is not None
+        return triton.Triton(pairs, seed, beside)
+    return Blocked(pairs, seed) if name == "blocked" else Foreach(pairs, seed)
+
+
+def recordable(engine: Engine) -> Triton:
+    """The engine, as one whose updates a CUDA graph can hold.
+
+    Raises:
+        ConfigError: it is none, or did not run before.
+    """
+    if triton is None or not isinstance(engine, triton.Triton):
+        raise ConfigError(
+            f"ema.update() of {engine.pairs[0].name} by the engine {engine.name} cannot be captured in a "
+            "CUDA graph: only triton's can. Call it after graph.replay() instead."
+        )
+    if not engine.ran:
+        raise ConfigError(
+            "ema.update() was captured in a CUDA graph before it ran once: let some steps run first."
+        )
+    return engine
+
+
+def described(engine: Engine, asked: EngineName, skip: bool) -> str:
+    """The engine's name, and why it is not a faster one."""
+    pair = engine.pairs[0]
+    if engine.name == asked:
+        return f"{asked} (asked for)"
+    if engine.name not in ("blocked", "foreach"):
+        return engine.name
+    if engine.name == "blocked":
+        return f"blocked ({NO_KERNEL if native is None else _UNKNOWN.format(pair.name, pair.live.dtype)})"
+    return f"foreach ({_no_triton(pair, skip)})"
+
+
+def _no_triton(pair: Pair, skip: bool) -> str:
+    if pair.live.is_cuda:
+        if triton is None:
+            return _NO_TRITON
+        if triton.takes(pair):
+            return triton.failure(pair, skip)
+    kept = pair.averages[0]
+    return f"{pair.name}: {pair.live.dtype} on {pair.live.device} into {kept.dtype} on {kept.device}"

@@ -1,0 +1,276 @@
+"""The engine for GPUs: one Triton kernel over a table of all tensors, whatever their number.
+
+Tensors alike in θ's dtype and in storage share a launch. The tables of addresses are made once; they are
+good as long as the plan is: the plan notices before every update when θ has moved, and the averages'
+memory is kept alive here. Nothing waits for the device, and counts stay there.
+
+Whether Triton works is known only once it ran: it builds a launcher with the system's C compiler, writes to
+a cache, and compiles for the GPU at hand. So each variant of the kernel is launched once, with no effect,
+before an engine is made of it, and not in the first step of a training run.
+
+Not yet run on a GPU: it was compiled for several, and run in Triton's interpreter.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from functools import cache
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+from triton import JITFunction
+
+from polyak._core.several import Several
+from polyak.errors import ConfigError
+from polyak.torch._engines import triton_kernels as kernels
+from polyak.torch._engines.base import Counts, Pair
+from polyak.torch._engines.foreach import bad_names
+
+_LIVE = {
+    torch.float32: "float32",
+    torch.float64: "float64",
+    torch.bfloat16: "bfloat16",
+    torch.float16: "float16",
+}
+_STORE: dict[tuple[torch.dtype, torch.dtype | None], str] = {
+    (torch.float32, None): "float32",
+    (torch.float64, None): "float64",
+    (torch.bfloat16, None): "bfloat16",
+    (torch.float16, None): "float16",
+    (torch.bfloat16, torch.int8): "split",
+    (torch.float32, torch.float32): "compensated",
+}
+_BLOCK = cast(int, kernels.BLOCK.value)
+_WIDE = 16  # bytes one access can move, if the address is a multiple of them
+_WARPS = 8  # 16 elements a thread
+_OLDEST = (7, 0)  # compute capability; the kernel's atomics do not exist on Pascal (GTX 10xx, P100)
+
+# Triton decides when a kernel is defined; TRITON_INTERPRET set later changes nothing.
+INTERPRETED = not isinstance(cast(object, kernels.average), JITFunction)
+
+
+class _Group(NamedTuple):
+    """Tensors of one launch; ``table`` and ``blocks`` as the kernel wants them."""
+
+    table: Tensor
+    blocks: Tensor
+    live: str
+    store: str
+    largest: float
+
+
+class Triton(Several):
+    """Averages on a GPU prepared for updating; see ``Foreach``.
+
+    In a CUDA graph ``record`` takes the place of ``update``: what it launches reads from device memory what
+    ``prepare`` wrote there, so a replay after another ``prepare`` is another update, and a replay that nobody
+    prepared averages nothing.
+
+    Args:
+        pairs: θ and averages by name, none of them empty, on one GPU, such as the kernel ``takes``.
+        seed: makes, with the step, the random bits that round 16-bit averages.
+        beside: updates run beside other kernels, so few programs do all the work; not yet run on a GPU.
+
+    Raises:
+        ConfigError: the pairs are on several devices.
+    """
+
+    name = "triton"
+
+    def __init__(self, pairs: Sequence[Pair], seed: int, beside: bool = False) -> None:
+        self.pairs, self._seed, self._number = pairs, _signed(seed), 0
+        device = _device(pairs)
+        self._programs = _room(device) if beside else None
+        groups: dict[tuple[str, str], list[int]] = {}
+        for place, pair in enumerate(pairs):
+            groups.setdefault((_LIVE[pair.live.dtype], _store(pair)), []).append(place)
+        # Aliases, so that the memory stays even if somebody points the averages elsewhere.
+        self._kept = [tensor.detach() for pair in pairs for tensor in (*pair.averages, *pair.lows)]
+        self._tracks = len(pairs[0].averages)
+        self._groups = [_group(pairs, places, *key) for key, places in groups.items()]
+        self.counts = Counts.of(pairs)
+        self._seen = torch.zeros(1 + len(pairs), dtype=torch.int64, device=device)
+        size = cast(int, kernels.SCALARS.value) + self._tracks
+        # Of an update now, and of the next replay: apart, so that no replay finds what another update used.
+        self._now, self._next = (torch.zeros(size, dtype=torch.int64, device=device) for _ in range(2))
+
+    @property
+    def ran(self) -> bool:
+        """Whether its kernel was launched before, so that it is compiled."""
+        return self._number > 0
+
+    def bad(self) -> list[str]:
+        return bad_names(self.pairs)
+
+    def update(self, weights: Sequence[float], step: int, skip: bool) -> None:
+        self._send(self._now, weights, step)
+        self.began = step
+        self._launch(self._now, skip)
+        self.ended = step
+
+    def prepare(self, weights: Sequence[float], step: int) -> None:
+        """What the next replay of a recorded update uses."""
+        self._send(self._next, weights, step)
+
+    def record(self, skip: bool) -> None:
+        """An update that uses what was prepared and uses it up."""
+        self._launch(self._next, skip)
+        self._next.zero_()
+
+    def _send(self, scalars: Tensor, weights: Sequence[float], step: int) -> None:
+        """What changes from update to update, in one small copy that the host does not wait for."""
+        self._number += 1
+        bits = struct.unpack(f"{len(weights)}q", struct.pack(f"{len(weights)}d", *weights))
+        words = [self._seed, _signed(step), self._number, *bits]
+        # Pinned memory of its own each time: torch gives it out again only when the copy is done.
+        host = torch.tensor(words, dtype=torch.int64, device="cpu", pin_memory=scalars.is_cuda)
+        scalars.copy_(host, non_blocking=True)
+
+    def _launch(self, scalars: Tensor, skip: bool) -> None:
+        for group in self._groups:
+            _launch(group, scalars, self._seen, self.counts, skip, self._programs)
+
+
+def takes(pair: Pair) -> bool:
+    """Whether the kernel knows these dtypes and can see the tensors as plain memory of one GPU.
+
+    Interpreted, it sees the host's memory instead.
+    """
+    device = pair.live.device
+    known = pair.live.dtype in _LIVE and _storage(pair) in _STORE
+    seen = device.type in (("cpu", "cuda") if INTERPRETED else ("cuda",))
+    return known and seen and all(t.device == device for t in (*pair.averages, *pair.lows)) and pair.dense
+
+
+def failure(pair: Pair, skip: bool, beside: bool = False) -> str:
+    """Why the variant of the kernel that this pair needs does not run on its device; "" if it does."""
+    return _failure(
+        pair.live.device, _LIVE[pair.live.dtype], _storage(pair), len(pair.averages), skip, beside
+    )
+
+
+@cache
+def _failure(
+    device: torch.device,
+    live: str,
+    storage: tuple[torch.dtype, torch.dtype | None],
+    tracks: int,
+    skip: bool,
+    beside: bool,
+) -> str:
+    if device.type == "cuda" and INTERPRETED:
+        return "TRITON_INTERPRET was set at import, and Triton's interpreter reads host memory only"
+    try:
+        if device.type == "cuda" and torch.cuda.get_device_capability(device) < _OLDEST:
+            return f"{torch.cuda.get_device_name(device)} is too old: compute capability below {_OLDEST}"
+        _launch_nothing(device, live, storage, tracks, skip, beside)
+    except Exception as error:  # of Triton, its compiler, the C compiler, the driver, the file system
+        first = str(error).strip().partition("\n")[0]
+        return f"Triton does not run here: {type(error).__name__}: {first}"
+    return ""
+
+
+def _launch_nothing(
+    device: torch.device,
+    live: str,
+    storage: tuple[torch.dtype, torch.dtype | None],
+    tracks: int,
+    skip: bool,
+    beside: bool,
+) -> None:
+    """Compile and launch a variant of the kernel, for one block of a tensor without elements."""
+
+    def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
+        return torch.zeros(shape, dtype=dtype, device=device)
+
+    table = zeros(1, cast(int, kernels.COLUMNS.value) + 2 * tracks)
+    group = _Group(table, zeros(1, 2, dtype=torch.int32), live, _STORE[storage], torch.finfo(storage[0]).max)
+    counts = Counts(zeros(1, dtype=torch.int32), zeros(dtype=torch.int32))
+    _launch(
+        group, zeros(cast(int, kernels.SCALARS.value) + tracks), zeros(2), counts, skip, 1 if beside else None
+    )
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)  # a launch can fail after it returned
+
+
+def _room(device: torch.device) -> int:
+    """Programs that leave most of a GPU to others: one for each multiprocessor, which runs several."""
+    if device.type != "cuda":
+        return 1
+    return cast(int, torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+def _launch(
+    group: _Group, scalars: Tensor, seen: Tensor, counts: Counts, skip: bool, programs: int | None
+) -> None:
+    """All blocks of a group, by ``programs`` that take turns, or by a program each."""
+    kernel = cast(Any, kernels.average)
+    count = len(group.blocks)
+    with torch.cuda.device_of(scalars):
+        kernel[(count if programs is None else min(programs, count),)](
+            group.table,
+            group.blocks,
+            scalars,
+            seen,
+            counts.tensors,
+            counts.updates,
+            count,
+            TRACKS=len(scalars) - cast(int, kernels.SCALARS.value),
+            LIVE=group.live,
+            STORE=group.store,
+            LARGEST=group.largest,
+            SKIP=skip,
+            PERSISTENT=programs is not None,
+            num_warps=_WARPS,
+        )
+
+
+def _device(pairs: Sequence[Pair]) -> torch.device:
+    device = pairs[0].live.device
+    for pair in pairs:
+        if pair.live.device != device:
+            raise ConfigError(
+                f"{pair.name} is on {pair.live.device} and {pairs[0].name} on {device}: one Triton engine "
+                'averages on one device. engine="foreach" takes tensors wherever they are.'
+            )
+    return device
+
+
+def _storage(pair: Pair) -> tuple[torch.dtype, torch.dtype | None]:
+    return pair.storage, pair.lows[0].dtype if pair.lows else None
+
+
+def _store(pair: Pair) -> str:
+    return _STORE[_storage(pair)]
+
+
+def _group(pairs: Sequence[Pair], places: Sequence[int], live: str, store: str) -> _Group:
+    members = [pairs[place] for place in places]
+    rows = [_row(pair, place) for pair, place in zip(members, places, strict=True)]
+    device = members[0].live.device
+    table = torch.tensor(rows, dtype=torch.int64, device=device)
+    return _Group(table, _blocks(members).to(device), live, store, torch.finfo(members[0].storage).max)
+
+
+def _row(pair: Pair, place: int) -> list[int]:
+    """What the kernel's table says of a pair: see there."""
+    addresses = [tensor.data_ptr() for tensor in (pair.live, *pair.averages, *pair.lows)]
+    size = pair.live.numel()
+    aligned = size if all(address % _WIDE == 0 for address in addresses) else 0
+    live, *kept = addresses
+    return [live, size, aligned, pair.key, place, *kept, *([] if pair.lows else [0] * len(kept))]
+
+
+def _blocks(pairs: Sequence[Pair]) -> Tensor:
+    """int32 [programs, 2]: which of the pairs, and which of its blocks."""
+    each = torch.tensor([-(-pair.live.numel() // _BLOCK) for pair in pairs], device="cpu")
+    pair = torch.repeat_interleave(torch.arange(len(pairs), device="cpu"), each)
+    before = torch.repeat_interleave(each.cumsum(0) - each, each)
+    return torch.stack([pair, torch.arange(len(pair), device="cpu") - before], dim=1).to(torch.int32)
+
+
+def _signed(word: int) -> int:
+    """The int64 with the low 64 bits of a number."""
+    return (word + (1 << 63)) % (1 << 64) - (1 << 63)

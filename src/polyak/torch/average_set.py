@@ -1,0 +1,225 @@
+"""One model's averages as torch tensors, and the engines that update them."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import cast
+
+from torch import Tensor, nn
+
+from polyak._core import average_set as core
+from polyak._core.swap_guard import Exchange
+from polyak._core.tensor_map import Entry, Selection
+from polyak._core.tensors import Tensors
+from polyak._core.track import Track
+from polyak.errors import ConfigError, PlanError
+from polyak.schedules import Decay
+from polyak.torch import tensors
+from polyak.torch._engines.base import Pair
+from polyak.torch._engines.nonfinite_counter import Tally
+from polyak.torch._engines.updater import Ensemble, Graph
+from polyak.torch.clone import clone_onto
+from polyak.torch.store import Settings, laid_out_as, outside_inference_mode, stored
+from polyak.torch.swap import Swap
+from polyak.torch.tensor_map import Plan, unwrap, walk
+
+
+class Averages(core.Averages[nn.Module, Tensor]):
+    """See ``core.Averages``.
+
+    Args:
+        model: the model to follow.
+        decays: the tracks, by name.
+        selection: which of its tensors.
+        settings: how they are kept and updated.
+
+    Raises:
+        ConfigError: the model is no module, or a glob matches nothing.
+        PlanError: nothing to average.
+    """
+
+    kit: Tensors[Tensor] = tensors
+
+    def __init__(
+        self, model: nn.Module, decays: Mapping[str, Decay], selection: Selection, settings: Settings
+    ) -> None:
+        if not isinstance(model, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ConfigError(
+                f"model is a {type(model).__name__}: give the nn.Module itself, not its parameters. "
+                "Layers of PaddlePaddle go to polyak.paddle.EMA."
+            )
+        self.settings = settings
+        super().__init__(model, decays, selection, settings.policy)
+
+    @property
+    def engine(self) -> str:
+        return self._engines.name
+
+    def planned(self, selection: Selection, averaged: Sequence[Entry[Tensor]] = ()) -> Plan:
+        return Plan(self.model, selection, averaged)
+
+    def plan_of(self, model: nn.Module) -> Plan:
+        return Plan(model, self._selection)
+
+    def extra_states(self) -> dict[str, Tensor]:
+        """What ``get_extra_state`` gives; a safetensors file holds what is a tensor."""
+        states = {
+            f"{prefix}_extra_state": module.get_extra_state()
+            for prefix, module in walk(self.model)
+            if type(module).get_extra_state is not nn.Module.get_extra_state
+        }
+        left = [name for name, state in states.items() if not isinstance(state, Tensor)]
+        if left:
+            warnings.warn(
+                f"{', '.join(left[:8])}: not in the file, which holds tensors only. Load it with "
+                "load_state_dict(…, strict=False), or save ema.module.state_dict() with torch.save.",
+                stacklevel=4,
+            )
+        return {name: state for name, state in states.items() if isinstance(state, Tensor)}
+
+    def stored(self, live: Tensor) -> tuple[Tensor, Tensor | None]:
+        return self.settings.stored(live)
+
+    def moved(self, tensor: Tensor, entry: Entry[Tensor], copy: bool) -> Tensor:
+        with outside_inference_mode():
+            there = self.settings.device or entry.live.device
+            return laid_out_as(entry.live, tensor).to(there, copy=copy)
+
+    def copied(self, entry: Entry[Tensor], kept: Tensor | None) -> Tensor:
+        fresh = stored(entry.live, entry.live.dtype, self.settings.device)
+        if kept is None or _form(kept) != _form(fresh):
+            return fresh
+        with outside_inference_mode():  # so that a module made on it goes on following
+            return kept.copy_(fresh)
+
+    def without_engines(self, skipped: tuple[int, dict[str, int]]) -> None:
+        self._tally = Tally(*skipped)
+        self._guards = 0  # optimizers that call before_step
+        self._swaps: dict[str, Swap] = {}
+        self._graph: Graph | None = None  # what the next update is part of
+        # Graphs hold addresses of engines' tables and of averages: all of them stay as long as this does.
+        self._captured: list[Ensemble] = []
+        self._engines = Ensemble((), (), self.settings, self._tally)
+
+    def prepare(self) -> None:
+        self._swaps = {}
+        tracks = self.tracks.values()
+        pairs = [
+            Pair(
+                e.name,
+                e.live,
+                tuple([t.tensors[e.name] for t in tracks]),
+                tuple([t.lows[e.name] for t in tracks if e.name in t.lows]),
+                e.kind == "buffer",
+            )
+            for e in self.plan.having("average")
+        ]
+        copies = [(self.copies[e.name], e.live) for e in self.plan.having("copy")]
+        with outside_inference_mode():
+            self._engines = Ensemble(pairs, copies, self.settings, self._tally)
+        self._engines.guard(self._guards > 0)
+
+    def update(self, betas: Sequence[float], step: int) -> None:
+        graph = self._taken()
+        if graph is None:
+            self._engines.update(betas, step)
+        else:
+            self._engines.replay(graph, betas, step)
+
+    def took(self, step: int) -> bool | None:
+        return self._engines.took(step)
+
+    def recorded(self) -> bool:
+        if not self._engines.capturing():
+            return False
+        if self.plan.stale() or self._kept.moved():
+            raise PlanError(
+                "the model's tensors or averages moved after the last update: let a step run, then capture."
+            )
+        self._refuse_host_buffers()
+        self._engines.record()
+        if self._engines not in self._captured:
+            self._captured.append(self._engines)
+        return True
+
+    @contextmanager
+    def replaying(self, graph: Graph) -> Generator[None]:
+        """The next update is the one that ``graph`` holds. It is replayed once, with an update or without.
+
+        Raises:
+            PlanError: no update of the present engines was captured. Nothing was replayed or counted.
+        """
+        if self.plan.stale() or self._kept.moved() or self._engines not in self._captured:
+            raise PlanError(
+                "no update of the model's present tensors was captured: capture a graph in which "
+                "ema.update() is called, and again whenever the model's tensors have moved, a state was "
+                "loaded or the average was reset."
+            )
+        self._graph = graph
+        try:
+            yield
+            if self._taken() is not None:
+                graph.replay()
+        finally:
+            self._graph = None
+
+    def _refuse_host_buffers(self) -> None:
+        devices = {entry.live.device for entry in self.plan.having("average")}
+        for entry in self.plan.having("copy"):
+            if entry.live.device not in devices:
+                raise ConfigError(
+                    f"{entry.name} is a buffer on {entry.live.device} that the average copies: a graph would "
+                    "copy it while captured and never again. Move it to the model's device, or leave it out "
+                    f"(exclude={entry.name!r}), or call ema.update() after graph.replay() instead."
+                )
+
+    def _taken(self) -> Graph | None:
+        graph, self._graph = self._graph, None
+        return graph
+
+    def settle(self) -> None:
+        self._engines.wait()
+
+    def skipped(self) -> tuple[int, dict[str, int]]:
+        return self._tally.read()
+
+    def resume_counts(self, skipped: tuple[int, dict[str, int]]) -> None:
+        self._tally = Tally(*skipped)
+
+    def exchange(self, track: Track[Tensor]) -> Exchange:
+        if track.name not in self._swaps:
+            self._swaps[track.name] = Swap(cast(Plan, self.plan), self.held(track))
+        return self._swaps[track.name].exchange(self.shown(track), track.name, self)
+
+    def own(self, entry: Entry[Tensor]) -> Tensor:
+        if type(entry.live) in (Tensor, nn.Parameter):
+            return self.copied(entry, None)
+        with outside_inference_mode():
+            return copy.deepcopy(entry.live)  # of a class of its own: quantised weights know how
+
+    def cloned(self, tensors: Mapping[str, Tensor]) -> tuple[nn.Module, list[tuple[Tensor, Tensor]]]:
+        places = {id(t): tensors[e.name] for e in self.plan.entries.values() for t in e.tensors}
+        return clone_onto(self.model, places)
+
+    def guard(self, guards: int) -> None:
+        """One more or less optimizer calls ``before_step``."""
+        self._guards += guards
+        self._engines.guard(self._guards > 0)
+
+    def capturing(self) -> bool:
+        """Whether a CUDA graph is being captured."""
+        return self._engines.capturing()
+
+    def before_step(self) -> None:
+        """θ is about to be written by an optimizer."""
+        self._engines.before_step()
+
+    def _kind_of_model(self) -> str:
+        return type(unwrap(self.model)).__name__
+
+
+def _form(tensor: Tensor) -> tuple[object, ...]:
+    return tensor.dtype, tensor.shape, tensor.device, tensor.stride()

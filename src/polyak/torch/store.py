@@ -1,0 +1,129 @@
+"""In what form an average is kept, and what is checked of the ways to ask for it."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from polyak._core.nonfinite import NonFinitePolicy, check_policy
+from polyak.errors import ConfigError
+from polyak.torch._engines.select import EngineName, check_engine
+from polyak.torch.tensors import put
+
+DType: TypeAlias = torch.dtype | Literal["split"] | None
+_NO_FLOAT64 = ("mps",)  # types of devices
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How averages are kept and updated.
+
+    dtype: of the averages; None for float32 or wider.  low: of what is kept below it, if anything.
+    device: where they live; None for beside their parameters.
+    policy: what to do with elements of θ that are not finite.
+    seed: of the random bits of 16-bit storage.
+    engine: "auto", or the one to prefer.
+    overlap: updates run under the next forward pass where the device can.
+    """
+
+    dtype: torch.dtype | None
+    low: torch.dtype | None
+    device: torch.device | None
+    policy: NonFinitePolicy
+    seed: int
+    engine: EngineName
+    overlap: bool
+
+    @classmethod
+    def of(
+        cls,
+        dtype: DType,
+        compensated: bool,
+        device: str | torch.device | None,
+        policy: NonFinitePolicy,
+        seed: int,
+        engine: EngineName,
+        overlap: bool,
+    ) -> Settings:
+        """What the user asked for.
+
+        Raises:
+            ConfigError: a word is unknown, a device is none, or two do not go together.
+        """
+        if dtype not in (None, "split", *_DTYPES):
+            raise ConfigError(f'dtype={dtype}: must be one of {", ".join(map(str, _DTYPES))}, "split".')
+        if compensated and dtype not in (None, torch.float32):
+            raise ConfigError(f"compensated=True with dtype={dtype}: only float32 averages are compensated.")
+        check_policy(policy)
+        check_engine(engine)
+        try:
+            where = None if device is None else torch.device(device)
+        except RuntimeError as error:
+            raise ConfigError(f"device={device!r} is no device: {error}") from error
+        if dtype == "split":
+            return cls(torch.bfloat16, torch.int8, where, policy, seed, engine, overlap)
+        return cls(dtype, torch.float32 if compensated else None, where, policy, seed, engine, overlap)
+
+    def dtype_of(self, live: Tensor) -> torch.dtype:
+        """The asked dtype for real tensors; by default float32, or the tensor's own where that is wider.
+
+        Complex tensors keep a complex dtype of at least 64 bits; there is no narrower one to ask for.
+        """
+        if live.is_complex():
+            return torch.promote_types(live.dtype, torch.complex64)
+        if self.dtype is not None:
+            return self.dtype
+        return torch.float32 if live.dtype.itemsize < 4 else live.dtype
+
+    def low_of(self, live: Tensor) -> torch.dtype | None:
+        """What is kept below it: nothing of float64 and complex averages, which need no more digits."""
+        return self.low if self.dtype_of(live) in (torch.float32, torch.bfloat16) else None
+
+    def stored(self, live: Tensor) -> tuple[Tensor, Tensor | None]:
+        """θ as an average to begin with, and its low part.
+
+        Raises:
+            ConfigError: compensated averages would live on a device without float64.
+        """
+        average, low = stored(live, self.dtype_of(live), self.device), None
+        if dtype := self.low_of(live):
+            if dtype == torch.float32 and average.device.type in _NO_FLOAT64:
+                raise ConfigError(
+                    f"compensated=True with averages on {average.device}: their two parts add up in float64, "
+                    'which does not exist there. device="cpu" keeps them on the host.'
+                )
+            with outside_inference_mode():
+                low = torch.zeros_like(average, dtype=dtype, memory_format=torch.preserve_format)
+                put(average, low, live)
+        return average, low
+
+
+@contextmanager
+def outside_inference_mode() -> Generator[None]:
+    """Tensors made here can be updated anywhere, also when validation under inference mode makes them."""
+    with torch.inference_mode(False), torch.no_grad():
+        yield
+
+
+def stored(live: Tensor, dtype: torch.dtype, device: torch.device | None) -> Tensor:
+    """A copy of a tensor: same strides, own memory."""
+    with outside_inference_mode():
+        return live.detach().to(device or live.device, dtype, copy=True, memory_format=torch.preserve_format)
+
+
+def laid_out_as(live: Tensor, tensor: Tensor) -> Tensor:
+    """The tensor itself where its strides are those a copy of ``live`` has; else a copy that has them.
+
+    A model may turn to channels-last at any time. Kernels run slower on weights in another layout than their
+    inputs', and ``torch.compile`` compiles again for them.
+    """
+    strides = torch.empty_like(live, device="meta").stride()
+    if tensor.stride() == strides:
+        return tensor
+    return torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype, device=tensor.device).copy_(tensor)

@@ -1,0 +1,161 @@
+"""Which tensors: found once, by name, and watched for change at the price of one cheap call each.
+
+Names are the model's own, without what wrappers add (``module.``, ``_orig_mod.`` …). A tensor reached
+by several names is planned once, under the first. Live tensors are held as the objects the model
+holds, never as detached aliases, so no update can go to memory the model has left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from operator import attrgetter
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+
+from polyak._core import tensor_map as core
+from polyak._core.change_detection import agree, contents, holds, readings
+from polyak._core.tensor_map import Entry, Kind, Seen, Selection, planned
+from polyak._foreign.states import WRAPPED
+from polyak.errors import PlanError
+from polyak.torch.batchnorm import sort_of
+from polyak.torch.tensors import holds_values, watched
+
+
+class Plan(core.Plan[Tensor]):
+    """The tensors of one model, by name, and a fingerprint that tells when they are no longer these.
+
+    Args:
+        model: any module, wrapped or not.
+        selection: globs and buffer policy.
+        averaged: entries averaged so far; they stay averaged, under a new name too, even when frozen later.
+
+    Raises:
+        PlanError: a tensor is not initialised yet.
+    """
+
+    def __init__(
+        self, model: nn.Module, selection: Selection, averaged: Sequence[Entry[Tensor]] = ()
+    ) -> None:
+        modules = dict(walk(model))
+        _refuse_torchscript(modules)
+        _refuse_fsdp(model)
+        kept = {entry.name for entry in averaged} | {id(t) for entry in averaged for t in entry.tensors}
+        self.entries = entries(modules, selection, kept)
+        _refuse_sparse(self.entries)
+        unique = {id(module): module for module in modules.values()}.values()
+        self.contents = contents(
+            store
+            for m in unique
+            for store in (m._parameters, m._buffers, m._modules)  # pyright: ignore[reportPrivateUsage]
+        )
+        self._unmoved = watched([tensor for entry in self.entries.values() for tensor in entry.tensors])
+        shared = [e for e in self.entries.values() if e.kind == "parameter" and e.role == "share"]
+        frozen = [t for entry in shared for t in entry.tensors if not t.requires_grad]
+        self._frozen = readings((_requires_grad,), frozen)
+
+    def stale(self) -> bool:
+        """Whether the model holds other tensors than planned, or one of them moved to other memory.
+
+        Looks into the modules' own dictionaries, without walking the module.
+        """
+        return not (holds(self.contents) and self._unmoved() and agree(self._frozen))
+
+
+_requires_grad = attrgetter("requires_grad")
+
+
+def unwrap(module: nn.Module) -> nn.Module:
+    """The module that DDP, ``torch.compile``, FSDP or activation checkpointing wrapped."""
+    while True:
+        if isinstance(module, DataParallel | DistributedDataParallel):
+            module = cast(nn.Module, module.module)
+        elif inner := [child for key, child in module._modules.items() if key in WRAPPED]:  # pyright: ignore[reportPrivateUsage]
+            module = cast(nn.Module, inner[0])
+        else:
+            return module
+
+
+def walk(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """Each module below, wrappers taken off, by the prefix of its tensors' names."""
+    module = unwrap(module)
+    yield prefix, module
+    for key, child in module._modules.items():  # pyright: ignore[reportPrivateUsage]
+        if child is not None:
+            yield from walk(child, f"{prefix}{key}.")
+
+
+def _refuse_torchscript(modules: dict[str, nn.Module]) -> None:
+    for prefix, module in modules.items():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise PlanError(
+                f"{prefix[:-1] or 'the model'} is TorchScript, whose tensors live outside Python. "
+                "Average the module it was made from, and script that."
+            )
+
+
+_WHOLE = "Average one that is whole in each process: under DDP, or on one device."
+
+
+def _refuse_fsdp(model: nn.Module) -> None:
+    """Its first version; the parameters of the second are refused one by one."""
+    if any("_fsdp_wrapped_module" in module._modules for module in model.modules()):  # pyright: ignore[reportPrivateUsage]
+        raise PlanError(f"the model is wrapped by FSDP, whose parameters are pieces. {_WHOLE}")
+
+
+def _refuse_sparse(planned: dict[str, Entry[Tensor]]) -> None:
+    for entry in planned.values():
+        if entry.role == "average" and not _has_address(entry.live):
+            raise PlanError(
+                f"{entry.name} is {entry.live.layout}: only dense tensors are averaged. Leave it out with "
+                f'exclude="{entry.name}".'
+            )
+
+
+def entries(
+    modules: dict[str, nn.Module], selection: Selection, kept: Collection[str | int] = ()
+) -> dict[str, Entry[Tensor]]:
+    """The tensors of modules by name. ``kept``: names and ids of those averaged whether trained or not."""
+    return planned(_seen(modules), selection, _requires_grad, kept)
+
+
+def _seen(modules: dict[str, nn.Module]) -> Iterator[Seen[Tensor]]:
+    for prefix, module in modules.items():
+        kinds: tuple[tuple[Kind, dict[str, Tensor | None]], ...] = (
+            ("parameter", module._parameters),  # pyright: ignore[reportPrivateUsage, reportAssignmentType]
+            ("buffer", module._buffers),  # pyright: ignore[reportPrivateUsage]
+        )
+        for kind, store in kinds:
+            for key, tensor in store.items():
+                if tensor is not None:
+                    name, fleeting = prefix + key, key in module._non_persistent_buffers_set  # pyright: ignore[reportPrivateUsage]
+                    identity = _identity(tensor, name)
+                    yield Seen(name, kind, tensor, identity, sort_of(module, key), not fleeting)
+
+
+def _identity(tensor: Tensor, name: str) -> object:
+    """Equal for tensors that are one memory under several objects or names: those are tied."""
+    if isinstance(tensor, UninitializedParameter | UninitializedBuffer):
+        raise PlanError(f"{name} is not initialised yet: run the model once before averaging it.")
+    if tensor.device.type == "meta":
+        raise PlanError(f"{name} is on the meta device and holds no values: materialise the model first.")
+    if tensor.numel() == 0 or not _has_address(tensor):
+        return id(tensor)
+    if tensor.data_ptr() == 0:  # an engine would follow the pointer
+        raise PlanError(
+            f"{name} is a {type(tensor).__name__}, whose values are in other tensors: sharded, or "
+            f"quantised. {_WHOLE}"
+        )
+    if not holds_values(tensor):  # here it would read beyond the end
+        raise PlanError(
+            f"{name} is {tensor.dtype} {tuple(tensor.shape)} on a storage of only "
+            f"{tensor.untyped_storage().nbytes()} bytes: give it back its size before the next update."
+        )
+    return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride(), tensor.device
+
+
+def _has_address(tensor: Tensor) -> bool:
+    return tensor.layout == torch.strided  # sparse tensors have several memories and none to point at
