@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from polyak._foreign.load import Average as Average
 from polyak._foreign.load import load as load
 from polyak.archive.archive import Archive as Archive
-from polyak.archive.synthesize import reachable as reachable
+from polyak.archive.synthesize import synthesizable as synthesizable
 from polyak.archive.synthesize import synthesize as synthesize
 from polyak.errors import CheckpointError as CheckpointError
 from polyak.errors import ConfigError as ConfigError
@@ -88,7 +88,7 @@ __all__ = [
     "average",
     "compose",
     "load",
-    "reachable",
+    "synthesizable",
     "synthesize",
     "update_batchnorm",
 ]

@@ -27,7 +27,7 @@ from polyak._foreign.load import load
 
 NAME = "average.safetensors"
 FINISHED = 42
-WATCHED = tuple(f"checkpoints/{name}.py" for name in ("write", "shards", "locks", "targets"))
+WATCHED = tuple(f"_files/{name}.py" for name in ("write", "shards", "locks", "targets"))
 
 # Which saves are in shards: by the number of the save.
 KINDS: dict[str, Callable[[int], bool]] = {

@@ -154,7 +154,7 @@ def test_old_snapshots_are_thinned(tmp_path: Path, keep: str | int, most: int) -
     assert most * 0.5 <= len(steps) <= most
     assert len(archive.snapshots) == 2 * len(steps) - 1
     # What the thinning is for: wide averages can still be made after it.
-    rows = polyak.reachable(archive, half_lives=[60, 150, 300])
+    rows = polyak.synthesizable(archive, half_lives=[60, 150, 300])
     assert all(row.error < (0.01 if keep != 9 else 0.05) for row in rows)
 
 

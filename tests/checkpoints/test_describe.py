@@ -15,7 +15,7 @@ import polyak
 from polyak._files.open import header_of
 from polyak._files.write import write_arrays
 from polyak._foreign.open_any import open_weights
-from polyak.cli.describe import Checkpoint, Snapshots, describe, figures_of, to_json
+from polyak.cli.describe import CheckpointSummary, Snapshots, describe, figures_of, to_json
 from polyak.errors import CheckpointError
 from polyak.schedules.profile import Run
 
@@ -29,9 +29,9 @@ def trained(steps: int = 30) -> polyak.EMA:
     return ema
 
 
-def checkpoint(path: Path, verify: bool = True) -> Checkpoint:
+def checkpoint(path: Path, verify: bool = True) -> CheckpointSummary:
     found = describe(path, verify)
-    assert isinstance(found, Checkpoint)
+    assert isinstance(found, CheckpointSummary)
     return found
 
 
@@ -161,7 +161,7 @@ def test_an_archive(tmp_path: Path) -> None:
     assert (found.run, found.steps, found.tracks) == (ema.run, tuple(archive.steps), ("long", "short"))
     files = list((tmp_path / "runs").glob("*.safetensors"))
     assert (found.files, found.nbytes) == (len(files), sum(path.stat().st_size for path in files))
-    assert found.reach == tuple(polyak.reachable(archive))
+    assert found.reach == tuple(polyak.synthesizable(archive))
 
 
 def test_an_archive_that_has_only_begun(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ import polyak
 from polyak import CheckpointError, ConfigError, HalfLife, Profile, Recency, average
 from polyak._dtypes import BY_NAME, is_float
 from polyak._files import weighted_sum as blend
-from polyak._files.checkpoint import Held, Slot, Weights
+from polyak._files.checkpoint import Checkpoint, ComputedTensor, LazyTensor
 from polyak._files.header import Header
 from polyak._files.layout import Spec
 from polyak._files.shards import write_sharded
@@ -489,12 +489,14 @@ def counted(make: Callable[[np.ndarray], Any], alive: list[int]) -> Callable[[np
     return counting
 
 
-def held(weights: Weights, alive: list[int]) -> Weights:
+def held(weights: Checkpoint, alive: list[int]) -> Checkpoint:
     """The same file, as one whose tensors are strided there; counts the arrays in memory."""
 
-    def slot(name: str, span: Slot) -> Held:
+    def slot(name: str, span: LazyTensor) -> ComputedTensor:
         keep = counted(lambda array: array, alive)
-        return Held(span.dtype, span.shape, lambda: keep(span.read().copy()))  # copied: it owns its memory
+        return ComputedTensor(
+            span.dtype, span.shape, lambda: keep(span.read().copy())
+        )  # copied: it owns its memory
 
     return replace(weights, slots={name: slot(name, span) for name, span in weights.slots.items()})
 
@@ -530,9 +532,11 @@ def test_nan_in_a_tensor_given_whole_is_refused(tmp_path: Path, monkeypatch: pyt
 def test_of_tensors_given_whole_two_are_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The mean and one input; before and after the largest there are others as large."""
     count = 2_000_000  # beside which the megabyte through which a file is written is little
-    slots = {f"t{i}": Held(np.dtype("f4"), (count,), lambda: np.ones(count, "f4")) for i in range(3)}
-    slots["n"] = Held(np.dtype("i4"), (count,), lambda: np.ones(count, "i4"))
-    monkeypatch.setattr(inputs, "open_weights", lambda path: Weights(str(path), "pytorch", slots))
+    slots = {
+        f"t{i}": ComputedTensor(np.dtype("f4"), (count,), lambda: np.ones(count, "f4")) for i in range(3)
+    }
+    slots["n"] = ComputedTensor(np.dtype("i4"), (count,), lambda: np.ones(count, "i4"))
+    monkeypatch.setattr(inputs, "open_weights", lambda path: Checkpoint(str(path), "pytorch", slots))
     monkeypatch.setattr(blend, "PIECE", 1000)
     tracemalloc.start()
     average(["a", "b", "c"], tmp_path / "o.safetensors")

@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 import polyak
 from polyak._files.header import Header
 from polyak._foreign.note import SUFFIX, write_note
-from polyak.cli.describe import Checkpoint, describe
+from polyak.cli.describe import CheckpointSummary, describe
 from polyak.convert.convert import convert
 from polyak.errors import CheckpointError
 from polyak.schedules import Constant, Profile
@@ -24,9 +24,9 @@ AVERAGE = Header("long", 30, Constant(0.9), Profile.from_decay(0.9, 30), "averag
 RAW = Header("raw", 30, None, Profile.raw(30), "raw", "0123abcd")
 
 
-def described(where: Path) -> Checkpoint:
+def described(where: Path) -> CheckpointSummary:
     found = describe(where)
-    assert isinstance(found, Checkpoint)
+    assert isinstance(found, CheckpointSummary)
     return found
 
 

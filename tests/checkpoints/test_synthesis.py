@@ -143,7 +143,7 @@ def test_a_profile_is_a_target(trained: Trained) -> None:
 def test_what_cannot_be_met_is_refused_and_nothing_written(trained: Trained, tmp_path: Path) -> None:
     out = tmp_path / "narrow.safetensors"
     with pytest.raises(
-        CheckpointError, match=r"can be met to \d+\.\d% only; max_error is 2\.0%\. .*reachable"
+        CheckpointError, match=r"can be met to \d+\.\d% only; max_error is 2\.0%\. .*synthesizable"
     ):
         polyak.synthesize(trained.folder / "float16-1", HalfLife(steps=2), out=out)
     assert list(tmp_path.iterdir()) == []
@@ -219,13 +219,13 @@ def test_a_tensor_that_joined_late_has_its_own_mixture(tmp_path: Path, how: str)
 
 
 def test_reachable_tells_what_synthesize_would(trained: Trained) -> None:
-    rows = polyak.reachable(trained.folder / "float16-1", half_lives=[30, 100, 400])
+    rows = polyak.synthesizable(trained.folder / "float16-1", half_lives=[30, 100, 400])
     for row in rows:
         made = polyak.synthesize(
             trained.folder / "float16-1", HalfLife(steps=row.half_life), max_error=math.inf
         )
         assert (made.error, made.noise_gain) == pytest.approx((row.error, row.noise_gain), rel=1e-6)
-    assert [row.half_life for row in polyak.reachable(trained.folder / "float16-1")] == pytest.approx(
+    assert [row.half_life for row in polyak.synthesizable(trained.folder / "float16-1")] == pytest.approx(
         np.geomspace(1, STEPS, 25)
     )
 
@@ -235,7 +235,7 @@ def test_at_lies_within_the_run(trained: Trained, at: int) -> None:
     with pytest.raises(ConfigError, match=f"at={at}: the snapshots reach from step 40 to 1000"):
         polyak.synthesize(trained.folder / "float32-1", 0.9, at=at)
     with pytest.raises(ConfigError, match=f"at={at}"):
-        polyak.reachable(trained.folder / "float32-1", at=at)
+        polyak.synthesizable(trained.folder / "float32-1", at=at)
 
 
 def test_a_damaged_snapshot_is_named(trained: Trained, tmp_path: Path) -> None:

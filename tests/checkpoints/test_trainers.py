@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import polyak
-from polyak.cli.describe import Checkpoint, describe
+from polyak.cli.describe import CheckpointSummary, describe
 from polyak.convert.convert import convert
 from polyak.errors import CheckpointError
 from tests.trainers.digits import network
@@ -20,10 +20,10 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 DECAYS = {"short": polyak.Constant(0.5), "long": polyak.Warmup(0.99)}
 
 
-def check_inspected(path: Path, ema: polyak.EMA, library: str) -> Checkpoint:
+def check_inspected(path: Path, ema: polyak.EMA, library: str) -> CheckpointSummary:
     """Every track is told with its schedule and its history."""
     found = describe(path)
-    assert isinstance(found, Checkpoint)
+    assert isinstance(found, CheckpointSummary)
     assert (found.library, found.step, found.run) == (library, ema.step, ema.run)
     averages = {one.name: one for one in found.parts if one.role == "average"}
     assert averages.keys() == ema.tracks.keys()
@@ -82,7 +82,7 @@ def test_ultralytics(tmp_path: Path) -> None:
     for track in ("short", "long", "raw"):
         check_converted(path, average.ema, track)
     shown = describe(path.with_name("best.pt"))
-    assert isinstance(shown, Checkpoint)
+    assert isinstance(shown, CheckpointSummary)
     assert "averaged by polyak: best.polyak.pt beside it says how" in shown.notes[1]
 
 
@@ -98,10 +98,10 @@ def test_transformers(tmp_path: Path) -> None:
     assert (found.role, found.integrity) == ("resumable", "verified")
     check_converted(folder / "polyak.safetensors", average.ema, "long")
     raw = describe(folder)
-    assert isinstance(raw, Checkpoint)
+    assert isinstance(raw, CheckpointSummary)
     assert (raw.library, [one.role for one in raw.parts]) == ("transformers", ["raw"])
     others = [describe(folder / name) for name in ("optimizer.pt", "scheduler.pt")]
-    assert all(isinstance(one, Checkpoint) and one.library != "transformers" for one in others)
+    assert all(isinstance(one, CheckpointSummary) and one.library != "transformers" for one in others)
 
 
 def test_accelerate(tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_accelerate(tmp_path: Path) -> None:
     check_inspected(path, ema, "polyak")
     check_converted(path, ema, "long")
     beside = describe(tmp_path)
-    assert isinstance(beside, Checkpoint)
+    assert isinstance(beside, CheckpointSummary)
     assert (beside.library, [one.role for one in beside.parts]) == ("accelerate", ["unknown"])
     assert "custom_checkpoint_0.pkl" in beside.notes[0]
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from polyak import CheckpointError, ConfigError
-from polyak.select.evaluate import Command, Record, Trial, alone_in
+from polyak.select.evaluate import EvalCommand, SweepRecord, Trial, alone_in
 from tests.processes import gone
 
 PYTHON = shlex.quote(sys.executable)
@@ -38,7 +38,7 @@ def python(code: str) -> str:
     ],
 )
 def test_the_last_line_is_the_metric(tmp_path: Path, code: str, metric: float) -> None:
-    measured = Command(python(code)).measure(tmp_path / "w")
+    measured = EvalCommand(python(code)).measure(tmp_path / "w")
     assert measured.metric == metric
     assert measured.failure is None
     assert 0 < measured.seconds < 60
@@ -58,7 +58,7 @@ def test_the_last_line_is_the_metric(tmp_path: Path, code: str, metric: float) -
     ],
 )
 def test_what_gives_no_metric_gives_its_reason(tmp_path: Path, code: str, failure: str) -> None:
-    measured = Command(python(code)).measure(tmp_path / "w")
+    measured = EvalCommand(python(code)).measure(tmp_path / "w")
     assert measured.metric is None
     assert measured.failure == failure
 
@@ -66,11 +66,11 @@ def test_what_gives_no_metric_gives_its_reason(tmp_path: Path, code: str, failur
 @POSIX
 def test_a_command_killed_by_a_signal_says_which(tmp_path: Path) -> None:
     code = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
-    assert Command(python(code)).measure(tmp_path / "w").failure == "it was killed by SIGKILL"
+    assert EvalCommand(python(code)).measure(tmp_path / "w").failure == "it was killed by SIGKILL"
 
 
 def test_a_program_that_is_not_there_is_named(tmp_path: Path) -> None:
-    failure = Command("no-such-program {weights}").measure(tmp_path / "w").failure
+    failure = EvalCommand("no-such-program {weights}").measure(tmp_path / "w").failure
     assert failure is not None
     assert failure.startswith("it cannot be started")
     assert "no-such-program" in failure
@@ -83,23 +83,24 @@ def test_a_path_arrives_whole_whatever_it_is_called(tmp_path: Path, shell: bool)
     weights = tmp_path / "a b'c\"d $(echo e); *.safetensors"
     weights.write_text("0.25")
     assert (
-        Command(python("import sys; print(open(sys.argv[1]).read())"), shell).measure(weights).metric == 0.25
+        EvalCommand(python("import sys; print(open(sys.argv[1]).read())"), shell).measure(weights).metric
+        == 0.25
     )
     inside = f"{PYTHON} -c 'import sys; print(len(sys.argv[1]))' --weights={{weights}}"
-    assert Command(inside, shell).measure(weights).metric == len(f"--weights={weights}")
+    assert EvalCommand(inside, shell).measure(weights).metric == len(f"--weights={weights}")
 
 
 def test_a_relative_path_arrives_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     code = "import os, sys; print(int(os.path.isabs(sys.argv[1])))"
-    assert Command(python(code)).measure(Path("w")).metric == 1
+    assert EvalCommand(python(code)).measure(Path("w")).metric == 1
 
 
 @POSIX
 def test_only_a_shell_knows_pipes(tmp_path: Path) -> None:
     line = "echo {weights} 1 2 | wc -w"
-    assert Command(line, shell=True).measure(tmp_path / "w").metric == 3
-    assert "no number" in (Command(line).measure(tmp_path / "w").failure or "")
+    assert EvalCommand(line, shell=True).measure(tmp_path / "w").metric == 3
+    assert "no number" in (EvalCommand(line).measure(tmp_path / "w").failure or "")
 
 
 @POSIX
@@ -112,7 +113,7 @@ def test_a_timeout_ends_the_command_and_all_it_started(tmp_path: Path) -> None:
         "time.sleep(300)"
     )
     begun = time.monotonic()
-    measured = Command(python(code), timeout=3).measure(tmp_path / "w")
+    measured = EvalCommand(python(code), timeout=3).measure(tmp_path / "w")
     assert measured.failure == "it was killed after 3 seconds"
     assert 3 <= time.monotonic() - begun < 30
     assert all(gone(int(pid)) for pid in pids.read_text().split())
@@ -126,7 +127,7 @@ def test_a_child_that_stays_behind_is_not_waited_for(tmp_path: Path) -> None:
         "print(child.pid)"
     )
     begun = time.monotonic()
-    measured = Command(python(code)).measure(tmp_path / "w")
+    measured = EvalCommand(python(code)).measure(tmp_path / "w")
     assert measured.metric is not None
     os.kill(int(measured.metric), signal.SIGKILL)
     assert time.monotonic() - begun < 30
@@ -143,14 +144,14 @@ def test_a_child_that_stays_behind_is_not_waited_for(tmp_path: Path) -> None:
 )
 def test_a_command_that_cannot_work_is_refused(line: str, timeout: float | None, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        Command(line, timeout=timeout)
+        EvalCommand(line, timeout=timeout)
 
 
 TRIALS = [Trial(10.0, 0.5, None, 0.01, 1.5, 2.0), Trial(100.0, None, "exit status 1"), Trial(31.0, 0.75)]
 
 
-def recorded(path: Path) -> Record:
-    record = Record(path, "a run", 400, "eval {weights}", "max")
+def recorded(path: Path) -> SweepRecord:
+    record = SweepRecord(path, "a run", 400, "eval {weights}", "max")
     for trial in TRIALS:
         record.add(trial)
     return record
@@ -159,13 +160,13 @@ def recorded(path: Path) -> Record:
 def test_a_record_is_gone_on_with(tmp_path: Path) -> None:
     path = tmp_path / "sweep.json"
     recorded(path)
-    again = Record(path, "a run", 400, "eval {weights}", "max")
+    again = SweepRecord(path, "a run", 400, "eval {weights}", "max")
     assert again.trials == [TRIALS[0], TRIALS[2], TRIALS[1]]
     assert again.best == TRIALS[2]
     assert again.measured(31.0 * (1 + 1e-9)) == TRIALS[2]
     assert again.measured(31.1) is None
     assert again.measured(100.0) is None
-    assert Record(path, "a run", 400, "eval {weights}", "min").best == TRIALS[0]
+    assert SweepRecord(path, "a run", 400, "eval {weights}", "min").best == TRIALS[0]
 
 
 def test_the_file_says_what_was_found(tmp_path: Path) -> None:
@@ -199,7 +200,7 @@ def test_a_record_of_something_else_is_refused(
     recorded(tmp_path / "sweep.json")
     before = (tmp_path / "sweep.json").read_bytes()
     with pytest.raises(CheckpointError, match=words):
-        Record(tmp_path / "sweep.json", run, at, command, "max")
+        SweepRecord(tmp_path / "sweep.json", run, at, command, "max")
     assert (tmp_path / "sweep.json").read_bytes() == before
 
 
@@ -210,7 +211,7 @@ def test_a_damaged_record_is_named(tmp_path: Path, text: str) -> None:
     path = tmp_path / "sweep.json"
     path.write_text(text, encoding="latin-1")
     with pytest.raises(CheckpointError, match=r"sweep.json cannot be read.*Delete it"):
-        Record(path, "a run", 400, "eval {weights}", "max")
+        SweepRecord(path, "a run", 400, "eval {weights}", "max")
 
 
 @POSIX

@@ -77,7 +77,7 @@ def test_without_a_file_it_lists_what_is_reachable(archive: str) -> None:
     assert table.returncode == 0
     assert "expected error" in table.stdout
     rows = json.loads(run(archive, "--json").stdout)["reachable"]
-    assert [row["half_life"] for row in rows] == [row.half_life for row in polyak.reachable(archive)]
+    assert [row["half_life"] for row in rows] == [row.half_life for row in polyak.synthesizable(archive)]
 
 
 @pytest.mark.parametrize(

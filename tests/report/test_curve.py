@@ -13,12 +13,12 @@ from PIL import Image
 
 from polyak import CheckpointError, MissingExtraError
 from polyak.report.curve import caption, drawing, picture
-from polyak.select.evaluate import Record, Trial
+from polyak.select.evaluate import SweepRecord, Trial
 
 
-def record(*metrics: float | None, ratio: float = 10.0, mode: Any = "max") -> Record:
+def record(*metrics: float | None, ratio: float = 10.0, mode: Any = "max") -> SweepRecord:
     """Half-lives 1, 10, 100, … with these metrics."""
-    made = Record(Path("nowhere"), "a run", 400, "eval {weights}", mode)
+    made = SweepRecord(Path("nowhere"), "a run", 400, "eval {weights}", mode)
     made.trials = [Trial(ratio**i, m, None if m is not None else "no") for i, m in enumerate(metrics)]
     return made
 

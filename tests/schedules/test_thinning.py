@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from polyak import HalfLife, Power, Profile
-from polyak.archive.retention import even, logarithmic, telling
+from polyak.archive.retention import even, logarithmic, most_informative
 from polyak.schedules import solve
 
 
@@ -55,10 +55,10 @@ def worst(stored: list[list[Profile]], steps: int) -> float:
 @pytest.mark.parametrize("spread", [(20.0, 6.0), (12.0,)])
 def test_those_that_tell_most_beat_any_even_choice(spread: tuple[float, ...]) -> None:
     stored = [[Profile.from_decay(Power(gamma=g), t) for g in spread] for t in range(50, 2001, 50)]
-    chosen = telling(stored, 8)
+    chosen = most_informative(stored, 8)
     assert len(chosen) == 8
     assert chosen == sorted(chosen)
     assert chosen[-1] == 39
     evenly = [stored[i] for i in range(4, 40, 5)]
     assert worst([stored[i] for i in chosen], 2000) < worst(evenly, 2000) / 2
-    assert telling(stored[:5], 9) == [0, 1, 2, 3, 4]
+    assert most_informative(stored[:5], 9) == [0, 1, 2, 3, 4]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from polyak import EMA, ConfigError, PlanError, Warmup, reference
-from polyak.torch._engines.updater import Ensemble
+from polyak.torch._engines.updater import Updater
 
 X = torch.linspace(-1, 1, 6).view(2, 3)
 
@@ -443,7 +443,7 @@ def test_the_verdict_of_a_scaler_is_not_read_while_a_graph_is_captured(
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     ema = EMA(model, 0.9)
     ema.attach(optimizer)
-    monkeypatch.setattr(Ensemble, "capturing", lambda self: True)
+    monkeypatch.setattr(Updater, "capturing", lambda self: True)
     optimizer.grad_scale, optimizer.found_inf = None, torch.zeros(())
     with pytest.raises(ConfigError, match=r"in a CUDA graph nobody can read .* AdamW step"):
         optimizer.step()

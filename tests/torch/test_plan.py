@@ -16,7 +16,7 @@ from torch.nn.utils import parametrize
 
 from polyak import ConfigError, PlanError
 from polyak.torch import EMA
-from polyak.torch.tensor_map import Plan
+from polyak.torch.tensor_map import TensorMap
 
 from .conftest import Beside, array
 
@@ -666,10 +666,10 @@ def test_an_unchanged_model_is_not_replanned(monkeypatch: pytest.MonkeyPatch) ->
     model = network()
     ema = EMA(model, 0.9)
 
-    def planned(of: nn.Module, *args: Any) -> Plan:
+    def planned(of: nn.Module, *args: Any) -> TensorMap:
         if of is model:
             pytest.fail("planned again")
-        return Plan(of, *args)  # of the average's own module
+        return TensorMap(of, *args)  # of the average's own module
 
     monkeypatch.setattr("polyak.torch.average_set.Plan", planned)
     for _ in range(2):

@@ -1,6 +1,6 @@
 """The tensors behind an EMA: every track's averages, kept in step with a model that may change.
 
-``Averages`` says what happens; a framework's subclass says how it is done with its tensors: find
+``AverageSet`` says what happens; a framework's subclass says how it is done with its tensors: find
 them, store them, average them, put them into the model and take them out again.
 """
 
@@ -17,7 +17,15 @@ from polyak._core.kept import Kept
 from polyak._core.nonfinite import NonFinitePolicy, refuse_start
 from polyak._core.state_dict import Loaded, State, fill
 from polyak._core.swap_guard import Exchange, finished
-from polyak._core.tensor_map import Entry, Patterns, Plan, Selection, as_patterns, follow, refuse_unmatched
+from polyak._core.tensor_map import (
+    Patterns,
+    Selection,
+    TensorEntry,
+    TensorMap,
+    as_patterns,
+    follow,
+    refuse_unmatched,
+)
 from polyak._core.tensors import T, Tensors
 from polyak._core.track import Track
 from polyak.errors import PlanError
@@ -26,7 +34,7 @@ from polyak.schedules import Decay
 _LOOK = 100  # see ``mend``
 
 
-class Averages(ABC, Generic[ModelT, T]):
+class AverageSet(ABC, Generic[ModelT, T]):
     """One model's plan, the averages of each track, and the copied buffers.
 
     Args:
@@ -89,7 +97,7 @@ class Averages(ABC, Generic[ModelT, T]):
         """The engines in use, and why no faster ones are."""
 
     @abstractmethod
-    def planned(self, selection: Selection, averaged: Sequence[Entry[T]] = ()) -> Plan[T]:
+    def planned(self, selection: Selection, averaged: Sequence[TensorEntry[T]] = ()) -> TensorMap[T]:
         """The model's tensors now; those ``averaged`` so far stay averaged."""
 
     @abstractmethod
@@ -97,11 +105,11 @@ class Averages(ABC, Generic[ModelT, T]):
         """θ as an average to begin with, and its low part."""
 
     @abstractmethod
-    def moved(self, tensor: T, entry: Entry[T], copy: bool) -> T:
+    def moved(self, tensor: T, entry: TensorEntry[T], copy: bool) -> T:
         """An average kept so far where this entry's belongs; in memory of its own if ``copy``."""
 
     @abstractmethod
-    def copied(self, entry: Entry[T], kept: T | None) -> T:
+    def copied(self, entry: TensorEntry[T], kept: T | None) -> T:
         """A copied buffer's present values, in the memory of the copy ``kept`` so far where it still fits."""
 
     @abstractmethod
@@ -140,7 +148,7 @@ class Averages(ABC, Generic[ModelT, T]):
         """What puts a track's averages into the live model and takes them out again."""
 
     @abstractmethod
-    def own(self, entry: Entry[T]) -> T:
+    def own(self, entry: TensorEntry[T]) -> T:
         """A copy of a tensor that is neither averaged nor copied, where the averages lie."""
 
     @abstractmethod
@@ -155,7 +163,7 @@ class Averages(ABC, Generic[ModelT, T]):
         """Go on counting from there."""
 
     @abstractmethod
-    def plan_of(self, model: ModelT) -> Plan[T]:
+    def plan_of(self, model: ModelT) -> TensorMap[T]:
         """The tensors of another model."""
 
     def extra_states(self) -> dict[str, T]:
@@ -236,7 +244,7 @@ class Averages(ABC, Generic[ModelT, T]):
         kept = {name: average for name, average in self.first.tensors.items() if not chosen.takes([name])}
         return partial(self._adopt, plan, follow(self.plan.entries, plan.entries, kept), step)
 
-    def with_room_for(self, names: Collection[str], step: int) -> tuple[Plan[T], dict[str, Track[T]]]:
+    def with_room_for(self, names: Collection[str], step: int) -> tuple[TensorMap[T], dict[str, Track[T]]]:
         """The plan in which parameters of these names are averaged though frozen, and the tracks with them.
 
         Nothing is changed here.
@@ -253,7 +261,9 @@ class Averages(ABC, Generic[ModelT, T]):
             tracks[name] = replace(track, tensors=tensors, lows=lows, joined=later, twin=None)
         return plan, tracks
 
-    def restore(self, loaded: Loaded[T], state: State, plan: Plan[T], tracks: Mapping[str, Track[T]]) -> None:
+    def restore(
+        self, loaded: Loaded[T], state: State, plan: TensorMap[T], tracks: Mapping[str, Track[T]]
+    ) -> None:
         """Take over a state that was read and checked against this plan and these tracks."""
         self.settle()
         for name, track in loaded.tracks.items():
@@ -312,7 +322,7 @@ class Averages(ABC, Generic[ModelT, T]):
 
         finished(write)
 
-    def _adopt(self, plan: Plan[T], heirs: Mapping[str, str], step: int) -> None:
+    def _adopt(self, plan: TensorMap[T], heirs: Mapping[str, str], step: int) -> None:
         """Take a plan over: heirs keep their averages, newcomers start at the model's present values."""
         averaged = self._averaged(plan)
         names = [entry.name for entry in averaged]
@@ -346,7 +356,7 @@ class Averages(ABC, Generic[ModelT, T]):
             kept |= {f"what {track.name!r} keeps below {name}": t for name, t in track.lows.items()}
         return kept
 
-    def _check_start(self, entries: Sequence[Entry[T]]) -> None:
+    def _check_start(self, entries: Sequence[TensorEntry[T]]) -> None:
         if self._policy == "raise":
             finite = [self.kit.all_finite([self.stored(entry.live)[0]])[0] for entry in entries]
             refuse_start([entry.name for entry, fit in zip(entries, finite, strict=True) if not fit])
@@ -358,7 +368,7 @@ class Averages(ABC, Generic[ModelT, T]):
             finite = self.kit.all_finite([tensor for _, tensor in places])
             self._unfit = {name for (name, _), fit in zip(places, finite, strict=True) if not fit}
 
-    def _averaged(self, plan: Plan[T]) -> list[Entry[T]]:
+    def _averaged(self, plan: TensorMap[T]) -> list[TensorEntry[T]]:
         if averaged := plan.having("average"):
             return averaged
         raise PlanError(
@@ -370,7 +380,7 @@ class Averages(ABC, Generic[ModelT, T]):
         return type(self.model).__name__
 
     def _tensors(
-        self, entries: Sequence[Entry[T]], track: Track[T], heirs: Mapping[str, str]
+        self, entries: Sequence[TensorEntry[T]], track: Track[T], heirs: Mapping[str, str]
     ) -> tuple[dict[str, T], dict[str, T]]:
         tensors: dict[str, T] = {}
         lows: dict[str, Any] = {}

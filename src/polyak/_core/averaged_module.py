@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Generic, TypeVar
 
 from polyak._core.change_detection import holds
-from polyak._core.tensor_map import Plan
+from polyak._core.tensor_map import TensorMap
 from polyak._core.tensors import T, Tensors
 
 ModelT = TypeVar("ModelT")
@@ -31,7 +31,7 @@ class Twin(Generic[ModelT, T]):
     def __init__(
         self,
         module: ModelT,
-        plan: Plan[T],
+        plan: TensorMap[T],
         tensors: Mapping[str, T],
         follows: Sequence[tuple[T, T]],
         step: int,

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
-from polyak._core.average_set import Averages
+from polyak._core.average_set import AverageSet
 from polyak._core.save import exported, header, raw_header
 from polyak._core.tensors import T
 from polyak._core.track import Track
@@ -22,7 +22,7 @@ class Captured(NamedTuple):
     header: Header
 
 
-def of_track(averages: Averages[Any, T], track: Track[T], step: int, run: str, dtype: str) -> Captured:
+def of_track(averages: AverageSet[Any, T], track: Track[T], step: int, run: str, dtype: str) -> Captured:
     """A track's averages, rounded, and the copied buffers as they are; not what the model never changes.
 
     Its header says how far the average was from the model's parameters and from what is stored of it,
@@ -50,7 +50,7 @@ def of_track(averages: Averages[Any, T], track: Track[T], step: int, run: str, d
     return Captured(arrays, replace(header(track, step, run), state=state))
 
 
-def of_model(averages: Averages[Any, T], step: int, run: str) -> Captured:
+def of_model(averages: AverageSet[Any, T], step: int, run: str) -> Captured:
     """The model's own tensors, all of them, exactly."""
     kit = averages.kit
     tensors = exported(averages.plan, {}, kit)

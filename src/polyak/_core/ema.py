@@ -10,7 +10,7 @@ from threading import get_ident
 from typing import Any
 
 from polyak._core import metrics
-from polyak._core.average_set import Averages, ModelT
+from polyak._core.average_set import AverageSet, ModelT
 from polyak._core.clock import Clock
 from polyak._core.optimizer_hook import Attachment, Witness, averaged_of
 from polyak._core.persistence import Persistent
@@ -35,7 +35,7 @@ class Watch:
             self._watchers.remove(self)
 
 
-class Verbs(Persistent[ModelT, T]):
+class BaseEMA(Persistent[ModelT, T]):
     """An EMA but for how it is made; see ``polyak.EMA``.
 
     Args:
@@ -45,7 +45,7 @@ class Verbs(Persistent[ModelT, T]):
         seed: of the random bits that round 16-bit averages.
     """
 
-    def __init__(self, averages: Averages[ModelT, T], every: int, start: int, seed: int) -> None:
+    def __init__(self, averages: AverageSet[ModelT, T], every: int, start: int, seed: int) -> None:
         self._averages = averages
         self.every, self.start, self._seed = every, start, seed
         self.run = secrets.token_hex(8)

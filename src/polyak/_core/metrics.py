@@ -6,12 +6,12 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from polyak._core.average_set import Averages
+from polyak._core.average_set import AverageSet
 from polyak._core.tensors import T
 from polyak._core.track import Track
 
 
-def of(averages: Averages[Any, T], step: int) -> dict[str, Any]:
+def of(averages: AverageSet[Any, T], step: int) -> dict[str, Any]:
     """The numbers of ``EMA.metrics``."""
     skipped, named = averages.skipped()
     out: dict[str, Any] = {
@@ -38,7 +38,7 @@ def of_track(track: Track[Any]) -> dict[str, float]:
     }
 
 
-def distances(averages: Averages[Any, T]) -> list[float]:
+def distances(averages: AverageSet[Any, T]) -> list[float]:
     """``‖avg-θ‖ / ‖θ‖`` of each track over all averaged elements, accumulated in float64."""
     names, tracks = list(averages.first.tensors), list(averages.tracks.values())
     lives = [averages.plan.entries[name].live for name in names]

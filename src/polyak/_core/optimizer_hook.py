@@ -8,7 +8,7 @@ from math import prod
 from typing import Any, Generic, TypeVar, cast
 from weakref import ref
 
-from polyak._core.tensor_map import Plan
+from polyak._core.tensor_map import TensorMap
 from polyak._core.tensors import T, Tensors, Traces
 from polyak.errors import ConfigError, PlanError
 
@@ -170,7 +170,7 @@ def as_several(optimizer: OptimizerT | Sequence[OptimizerT]) -> list[OptimizerT]
     return found
 
 
-def averaged_of(plan: Plan[T], name: str, held: Iterable[T]) -> list[T]:
+def averaged_of(plan: TensorMap[T], name: str, held: Iterable[T]) -> list[T]:
     """The averaged parameters among those that an optimizer holds.
 
     Raises:

@@ -11,7 +11,7 @@ from polyak._core import background_save as saving
 from polyak._core import capture as snapshots
 from polyak._core import resume_file as resumables
 from polyak._core import save as files
-from polyak._core.average_set import Averages, ModelT
+from polyak._core.average_set import AverageSet, ModelT
 from polyak._core.background_save import Saving
 from polyak._core.capture import Captured
 from polyak._core.clock import Clock
@@ -23,14 +23,14 @@ from polyak.errors import CheckpointError
 
 
 class Persistent(ABC, Generic[ModelT, T]):
-    """The verbs that save and load; ``core.ema.Verbs`` has the rest.
+    """The verbs that save and load; ``core.ema.BaseEMA`` has the rest.
 
     _clock: where the EMA stands in time.
     _pending: the update under way: the clock it leads to, each track's β, whether it copies, its thread.
     run: the training run.
     """
 
-    _averages: Averages[ModelT, T]
+    _averages: AverageSet[ModelT, T]
     _clock: Clock
     _pending: tuple[Clock, list[float], bool, int] | None
     run: str

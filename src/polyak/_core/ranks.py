@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from polyak._core.average_set import Averages
+from polyak._core.average_set import AverageSet
 from polyak._core.tensors import T
 
 
-def synchronize_buffers(averages: Averages[Any, T], mean: Callable[[T], T], first: Callable[[T], T]) -> None:
+def synchronize_buffers(
+    averages: AverageSet[Any, T], mean: Callable[[T], T], first: Callable[[T], T]
+) -> None:
     """Averaged buffers become their mean over all processes, copied ones those of the first process.
 
     Both are linear in θ, so the mean of the processes' averages is the average of their mean.

@@ -9,8 +9,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from polyak._core.average_set import Averages
-from polyak._core.tensor_map import Plan
+from polyak._core.average_set import AverageSet
+from polyak._core.tensor_map import TensorMap
 from polyak._core.tensors import T, Tensors
 from polyak._core.track import Track
 from polyak._files.header import Header
@@ -56,7 +56,7 @@ def raw_header(step: int, run: str) -> Header:
 
 
 def weights_of(
-    averages: Averages[Any, T], track: Track[T] | None, step: int, run: str
+    averages: AverageSet[Any, T], track: Track[T] | None, step: int, run: str
 ) -> tuple[dict[str, T], Header]:
     """A track's weights, or with None the model's own, and what they are."""
     held: Mapping[str, T] = {} if track is None else averages.held(track)
@@ -64,7 +64,7 @@ def weights_of(
     return tensors, raw_header(step, run) if track is None else header(track, step, run)
 
 
-def exported(plan: Plan[T], held: Mapping[str, T], kit: Tensors[T]) -> dict[str, T]:
+def exported(plan: TensorMap[T], held: Mapping[str, T], kit: Tensors[T]) -> dict[str, T]:
     """A model's ``state_dict`` with what is held in place of its own tensors, without wrapper prefixes.
 
     Tied tensors are there once per name, so that a strict ``load_state_dict`` finds all it expects.

@@ -15,14 +15,14 @@ from polyak.errors import ConfigError, PlanError
 
 Patterns: TypeAlias = str | Sequence[str] | None
 Kind: TypeAlias = Literal["parameter", "buffer"]
-Sort: TypeAlias = Literal["statistic", "vector", "other"]
+BufferKind: TypeAlias = Literal["statistic", "vector", "other"]
 Role: TypeAlias = Literal["average", "copy", "share"]
 BufferPolicy: TypeAlias = Literal["auto", "copy", "average", "ignore"]
 Buffers: TypeAlias = BufferPolicy | Mapping[str, BufferPolicy]
 
 
 @dataclass
-class Entry(Generic[T]):
+class TensorEntry(Generic[T]):
     """One tensor of the model.
 
     name: the first name it is reached by.  aliases: the others.
@@ -80,7 +80,7 @@ class Selection:
         """What is to become of a buffer of these names."""
         return self.buffers[self._rule_of(names)][1]
 
-    def check_against(self, entries: Mapping[str, Entry[T]]) -> None:
+    def check_against(self, entries: Mapping[str, TensorEntry[T]]) -> None:
         """Every pattern must do something, or a typing mistake would average the wrong set in silence.
 
         Raises:
@@ -124,7 +124,7 @@ class Seen(Generic[T]):
     kind: Kind
     tensor: T
     identity: object
-    sort: Sort
+    sort: BufferKind
     persistent: bool = True
 
 
@@ -133,7 +133,7 @@ def planned(
     selection: Selection,
     trained: Callable[[T], bool],
     kept: Collection[str | int] = (),
-) -> dict[str, Entry[T]]:
+) -> dict[str, TensorEntry[T]]:
     """The tensors of a model by name, tied ones once, each with its role.
 
     Args:
@@ -142,11 +142,13 @@ def planned(
         trained: whether a parameter needs a gradient.
         kept: names and ids of those that are averaged whether trained or not.
     """
-    entries: dict[object, Entry[T]] = {}
+    entries: dict[object, TensorEntry[T]] = {}
     first: dict[object, Seen[T]] = {}
     for one in seen:
         if one.identity not in entries:
-            entries[one.identity] = Entry(one.name, one.kind, [one.tensor], "share", True, one.persistent)
+            entries[one.identity] = TensorEntry(
+                one.name, one.kind, [one.tensor], "share", True, one.persistent
+            )
             first[one.identity] = one
             continue
         entry = entries[one.identity]
@@ -189,10 +191,10 @@ def _inexact(tensor: TensorLike) -> bool:
     return tensor.is_floating_point() or tensor.is_complex()
 
 
-class Plan(ABC, Generic[T]):
+class TensorMap(ABC, Generic[T]):
     """The tensors of one model, by name; a framework's plan finds them and tells when they changed."""
 
-    entries: dict[str, Entry[T]]
+    entries: dict[str, TensorEntry[T]]
     contents: Contents  # what the modules' dictionaries held
 
     def __getstate__(self) -> dict[str, Any]:
@@ -209,10 +211,10 @@ class Plan(ABC, Generic[T]):
             return None
         return exchange_in({id(t) for entry in self.entries.values() for t in entry.tensors}, owner, collect)
 
-    def having(self, role: Role) -> list[Entry[T]]:
+    def having(self, role: Role) -> list[TensorEntry[T]]:
         return [entry for entry in self.entries.values() if entry.role == role]
 
-    def frozen(self) -> list[Entry[T]]:
+    def frozen(self) -> list[TensorEntry[T]]:
         """Parameters that would be averaged if they were trained."""
         return [entry for entry in self.having("share") if entry.kind == "parameter" and entry.saved]
 
@@ -222,7 +224,7 @@ class Plan(ABC, Generic[T]):
 
 
 def follow(
-    old: Mapping[str, Entry[T]], new: Mapping[str, Entry[T]], averages: Mapping[str, T]
+    old: Mapping[str, TensorEntry[T]], new: Mapping[str, TensorEntry[T]], averages: Mapping[str, T]
 ) -> dict[str, str]:
     """For each averaged name of the new plan, the old name whose average it goes on with.
 

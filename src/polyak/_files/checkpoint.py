@@ -23,7 +23,7 @@ from polyak.errors import CheckpointError
 _PIECE = 1 << 24  # bytes looked at together when a checksum is taken
 
 
-class Slot(ABC):
+class LazyTensor(ABC):
     """One tensor of a file: its dtype and shape now, its values when read.
 
     dtype: NumPy's, or ml_dtypes'.  shape: any; () is a single number.
@@ -63,7 +63,7 @@ class Slot(ABC):
 
 
 @dataclass(frozen=True)
-class Span(Slot):
+class FileTensor(LazyTensor):
     """A tensor that lies in a file as one run of bytes.
 
     Args:
@@ -97,7 +97,7 @@ class Span(Slot):
 
 
 @dataclass(frozen=True)
-class Held(Slot):
+class ComputedTensor(LazyTensor):
     """A tensor made from its file by a function: one that is strided there, or in pieces.
 
     Args:
@@ -115,7 +115,7 @@ class Held(Slot):
 
 
 @dataclass(frozen=True)
-class NoArray(Slot):
+class NoArray(LazyTensor):
     """A tensor that no array can be: it has its place and its name, and cannot be read."""
 
     what: str
@@ -134,7 +134,7 @@ class NoArray(Slot):
 
 
 @dataclass(frozen=True)
-class Weights:
+class Checkpoint:
     """The tensors of a checkpoint, by name, and what else it says.
 
     Use it as a context manager: leaving closes the files, after which nothing can be read.
@@ -144,26 +144,26 @@ class Weights:
         format: "safetensors", "pytorch", "paddle" or "dcp".
         slots: the tensors.
         metadata: strings of the safetensors header.
-        others: for a pickle, everything in it, tensors being ``Slot``s; for other formats None.
+        others: for a pickle, everything in it, tensors being ``LazyTensor``s; for other formats None.
         sources: the open files.
     """
 
     where: str
     format: str
-    slots: Mapping[str, Slot]
+    slots: Mapping[str, LazyTensor]
     metadata: Mapping[str, str] = field(default_factory=dict[str, str])
     others: Any = None
     sources: tuple[Source, ...] = ()
 
-    def places(self) -> dict[str, dict[str, Slot]]:
+    def places(self) -> dict[str, dict[str, LazyTensor]]:
         """The tensors by what stands before the first slash of their names, as resumable files have them."""
-        groups: dict[str, dict[str, Slot]] = {}
+        groups: dict[str, dict[str, LazyTensor]] = {}
         for key, slot in self.slots.items():
             place, _, name = key.partition("/")
             groups.setdefault(place, {})[name] = slot
         return groups
 
-    def __enter__(self) -> Weights:
+    def __enter__(self) -> Checkpoint:
         return self
 
     def __exit__(

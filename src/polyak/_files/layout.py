@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from polyak._dtypes import BY_NAME, NAMES
-from polyak._files.checkpoint import Span
+from polyak._files.checkpoint import FileTensor
 from polyak._files.source import Source
 from polyak.errors import CheckpointError
 
@@ -112,7 +112,7 @@ def _check_writable(name: str, spec: Spec) -> None:
         )
 
 
-def parse(source: Source) -> tuple[dict[str, Span], dict[str, str]]:
+def parse(source: Source) -> tuple[dict[str, FileTensor], dict[str, str]]:
     """The tensors and the metadata of a safetensors file, every statement of its header checked.
 
     Raises:
@@ -181,7 +181,7 @@ def parse_json(
     )
 
 
-def _span(source: Source, data: int, name: str, field: Any) -> Span:
+def _span(source: Source, data: int, name: str, field: Any) -> FileTensor:
     what = f"tensor {_brief(name)}"
     if not isinstance(field, dict) or set(field) != {"dtype", "shape", "data_offsets"}:  # pyright: ignore
         raise ValueError(f"{what} is {_brief(field)}: needs dtype, shape and data_offsets")
@@ -198,7 +198,7 @@ def _span(source: Source, data: int, name: str, field: Any) -> Span:
             f"{what}, {dtype} of shape {_brief(list(shape))}, takes {needed:,} bytes, "
             f"its data_offsets are {_brief(list(offsets))}"
         )
-    return Span(source, data + offsets[0], BY_NAME[dtype], shape)
+    return FileTensor(source, data + offsets[0], BY_NAME[dtype], shape)
 
 
 def _counts(what: str, value: Any) -> tuple[int, ...]:
@@ -209,8 +209,8 @@ def _counts(what: str, value: Any) -> tuple[int, ...]:
 
 
 def _with_sums(
-    source: Source, text: bytes, spans: dict[str, Span], metadata: Mapping[str, str]
-) -> dict[str, Span]:
+    source: Source, text: bytes, spans: dict[str, FileTensor], metadata: Mapping[str, str]
+) -> dict[str, FileTensor]:
     if SUMS not in metadata:
         return spans
     sums, found = metadata[SUMS], text.find(metadata[SUMS].encode())
@@ -222,7 +222,7 @@ def _with_sums(
         crcs = [int(sums[i : i + _DIGITS], 16) for i in range(_DIGITS, len(sums), _DIGITS)]
         ordered = sorted(spans, key=lambda name: (spans[name].offset, -spans[name].dtype.itemsize, name))
         return {
-            name: Span(source, spans[name].offset, spans[name].dtype, spans[name].shape, crc)
+            name: FileTensor(source, spans[name].offset, spans[name].dtype, spans[name].shape, crc)
             for name, crc in zip(ordered, crcs, strict=True)
         }
     except ValueError as error:

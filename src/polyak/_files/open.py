@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from polyak._files.checkpoint import Weights
+from polyak._files.checkpoint import Checkpoint
 from polyak._files.header import Header
 from polyak._files.layout import SUMS
 from polyak._files.safetensors import SET
 from polyak.errors import CheckpointError
 
 
-def header_of(weights: Weights) -> Header:
+def header_of(weights: Checkpoint) -> Header:
     """What a file of polyak's says of itself.
 
     Raises:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 
-from polyak._files.checkpoint import Slot, Weights
+from polyak._files.checkpoint import Checkpoint, LazyTensor
 from polyak._files.layout import HEADER_LIMIT, SUMS, parse, parse_json
 from polyak._files.source import Source, Where, beside, open_source
 from polyak.errors import CheckpointError
@@ -15,13 +15,13 @@ INDEX = ".index.json"
 SET = "polyak_set"  # in the metadata of polyak's shards and of their index: the same in all of one set
 
 
-def read_file(source: Source) -> Weights:
+def read_file(source: Source) -> Checkpoint:
     """The tensors of one file."""
     spans, metadata = parse(source)
-    return Weights(source.name, "safetensors", spans, metadata, sources=(source,))
+    return Checkpoint(source.name, "safetensors", spans, metadata, sources=(source,))
 
 
-def read_index(where: Where, read: Callable[[Source], Weights] = read_file) -> Weights:
+def read_index(where: Where, read: Callable[[Source], Checkpoint] = read_file) -> Checkpoint:
     """The tensors of all files that an index names (``model.safetensors.index.json``).
 
     Args:
@@ -39,16 +39,16 @@ def read_index(where: Where, read: Callable[[Source], Weights] = read_file) -> W
             for name in sorted(set(places.values()))
         }
         files = {name: read(source) for name, source in shards.items()}
-        slots: dict[str, Slot] = {}
+        slots: dict[str, LazyTensor] = {}
         for name, file in places.items():
             if name not in files[file].slots:
                 raise CheckpointError(f"{where} says that {name} is in {file}, which does not hold it.")
             slots[name] = files[file].slots[name]
         _check_set(where, mark, files, len(slots))
         opened.pop_all()
-    first = next(iter(files.values()), Weights(str(where), "safetensors", {}))
+    first = next(iter(files.values()), Checkpoint(str(where), "safetensors", {}))
     metadata = {key: value for key, value in first.metadata.items() if key != SET}
-    return Weights(str(where), first.format, slots, metadata, sources=tuple(shards.values()))
+    return Checkpoint(str(where), first.format, slots, metadata, sources=tuple(shards.values()))
 
 
 def _index(where: Where) -> tuple[dict[str, str], str | None]:
@@ -71,7 +71,7 @@ def _index(where: Where) -> tuple[dict[str, str], str | None]:
     return places, mark  # pyright: ignore[reportUnknownVariableType]
 
 
-def _check_set(where: Where, mark: str | None, files: Mapping[str, Weights], named: int) -> None:
+def _check_set(where: Where, mark: str | None, files: Mapping[str, Checkpoint], named: int) -> None:
     """A set of polyak's is whole: its index has no checksum, its shards say what it must name."""
     for name, file in files.items():
         if file.metadata.get(SET) != mark:

@@ -25,7 +25,7 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 
-from polyak._files.checkpoint import Held, Slot, Span, as_bytes
+from polyak._files.checkpoint import ComputedTensor, FileTensor, LazyTensor, as_bytes
 from polyak._files.crc import crc_of_both
 from polyak._files.rounding import round_into, widen_into
 from polyak.errors import CheckpointError
@@ -42,7 +42,7 @@ class Term(NamedTuple):
     file: where the slot is from, for messages.
     """
 
-    slot: Slot
+    slot: LazyTensor
     share: float
     file: str
 
@@ -160,7 +160,7 @@ class _Checks:
         if task.start + task.length < slots[0].size:
             return
         for crc, term in zip(sums, task.blend.terms, strict=True):
-            if crc is not None and isinstance(term.slot, Span) and crc != term.slot.crc:
+            if crc is not None and isinstance(term.slot, FileTensor) and crc != term.slot.crc:
                 raise CheckpointError(
                     f"{term.file} is damaged: {task.blend.name} is not what was written. "
                     "Copy it again from its origin."
@@ -175,7 +175,7 @@ def _finished(task: _Task, future: Future[_Result], checks: _Checks) -> Part:
 
 def _tasks(blends: Iterable[Blend]) -> Iterator[_Task | None]:
     for blend in blends:
-        if any(isinstance(term.slot, Held) for term in blend.terms):
+        if any(isinstance(term.slot, ComputedTensor) for term in blend.terms):
             yield None
             blend = _averaged_whole(blend)
         size = blend.terms[0].slot.size
@@ -228,10 +228,10 @@ def _values(task: _Task, term: Term) -> NDArray[Any]:
     return raw
 
 
-def _read(slot: Slot, start: int, buffer: NDArray[Any]) -> int | None:
+def _read(slot: LazyTensor, start: int, buffer: NDArray[Any]) -> int | None:
     """Fill the buffer; the checksum of what came, if the file says what it should be."""
     slot.read_into(start, buffer)
-    return crc32(as_bytes(buffer)) if isinstance(slot, Span) and slot.crc is not None else None
+    return crc32(as_bytes(buffer)) if isinstance(slot, FileTensor) and slot.crc is not None else None
 
 
 def _move_towards(mean: NDArray[Any], wide: NDArray[Any], share: float) -> None:
@@ -268,7 +268,7 @@ def _not_finite(task: _Task) -> CheckpointError:
 
 
 @dataclass(frozen=True)
-class _InMemory(Slot):
+class _InMemory(LazyTensor):
     """A tensor that is no longer, or was never, in a file."""
 
     values: NDArray[Any]
@@ -314,5 +314,7 @@ def _averaged_whole(blend: Blend) -> Blend:
     return replace(blend, terms=[Term(_InMemory(mean), 1.0, first.file)])
 
 
-def _whole(slot: Slot) -> NDArray[Any]:
-    return slot.make() if isinstance(slot, Held) else slot.read()  # read() would copy what make() made
+def _whole(slot: LazyTensor) -> NDArray[Any]:
+    return (
+        slot.make() if isinstance(slot, ComputedTensor) else slot.read()
+    )  # read() would copy what make() made

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from polyak._files.checkpoint import Slot
+from polyak._files.checkpoint import LazyTensor
 from polyak._foreign.parts import (
     Part,
     Recognised,
@@ -117,9 +117,9 @@ def _nemo(state: Mapping[str, Any], path: str) -> Recognised | None:
 
 
 def _optimizer(state: Mapping[str, Any], path: str) -> Recognised | None:
-    if not {"state", "param_groups"} <= set(state) or isinstance(state["param_groups"], Slot):
+    if not {"state", "param_groups"} <= set(state) or isinstance(state["param_groups"], LazyTensor):
         return None  # in a distributed checkpoint the groups are a dict
-    tensors: dict[str, Slot] = {}
+    tensors: dict[str, LazyTensor] = {}
     for key, moments in mapping(state["state"]).items():
         tensors |= {f"{key}.{name}": slot for name, slot in _slots(mapping(moments)).items()}
     return Recognised("torch.optim", (Part("optimizer", "optimizer", path, tensors),))
@@ -187,9 +187,9 @@ def _try(make: Callable[[], Decay]) -> Decay | None:
 def numbered(name: str, role: Role, path: str, values: Any, library: str) -> Part:
     """Tensors in a list, numbered."""
     listed: list[Any] = list(values) if isinstance(values, (list, tuple)) else []  # pyright: ignore[reportUnknownArgumentType]
-    tensors = {str(i): value for i, value in enumerate(listed) if isinstance(value, Slot)}
+    tensors = {str(i): value for i, value in enumerate(listed) if isinstance(value, LazyTensor)}
     return Part(name, role, path.removeprefix("."), tensors, (_NO_NAMES.format(library=library),))
 
 
-def _slots(state: Mapping[str, Any]) -> dict[str, Slot]:
-    return {name: value for name, value in state.items() if isinstance(value, Slot)}
+def _slots(state: Mapping[str, Any]) -> dict[str, LazyTensor]:
+    return {name: value for name, value in state.items() if isinstance(value, LazyTensor)}

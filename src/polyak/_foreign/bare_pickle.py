@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from polyak._files.checkpoint import Weights
+from polyak._files.checkpoint import Checkpoint
 from polyak._files.source import Source
 from polyak._foreign import paddle_pickle as paddle
 from polyak._foreign import torch_zip as pytorch
@@ -21,7 +21,7 @@ from polyak.errors import CheckpointError
 _STORAGE = 1 << 10  # bytes, at most, of the pickles that describe one storage
 
 
-def read_pickle(source: Source) -> Weights:
+def read_pickle(source: Source) -> Checkpoint:
     """The tensors of a plain pickle.
 
     Raises:

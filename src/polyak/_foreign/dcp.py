@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from polyak._files.checkpoint import Held, Slot, Weights
+from polyak._files.checkpoint import Checkpoint, ComputedTensor, LazyTensor
 from polyak._files.source import Source, Where, inside, open_source
 from polyak._foreign.flatten import within
 from polyak._foreign.numpy_pickle import shape_of
@@ -40,7 +40,7 @@ class _Chunk(NamedTuple):
 
     offsets: tuple[int, ...]
     shape: tuple[int, ...]
-    slot: Callable[[], Slot]
+    slot: Callable[[], LazyTensor]
 
 
 @dataclass
@@ -67,7 +67,7 @@ class _Window(Source):
         """The file is closed by who opened it."""
 
 
-def read_folder(folder: Where) -> Weights:
+def read_folder(folder: Where) -> Checkpoint:
     """The tensors of a distributed checkpoint, whole.
 
     Raises:
@@ -83,7 +83,7 @@ def read_folder(folder: Where) -> Weights:
         with ExitStack() as opened:
             files = {name: opened.enter_context(open_source(inside(folder, name))) for name in names}
             size = sum(file.size for file in files.values())
-            slots: dict[str, Slot] = {}
+            slots: dict[str, LazyTensor] = {}
             others: dict[str, Any] = {}
             for name, entry in entries.items():
                 if entry.name == "TensorStorageMetadata":
@@ -97,7 +97,7 @@ def read_folder(folder: Where) -> Weights:
         raise CheckpointError(
             f"{folder} is no distributed checkpoint known here: its {METADATA} is malformed ({error!r:.200})."
         ) from error
-    return Weights(str(folder), "dcp", slots, others=tree, sources=tuple(files.values()))
+    return Checkpoint(str(folder), "dcp", slots, others=tree, sources=tuple(files.values()))
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def _nested(flat: Mapping[str, Any], paths: Any) -> dict[str, Any]:
 
 def _tensor(
     name: str, entry: Mapping[str, Any], stored: Mapping[Any, Any], files: Mapping[str, Source]
-) -> Slot:
+) -> LazyTensor:
     dtype = _dtype(name, entry["properties"])
     shape = shape_of(entry["size"], dtype)
     chunks: list[_Chunk] = []
@@ -164,12 +164,12 @@ def _tensor(
             whole[places] = chunk.slot().read()
         return whole
 
-    return Held(dtype, shape, assembled)
+    return ComputedTensor(dtype, shape, assembled)
 
 
-def _item(window: _Window, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Slot:
+def _item(window: _Window, shape: tuple[int, ...], dtype: np.dtype[Any]) -> LazyTensor:
     slot = tree_of_zip(window)
-    if not isinstance(slot, Slot) or slot.shape != shape or slot.dtype != dtype:
+    if not isinstance(slot, LazyTensor) or slot.shape != shape or slot.dtype != dtype:
         raise CheckpointError(f"{window.name} does not hold the {dtype} {shape} that the metadata announces.")
     return slot
 

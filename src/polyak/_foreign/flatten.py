@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, cast
 
-from polyak._files.checkpoint import Slot
+from polyak._files.checkpoint import LazyTensor
 from polyak._foreign.numpy_pickle import ArraySlot
 from polyak._foreign.pickle_objects import MOST
 from polyak.errors import CheckpointError
@@ -15,7 +15,7 @@ _LONGEST = 1 << 12  # letters of a name
 _REPEATED, _EXPANDED = 8, 1 << 28
 
 
-def flattened(where: str, tree: Any) -> dict[str, Slot]:
+def flattened(where: str, tree: Any) -> dict[str, LazyTensor]:
     """Every tensor of nested dicts and lists by its path, joined with dots; pickled objects are left out.
 
     Args:
@@ -25,7 +25,7 @@ def flattened(where: str, tree: Any) -> dict[str, Slot]:
     Raises:
         CheckpointError: two tensors have one path, or the paths together are longer than any model's.
     """
-    slots: dict[str, Slot] = {}
+    slots: dict[str, LazyTensor] = {}
     letters = 0
     for path, slot in _walked(tree, ""):
         letters += len(path)
@@ -37,7 +37,7 @@ def flattened(where: str, tree: Any) -> dict[str, Slot]:
     return slots
 
 
-def within(where: str, slots: Mapping[str, Slot], size: int) -> Mapping[str, Slot]:
+def within(where: str, slots: Mapping[str, LazyTensor], size: int) -> Mapping[str, LazyTensor]:
     """The same tensors, which a file of so many bytes can hold.
 
     Raises:
@@ -51,9 +51,9 @@ def within(where: str, slots: Mapping[str, Slot], size: int) -> Mapping[str, Slo
     return slots
 
 
-def _walked(tree: Any, path: str) -> Iterator[tuple[str, Slot]]:
+def _walked(tree: Any, path: str) -> Iterator[tuple[str, LazyTensor]]:
     """Stops at a tensor, and where the path is too long to go on, whatever is there."""
-    if isinstance(tree, Slot) or len(path) > _LONGEST:
+    if isinstance(tree, LazyTensor) or len(path) > _LONGEST:
         if not isinstance(tree, ArraySlot) or tree.numbers:
             yield path, tree
         return
@@ -63,5 +63,5 @@ def _walked(tree: Any, path: str) -> Iterator[tuple[str, Slot]]:
     elif isinstance(tree, (list, tuple)):
         items = enumerate(cast("list[Any]", tree))
     for key, value in items:
-        if isinstance(value, (Slot, Mapping, list, tuple)):
+        if isinstance(value, (LazyTensor, Mapping, list, tuple)):
             yield from _walked(value, f"{path}.{key}" if path else str(key))

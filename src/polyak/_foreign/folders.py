@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from polyak._files.checkpoint import Slot, Weights
+from polyak._files.checkpoint import Checkpoint, LazyTensor
 from polyak._files.source import beside, exists, open_source
 from polyak._foreign.averagers import diffusers_schedule
 from polyak._foreign.inside import divided
@@ -32,7 +32,7 @@ _ZERO_COST = re.compile(r"ema([._-]|$)")
 _LIMIT = 1 << 24  # bytes; configs take a few thousand, a log of a million steps some more
 
 
-def transformers(weights: Weights) -> Recognised | None:
+def transformers(weights: Checkpoint) -> Recognised | None:
     """The model in a checkpoint of Hugging Face's ``Trainer`` whose training polyak averaged."""
     if not _is_model(weights.where) or not exists(beside(weights.where, _POLYAK)):
         return None
@@ -40,7 +40,7 @@ def transformers(weights: Weights) -> Recognised | None:
     return Recognised("transformers", (_all("raw", "raw", weights),), notes=(note,))
 
 
-def accelerate(weights: Weights) -> Recognised | None:
+def accelerate(weights: Checkpoint) -> Recognised | None:
     """The model in what ``Accelerator.save_state`` writes, where something was registered beside it."""
     if not _is_model(weights.where) or not exists(beside(weights.where, _REGISTERED)):
         return None
@@ -50,7 +50,7 @@ def accelerate(weights: Weights) -> Recognised | None:
     return Recognised("accelerate", (_all("weights", "unknown", weights),), notes=(note,))
 
 
-def diffusers(weights: Weights) -> Recognised | None:
+def diffusers(weights: Checkpoint) -> Recognised | None:
     """A model folder of diffusers; ``EMAModel.save_pretrained`` adds its own settings to the config."""
     if weights.format not in ("safetensors", "pytorch"):
         return None
@@ -66,7 +66,7 @@ def diffusers(weights: Weights) -> Recognised | None:
     return Recognised("diffusers", (average,), step, step, decay, (model, *notes))
 
 
-def paddle(weights: Weights) -> Recognised | None:
+def paddle(weights: Checkpoint) -> Recognised | None:
     """Files of Paddle by their endings: ``.pdopt``, and the pair ``NAME.pdparams`` and ``NAME.pdema``.
 
     PaddleDetection exchanges the pair on purpose, so that what one deploys is the average. A ``.pdparams``
@@ -92,14 +92,14 @@ def paddle(weights: Weights) -> Recognised | None:
     return Recognised("PaddleDetection", (_all("raw", "raw", weights),), notes=notes)
 
 
-def _all_optimizer(weights: Weights) -> Recognised:
+def _all_optimizer(weights: Checkpoint) -> Recognised:
     return Recognised("paddle", (Part("optimizer", "optimizer", "", dict(weights.slots)),))
 
 
-def _zero_cost(weights: Weights) -> Recognised:
+def _zero_cost(weights: Checkpoint) -> Recognised:
     """One rank's average: the float32 parameters by their names in the model, the others' master weights."""
     tree = mapping(tree_of(weights))
-    named = {str(name): slot for name, slot in tree.items() if isinstance(slot, Slot)}
+    named = {str(name): slot for name, slot in tree.items() if isinstance(slot, LazyTensor)}
     masters = tensors_in(tree.get("master_weights"))
     notes = ("an average by the name of its file; it is one rank's share",)
     if masters:
@@ -113,7 +113,7 @@ def step_beside(where: str) -> Step | None:
     return None if number is None else Step(number, _TRAINER_STATE)
 
 
-def _all(name: str, role: Role, weights: Weights) -> Part:
+def _all(name: str, role: Role, weights: Checkpoint) -> Part:
     return unwrapped(Part(name, role, "", dict(weights.slots)))
 
 

@@ -13,13 +13,13 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-from polyak._files.checkpoint import Slot
+from polyak._files.checkpoint import LazyTensor
 from polyak._foreign.parts import Part, Recognised, below, whole
 from polyak._foreign.states import completed
 from polyak._foreign.vocabulary import is_average, is_optimizer, partners
 from polyak.schedules import Capped, Constant, Decay
 
-Tensors: TypeAlias = Mapping[str, Slot]
+Tensors: TypeAlias = Mapping[str, LazyTensor]
 _MOST = 256  # children of one model that are looked at
 _WRAPPED = 4  # a module, and wrappers around it
 _COUNTERS = ("decay", "num_updates", "n_averaged", "initted", "step", "steps")  # of averaging classes
@@ -32,8 +32,8 @@ class _Copy(NamedTuple):
     """An average: the child module it is, its tensors by the names of those they follow, its counters."""
 
     root: str
-    tensors: dict[str, Slot]
-    counters: dict[str, Slot]
+    tensors: dict[str, LazyTensor]
+    counters: dict[str, LazyTensor]
     dotless: bool
 
 
@@ -74,9 +74,9 @@ def _under(one: Part, root: str) -> str:
     return f"{one.path}.{root}" if one.path else root
 
 
-def _children(tensors: Tensors) -> dict[str, dict[str, Slot]]:
+def _children(tensors: Tensors) -> dict[str, dict[str, LazyTensor]]:
     """The tensors of each child module, by their names in it."""
-    children: dict[str, dict[str, Slot]] = {}
+    children: dict[str, dict[str, LazyTensor]] = {}
     for name, slot in tensors.items():
         root, dot, inner = name.partition(".")
         if dot:
@@ -84,7 +84,7 @@ def _children(tensors: Tensors) -> dict[str, dict[str, Slot]]:
     return children
 
 
-def _without(tensors: Tensors, roots: set[str]) -> dict[str, Slot]:
+def _without(tensors: Tensors, roots: set[str]) -> dict[str, LazyTensor]:
     return {name: slot for name, slot in tensors.items() if name.partition(".")[0] not in roots}
 
 
@@ -107,7 +107,7 @@ class _Model:
             for prefix in ("model.", "")
         )
 
-    def followed(self, copy: Tensors, name_of: Callable[[str], str]) -> dict[str, Slot] | None:
+    def followed(self, copy: Tensors, name_of: Callable[[str], str]) -> dict[str, LazyTensor] | None:
         """The tensors of a copy by the names of those they follow; None if one has no counterpart."""
         for name, slot in copy.items():
             other = self.tensors.get(name_of(name))

@@ -10,7 +10,7 @@ import zipfile
 import zlib
 from collections.abc import Sequence
 
-from polyak._files.checkpoint import Weights
+from polyak._files.checkpoint import Checkpoint
 from polyak._files.header import KEY, Header
 from polyak._files.source import Source
 from polyak._foreign.zips import Raw
@@ -24,7 +24,7 @@ _COMPRESSIONS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
 _ALWAYS = {"metadata.json", "config.json"}
 
 
-def read_zip(source: Source) -> Weights | None:
+def read_zip(source: Source) -> Checkpoint | None:
     """What a model file of Keras says of its weights, under ``MARK`` in the metadata; it gives no tensors.
 
     Returns:
@@ -52,7 +52,7 @@ def read_zip(source: Source) -> Weights | None:
         raise CheckpointError(f"{source.name} is a damaged zip file: {error}") from error
     if len(text) > _LIMIT:
         raise CheckpointError(f"{source.name}: its {MARK} is longer than {_LIMIT:,} bytes.")
-    return Weights(source.name, "keras", {}, metadata, sources=(source,))
+    return Checkpoint(source.name, "keras", {}, metadata, sources=(source,))
 
 
 def mark(weights: Header, averages: Sequence[Header]) -> str:
@@ -60,7 +60,7 @@ def mark(weights: Header, averages: Sequence[Header]) -> str:
     return json.dumps([_fields(one) for one in (weights, *averages)])
 
 
-def marked(weights: Weights) -> list[Header]:
+def marked(weights: Checkpoint) -> list[Header]:
     """What ``mark`` said: the weights' header first; nothing for a file without one.
 
     Raises:

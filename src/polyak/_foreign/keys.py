@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, cast
 
-from polyak._files.checkpoint import Slot
+from polyak._files.checkpoint import LazyTensor
 from polyak._foreign.averagers import numbered, state_of_an_averager
 from polyak._foreign.flatten import flattened
 from polyak._foreign.inside import divided
@@ -52,7 +52,7 @@ def _by_keys(tree: Any, path: str, entered: set[int], depth: int) -> Recognised 
     if not parts and not any(one.role == "average" for found in inner for one in found.parts):
         if any(one.role == "optimizer" for found in inner for one in found.parts):
             # What is beside an optimizer, and in no dict of its own, is the model.
-            loose = {key: value for key, value in mapping(tree).items() if isinstance(value, Slot)}
+            loose = {key: value for key, value in mapping(tree).items() if isinstance(value, LazyTensor)}
             parts += _floats(part("weights", "unknown", path, loose))
         if not parts and depth:
             nested = (
@@ -84,7 +84,7 @@ def averages_in(tree: Any, path: str, seen: set[int], depth: int = _DEPTH) -> It
             yield Recognised("", (part("average", "average", path, tree, _by_key(key)),))
     elif isinstance(tree, (list, tuple)):
         listed = cast("list[Any]", tree)
-        if is_average(key) and listed and all(isinstance(one, Slot) for one in listed):
+        if is_average(key) and listed and all(isinstance(one, LazyTensor) for one in listed):
             yield Recognised("", (numbered("average", "average", path, listed, "its library"),))
     elif depth and isinstance(tree, Mapping):
         for name, value in mapping(cast("Any", tree)).items():

@@ -13,7 +13,7 @@ import zlib
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from polyak._files.checkpoint import Weights
+from polyak._files.checkpoint import Checkpoint
 from polyak._files.crc import crc_of_both
 from polyak._files.header import KEY, Header
 from polyak._files.layout import parse_json
@@ -44,19 +44,19 @@ def write_note(where: Where, header: Header) -> None:
             temporary.write_text(json.dumps(note, separators=(",", ":")))
 
 
-def _opened(where: Where) -> Weights:
+def _opened(where: Where) -> Checkpoint:
     """A file is not looked into: it may hold what polyak does not read."""
     if is_folder(where) or str(where).endswith(INDEX):
         return open_weights(where)
-    return Weights(str(where), "", {}, sources=(open_source(where),))
+    return Checkpoint(str(where), "", {}, sources=(open_source(where),))
 
 
-def has_note(weights: Weights) -> bool:
+def has_note(weights: Checkpoint) -> bool:
     """Whether there is a note beside a checkpoint."""
     return exists(f"{weights.where}{SUFFIX}")
 
 
-def read_note(weights: Weights) -> Header:
+def read_note(weights: Checkpoint) -> Header:
     """What the note beside a checkpoint says; every byte of the checkpoint is read and compared first.
 
     Raises:
@@ -83,7 +83,7 @@ def read_note(weights: Weights) -> Header:
     return header
 
 
-def valid_note(weights: Weights) -> Header | None:
+def valid_note(weights: Checkpoint) -> Header | None:
     """What the note beside a checkpoint says; None if there is none, or one of other bytes."""
     try:
         return read_note(weights) if has_note(weights) else None
@@ -91,11 +91,11 @@ def valid_note(weights: Weights) -> Header | None:
         return None
 
 
-def _files(weights: Weights) -> dict[str, Any]:
+def _files(weights: Checkpoint) -> dict[str, Any]:
     return {name: {"bytes": source.size, "crc32": _crc(source)} for name, source in _named(weights).items()}
 
 
-def _sizes(weights: Weights) -> dict[str, int]:
+def _sizes(weights: Checkpoint) -> dict[str, int]:
     return {name: source.size for name, source in _named(weights).items()}
 
 
@@ -107,7 +107,7 @@ def _told_sizes(files: Any) -> Any:
         return None
 
 
-def _named(weights: Weights) -> dict[str, Source]:
+def _named(weights: Checkpoint) -> dict[str, Source]:
     return {source.name.replace("\\", "/").rpartition("/")[2]: source for source in weights.sources}
 
 

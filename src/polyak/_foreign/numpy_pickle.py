@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polyak._dtypes import BFLOAT16
-from polyak._files.checkpoint import Slot
+from polyak._files.checkpoint import LazyTensor
 from polyak._files.layout import AXES
 from polyak._foreign.pickle_objects import Built, Global, Payload, Record
 from polyak.errors import CheckpointError
@@ -41,7 +41,7 @@ def _is_text(data: Any) -> bool:
     return data.text if isinstance(data, Payload) else isinstance(data, str)
 
 
-class ArraySlot(Slot, Built):
+class ArraySlot(LazyTensor, Built):
     """An array that a pickle makes empty and completes afterwards."""
 
     def __init__(self, dtype: np.dtype[Any] | None = None, shape: tuple[int, ...] = (0,)) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from polyak._files import safetensors
-from polyak._files.checkpoint import Weights
+from polyak._files.checkpoint import Checkpoint
 from polyak._files.source import Source, Where, exists, inside, is_folder, open_source
 from polyak._foreign import bare_pickle as plain
 from polyak._foreign import dcp, keras
@@ -34,7 +34,7 @@ _OTHERS = {
 }
 
 
-def open_weights(where: Where) -> Weights:
+def open_weights(where: Where) -> Checkpoint:
     """Open a checkpoint of any format; close it by leaving its ``with`` block.
 
     Args:
@@ -59,7 +59,7 @@ def open_weights(where: Where) -> Weights:
         raise
 
 
-def read_file(source: Source) -> Weights:
+def read_file(source: Source) -> Checkpoint:
     """The tensors of one open file.
 
     Raises:
@@ -83,7 +83,7 @@ def read_file(source: Source) -> Weights:
     return safetensors.read_file(source)
 
 
-def _open_folder(folder: Where) -> Weights:
+def _open_folder(folder: Where) -> Checkpoint:
     if exists(inside(folder, dcp.METADATA)):
         return dcp.read_folder(folder)
     for name in _KNOWN:

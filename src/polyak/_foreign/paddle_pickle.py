@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from polyak._files.checkpoint import Held, Slot, Weights
+from polyak._files.checkpoint import Checkpoint, ComputedTensor, LazyTensor
 from polyak._files.source import Source
 from polyak._foreign.flatten import flattened, within
 from polyak._foreign.numpy_pickle import ArraySlot, shape_of
@@ -25,7 +25,7 @@ _NAMES = "StructuredToParameterName@@"
 _PARTS = "UnpackBigParamInfor@@"  # as Paddle spells it
 
 
-def weights_of(source: Source, pickled: Any, arrays: Iterable[ArraySlot]) -> Weights:
+def weights_of(source: Source, pickled: Any, arrays: Iterable[ArraySlot]) -> Checkpoint:
     """What Paddle means by what a pickle holds.
 
     Args:
@@ -43,7 +43,7 @@ def weights_of(source: Source, pickled: Any, arrays: Iterable[ArraySlot]) -> Wei
     if isinstance(tree, dict):
         tensors = {key: value for key, value in tree.items() if key != _NAMES}  # pyright: ignore
     slots = within(source.name, flattened(source.name, tensors), source.size)
-    return Weights(source.name, "paddle", slots, others=tree, sources=(source,))
+    return Checkpoint(source.name, "paddle", slots, others=tree, sources=(source,))
 
 
 def _whole(where: str, tree: Any) -> Any:
@@ -60,9 +60,9 @@ def _whole(where: str, tree: Any) -> Any:
     return whole
 
 
-def _joined(parts: list[Slot], shape: Any) -> Slot:
+def _joined(parts: list[LazyTensor], shape: Any) -> LazyTensor:
     first, *_ = parts
-    made = Held(
+    made = ComputedTensor(
         first.dtype,
         shape_of(shape, first.dtype),
         lambda: np.concatenate([part.read().reshape(-1) for part in parts]).reshape(shape),
@@ -89,4 +89,8 @@ MAKERS: dict[tuple[str, str], Any] = {
 
 def _named(items: tuple[Any, ...]) -> Any:
     """A tensor is pickled as the tuple of its name and its values."""
-    return items[1] if len(items) == 2 and isinstance(items[0], str) and isinstance(items[1], Slot) else items
+    return (
+        items[1]
+        if len(items) == 2 and isinstance(items[0], str) and isinstance(items[1], LazyTensor)
+        else items
+    )

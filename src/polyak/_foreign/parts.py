@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeAlias, cast
 
 import numpy as np
 
-from polyak._files.checkpoint import Slot, Weights
+from polyak._files.checkpoint import Checkpoint, LazyTensor
 from polyak._files.header import Header
 from polyak._foreign.dcp import Unread
 from polyak._foreign.pickle_objects import Record
@@ -40,7 +40,7 @@ class Part:
     name: str
     role: Role
     path: str
-    tensors: Mapping[str, Slot] = field(repr=False)
+    tensors: Mapping[str, LazyTensor] = field(repr=False)
     notes: tuple[str, ...] = ()
     header: Header | None = field(default=None, repr=False)
 
@@ -84,7 +84,7 @@ class Recognised:
         return None
 
 
-def tree_of(weights: Weights) -> Any:
+def tree_of(weights: Checkpoint) -> Any:
     """Everything in a file; for formats that hold tensors only, these by name."""
     return weights.slots if weights.others is None else weights.others
 
@@ -94,7 +94,7 @@ def part(name: str, role: Role, path: str, tree: Any, *notes: str) -> Part:
     return unwrapped(Part(name, role, path, tensors_in(tree), notes))
 
 
-def tensors_in(tree: Any) -> dict[str, Slot]:
+def tensors_in(tree: Any) -> dict[str, LazyTensor]:
     """The tensors of a state dict, or those that a pickled module's ``state_dict()`` would give.
 
     Raises:
@@ -108,7 +108,7 @@ def is_state_dict(tree: Any) -> bool:
     if not isinstance(tree, Mapping):
         return False
     values = list(cast("Mapping[Any, Any]", tree).values())
-    return any(isinstance(value, Slot) for value in values) and not any(map(_nests, values))
+    return any(isinstance(value, LazyTensor) for value in values) and not any(map(_nests, values))
 
 
 def is_module(tree: Any) -> bool:
@@ -131,17 +131,17 @@ def unwrapped(one: Part) -> Part:
     return one
 
 
-def below(tensors: Mapping[str, Slot], prefix: str) -> dict[str, Slot]:
+def below(tensors: Mapping[str, LazyTensor], prefix: str) -> dict[str, LazyTensor]:
     """The tensors whose names begin with a prefix, without it."""
     return {name.removeprefix(prefix): slot for name, slot in tensors.items() if name.startswith(prefix)}
 
 
-def same_shapes(a: Mapping[str, Slot], b: Mapping[str, Slot]) -> bool:
+def same_shapes(a: Mapping[str, LazyTensor], b: Mapping[str, LazyTensor]) -> bool:
     """Whether two sets hold tensors of the same names and shapes."""
     return a.keys() == b.keys() and all(a[name].shape == b[name].shape for name in a)
 
 
-def same_values(a: Mapping[str, Slot], b: Mapping[str, Slot]) -> bool:
+def same_values(a: Mapping[str, LazyTensor], b: Mapping[str, LazyTensor]) -> bool:
     """Whether two sets of tensors are equal; the smallest are read first, up to one that differs."""
     return same_shapes(a, b) and all(
         np.array_equal(a[name].read(), b[name].read()) for name in sorted(a, key=lambda name: a[name].size)
@@ -171,13 +171,13 @@ def whole(value: Any) -> int | None:
     """A count in a file, plain or as a tensor of one element; None when it is none."""
     if isinstance(value, Unread):
         value = value.read()
-    if isinstance(value, Slot) and value.size == 1 and value.dtype.kind in "iuf":
+    if isinstance(value, LazyTensor) and value.size == 1 and value.dtype.kind in "iuf":
         number = float(value.read().reshape(-1)[0])
         return int(number) if number.is_integer() and number >= 0 else None
     return value if type(value) is int and value >= 0 else None
 
 
-def _named(tree: Any, prefix: str, depth: int, budget: Iterator[int]) -> Iterator[tuple[str, Slot]]:
+def _named(tree: Any, prefix: str, depth: int, budget: Iterator[int]) -> Iterator[tuple[str, LazyTensor]]:
     if depth > _DEEPEST or next(budget, None) is None:
         raise CheckpointError(
             f"a model in this file nests its modules more than {_DEEPEST} deep, or has more than {_MOST:,} "
@@ -196,9 +196,9 @@ def _named(tree: Any, prefix: str, depth: int, budget: Iterator[int]) -> Iterato
             yield from _named(child, f"{prefix}{name}.", depth + 1, budget)
 
 
-def _slots(items: Iterable[tuple[str, Any]], prefix: str) -> Iterator[tuple[str, Slot]]:
+def _slots(items: Iterable[tuple[str, Any]], prefix: str) -> Iterator[tuple[str, LazyTensor]]:
     for name, value in items:
-        if isinstance(value, Slot):
+        if isinstance(value, LazyTensor):
             yield f"{prefix}{name}", value
 
 

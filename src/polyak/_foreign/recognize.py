@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, cast
 
-from polyak._files.checkpoint import Weights
+from polyak._files.checkpoint import Checkpoint
 from polyak._files.header import KEY
 from polyak._files.layout import SUMS
 from polyak._files.open import header_of
@@ -38,7 +38,7 @@ _LIBRARIES = (training.timm, lightning, training.ultralytics, training.edm2, lay
 _BESIDE = (folders.transformers, folders.diffusers, folders.accelerate, folders.paddle)
 
 
-def recognise(weights: Weights) -> Recognised:
+def recognise(weights: Checkpoint) -> Recognised:
     """What an open checkpoint is, by its structure.
 
     Args:
@@ -67,7 +67,7 @@ def recognise(weights: Weights) -> Recognised:
     return _own(weights) if is_own(weights) else _as_noted(_by_structure(weights), weights)
 
 
-def _by_structure(weights: Weights) -> Recognised:
+def _by_structure(weights: Checkpoint) -> Recognised:
     tree = tree_of(weights)
     found = next((f for library in _LIBRARIES if (f := library(tree, weights.where)) is not None), None)
     found = found or state_of_an_averager(tree, "")
@@ -82,12 +82,12 @@ def _by_structure(weights: Weights) -> Recognised:
     return _ordered(found)
 
 
-def is_own(weights: Weights) -> bool:
+def is_own(weights: Checkpoint) -> bool:
     """Whether polyak wrote a file and no other program wrote it anew, which its header would not tell."""
     return KEY in weights.metadata and SUMS in weights.metadata
 
 
-def _keras(weights: Weights) -> Recognised:
+def _keras(weights: Checkpoint) -> Recognised:
     """A model file of Keras, by what polyak's callback said in it."""
     headers = keras.marked(weights)
     notes = (_IN_HDF5,) if headers else (_IN_HDF5, PLAIN)
@@ -101,7 +101,7 @@ def _keras(weights: Weights) -> Recognised:
     return _ordered(Recognised("keras", parts, headers[0].step, notes=notes))
 
 
-def _as_noted(found: Recognised, weights: Weights) -> Recognised:
+def _as_noted(found: Recognised, weights: Checkpoint) -> Recognised:
     """With what polyak's note beside the file says, where it is a note of these bytes and of one model."""
     models = [one for one in found.parts if one.role != "optimizer"]
     if len(models) != 1 or not has_note(weights):
@@ -120,7 +120,7 @@ def _as_noted(found: Recognised, weights: Weights) -> Recognised:
     )
 
 
-def _own(weights: Weights) -> Recognised:
+def _own(weights: Checkpoint) -> Recognised:
     header = header_of(weights)
     if header.role == "resumable":
         return resumable(weights, header)
@@ -128,7 +128,7 @@ def _own(weights: Weights) -> Recognised:
     return Recognised("polyak", (part,), header.step, None, header.decay)
 
 
-def _plain(weights: Weights, tree: Any) -> Recognised:
+def _plain(weights: Checkpoint, tree: Any) -> Recognised:
     note = _REWRITTEN if KEY in weights.metadata else PLAIN
     tensors = tensors_in(tree) if is_weights(tree) else dict(weights.slots)
     whole = unwrapped(Part("weights", "unknown", "", tensors))

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from polyak._files.checkpoint import Slot, Weights
+from polyak._files.checkpoint import Checkpoint, LazyTensor
 from polyak._files.header import Header
 from polyak._foreign.parts import Part, Recognised, mapping, whole
 from polyak.errors import CheckpointError
@@ -41,7 +41,7 @@ def state_of_ema(state: Mapping[str, Any], path: str) -> Recognised | None:
     return _recognised(state, held, _slots(state["copies"]))
 
 
-def resumable(weights: Weights, header: Header) -> Recognised:
+def resumable(weights: Checkpoint, header: Header) -> Recognised:
     """What ``ema.save(resumable=True)`` wrote, whose tensors are named by the place of their track.
 
     Raises:
@@ -72,7 +72,9 @@ def completed(average: Part, raw: Part) -> Part:
 
 
 def _recognised(
-    state: Mapping[str, Any], held: Mapping[str, tuple[str, dict[str, Slot]]], copies: Mapping[str, Slot]
+    state: Mapping[str, Any],
+    held: Mapping[str, tuple[str, dict[str, LazyTensor]]],
+    copies: Mapping[str, LazyTensor],
 ) -> Recognised:
     step = whole(state["step"])
     try:
@@ -105,8 +107,8 @@ def _joined(joined: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
             yield name, known
 
 
-def _slots(tree: Any) -> dict[str, Slot]:
-    return {name: slot for name, slot in mapping(tree).items() if isinstance(slot, Slot)}
+def _slots(tree: Any) -> dict[str, LazyTensor]:
+    return {name: slot for name, slot in mapping(tree).items() if isinstance(slot, LazyTensor)}
 
 
 def _unwrapped(name: str) -> str:

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polyak._dtypes import BY_NAME
-from polyak._files.checkpoint import Held, NoArray, Slot, Span, Weights
+from polyak._files.checkpoint import Checkpoint, ComputedTensor, FileTensor, LazyTensor, NoArray
 from polyak._files.source import Source
 from polyak._foreign.flatten import flattened, within
 from polyak._foreign.numpy_pickle import makers, shape_of
@@ -101,7 +101,7 @@ class Storage:
 Find: TypeAlias = Callable[[str, "np.dtype[Any]", int], Storage]
 
 
-def read_zip(source: Source) -> Weights:
+def read_zip(source: Source) -> Checkpoint:
     """A file as torch has written it since 1.6.
 
     Raises:
@@ -130,13 +130,13 @@ def tree_of_zip(source: Source) -> Any:
     return load(stream, MAKERS | makers([]), _persistent(find))
 
 
-def weights_of(source: Source, tree: Any) -> Weights:
+def weights_of(source: Source, tree: Any) -> Checkpoint:
     """The tensors in what a pickle built."""
     slots = within(source.name, flattened(source.name, tree), source.size)
-    return Weights(source.name, "pytorch", slots, others=tree, sources=(source,))
+    return Checkpoint(source.name, "pytorch", slots, others=tree, sources=(source,))
 
 
-def read_stream(source: Source, most: int = MOST, budget: Budget | None = None) -> Weights:
+def read_stream(source: Source, most: int = MOST, budget: Budget | None = None) -> Checkpoint:
     """A file as torch wrote it before 1.6: pickles one after the other, then the storages.
 
     The objects come before the order of the storages, so they are built twice: first to learn how large
@@ -211,7 +211,7 @@ def _tensor(
     grad: Any = False,
     hooks: Any = None,
     metadata: Any = None,
-) -> Slot:
+) -> LazyTensor:
     return _lazily(_strided(storage, storage.dtype, offset, shape, stride), metadata)
 
 
@@ -230,7 +230,7 @@ def _tensor_v3(
     return _lazily(_strided(storage, DTYPES[dtype.name], offset, shape, stride), metadata)
 
 
-def _lazily(slot: Slot, metadata: Any) -> Slot:
+def _lazily(slot: LazyTensor, metadata: Any) -> LazyTensor:
     """A tensor that is to be conjugated or negated when it is read, as torch leaves it in the file."""
     match metadata or {}:
         case {**marks} if set(marks) <= {"conj", "neg"}:
@@ -244,10 +244,10 @@ def _lazily(slot: Slot, metadata: Any) -> Slot:
         values = np.conj(slot.read()) if conjugate else slot.read()
         return np.negative(values) if negate else values
 
-    return Held(slot.dtype, slot.shape, make)
+    return ComputedTensor(slot.dtype, slot.shape, make)
 
 
-def _strided(storage: Storage, dtype: np.dtype[Any], offset: Any, shape: Any, stride: Any) -> Slot:
+def _strided(storage: Storage, dtype: np.dtype[Any], offset: Any, shape: Any, stride: Any) -> LazyTensor:
     """A tensor over a storage; refused when an element of it would lie outside."""
     shape, stride = shape_of(shape, dtype), tuple(stride)
     if len(shape) != len(stride) or any(type(n) is not int or n < 0 for n in (offset, *stride)):
@@ -264,19 +264,19 @@ def _strided(storage: Storage, dtype: np.dtype[Any], offset: Any, shape: Any, st
         raise CheckpointError(f"a tensor of shape {shape} is spread over {count} elements only")
 
     def make() -> NDArray[Any]:
-        flat = Span(storage.source, begin, dtype, (count,)).read()
+        flat = FileTensor(storage.source, begin, dtype, (count,)).read()
         steps = [step * dtype.itemsize if n > 1 else 0 for n, step in zip(shape, stride, strict=True)]
         # Not as_strided, to which the 8-bit floats of ml_dtypes are no dtypes.
         return np.ndarray(shape, dtype, flat.view(np.uint8), 0, steps).copy()
 
-    return Held(dtype, shape, make)
+    return ComputedTensor(dtype, shape, make)
 
 
-def _span(source: Source, begin: int, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Span:
+def _span(source: Source, begin: int, dtype: np.dtype[Any], shape: tuple[int, ...]) -> FileTensor:
     """A tensor in its storage; one that is all of a zip's entry is summed as it is read, not before."""
     if isinstance(source, Entry) and begin == 0 and prod(shape) * dtype.itemsize == source.size:
-        return Span(source.source, source.start, dtype, shape, source.crc)
-    return Span(source, begin, dtype, shape)
+        return FileTensor(source.source, source.start, dtype, shape, source.crc)
+    return FileTensor(source, begin, dtype, shape)
 
 
 def _row_major(shape: Sequence[int], stride: Sequence[int]) -> bool:

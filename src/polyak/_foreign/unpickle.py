@@ -20,7 +20,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
-from polyak._files.checkpoint import NoArray, Slot
+from polyak._files.checkpoint import LazyTensor, NoArray
 from polyak._files.source import Source
 from polyak._foreign.pickle_objects import MOST, Budget, Built, Global, Payload, Record, bounded
 from polyak.errors import CheckpointError
@@ -148,7 +148,7 @@ class Inert(pickle._Unpickler):  # pyright: ignore[reportPrivateUsage]
         self._paid(args)
         if not isinstance(function, (Global, Record)):
             return function(*args)
-        tensor = any(isinstance(arg, Slot) for arg in args)  # what is made of one may be one
+        tensor = any(isinstance(arg, LazyTensor) for arg in args)  # what is made of one may be one
         return NoArray(f"made by {function}") if tensor else Record(function.module, function.name, args)
 
     def _made(self, cls: Any, args: Any) -> Any:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from polyak._files.checkpoint import Slot, Weights
+from polyak._files.checkpoint import Checkpoint, LazyTensor
 from polyak._files.layout import Spec
 from polyak._files.rounding import widen_into
 from polyak.archive.snapshots import Snapshot
@@ -32,7 +32,7 @@ class Stored(NamedTuple):
     """A snapshot with its tensors at hand."""
 
     snapshot: Snapshot
-    weights: Weights
+    weights: Checkpoint
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Mixture:
         error: that of the tensor farthest from what was wanted.
     """
 
-    recipes: Mapping[str, Sequence[tuple[float | None, Slot]]]
+    recipes: Mapping[str, Sequence[tuple[float | None, LazyTensor]]]
     solution: Solution
     error: float
 
@@ -92,7 +92,7 @@ def mix(stored: Sequence[Stored], wanted: Profile) -> Mixture:
     counted = Counter(histories.values())
     movement = movement_in([s.snapshot for s in stored])
     solved = {history: _solved(stored, history, wanted, movement) for history in counted}
-    recipes: dict[str, Sequence[tuple[float | None, Slot]]] = {}
+    recipes: dict[str, Sequence[tuple[float | None, LazyTensor]]] = {}
     for name, history in histories.items():
         slots = [stored[i].weights.slots[name] for i, _ in history]
         recipes[name] = list(zip(solved[history].coefficients.tolist(), slots, strict=True))
@@ -147,7 +147,7 @@ def _since(profile: Profile, joined: int) -> Profile:
     return profile.since(joined) if joined else profile
 
 
-def _frozen(stored: Sequence[Stored], name: str) -> Slot:
+def _frozen(stored: Sequence[Stored], name: str) -> LazyTensor:
     base = stored[0].weights
     if name not in base.slots:
         raise CheckpointError(
@@ -157,7 +157,7 @@ def _frozen(stored: Sequence[Stored], name: str) -> Slot:
     return base.slots[name]
 
 
-def _dtype(recipe: Sequence[tuple[float | None, Slot]]) -> np.dtype[Any]:
+def _dtype(recipe: Sequence[tuple[float | None, LazyTensor]]) -> np.dtype[Any]:
     """Of what is made: averages at least float32, copies as they are."""
     coefficient, slot = recipe[-1]
     if coefficient is None or slot.dtype.kind == "c" or slot.dtype == np.float64:

@@ -50,7 +50,7 @@ def even(numbers: Sequence[int]) -> set[int]:
     return {n for n in numbers if n % stride == 0 or n == numbers[-1]}
 
 
-def telling(snapshots: Sequence[Sequence[Profile]], count: int) -> list[int]:
+def most_informative(snapshots: Sequence[Sequence[Profile]], count: int) -> list[int]:
     """The snapshots from which most can be made: that without which least is lost goes first.
 
     What is lost is the mean logarithm of the errors at which half-lives from 1/200 of the run to all of

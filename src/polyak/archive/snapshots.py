@@ -19,7 +19,7 @@ from polyak._files.header import Header
 from polyak._files.open import header_of
 from polyak._files.write import write_arrays
 from polyak._foreign.open_any import open_weights
-from polyak.archive.retention import even, logarithmic, telling
+from polyak.archive.retention import even, logarithmic, most_informative
 from polyak.errors import CheckpointError, ConfigError
 
 Keep: TypeAlias = Literal["all", "log", "even"] | int
@@ -89,5 +89,5 @@ def superfluous(snapshots: Sequence[Snapshot], keep: Keep) -> list[Path]:
     else:
         profiles = [[s.header.profile for s in snapshots if s.number == n] for n in numbers]
         known = [[profile for profile in row if profile is not None] for row in profiles]
-        kept = {numbers[i] for i in telling(known, keep)}
+        kept = {numbers[i] for i in most_informative(known, keep)}
     return [snapshot.path for snapshot in snapshots if snapshot.number and snapshot.number not in kept]

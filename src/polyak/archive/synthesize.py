@@ -104,7 +104,8 @@ def synthesize(
         if mixture.error > max_error:
             raise CheckpointError(
                 f"the profile wanted can be met to {mixture.error:.1%} only; max_error is {max_error:.1%}. "
-                "polyak.reachable(archive) lists what can be met; denser snapshots or another track widen it."
+                "polyak.synthesizable(archive) lists what can be met; denser snapshots or another track "
+                "widen it."
             )
         coefficients = mixture.solution.coefficients.tolist()
         header = Header(
@@ -126,7 +127,7 @@ def synthesize(
     return Synthesis(tensors, header, mixture.error, gain, dict(zip(names, coefficients, strict=True)))
 
 
-def reachable(
+def synthesizable(
     archive: Archive | str | os.PathLike[str],
     at: int | None = None,
     half_lives: Sequence[float] | None = None,
@@ -151,7 +152,7 @@ def reachable(
         >>> with polyak.Archive(tempfile.mkdtemp(), ema, every=20) as archive:
         ...     for _ in range(400):
         ...         ema.update()
-        >>> [round(row.error, 3) for row in reachable(archive, half_lives=[5, 40, 100])]
+        >>> [round(row.error, 3) for row in synthesizable(archive, half_lives=[5, 40, 100])]
         [0.048, 0.0, 0.003]
     """
     snapshots = (archive if isinstance(archive, Archive) else Archive(archive)).snapshots

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeAlias, cast
 
 import numpy as np
 
-from polyak._files.checkpoint import Slot, Span, Weights, as_bytes
+from polyak._files.checkpoint import Checkpoint, FileTensor, LazyTensor, as_bytes
 from polyak._files.header import FILES, TAKEN_AS_RAW, Header
 from polyak._files.open import header_of
 from polyak._files.source import Where, is_url
@@ -21,7 +21,7 @@ from polyak._foreign.parts import Part
 from polyak._foreign.recognize import is_own, recognise
 from polyak.archive.archive import Archive
 from polyak.archive.snapshots import found_in
-from polyak.archive.synthesize import Reach, reachable
+from polyak.archive.synthesize import Reach, synthesizable
 from polyak.errors import CheckpointError
 from polyak.schedules import Decay, Profile
 
@@ -85,7 +85,7 @@ class Weighting:
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class CheckpointSummary:
     """A file, a set of shards or a folder of one checkpoint.
 
     Args:
@@ -138,7 +138,7 @@ class Snapshots:
     reach: tuple[Reach, ...]
 
 
-def describe(where: Where, verify: bool = True) -> Checkpoint | Snapshots:
+def describe(where: Where, verify: bool = True) -> CheckpointSummary | Snapshots:
     """What a file, a folder of shards, a URL or an archive is.
 
     Args:
@@ -167,7 +167,7 @@ def describe(where: Where, verify: bool = True) -> Checkpoint | Snapshots:
             return _own(weights, str(where), integrity)
         found = recognise(weights)
         parts = tuple(_foreign(one, found.decay) for one in found.parts)
-        return Checkpoint(
+        return CheckpointSummary(
             where=str(where),
             format=weights.format,
             library=found.library,
@@ -182,7 +182,7 @@ def describe(where: Where, verify: bool = True) -> Checkpoint | Snapshots:
         )
 
 
-def to_json(found: Checkpoint | Snapshots) -> dict[str, Any]:
+def to_json(found: CheckpointSummary | Snapshots) -> dict[str, Any]:
     """A description as values that JSON has; decays and profiles as their own files hold them."""
     return _plain(found)
 
@@ -210,7 +210,7 @@ def figures_of(profile: Profile) -> Figures | None:
     return Figures(profile.mean_age, profile.half_life, profile.effective_samples, profile.initial_weight)
 
 
-def size_of(slots: Iterable[Slot]) -> Tensors:
+def size_of(slots: Iterable[LazyTensor]) -> Tensors:
     """How much tensors are."""
     listed = list(slots)
     dtypes = Counter(slot.kind for slot in listed)
@@ -228,14 +228,14 @@ def _archive(folder: Path) -> Snapshots:
         tracks=tuple(sorted({snapshot.header.track for snapshot in taken})),
         files=len(snapshots),
         nbytes=sum(snapshot.path.stat().st_size for snapshot in snapshots),
-        reach=tuple(reachable(folder)) if taken else (),
+        reach=tuple(synthesizable(folder)) if taken else (),
     )
 
 
-def _own(weights: Weights, where: str, integrity: Integrity) -> Checkpoint:
+def _own(weights: Checkpoint, where: str, integrity: Integrity) -> CheckpointSummary:
     header = header_of(weights)
     resumable = header.role == "resumable"
-    return Checkpoint(
+    return CheckpointSummary(
         where=where,
         format=weights.format,
         library="polyak",
@@ -252,7 +252,7 @@ def _own(weights: Weights, where: str, integrity: Integrity) -> Checkpoint:
     )
 
 
-def _average(weights: Weights, header: Header) -> Weighting:
+def _average(weights: Checkpoint, header: Header) -> Weighting:
     tensors, profile = size_of(weights.slots.values()), header.profile
     if header.role == "raw":  # all the weight lies on its own step
         return Weighting(header.track, "raw", "", tensors)
@@ -275,7 +275,7 @@ def _late(header: Header) -> tuple[str, ...]:
 _NUMBERED = re.compile(r"\w+_\d+\.[wb]_\d+")
 
 
-def _numbered(weights: Weights) -> tuple[str, ...]:
+def _numbered(weights: Checkpoint) -> tuple[str, ...]:
     """Paddle numbers parameters as a process makes them: linear_0.w_0."""
     if not weights.slots or not all(_NUMBERED.fullmatch(name) for name in weights.slots):
         return ()
@@ -324,14 +324,16 @@ def _foreign(part: Part, decay: Decay | None) -> Weighting:
     return Weighting(part.name, part.role, part.path, tensors, known, notes=part.notes)
 
 
-def _verify(weights: Weights) -> Integrity:
+def _verify(weights: Checkpoint) -> Integrity:
     """Compare every tensor with the checksum written with it.
 
     Raises:
         CheckpointError: one differs.
     """
     summed = {
-        name: slot for name, slot in weights.slots.items() if isinstance(slot, Span) and slot.crc is not None
+        name: slot
+        for name, slot in weights.slots.items()
+        if isinstance(slot, FileTensor) and slot.crc is not None
     }
     if not summed:
         return "no checksums"
@@ -345,7 +347,7 @@ def _verify(weights: Weights) -> Integrity:
     return "verified"
 
 
-def _crc(span: Span, buffer: np.ndarray[Any, np.dtype[np.uint8]]) -> int:
+def _crc(span: FileTensor, buffer: np.ndarray[Any, np.dtype[np.uint8]]) -> int:
     crc = 0
     for start in range(0, span.nbytes, _PIECE):
         view = as_bytes(buffer[: min(_PIECE, span.nbytes - start)])

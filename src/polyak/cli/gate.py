@@ -11,7 +11,7 @@ import typer
 
 from polyak.cli.printing import complain, say
 from polyak.errors import PolyakError
-from polyak.select.evaluate import Command
+from polyak.select.evaluate import EvalCommand
 from polyak.select.gate import Gate, Verdict, judge
 
 UNKNOWN = 2  # exit status: something could not be evaluated, so nothing is known
@@ -39,7 +39,9 @@ def gate(
     """
     chosen: Any = mode
     try:
-        asked = Gate(new, best, Command(command, shell, timeout), chosen, min_gain, allow_missing, promote)
+        asked = Gate(
+            new, best, EvalCommand(command, shell, timeout), chosen, min_gain, allow_missing, promote
+        )
         verdict = judge(asked)
     except PolyakError as error:
         if as_json:

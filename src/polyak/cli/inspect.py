@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from polyak.cli.describe import Checkpoint, Snapshots, Tensors, Weighting, describe, to_json
+from polyak.cli.describe import CheckpointSummary, Snapshots, Tensors, Weighting, describe, to_json
 from polyak.cli.printing import say
 from polyak.errors import ConfigError
 from polyak.report.profile import draw
@@ -41,7 +41,7 @@ def inspect(
             print(draw(one.profile, Console().width, scale="log" if log else "linear"))
 
 
-def _checkpoint(found: Checkpoint) -> Iterator[str]:
+def _checkpoint(found: CheckpointSummary) -> Iterator[str]:
     kind = f"{found.role or found.format}, {found.library or 'of no library that is known'}"
     counts = [(found.step, f"step {found.step:,}" if found.step is not None else "")]
     counts += [(found.updates, f"updated {found.updates:,} times" if found.updates is not None else "")]

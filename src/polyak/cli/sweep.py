@@ -18,7 +18,7 @@ from rich.text import Text
 from polyak.cli.printing import complain, printable, say
 from polyak.errors import MissingExtraError
 from polyak.report.curve import caption, drawing, picture
-from polyak.select.evaluate import Command, Record
+from polyak.select.evaluate import EvalCommand, SweepRecord
 from polyak.select.sweep import BEST, RECORD, Sweep
 from polyak.select.sweep import sweep as run
 
@@ -47,7 +47,9 @@ def sweep(
     They are made from an archive. Repeated, the command goes on where it stopped.
     """
     folder, chosen = out or archive / "sweep", _mode(mode)
-    asked = Sweep(archive, Command(command, shell, timeout), folder, chosen, at, points, refine, max_error)
+    asked = Sweep(
+        archive, EvalCommand(command, shell, timeout), folder, chosen, at, points, refine, max_error
+    )
     try:
         with _progress() as watch:
             record = run(asked, watch)
@@ -68,7 +70,7 @@ def _mode(mode: str) -> Any:
     return mode  # any text; the options object refuses what is no mode
 
 
-def _drawn(record: Record, path: Path) -> bool:
+def _drawn(record: SweepRecord, path: Path) -> bool:
     """Whether the picture was drawn; matplotlib is an extra, and the sweep is done without it too."""
     if record.best is None:
         return False
@@ -80,7 +82,7 @@ def _drawn(record: Record, path: Path) -> bool:
     return True
 
 
-def _files(record: Record, folder: Path, drawn: bool) -> dict[str, str | None]:
+def _files(record: SweepRecord, folder: Path, drawn: bool) -> dict[str, str | None]:
     return {
         "record": str(folder / RECORD),
         "weights": str(folder / BEST) if record.best is not None else None,
@@ -88,7 +90,7 @@ def _files(record: Record, folder: Path, drawn: bool) -> dict[str, str | None]:
     }
 
 
-def _show(record: Record, folder: Path, drawn: bool) -> None:
+def _show(record: SweepRecord, folder: Path, drawn: bool) -> None:
     console = Console(highlight=False)
     table = Table("half-life, steps", "metric", "error", "noise gain", "seconds", "")
     for trial in record.trials:

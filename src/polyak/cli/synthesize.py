@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from polyak.archive.synthesize import reachable
+from polyak.archive.synthesize import synthesizable
 from polyak.archive.synthesize import synthesize as make
 from polyak.cli.printing import say
 from polyak.cli.progress import progress
@@ -69,7 +69,7 @@ def synthesize(
 ) -> None:
     """Make another average of a run from its snapshots."""
     if out is None:
-        rows = reachable(archive, at)
+        rows = synthesizable(archive, at)
         if as_json:
             print(json.dumps({"reachable": [row._asdict() for row in rows]}))
             return

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from polyak._files.checkpoint import Weights
+from polyak._files.checkpoint import Checkpoint
 from polyak._files.header import KEY, Header
 from polyak._files.layout import NAMES, SUMS, Spec
 from polyak._files.shards import write_sharded
@@ -138,7 +138,7 @@ def chosen_parts(found: Recognised, part: str | None, where: str) -> Sequence[Pa
     return asked
 
 
-def _metadata(weights: Weights, found: Recognised, plan: Plan) -> dict[str, str]:
+def _metadata(weights: Checkpoint, found: Recognised, plan: Plan) -> dict[str, str]:
     header = found.header_of(plan.part)
     told = {} if header is None else _renamed(header, plan).to_metadata()
     if is_own(weights):

@@ -42,7 +42,7 @@ _UNABLE = {
 
 
 @dataclass(frozen=True)
-class Told:
+class ExportInput:
     """What a layout is filled with.
 
     Args:
@@ -74,7 +74,7 @@ class Told:
 
 
 @dataclass(frozen=True)
-class Arranged:
+class ExportTree:
     """A checkpoint in another library's layout.
 
     Args:
@@ -95,7 +95,7 @@ def arranged(
     part: str | None = None,
     updates: int | None = None,
     names: NameMap | None = None,
-) -> Arranged:
+) -> ExportTree:
     """A checkpoint in another library's layout; all of it is in memory.
 
     Args:
@@ -125,14 +125,14 @@ def arranged(
         other = next((one for one in found.parts if one.role == "raw" and chosen[0].role == "average"), None)
         inner = None if other is None or raw is not None else _read(Plan.of(other, names, str(source)))
         known = found.updates if found.updates is not None else _updates_of(chosen[0].header)
-    told = Told(
+    told = ExportInput(
         average=average,
         raw=_only(raw, names) if raw is not None else inner,
         updates=known if updates is None else updates,
         step=found.step,
         where=str(source),
     )
-    return Arranged(_LAYOUTS[to](told), plan.renamed.unmatched, plan.renamed.dropped)
+    return ExportTree(_LAYOUTS[to](told), plan.renamed.unmatched, plan.renamed.dropped)
 
 
 def check_target(to: str) -> None:
@@ -204,16 +204,16 @@ def _updates_of(header: Header | None) -> int | None:
     return sum(run.count for run in header.profile.terms[0][1] if run.decay != COPY)
 
 
-def _torch(told: Told) -> dict[str, Any]:
+def _torch(told: ExportInput) -> dict[str, Any]:
     return dict(told.average)
 
 
-def _timm(told: Told) -> dict[str, Any]:
+def _timm(told: ExportInput) -> dict[str, Any]:
     raw = {} if told.raw is None else {"state_dict": dict(told.raw)}
     return {**raw, "state_dict_ema": dict(told.average)}
 
 
-def _lightning(told: Told) -> dict[str, Any]:
+def _lightning(told: ExportInput) -> dict[str, Any]:
     """With the raw model the layout of a WeightAveraging callback at work; else that of a plain model."""
     tree: dict[str, Any] = {
         "pytorch-lightning_version": "2.6.0",  # whose layout this is
@@ -227,12 +227,12 @@ def _lightning(told: Told) -> dict[str, Any]:
     return tree
 
 
-def _swa_utils(told: Told) -> dict[str, Any]:
+def _swa_utils(told: ExportInput) -> dict[str, Any]:
     count = np.array(told.counted("AveragedModel"), np.int64)
     return {"n_averaged": count, **_prefixed("module.", told.average)}
 
 
-def _ema_pytorch(told: Told) -> dict[str, Any]:
+def _ema_pytorch(told: ExportInput) -> dict[str, Any]:
     raw = {} if told.raw is None else _prefixed("online_model.", told.raw)
     count = np.array(told.counted("ema-pytorch's EMA"), np.int64)
     return {"initted": np.array(True), "step": count, **raw, **_prefixed("ema_model.", told.average)}
@@ -242,7 +242,7 @@ def _prefixed(prefix: str, arrays: Arrays) -> dict[str, Any]:
     return {prefix + name: array for name, array in arrays.items()}
 
 
-_LAYOUTS: Mapping[str, Callable[[Told], dict[str, Any]]] = {
+_LAYOUTS: Mapping[str, Callable[[ExportInput], dict[str, Any]]] = {
     "torch": _torch,
     "timm": _timm,
     "lightning": _lightning,

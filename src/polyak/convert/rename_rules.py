@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from polyak._files.checkpoint import Slot
+from polyak._files.checkpoint import LazyTensor
 from polyak.errors import CheckpointError, ConfigError
 
 # A linear layer's matrix is [out, in] in torch and [in, out] in paddle; an embedding's is [entries, width]
@@ -95,7 +95,7 @@ class NameMap:
         """
         return NameMap(tuple(back for rule in self.rules if (back := rule.inverse()) is not None))
 
-    def apply(self, tensors: Mapping[str, Slot]) -> Renamed:
+    def apply(self, tensors: Mapping[str, LazyTensor]) -> Renamed:
         """Where each tensor goes.
 
         Raises:

@@ -13,18 +13,18 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from polyak._core.tensor_map import BufferPolicy, Entry, Role, Selection
+from polyak._core.tensor_map import BufferPolicy, Role, Selection, TensorEntry
 from polyak.errors import PlanError
 from polyak.torch._engines.base import Pair
-from polyak.torch._engines.nonfinite_counter import Tally
-from polyak.torch._engines.updater import Ensemble
+from polyak.torch._engines.nonfinite_counter import NonFiniteCounter
+from polyak.torch._engines.updater import Updater
 from polyak.torch.store import Settings
-from polyak.torch.tensor_map import Plan, entries, walk
+from polyak.torch.tensor_map import TensorMap, entries, walk
 from polyak.torch.tensors import watched
 from polyak.torch.untraced import untraced
 
 # What becomes of a tensor of the module that holds averages: averaged, copied at each update, or left alone.
-Roles: TypeAlias = Callable[[nn.Module, Entry[Tensor]], Role]
+Roles: TypeAlias = Callable[[nn.Module, TensorEntry[Tensor]], Role]
 
 
 class Pairing:
@@ -52,11 +52,11 @@ class Pairing:
         pairs = [Pair(name, _place(lives, name, mine), (mine,)) for name, mine in averages.items()]
         tensors = [t for pair in pairs for t in (pair.averages[0], pair.live)]
         self._unmoved = watched(tensors + [t for copy in copies for t in copy])
-        self.tally = Tally()
+        self.tally = NonFiniteCounter()
         self._copies = list(copies)
         self._pairs = pairs
         settings = Settings(None, None, None, "skip", seed, "auto", overlap=False)
-        self._engines = Ensemble(pairs, copies, settings, self.tally)
+        self._engines = Updater(pairs, copies, settings, self.tally)
 
     def stale(self) -> bool:
         """Whether one of the tensors moved to other memory."""
@@ -177,16 +177,16 @@ class _Scripted:
         same = len(now) == len(then) and all(map(is_, now, then))
         return not (same and self._unmoved())
 
-    def _all(self, found: dict[str, Entry[Tensor]]) -> list[Tensor]:
+    def _all(self, found: dict[str, TensorEntry[Tensor]]) -> list[Tensor]:
         return [tensor for entry in found.values() for tensor in entry.tensors]
 
 
-Found: TypeAlias = Plan | _Scripted
+Found: TypeAlias = TensorMap | _Scripted
 
 
 def _found(model: nn.Module, selection: Selection) -> Found:
     scripted = any(isinstance(module, torch.jit.ScriptModule) for module in model.modules())
-    return _Scripted(model, selection) if scripted else Plan(model, selection)
+    return _Scripted(model, selection) if scripted else TensorMap(model, selection)
 
 
 def inexact(tensor: Tensor) -> bool:
@@ -194,14 +194,14 @@ def inexact(tensor: Tensor) -> bool:
     return tensor.is_floating_point() or tensor.is_complex()
 
 
-def role_in_state_dict(module: nn.Module, entry: Entry[Tensor]) -> Role:
+def role_in_state_dict(module: nn.Module, entry: TensorEntry[Tensor]) -> Role:
     """The role of what is saved; the rest is left alone."""
     if entry.kind == "parameter" and inexact(entry.live):
         return "average"  # frozen or not: requires_grad of a copy says nothing
     return entry.role if entry.role == "average" else "copy" if entry.saved else "share"
 
 
-def parameters_only(module: nn.Module, entry: Entry[Tensor]) -> Role:
+def parameters_only(module: nn.Module, entry: TensorEntry[Tensor]) -> Role:
     """Parameters are averaged; buffers follow the model, those that no state_dict holds as well."""
     return "average" if entry.kind == "parameter" and inexact(entry.live) else "copy"
 

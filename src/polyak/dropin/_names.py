@@ -10,7 +10,7 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
-from polyak._core.tensor_map import Entry, Role
+from polyak._core.tensor_map import Role, TensorEntry
 from polyak.dropin._follower import inexact
 
 
@@ -25,7 +25,7 @@ class Names:
     ignored: Collection[str]
     beginnings: tuple[str, ...]
 
-    def __call__(self, module: nn.Module, entry: Entry[Tensor]) -> Role:
+    def __call__(self, module: nn.Module, entry: TensorEntry[Tensor]) -> Role:
         named = chain(
             module.named_parameters(remove_duplicate=False), module.named_buffers(remove_duplicate=False)
         )
@@ -58,7 +58,7 @@ class ByName:
         return ((name, b) for name, b in model.named_buffers() if name in self.buffer_names)
 
 
-def everything(module: nn.Module, entry: Entry[Tensor]) -> Role:
+def everything(module: nn.Module, entry: TensorEntry[Tensor]) -> Role:
     """The role of each tensor where no name is special."""
     return "average" if inexact(entry.live) else "copy"
 

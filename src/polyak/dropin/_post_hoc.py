@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from polyak._files.checkpoint import Slot
+from polyak._files.checkpoint import LazyTensor
 from polyak._foreign.open_any import open_weights
 from polyak.archive.mixture import Mixture
 from polyak.dropin._copy import copied, without_gradients
@@ -308,7 +308,7 @@ class PostHocEMA(nn.Module):
                 tensor.copy_(torch.from_numpy(mixture.tensor(name)))
         return made
 
-    def _rounding(self, profiles: Sequence[Profile], newest: Sequence[dict[str, Slot]]) -> float:
+    def _rounding(self, profiles: Sequence[Profile], newest: Sequence[dict[str, LazyTensor]]) -> float:
         """The square of a checkpoint's rounding error, in units of what a step moves the parameters.
 
         Two averages lie as far apart as the steps between their centres took the parameters.

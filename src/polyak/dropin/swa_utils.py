@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import SWALR as SWALR
 
-from polyak._core.tensor_map import Entry, Role
+from polyak._core.tensor_map import Role, TensorEntry
 from polyak.dropin._copy import copied
 from polyak.dropin._count import Known
 from polyak.dropin._follower import Mirror, Pairing, inexact, parameters_only, role_in_state_dict
@@ -196,7 +196,7 @@ class AveragedModel(nn.Module):
                 average.copy_(cast(AvgFn, self.avg_fn)(average, live, averaged))
 
 
-def _buffers_too(module: nn.Module, entry: Entry[Tensor]) -> Role:
+def _buffers_too(module: nn.Module, entry: TensorEntry[Tensor]) -> Role:
     """Buffers that no state_dict holds are averaged as well."""
     return role_in_state_dict(module, entry) if entry.saved else everything(module, entry)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection
 
 from torch import Tensor, nn
 
-from polyak._core.tensor_map import Entry, Role
+from polyak._core.tensor_map import Role, TensorEntry
 from polyak.dropin._copy import copied, without_gradients
 from polyak.dropin._follower import Mirror, role_in_state_dict
 from polyak.schedules import Ramp
@@ -15,7 +15,7 @@ from polyak.torch.tensor_map import unwrap
 _TEACHER = "teacher_model"
 
 
-def _without_teacher(module: nn.Module, entry: Entry[Tensor]) -> Role:
+def _without_teacher(module: nn.Module, entry: TensorEntry[Tensor]) -> Role:
     """A distilled model holds its teacher, which is not trained."""
     return "share" if entry.name.startswith(f"{_TEACHER}.") else role_in_state_dict(module, entry)
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from polyak._dtypes import is_float
-from polyak._files.checkpoint import Slot, Weights
+from polyak._files.checkpoint import Checkpoint, LazyTensor
 from polyak._files.header import KEY, Header
 from polyak._files.safetensors import SET
 from polyak._files.source import Where
@@ -32,7 +32,7 @@ class Input(NamedTuple):
     step: the training step they were written at, and where that was found.
     """
 
-    weights: Weights
+    weights: Checkpoint
     role: Role
     header: Header | None
     step: Step | None
@@ -64,12 +64,12 @@ def open_inputs(paths: Sequence[Where], files: ExitStack, part: str | None) -> l
     return inputs
 
 
-def is_real(slot: Slot) -> bool:
+def is_real(slot: LazyTensor) -> bool:
     """Whether a tensor holds real floats: averages of these can be rounded to another dtype."""
     return is_float(slot.dtype) and slot.dtype.kind != "c"
 
 
-def _part_of(weights: Weights, part: str | None) -> Input:
+def _part_of(weights: Checkpoint, part: str | None) -> Input:
     """One set of weights; a file may hold several, and other things."""
     _refuse_fragments(weights)
     found = recognise(weights)
@@ -95,7 +95,7 @@ def _part_of(weights: Weights, part: str | None) -> Input:
     )
 
 
-def _refuse_fragments(weights: Weights) -> None:
+def _refuse_fragments(weights: Checkpoint) -> None:
     if SET in weights.metadata:
         raise CheckpointError(
             f"{weights.where} is one of several shards, a part of the tensors: give their index instead."
@@ -107,7 +107,7 @@ def _refuse_fragments(weights: Weights) -> None:
         )
 
 
-def _missing(opened: Sequence[Weights]) -> Iterator[str]:
+def _missing(opened: Sequence[Checkpoint]) -> Iterator[str]:
     everything = {name: None for weights in opened for name in weights.slots}
     for weights in opened:
         lacking = [name for name in everything if name not in weights.slots]
@@ -116,7 +116,7 @@ def _missing(opened: Sequence[Weights]) -> Iterator[str]:
             yield f"{weights.where} lacks {', '.join(lacking[:_NAMED])}{more}"
 
 
-def _differing(opened: Sequence[Weights]) -> Iterator[str]:
+def _differing(opened: Sequence[Checkpoint]) -> Iterator[str]:
     first, *others = opened
     for name, slot in first.slots.items():
         for other in others:
@@ -129,5 +129,5 @@ def _differing(opened: Sequence[Weights]) -> Iterator[str]:
                 break
 
 
-def _kind(slot: Slot) -> tuple[bool, bool]:
+def _kind(slot: LazyTensor) -> tuple[bool, bool]:
     return is_float(slot.dtype), is_real(slot)

@@ -9,7 +9,7 @@ from paddle import Tensor, nn
 from polyak._core import average_set as core
 from polyak._core.nonfinite import refuse_nonfinite
 from polyak._core.swap_guard import Exchange
-from polyak._core.tensor_map import Entry, Selection
+from polyak._core.tensor_map import Selection, TensorEntry
 from polyak._core.tensors import Tensors
 from polyak._core.track import Track
 from polyak.errors import ConfigError
@@ -18,12 +18,12 @@ from polyak.paddle.clone import clone_onto
 from polyak.paddle.engine import Engine, Pair, described, engines
 from polyak.paddle.store import Settings
 from polyak.paddle.swap import LayerExchange
-from polyak.paddle.tensor_map import Plan, unwrap
+from polyak.paddle.tensor_map import TensorMap, unwrap
 from polyak.schedules import Decay
 
 
-class Averages(core.Averages[nn.Layer, Tensor]):
-    """See ``core.Averages``.
+class AverageSet(core.AverageSet[nn.Layer, Tensor]):
+    """See ``core.AverageSet``.
 
     Args:
         layer: the layer to follow.
@@ -53,21 +53,21 @@ class Averages(core.Averages[nn.Layer, Tensor]):
     def engine(self) -> str:
         return "; ".join(described(engine, self.settings.engine) for engine in self._engines)
 
-    def planned(self, selection: Selection, averaged: Sequence[Entry[Tensor]] = ()) -> Plan:
-        return Plan(self.model, selection, averaged)
+    def planned(self, selection: Selection, averaged: Sequence[TensorEntry[Tensor]] = ()) -> TensorMap:
+        return TensorMap(self.model, selection, averaged)
 
-    def plan_of(self, model: nn.Layer) -> Plan:
-        return Plan(model, self._selection)
+    def plan_of(self, model: nn.Layer) -> TensorMap:
+        return TensorMap(model, self._selection)
 
     def stored(self, live: Tensor) -> tuple[Tensor, Tensor | None]:
         return self.settings.stored(live)
 
-    def moved(self, tensor: Tensor, entry: Entry[Tensor], copy: bool) -> Tensor:
+    def moved(self, tensor: Tensor, entry: TensorEntry[Tensor], copy: bool) -> Tensor:
         if copy or tensor.place != entry.live.place:
             tensor = tensors.copied_to(tensor, entry.live.place)
         return tensors.laid_out_as(entry.live, tensor)
 
-    def copied(self, entry: Entry[Tensor], kept: Tensor | None) -> Tensor:
+    def copied(self, entry: TensorEntry[Tensor], kept: Tensor | None) -> Tensor:
         live = entry.live
         if kept is None or _form(kept) != _form(live):
             return tensors.laid_out_as(live, live.detach().clone())
@@ -127,7 +127,7 @@ class Averages(core.Averages[nn.Layer, Tensor]):
     def exchange(self, track: Track[Tensor]) -> Exchange:
         return LayerExchange(self.plan, self.shown(track), track.name, self)
 
-    def own(self, entry: Entry[Tensor]) -> Tensor:
+    def own(self, entry: TensorEntry[Tensor]) -> Tensor:
         return tensors.duplicate(entry.live)
 
     def cloned(self, tensors: Mapping[str, Tensor]) -> tuple[nn.Layer, list[tuple[Tensor, Tensor]]]:

@@ -12,20 +12,20 @@ from paddle import Tensor, nn
 from paddle.optimizer import Optimizer
 
 from polyak._core.clock import check_pace
-from polyak._core.ema import Verbs
+from polyak._core.ema import BaseEMA
 from polyak._core.nonfinite import NonFinitePolicy
 from polyak._core.optimizer_hook import as_several
 from polyak._core.ranks import synchronize_buffers
 from polyak._core.tensor_map import Buffers, Patterns, Selection
 from polyak._core.track import named_decays, warn_if_swapped
-from polyak.paddle.average_set import Averages
+from polyak.paddle.average_set import AverageSet
 from polyak.paddle.optimizer_hook import Attachment, parameters_of
 from polyak.paddle.ranks import first_of, mean_over
 from polyak.paddle.store import EngineName, Settings
 from polyak.schedules import Decay
 
 
-class EMA(Verbs[nn.Layer, Tensor]):
+class EMA(BaseEMA[nn.Layer, Tensor]):
     """One or several averages of a layer's weights, updated after each optimizer step.
 
     ``avgₜ = βₜ·avgₜ₋₁ + (1-βₜ)·θₜ``, ``avg₀ = θ₀``
@@ -92,7 +92,7 @@ class EMA(Verbs[nn.Layer, Tensor]):
         check_pace(every, start)
         settings = Settings.of(dtype, compensated, on_nonfinite, seed, engine)
         chosen = Selection.of(include, exclude, buffers)
-        super().__init__(Averages(layer, named_decays(decay), chosen, settings), every, start, seed)
+        super().__init__(AverageSet(layer, named_decays(decay), chosen, settings), every, start, seed)
         warn_if_swapped(decay)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

@@ -13,7 +13,7 @@ from paddle import Tensor
 
 from polyak._core.change_detection import Readings, readings
 from polyak._core.swap_guard import NOTHING, Changed, Exchange
-from polyak._core.tensor_map import Plan
+from polyak._core.tensor_map import TensorMap
 from polyak.paddle.tensors import alias, cast, laid_out_as, to
 
 
@@ -27,7 +27,9 @@ class LayerExchange(Exchange):
         owner: likewise.
     """
 
-    def __init__(self, plan: Plan[Tensor], averages: Mapping[str, Tensor], track: str, owner: object) -> None:
+    def __init__(
+        self, plan: TensorMap[Tensor], averages: Mapping[str, Tensor], track: str, owner: object
+    ) -> None:
         entries = [entry for entry in plan.entries.values() if entry.name in averages]
         super().__init__({id(live): entry.name for entry in entries for live in entry.tensors}, track, owner)
         self._lives = [live for entry in entries for live in entry.tensors]

@@ -23,7 +23,7 @@ from paddle.nn.layer.norm import _BatchNormBase
 
 from polyak._core import tensor_map as core
 from polyak._core.change_detection import agree, contents, holds, readings
-from polyak._core.tensor_map import Entry, Kind, Seen, Selection, Sort, planned
+from polyak._core.tensor_map import BufferKind, Kind, Seen, Selection, TensorEntry, planned
 from polyak.errors import PlanError
 from polyak.paddle.tensors import holds_values, watched
 
@@ -31,7 +31,7 @@ _RUNNING_STATISTICS = ("_mean", "_variance")
 _SPECTRAL_VECTORS = ("weight_u", "weight_v")
 
 
-class Plan(core.Plan[Tensor]):
+class TensorMap(core.TensorMap[Tensor]):
     """The tensors of one layer, by name, and a fingerprint that tells when they are no longer these.
 
     Args:
@@ -43,7 +43,9 @@ class Plan(core.Plan[Tensor]):
         PlanError: a tensor is not initialised yet, or to be averaged or copied and sparse or sharded.
     """
 
-    def __init__(self, layer: nn.Layer, selection: Selection, averaged: Sequence[Entry[Tensor]] = ()) -> None:
+    def __init__(
+        self, layer: nn.Layer, selection: Selection, averaged: Sequence[TensorEntry[Tensor]] = ()
+    ) -> None:
         layers = dict(_walk(layer))
         kept = {entry.name for entry in averaged} | {id(t) for entry in averaged for t in entry.tensors}
         self.entries = planned(_seen(layers), selection, _trained, kept)
@@ -115,7 +117,7 @@ def _kind(layer: nn.Layer, key: str) -> Kind:
     return "buffer" if key in layer._buffers or key in untrained else "parameter"
 
 
-def _sort(key: str) -> Sort:
+def _sort(key: str) -> BufferKind:
     if key.endswith(("_u", "_v")):
         return "vector"
     return "statistic" if key in _RUNNING_STATISTICS else "other"
@@ -125,7 +127,7 @@ def _trained(tensor: Tensor) -> bool:
     return not tensor.stop_gradient
 
 
-def _refuse_scattered(entry: Entry[Tensor]) -> None:
+def _refuse_scattered(entry: TensorEntry[Tensor]) -> None:
     if entry.role != "share" and not entry.live.is_dense():
         what = "sharded: polyak" if entry.live.is_dist() else "sparse: Paddle"
         raise PlanError(

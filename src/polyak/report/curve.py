@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from polyak._files.write import atomic
 from polyak.errors import MissingExtraError
-from polyak.select.evaluate import Record, Trial
+from polyak.select.evaluate import SweepRecord, Trial
 
 
 class _Signs(NamedTuple):
@@ -27,7 +27,7 @@ _UNICODE = _Signs("●", "○", "·", "┤", "│", "└", "─")
 _ASCII = _Signs("@", "o", ".", "+", "|", "+", "-")
 
 
-def drawing(record: Record, width: int = 80, height: int = 12, ascii_only: bool = False) -> str:
+def drawing(record: SweepRecord, width: int = 80, height: int = 12, ascii_only: bool = False) -> str:
     """The metrics over a logarithmic half-life as text, the best one marked.
 
     Args:
@@ -60,7 +60,7 @@ def drawing(record: Record, width: int = 80, height: int = 12, ascii_only: bool 
     return "\n".join([*lines, *_floor(half_lives[0], half_lives[-1], margin, room, signs)])
 
 
-def picture(record: Record, path: str | os.PathLike[str]) -> None:
+def picture(record: SweepRecord, path: str | os.PathLike[str]) -> None:
     """The same as a PNG; half-lives whose evaluation failed are crosses at the foot.
 
     Raises:
@@ -90,7 +90,7 @@ def picture(record: Record, path: str | os.PathLike[str]) -> None:
         figure.savefig(temporary, format="png", dpi=150)
 
 
-def _measured(record: Record) -> list[tuple[float, float]]:
+def _measured(record: SweepRecord) -> list[tuple[float, float]]:
     return [(trial.half_life, trial.metric) for trial in record.trials if trial.metric is not None]
 
 

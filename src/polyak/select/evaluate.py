@@ -42,7 +42,7 @@ class Measured(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Command:
+class EvalCommand:
     """A command line that evaluates weights.
 
     Args:
@@ -57,7 +57,7 @@ class Command:
     Examples:
         >>> import sys
         >>> evaluate = f"{shlex.quote(sys.executable)} -c 'print(0.93)' {{weights}}"
-        >>> Command(evaluate).measure(Path("average.safetensors")).metric
+        >>> EvalCommand(evaluate).measure(Path("average.safetensors")).metric
         0.93
     """
 
@@ -136,7 +136,7 @@ class Trial:
     seconds: float = 0.0
 
 
-class Record:
+class SweepRecord:
     """The trials of one sweep, in a JSON file that is whole at any moment.
 
     Args:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from polyak._files.write import atomic
 from polyak.errors import CheckpointError, ConfigError
-from polyak.select.evaluate import Command
+from polyak.select.evaluate import EvalCommand
 from polyak.select.golden_section import Mode, check_min_gain, check_mode, gain
 
 
@@ -32,7 +32,7 @@ class Gate:
 
     new: Path
     best: Path
-    command: Command
+    command: EvalCommand
     mode: Mode = "max"
     min_gain: float = 0.0
     allow_missing: bool = False
@@ -89,7 +89,7 @@ def judge(gate: Gate) -> Verdict:
     return Verdict(new, best, difference, passed, passed and gate.promote)
 
 
-def _metric(path: Path, command: Command) -> float:
+def _metric(path: Path, command: EvalCommand) -> float:
     measured = command.measure(path)
     if measured.metric is None:
         raise CheckpointError(f"{path} could not be evaluated: {measured.failure}.")

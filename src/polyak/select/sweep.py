@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from polyak.archive.archive import Archive
-from polyak.archive.synthesize import reachable, synthesize
+from polyak.archive.synthesize import synthesizable, synthesize
 from polyak.errors import CheckpointError
 from polyak.schedules import HalfLife
 from polyak.schedules.decay import check_whole
-from polyak.select.evaluate import Command, Record, Trial, alone_in
+from polyak.select.evaluate import EvalCommand, SweepRecord, Trial, alone_in
 from polyak.select.golden_section import Mode, check_mode, grid, refined
 
 RECORD, BEST = "sweep.json", "best.safetensors"
@@ -38,7 +38,7 @@ class Sweep:
     """
 
     archive: Path
-    command: Command
+    command: EvalCommand
     out: Path
     mode: Mode = "max"
     at: int | None = None
@@ -52,7 +52,7 @@ class Sweep:
         check_whole("refine", self.refine, 0)
 
 
-def sweep(asked: Sweep, watch: Callable[[int, int], None] = lambda done, total: None) -> Record:
+def sweep(asked: Sweep, watch: Callable[[int, int], None] = lambda done, total: None) -> SweepRecord:
     """Evaluate half-lives, each at most once however often this is interrupted and called again.
 
     A trial is in ``out/sweep.json`` as soon as it is done. One that failed costs its point only, and is
@@ -74,7 +74,7 @@ def sweep(asked: Sweep, watch: Callable[[int, int], None] = lambda done, total: 
     at = archive.steps[-1] if asked.at is None else asked.at
     half_lives = _grid(archive, at, asked)
     with alone_in(asked.out):
-        record = Record(asked.out / RECORD, archive.run, at, asked.command.line, asked.mode)
+        record = SweepRecord(asked.out / RECORD, archive.run, at, asked.command.line, asked.mode)
         metrics: dict[float, float | None] = {}
         try:
             total = len(half_lives) + asked.refine
@@ -95,7 +95,7 @@ def sweep(asked: Sweep, watch: Callable[[int, int], None] = lambda done, total: 
 
 
 def _grid(archive: Archive, at: int, asked: Sweep) -> list[float]:
-    near = [row.half_life for row in reachable(archive, at) if row.error <= asked.max_error]
+    near = [row.half_life for row in synthesizable(archive, at) if row.error <= asked.max_error]
     if not near:
         raise CheckpointError(
             f"no half-life can be synthesised from {asked.archive} at step {at} to {asked.max_error:.1%}; "

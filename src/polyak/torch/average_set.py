@@ -12,23 +12,23 @@ from torch import Tensor, nn
 
 from polyak._core import average_set as core
 from polyak._core.swap_guard import Exchange
-from polyak._core.tensor_map import Entry, Selection
+from polyak._core.tensor_map import Selection, TensorEntry
 from polyak._core.tensors import Tensors
 from polyak._core.track import Track
 from polyak.errors import ConfigError, PlanError
 from polyak.schedules import Decay
 from polyak.torch import tensors
 from polyak.torch._engines.base import Pair
-from polyak.torch._engines.nonfinite_counter import Tally
-from polyak.torch._engines.updater import Ensemble, Graph
+from polyak.torch._engines.nonfinite_counter import NonFiniteCounter
+from polyak.torch._engines.updater import Graph, Updater
 from polyak.torch.clone import clone_onto
 from polyak.torch.store import Settings, laid_out_as, outside_inference_mode, stored
 from polyak.torch.swap import Swap
-from polyak.torch.tensor_map import Plan, unwrap, walk
+from polyak.torch.tensor_map import TensorMap, unwrap, walk
 
 
-class Averages(core.Averages[nn.Module, Tensor]):
-    """See ``core.Averages``.
+class AverageSet(core.AverageSet[nn.Module, Tensor]):
+    """See ``core.AverageSet``.
 
     Args:
         model: the model to follow.
@@ -58,11 +58,11 @@ class Averages(core.Averages[nn.Module, Tensor]):
     def engine(self) -> str:
         return self._engines.name
 
-    def planned(self, selection: Selection, averaged: Sequence[Entry[Tensor]] = ()) -> Plan:
-        return Plan(self.model, selection, averaged)
+    def planned(self, selection: Selection, averaged: Sequence[TensorEntry[Tensor]] = ()) -> TensorMap:
+        return TensorMap(self.model, selection, averaged)
 
-    def plan_of(self, model: nn.Module) -> Plan:
-        return Plan(model, self._selection)
+    def plan_of(self, model: nn.Module) -> TensorMap:
+        return TensorMap(model, self._selection)
 
     def extra_states(self) -> dict[str, Tensor]:
         """What ``get_extra_state`` gives; a safetensors file holds what is a tensor."""
@@ -83,12 +83,12 @@ class Averages(core.Averages[nn.Module, Tensor]):
     def stored(self, live: Tensor) -> tuple[Tensor, Tensor | None]:
         return self.settings.stored(live)
 
-    def moved(self, tensor: Tensor, entry: Entry[Tensor], copy: bool) -> Tensor:
+    def moved(self, tensor: Tensor, entry: TensorEntry[Tensor], copy: bool) -> Tensor:
         with outside_inference_mode():
             there = self.settings.device or entry.live.device
             return laid_out_as(entry.live, tensor).to(there, copy=copy)
 
-    def copied(self, entry: Entry[Tensor], kept: Tensor | None) -> Tensor:
+    def copied(self, entry: TensorEntry[Tensor], kept: Tensor | None) -> Tensor:
         fresh = stored(entry.live, entry.live.dtype, self.settings.device)
         if kept is None or _form(kept) != _form(fresh):
             return fresh
@@ -96,13 +96,13 @@ class Averages(core.Averages[nn.Module, Tensor]):
             return kept.copy_(fresh)
 
     def without_engines(self, skipped: tuple[int, dict[str, int]]) -> None:
-        self._tally = Tally(*skipped)
+        self._tally = NonFiniteCounter(*skipped)
         self._guards = 0  # optimizers that call before_step
         self._swaps: dict[str, Swap] = {}
         self._graph: Graph | None = None  # what the next update is part of
         # Graphs hold addresses of engines' tables and of averages: all of them stay as long as this does.
-        self._captured: list[Ensemble] = []
-        self._engines = Ensemble((), (), self.settings, self._tally)
+        self._captured: list[Updater] = []
+        self._engines = Updater((), (), self.settings, self._tally)
 
     def prepare(self) -> None:
         self._swaps = {}
@@ -119,7 +119,7 @@ class Averages(core.Averages[nn.Module, Tensor]):
         ]
         copies = [(self.copies[e.name], e.live) for e in self.plan.having("copy")]
         with outside_inference_mode():
-            self._engines = Ensemble(pairs, copies, self.settings, self._tally)
+            self._engines = Updater(pairs, copies, self.settings, self._tally)
         self._engines.guard(self._guards > 0)
 
     def update(self, betas: Sequence[float], step: int) -> None:
@@ -187,14 +187,14 @@ class Averages(core.Averages[nn.Module, Tensor]):
         return self._tally.read()
 
     def resume_counts(self, skipped: tuple[int, dict[str, int]]) -> None:
-        self._tally = Tally(*skipped)
+        self._tally = NonFiniteCounter(*skipped)
 
     def exchange(self, track: Track[Tensor]) -> Exchange:
         if track.name not in self._swaps:
-            self._swaps[track.name] = Swap(cast(Plan, self.plan), self.held(track))
+            self._swaps[track.name] = Swap(cast(TensorMap, self.plan), self.held(track))
         return self._swaps[track.name].exchange(self.shown(track), track.name, self)
 
-    def own(self, entry: Entry[Tensor]) -> Tensor:
+    def own(self, entry: TensorEntry[Tensor]) -> Tensor:
         if type(entry.live) in (Tensor, nn.Parameter):
             return self.copied(entry, None)
         with outside_inference_mode():

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
 from polyak._core.swap_guard import accept
-from polyak._core.tensor_map import Sort
+from polyak._core.tensor_map import BufferKind
 from polyak.errors import ConfigError
 
 Forward: TypeAlias = Callable[[nn.Module, Any], object]
@@ -19,7 +19,7 @@ Forward: TypeAlias = Callable[[nn.Module, Any], object]
 _RUNNING_STATISTICS = ("running_mean", "running_var", "moving_mean", "moving_variance")  # torch, Keras
 
 
-def sort_of(module: nn.Module, key: str) -> Sort:
+def sort_of(module: nn.Module, key: str) -> BufferKind:
     """Which sort of buffer this is, by its name and what stands beside it."""
     if key in ("_u", "_v") or (key.endswith(("_u", "_v")) and f"{key[:-2]}_orig" in module._parameters):  # pyright: ignore[reportPrivateUsage]
         return "vector"

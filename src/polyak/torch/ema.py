@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from polyak._core.clock import check_pace
-from polyak._core.ema import Verbs
+from polyak._core.ema import BaseEMA
 from polyak._core.nonfinite import NonFinitePolicy
 from polyak._core.optimizer_hook import as_several
 from polyak._core.ranks import synchronize_buffers
@@ -21,7 +21,7 @@ from polyak._core.track import named_decays, warn_if_swapped
 from polyak.schedules import Decay
 from polyak.torch._engines.select import EngineName
 from polyak.torch._engines.updater import Graph
-from polyak.torch.average_set import Averages
+from polyak.torch.average_set import AverageSet
 from polyak.torch.optimizer_hook import Attachment, check_hooked, parameters_of
 from polyak.torch.ranks import first_of, mean_over
 from polyak.torch.store import DType, Settings
@@ -29,7 +29,7 @@ from polyak.torch.untraced import untraced_methods
 
 
 @untraced_methods("update", "replay")
-class EMA(Verbs[nn.Module, Tensor]):
+class EMA(BaseEMA[nn.Module, Tensor]):
     """One or several averages of a model's weights, updated after each optimizer step.
 
     ``avgₜ = βₜ·avgₜ₋₁ + (1-βₜ)·θₜ``, ``avg₀ = θ₀``
@@ -110,7 +110,7 @@ class EMA(Verbs[nn.Module, Tensor]):
         check_pace(every, start)
         settings = Settings.of(dtype, compensated, device, on_nonfinite, seed, engine, overlap)
         chosen = Selection.of(include, exclude, buffers)
-        averages = Averages(model, named_decays(decay), chosen, settings)
+        averages = AverageSet(model, named_decays(decay), chosen, settings)
         super().__init__(averages, every, start, seed)
         warn_if_swapped(decay)
         self._steps = averages  # hears of an optimizer's steps

@@ -18,14 +18,14 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from polyak._core import tensor_map as core
 from polyak._core.change_detection import agree, contents, holds, readings
-from polyak._core.tensor_map import Entry, Kind, Seen, Selection, planned
+from polyak._core.tensor_map import Kind, Seen, Selection, TensorEntry, planned
 from polyak._foreign.states import WRAPPED
 from polyak.errors import PlanError
 from polyak.torch.batchnorm import sort_of
 from polyak.torch.tensors import holds_values, watched
 
 
-class Plan(core.Plan[Tensor]):
+class TensorMap(core.TensorMap[Tensor]):
     """The tensors of one model, by name, and a fingerprint that tells when they are no longer these.
 
     Args:
@@ -38,7 +38,7 @@ class Plan(core.Plan[Tensor]):
     """
 
     def __init__(
-        self, model: nn.Module, selection: Selection, averaged: Sequence[Entry[Tensor]] = ()
+        self, model: nn.Module, selection: Selection, averaged: Sequence[TensorEntry[Tensor]] = ()
     ) -> None:
         modules = dict(walk(model))
         _refuse_torchscript(modules)
@@ -106,7 +106,7 @@ def _refuse_fsdp(model: nn.Module) -> None:
         raise PlanError(f"the model is wrapped by FSDP, whose parameters are pieces. {_WHOLE}")
 
 
-def _refuse_sparse(planned: dict[str, Entry[Tensor]]) -> None:
+def _refuse_sparse(planned: dict[str, TensorEntry[Tensor]]) -> None:
     for entry in planned.values():
         if entry.role == "average" and not _has_address(entry.live):
             raise PlanError(
@@ -117,7 +117,7 @@ def _refuse_sparse(planned: dict[str, Entry[Tensor]]) -> None:
 
 def entries(
     modules: dict[str, nn.Module], selection: Selection, kept: Collection[str | int] = ()
-) -> dict[str, Entry[Tensor]]:
+) -> dict[str, TensorEntry[Tensor]]:
     """The tensors of modules by name. ``kept``: names and ids of those averaged whether trained or not."""
     return planned(_seen(modules), selection, _requires_grad, kept)
 

@@ -261,7 +261,7 @@ def host_buffer(device: str) -> str:
 if __name__ == "__main__":
     device, file = sys.argv[1:]
     if device == "cpu":
-        ensemble.Ensemble.capturing = lambda self: tape.on
+        ensemble.Updater.capturing = lambda self: tape.on
     runs = {name: both(device, options) for name, options in OPTIONS.items()}
     alone = [unannounced(device, **options) for options in UNANNOUNCED]
     behind = {every: left_behind(device, every) for every in (1, 3)}

@@ -148,7 +148,7 @@ def test_an_update_never_reads_half_stepped_weights(simulated: str) -> None:
 def test_the_order_matters_to_this_test(simulated: str, monkeypatch: pytest.MonkeyPatch) -> None:
     gate = threading.Event()
     monkeypatch.setattr(ensemble, "lane_of", lambda device: LateLane(gate))
-    monkeypatch.setattr(ensemble.Ensemble, "before_step", lambda self: None)
+    monkeypatch.setattr(ensemble.Updater, "before_step", lambda self: None)
     model = nn.Linear(4, 4, bias=False)
     optimizer = torch.optim.SGD(model.parameters(), 1.0)
     ema = polyak.EMA(model, 0.0, overlap=True)
@@ -385,7 +385,7 @@ def test_a_step_in_a_graph_is_refused_before_anything_waits(
 ) -> None:
     """The update under way would be waited for, which no graph can hold; here it would wait for ever."""
     model, ema, handle = in_flight(1.0)
-    monkeypatch.setattr(ensemble.Ensemble, "capturing", lambda self: True)
+    monkeypatch.setattr(ensemble.Updater, "capturing", lambda self: True)
     with pytest.raises(polyak.ConfigError, match="captured in a CUDA graph while its EMA runs"):
         ema._averages.before_step()
     monkeypatch.undo()

@@ -27,7 +27,7 @@ from polyak.torch._engines.foreach import bad_names
 from polyak.torch._engines.pinned import pinned_like
 
 
-class Lane(Protocol):
+class StreamWorker(Protocol):
     """Work in order beside the training."""
 
     def run(self, job: Callable[[], object]) -> Any:
@@ -79,7 +79,7 @@ class CudaLane:
         return pinned_like(tensors)
 
 
-class Aside(Several):
+class AsyncUpdate(Several):
     """What both ways have in common: one update under way at most.
 
     guarded: somebody calls ``before_step`` before θ is written again.
@@ -89,7 +89,7 @@ class Aside(Several):
         tensors: of the device, which updates read or write.
     """
 
-    def __init__(self, lane: Lane, tensors: Sequence[Tensor]) -> None:
+    def __init__(self, lane: StreamWorker, tensors: Sequence[Tensor]) -> None:
         self.guarded = False
         self._lane = lane
         self._ticket: Any = None
@@ -112,7 +112,7 @@ class Aside(Several):
             self.before_step()
 
 
-class Offload(Aside):
+class Offload(AsyncUpdate):
     """θ on a device, averages on the host: copied to pinned memory that lasts, averaged on a thread.
 
     The device needs no memory for it. The host needs the size of θ once, pinned.
@@ -128,7 +128,7 @@ class Offload(Aside):
         self,
         pairs: Sequence[Pair],
         copies: Sequence[tuple[Tensor, Tensor]],
-        lane: Lane,
+        lane: StreamWorker,
         make: Callable[[Sequence[Pair]], Sequence[Engine]],
     ) -> None:
         live = [pair.live for pair in pairs] + [source for _, source in copies]
@@ -182,7 +182,7 @@ class Offload(Aside):
             _count(self.counts, torch.cat(each))
 
 
-class Overlapped(Aside):
+class Overlapped(AsyncUpdate):
     """θ and averages on one device: the update runs under the next forward pass.
 
     Args:
@@ -190,7 +190,7 @@ class Overlapped(Aside):
         lane: beside the device's work.
     """
 
-    def __init__(self, inner: Engine, lane: Lane) -> None:
+    def __init__(self, inner: Engine, lane: StreamWorker) -> None:
         tensors = [t for pair in inner.pairs for t in (pair.live, *pair.averages, *pair.lows)]
         super().__init__(lane, tensors)
         self._inner = inner

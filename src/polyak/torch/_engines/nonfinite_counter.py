@@ -11,7 +11,7 @@ from torch import Tensor
 from polyak.torch._engines.base import Counts, Engine
 
 
-class Tally:
+class NonFiniteCounter:
     """Updates in which some θ was not finite, and in how many of them each tensor was.
 
     Counts live on the parameters' device until somebody reads them; reading synchronises. Engines that count

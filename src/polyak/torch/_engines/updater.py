@@ -11,10 +11,10 @@ from torch import Tensor
 
 from polyak._core.nonfinite import refuse_nonfinite
 from polyak.errors import ConfigError
-from polyak.torch._engines.async_update import Aside, CudaLane, Lane, Offload, Overlapped
+from polyak.torch._engines.async_update import AsyncUpdate, CudaLane, Offload, Overlapped, StreamWorker
 from polyak.torch._engines.base import Engine, Pair
 from polyak.torch._engines.copies import Copies
-from polyak.torch._engines.nonfinite_counter import Tally
+from polyak.torch._engines.nonfinite_counter import NonFiniteCounter
 from polyak.torch._engines.select import EngineName, choice, described, made, recordable
 from polyak.torch.store import Settings
 
@@ -30,7 +30,7 @@ class Graph(Protocol):
     def replay(self) -> None: ...
 
 
-class Ensemble:
+class Updater:
     """An update of everything: each pair by the engine that suits it, each copied buffer copied.
 
     Args:
@@ -41,7 +41,11 @@ class Ensemble:
     """
 
     def __init__(
-        self, pairs: Sequence[Pair], copies: Sequence[tuple[Tensor, Tensor]], settings: Settings, tally: Tally
+        self,
+        pairs: Sequence[Pair],
+        copies: Sequence[tuple[Tensor, Tensor]],
+        settings: Settings,
+        tally: NonFiniteCounter,
     ) -> None:
         self._settings, self._tally = settings, tally
         self._skip = settings.policy == "skip"
@@ -49,15 +53,15 @@ class Ensemble:
         carried = {device for how, device, _ in groups if how == "offload"}
         for device in carried & {source.device for _, source in copies}:
             groups.setdefault(("offload", device, True), [])
-        self._guardable: list[Aside] = []
+        self._guardable: list[AsyncUpdate] = []
         self._engines: list[Engine] = []
         for (how, device, buffers), members in groups.items():
             brought = [copy for copy in copies if buffers and copy[1].device == device]
             engines = self._made(how, device, members, brought)
             self._engines += engines
-            self._guardable += [e for e in engines if isinstance(e, Aside) and not buffers]
+            self._guardable += [e for e in engines if isinstance(e, AsyncUpdate) and not buffers]
         inline = [copy for copy in copies if copy[1].device not in carried]
-        self._asides = [engine for engine in self._engines if isinstance(engine, Aside)]
+        self._asides = [engine for engine in self._engines if isinstance(engine, AsyncUpdate)]
         self._copies = Copies(inline)
         self._nothing = [None] * len(self._engines)
         self._on_gpu = any(pair.live.is_cuda for pair in pairs)
@@ -175,7 +179,7 @@ def way(pair: Pair, overlap: bool) -> Way:
     return "overlap" if overlap and kept == device and not pair.buffer else "inline"
 
 
-def lane_of(device: torch.device) -> Lane:
+def lane_of(device: torch.device) -> StreamWorker:
     """The lane beside a device's work."""
     return CudaLane(device)
 
