@@ -634,7 +634,7 @@ def no_walks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Walking a module in any way, or planning anew, fails the test."""
     for name in WALKS:
         monkeypatch.setattr(nn.Module, name, lambda *args, **kwargs: pytest.fail("walked the module"))
-    monkeypatch.setattr("polyak.torch.average_set.Plan", lambda *args: pytest.fail("planned anew"))
+    monkeypatch.setattr("polyak.torch.average_set.TensorMap", lambda *args: pytest.fail("planned anew"))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -671,7 +671,7 @@ def test_an_unchanged_model_is_not_replanned(monkeypatch: pytest.MonkeyPatch) ->
             pytest.fail("planned again")
         return TensorMap(of, *args)  # of the average's own module
 
-    monkeypatch.setattr("polyak.torch.average_set.Plan", planned)
+    monkeypatch.setattr("polyak.torch.average_set.TensorMap", planned)
     for _ in range(2):
         model(torch.randn(4, 2)).sum().backward()
         torch.optim.SGD(model.parameters(), lr=0.1).step()
