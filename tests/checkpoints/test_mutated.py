@@ -18,11 +18,11 @@ import safetensors.numpy
 import torch
 import torch.distributed.checkpoint as dcp
 
-from polyak.checkpoints.describe import describe
-from polyak.checkpoints.formats import open_weights
-from polyak.checkpoints.layout import Spec
-from polyak.checkpoints.schema import Header
-from polyak.checkpoints.shards import write_sharded
+from polyak._files.header import Header
+from polyak._files.layout import Spec
+from polyak._files.shards import write_sharded
+from polyak._foreign.open_any import open_weights
+from polyak.cli.describe import describe
 from polyak.errors import CheckpointError
 from tests.checkpoints.mutations import ANY_BYTES, Mutation
 from tests.checkpoints.test_fuzz import written
