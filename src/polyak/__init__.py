@@ -29,7 +29,6 @@ from polyak.errors import MissingExtraError as MissingExtraError
 from polyak.errors import NonFiniteError as NonFiniteError
 from polyak.errors import PlanError as PlanError
 from polyak.errors import PolyakError as PolyakError
-from polyak.errors import ServerError as ServerError
 from polyak.errors import SwapError as SwapError
 from polyak.merge.average_checkpoints import average as average
 from polyak.schedules import Anneal as Anneal
@@ -81,7 +80,6 @@ __all__ = [
     "Profile",
     "Ramp",
     "Recency",
-    "ServerError",
     "SwapError",
     "Uniform",
     "Warmup",

@@ -3,10 +3,9 @@
     PolyakError
     ├── ConfigError      (also ValueError)       an argument is outside its rule
     ├── PlanError                                the model and the average disagree
-    ├── SwapError                                the wrong weights are live for what was asked
+    ├── SwapError                                the model holds the wrong weights for this operation
     ├── NonFiniteError   (also ArithmeticError)  a parameter is NaN or infinite where it must not be
     ├── CheckpointError                          a file or state is unreadable, truncated or does not match
-    ├── ServerError                              the shared average cannot answer
     └── MissingExtraError (also ImportError)     an optional package is not installed
 
 Each message names the argument or tensor, its value, the rule it breaks and the way out.
@@ -28,7 +27,7 @@ class PlanError(PolyakError):
 
 
 class SwapError(PolyakError):
-    """The weights that are live in the model are the wrong ones for what was asked."""
+    """The model holds the wrong weights (raw or averaged) for this operation."""
 
 
 class NonFiniteError(PolyakError, ArithmeticError):
@@ -37,10 +36,6 @@ class NonFiniteError(PolyakError, ArithmeticError):
 
 class CheckpointError(PolyakError):
     """A file or a state dict is unreadable, truncated or does not match."""
-
-
-class ServerError(PolyakError):
-    """The shared average cannot answer."""
 
 
 class MissingExtraError(PolyakError, ImportError):
