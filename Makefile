@@ -15,7 +15,11 @@ INPUTS := pyproject.toml constraints.txt $(wildcard native/*)
 STAMP = $(VENV)/made-from-$(shell cat $(INPUTS) | cksum | tr ' ' '-')
 PIP = $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help env demo test test-paddle test-bare test-containers newest fuzz gpu lint format docs lock clean
+# Every core: not nproc, which answers OMP_NUM_THREADS. One file stays in one process, so that what its tests
+# share, such as a kernel compiled once, is made once; files of slow tests begin first.
+PYTEST = -m pytest -n $(shell getconf _NPROCESSORS_ONLN) --dist loadfile --no-loadscope-reorder
+
+.PHONY: help env demo test test-fast test-paddle test-bare test-containers newest fuzz gpu lint format docs lock clean
 
 help:            ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 24
@@ -34,13 +38,16 @@ demo: env        ## train a real model on real images, raw weights against their
 	$(BIN)/polyak demo $(ARGS)
 
 test: env        ## the whole test suite, doctests included (ARGS="-k profile" for a part)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) $(ARGS)
+
+test-fast: env   ## without the tests marked slow: minutes
+	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) -m "not slow" $(ARGS)
 
 PADDLE := .venv-paddle
 PADDLE_STAMP = $(PADDLE)/made-from-$(shell cat $(INPUTS) | cksum | tr ' ' '-')
 
 test-paddle: env-paddle ## all that holds for PaddlePaddle, in an environment without torch (ARGS="-k swap" for a part)
-	OMP_NUM_THREADS=1 $(PADDLE)/bin/python -m pytest tests/paddle tests/conformance tests/cross_framework src/polyak/paddle src/polyak/dropin/paddle_*.py src/polyak/_core $(ARGS)
+	OMP_NUM_THREADS=1 $(PADDLE)/bin/python $(PYTEST) tests/paddle tests/conformance tests/cross_framework src/polyak/paddle src/polyak/dropin/paddle_*.py src/polyak/_core $(ARGS)
 
 data: env-paddle ## the text lines of experiments/ocr, made once (ARGS="--quick")
 	$(PADDLE)/bin/python -m experiments.ocr.data $(ARGS)
@@ -55,7 +62,7 @@ env-paddle:
 rebuild-paddle:
 	test -x $(PADDLE)/bin/python || $(PYTHON) -m venv $(PADDLE)
 	rm -f $(PADDLE)/made-from-*
-	PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt $(PADDLE)/bin/python -m pip --disable-pip-version-check install --compile --editable ".[paddle,images]" pytest pytest-timeout hypothesis "pyright[nodejs]"
+	PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt $(PADDLE)/bin/python -m pip --disable-pip-version-check install --compile --editable ".[paddle,images]" pytest pytest-timeout pytest-xdist hypothesis "pyright[nodejs]"
 	# Their averages are compared with ours; what else these bring along is not needed for that.
 	$(PADDLE)/bin/python -m pip --disable-pip-version-check install --no-deps paddledet==2.6.0 paddleclas==2.6.0
 	$(PADDLE)/bin/pyright -p pyrightconfig.paddle.json

@@ -31,6 +31,12 @@ os.environ.setdefault("KERAS_BACKEND", "torch")  # Keras looks once, when it is 
 _OPTIONS = np.get_printoptions()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files of slow tests first: at the end no core waits for one that began late."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(autouse=True)
 def _arrays_print_as_ever() -> Iterator[None]:
     """Importing Ultralytics changes how NumPy prints, for the whole process."""
