@@ -125,7 +125,7 @@ class AverageSet(ABC, Generic[ModelT, T]):
         """θ into every average with the composed decay of each track, and buffers copied."""
 
     @abstractmethod
-    def took(self, step: int) -> bool | None:
+    def applied(self, step: int) -> bool | None:
         """After an update was interrupted: whether the averages took it, copied buffers then as well.
 
         None if some of them did and others may not have.

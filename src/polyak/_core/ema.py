@@ -171,10 +171,10 @@ class BaseEMA(Persistent[ModelT, T]):
     def _resolve(self) -> None:
         """After an interrupt in an update: count it if all averages took it, forget it if none did."""
         if (pending := self._interrupted()) is not None:
-            took = self._averages.took(pending.step)
-            if took:
+            applied = self._averages.applied(pending.step)
+            if applied:
                 self._count()
-            elif took is False:
+            elif applied is False:
                 self._pending = None
 
     def _interrupted(self) -> Clock | None:

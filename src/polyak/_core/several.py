@@ -11,6 +11,6 @@ class Several:
 
     began = ended = 0
 
-    def took(self, step: int) -> bool | None:
+    def applied(self, step: int) -> bool | None:
         """Whether the averages took the update of this step; None if an interrupt came in its middle."""
         return step == self.ended or (None if step == self.began else False)

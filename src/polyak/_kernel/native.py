@@ -69,7 +69,7 @@ class Tables:
         found = [_native.update(table, weights, self._seed, step, skip, threads) for table, _ in self._tables]
         return None if found == self._nothing else self._marks(found)
 
-    def took(self, step: int) -> bool | None:
+    def applied(self, step: int) -> bool | None:
         """Whether the averages took the update of this step; None if some tables did.
 
         The kernel notes the step itself: between an update and a note in Python an interrupt could come.

@@ -52,11 +52,11 @@ class Pairing:
         pairs = [Pair(name, _place(lives, name, mine), (mine,)) for name, mine in averages.items()]
         tensors = [t for pair in pairs for t in (pair.averages[0], pair.live)]
         self._unmoved = watched(tensors + [t for copy in copies for t in copy])
-        self.tally = NonFiniteCounter()
+        self.counter = NonFiniteCounter()
         self._copies = list(copies)
         self._pairs = pairs
         settings = Settings(None, None, None, "skip", seed, "auto", overlap=False)
-        self._engines = Updater(pairs, copies, settings, self.tally)
+        self._engines = Updater(pairs, copies, settings, self.counter)
 
     def stale(self) -> bool:
         """Whether one of the tensors moved to other memory."""

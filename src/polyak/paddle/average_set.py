@@ -15,7 +15,7 @@ from polyak._core.track import Track
 from polyak.errors import ConfigError
 from polyak.paddle import tensors
 from polyak.paddle.clone import clone_onto
-from polyak.paddle.engine import Engine, Pair, described, engines
+from polyak.paddle.engine import Engine, Pair, describe, engines
 from polyak.paddle.store import Settings
 from polyak.paddle.swap import LayerExchange
 from polyak.paddle.tensor_map import TensorMap, unwrap
@@ -51,7 +51,7 @@ class AverageSet(core.AverageSet[nn.Layer, Tensor]):
 
     @property
     def engine(self) -> str:
-        return "; ".join(described(engine, self.settings.engine) for engine in self._engines)
+        return "; ".join(describe(engine, self.settings.engine) for engine in self._engines)
 
     def planned(self, selection: Selection, averaged: Sequence[TensorEntry[Tensor]] = ()) -> TensorMap:
         return TensorMap(self.model, selection, averaged)
@@ -103,8 +103,8 @@ class AverageSet(core.AverageSet[nn.Layer, Tensor]):
             engine.update(weights, step, self.settings.policy == "skip")
         self._copy()
 
-    def took(self, step: int) -> bool | None:
-        answers = {engine.took(step) for engine in self._engines}
+    def applied(self, step: int) -> bool | None:
+        answers = {engine.applied(step) for engine in self._engines}
         if answers == {True}:
             self._copy()
         return answers.pop() if len(answers) == 1 else None

@@ -57,7 +57,7 @@ class Engine(Protocol):
         """``avg ← avg + w·(θ - avg)`` in every track, under ``skip`` where θ can be stored."""
         ...
 
-    def took(self, step: int) -> bool | None:
+    def applied(self, step: int) -> bool | None:
         """Whether the averages took the update of this step; None if an interrupt came in its middle."""
         ...
 
@@ -82,8 +82,8 @@ class Native:
         marks = self._tables.look(self._threads)
         return [pair.name for pair, mark in zip(self.pairs, marks, strict=True) if mark]
 
-    def took(self, step: int) -> bool | None:
-        return self._tables.took(step)
+    def applied(self, step: int) -> bool | None:
+        return self._tables.applied(step)
 
     def update(self, weights: Sequence[float], step: int, skip: bool) -> None:
         marks = self._tables.update(weights, step, skip, self._threads)
@@ -164,7 +164,7 @@ def engines(pairs: Sequence[Pair], asked: EngineName, seed: int) -> list[Engine]
     return made
 
 
-def described(engine: Engine, asked: EngineName) -> str:
+def describe(engine: Engine, asked: EngineName) -> str:
     """The engine's name, and why it is not a faster one."""
     if engine.name != "ops" or asked == "ops":
         return f"{engine.name} (asked for)" if engine.name == asked else engine.name

@@ -96,13 +96,13 @@ class AverageSet(core.AverageSet[nn.Module, Tensor]):
             return kept.copy_(fresh)
 
     def without_engines(self, skipped: tuple[int, dict[str, int]]) -> None:
-        self._tally = NonFiniteCounter(*skipped)
+        self._counter = NonFiniteCounter(*skipped)
         self._guards = 0  # optimizers that call before_step
         self._swaps: dict[str, Swap] = {}
         self._graph: Graph | None = None  # what the next update is part of
         # Graphs hold addresses of engines' tables and of averages: all of them stay as long as this does.
         self._captured: list[Updater] = []
-        self._engines = Updater((), (), self.settings, self._tally)
+        self._engines = Updater((), (), self.settings, self._counter)
 
     def prepare(self) -> None:
         self._swaps = {}
@@ -119,7 +119,7 @@ class AverageSet(core.AverageSet[nn.Module, Tensor]):
         ]
         copies = [(self.copies[e.name], e.live) for e in self.plan.having("copy")]
         with outside_inference_mode():
-            self._engines = Updater(pairs, copies, self.settings, self._tally)
+            self._engines = Updater(pairs, copies, self.settings, self._counter)
         self._engines.guard(self._guards > 0)
 
     def update(self, betas: Sequence[float], step: int) -> None:
@@ -129,8 +129,8 @@ class AverageSet(core.AverageSet[nn.Module, Tensor]):
         else:
             self._engines.replay(graph, betas, step)
 
-    def took(self, step: int) -> bool | None:
-        return self._engines.took(step)
+    def applied(self, step: int) -> bool | None:
+        return self._engines.applied(step)
 
     def recorded(self) -> bool:
         if not self._engines.capturing():
@@ -184,10 +184,10 @@ class AverageSet(core.AverageSet[nn.Module, Tensor]):
         self._engines.wait()
 
     def skipped(self) -> tuple[int, dict[str, int]]:
-        return self._tally.read()
+        return self._counter.read()
 
     def resume_counts(self, skipped: tuple[int, dict[str, int]]) -> None:
-        self._tally = NonFiniteCounter(*skipped)
+        self._counter = NonFiniteCounter(*skipped)
 
     def exchange(self, track: Track[Tensor]) -> Exchange:
         if track.name not in self._swaps:

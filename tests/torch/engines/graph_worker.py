@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import polyak
 from polyak.errors import PolyakError
 from polyak.torch._engines import triton_kernels
-from polyak.torch._engines import updater as ensemble
+from polyak.torch._engines import updater as updater
 
 STEPS, BEFORE, BAD = 9, 3, 6  # BEFORE of the steps run before the capture; in step BAD a weight is NaN
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -261,7 +261,7 @@ def host_buffer(device: str) -> str:
 if __name__ == "__main__":
     device, file = sys.argv[1:]
     if device == "cpu":
-        ensemble.Updater.capturing = lambda self: tape.on
+        updater.Updater.capturing = lambda self: tape.on
     runs = {name: both(device, options) for name, options in OPTIONS.items()}
     alone = [unannounced(device, **options) for options in UNANNOUNCED]
     behind = {every: left_behind(device, every) for every in (1, 3)}

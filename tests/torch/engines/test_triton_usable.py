@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import polyak
 from polyak.errors import ConfigError
-from polyak.torch._engines import select as choose
+from polyak.torch._engines import select as select
 from polyak.torch._engines.base import Pair
 from polyak.torch._engines.foreach import Foreach
 
@@ -41,15 +41,15 @@ def forgotten() -> None:
 def test_a_driver_that_refuses_leaves_the_tensor_to_foreach_and_metrics_say_why() -> None:
     pair = on_gpu()
     assert triton.takes(pair)
-    assert choose.choice(pair, "auto", skip=True) == "foreach"
-    reason = choose.described(Foreach([pair], 0), "auto", skip=True)
+    assert select.engine_for(pair, "auto", skip=True) == "foreach"
+    reason = select.describe(Foreach([pair], 0), "auto", skip=True)
     assert reason.startswith("foreach (Triton does not run here: ")
 
 
 @absent
 def test_triton_asked_for_by_name_is_refused_with_the_reason() -> None:
     with pytest.raises(ConfigError, match=r'engine="triton": Triton does not run here: .*"auto" takes'):
-        choose.choice(on_gpu(), "triton", skip=True)
+        select.engine_for(on_gpu(), "triton", skip=True)
 
 
 def test_pascal_is_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,15 +70,15 @@ def test_each_variant_of_the_kernel_is_tried_once(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(triton, "_launch_nothing", lambda *variant: tried.append(variant[1:]))
     for _ in range(3):
-        assert choose.choice(on_gpu(), "auto", skip=True) == "triton"
-    choose.choice(on_gpu(), "auto", skip=False)
+        assert select.engine_for(on_gpu(), "auto", skip=True) == "triton"
+    select.engine_for(on_gpu(), "auto", skip=False)
     float32 = ("float32", (torch.float32, None), 1)
     assert tried == [(*float32, True, False), (*float32, False, False)]
 
 
 def test_an_engine_asked_for_by_another_name_compiles_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton, "_launch_nothing", lambda *variant: pytest.fail("launched"))
-    assert choose.choice(on_gpu(), "foreach", skip=True) == "foreach"
+    assert select.engine_for(on_gpu(), "foreach", skip=True) == "foreach"
 
 
 INTERPRETED = """

@@ -1,6 +1,6 @@
-"""How an update is carried out. An engine is prepared once from the plan's pairs and then only run.
+"""How an update is carried out. An engine is made once from the plan's pairs and then only run.
 
-``contract`` says what an engine is; ``choose`` picks one for each tensor. ``foreach`` runs on any device,
+``base`` says what an engine is; ``select`` picks one for each tensor. ``foreach`` runs on any device,
 ``blocked`` on any CPU, ``native`` where the C kernel was built, ``triton`` on GPUs. ``rounding`` holds the
-random bits and the 16-bit arithmetic they all agree on.
+random bits and the 16-bit arithmetic they all share.
 """

@@ -1,10 +1,9 @@
-"""Updates beside the training instead of in its way.
+"""Updates that run concurrently with the training.
 
-A lane is where work runs beside the device's current stream, and the ticket of a piece of work is what can
-be waited for. ``Offload`` copies θ to pinned host memory on the lane and averages there on a thread;
-``Overlapped`` runs the whole update on the lane. Whatever writes θ next must wait for the ticket, or the
-update would read half-stepped weights: with the optimizer attached its step does, as late as possible;
-otherwise the current stream waits at once.
+A stream worker runs jobs on a side stream and returns an event for each. ``Offload`` copies θ to pinned host
+memory there and averages on a host thread; ``Overlapped`` runs the whole update on the side stream. Whatever
+writes θ next must wait for the event, or the update would read half-stepped weights: an attached optimizer
+waits before its next step, as late as possible; without one the current stream waits at once.
 
 Not yet run on a GPU: the tests simulate its streams with threads.
 """
@@ -28,30 +27,30 @@ from polyak.torch._engines.pinned import pinned_like
 
 
 class StreamWorker(Protocol):
-    """Work in order beside the training."""
+    """Runs jobs in order, concurrently with the device's current stream."""
 
     def run(self, job: Callable[[], object]) -> Any:
-        """Begin a job when all the device was told so far is done; returns its ticket."""
+        """Start a job after all work queued on the device so far; returns an event that marks its end."""
         ...
 
-    def hold(self, ticket: Any) -> None:
-        """What the device is told from now on waits for the ticket; the host does not."""
+    def wait_event(self, event: Any) -> None:
+        """Work queued on the device from now on waits for the event; the host does not."""
         ...
 
-    def wait(self, ticket: Any) -> None:
-        """The host waits for the ticket."""
+    def wait(self, event: Any) -> None:
+        """The host waits for the event."""
         ...
 
-    def uses(self, tensors: Sequence[Tensor]) -> None:
-        """Jobs read or write these: their memory is not given to others before the jobs are done."""
+    def record_stream(self, tensors: Sequence[Tensor]) -> None:
+        """Jobs use these tensors: the allocator must not reuse their memory before the jobs are done."""
         ...
 
-    def staging(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+    def pinned_like(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Pinned host buffers shaped like these, for asynchronous copies."""
         ...
 
 
-class CudaLane:
+class CudaWorker:
     """A side stream of a CUDA or ROCm device."""
 
     def __init__(self, device: torch.device) -> None:
@@ -61,81 +60,81 @@ class CudaLane:
         self._side.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._side):
             job()
-            ticket = torch.cuda.Event(blocking=True)  # a host thread that waits sleeps, and burns no core
-            ticket.record(self._side)
-        return ticket
+            event = torch.cuda.Event(blocking=True)  # a host thread that waits sleeps, and burns no core
+            event.record(self._side)
+        return event
 
-    def hold(self, ticket: torch.cuda.Event) -> None:
-        torch.cuda.current_stream(self._device).wait_event(ticket)
+    def wait_event(self, event: torch.cuda.Event) -> None:
+        torch.cuda.current_stream(self._device).wait_event(event)
 
-    def wait(self, ticket: torch.cuda.Event) -> None:
-        ticket.synchronize()
+    def wait(self, event: torch.cuda.Event) -> None:
+        event.synchronize()
 
-    def uses(self, tensors: Sequence[Tensor]) -> None:
+    def record_stream(self, tensors: Sequence[Tensor]) -> None:
         for tensor in tensors:
             tensor.record_stream(self._side)
 
-    def staging(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+    def pinned_like(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         return pinned_like(tensors)
 
 
 class AsyncUpdate(Several):
-    """What both ways have in common: one update under way at most.
+    """What both kinds have in common: at most one update is in flight.
 
-    guarded: somebody calls ``before_step`` before θ is written again.
+    guarded: ``before_step`` is called before θ is written again.
 
     Args:
-        lane: where updates run.
-        tensors: of the device, which updates read or write.
+        worker: where updates run.
+        tensors: device tensors that updates read or write.
     """
 
-    def __init__(self, lane: StreamWorker, tensors: Sequence[Tensor]) -> None:
+    def __init__(self, worker: StreamWorker, tensors: Sequence[Tensor]) -> None:
         self.guarded = False
-        self._lane = lane
-        self._ticket: Any = None
-        # Aliases, so that the memory an update under way reads stays even if ``p.data`` is pointed elsewhere.
+        self._worker = worker
+        self._event: Any = None
+        # Aliases, so that memory an update in flight reads stays allocated even if ``p.data`` is replaced.
         self._kept = [tensor.detach() for tensor in tensors]
-        lane.uses(self._kept)
+        worker.record_stream(self._kept)
 
     def before_step(self) -> None:
-        """θ is about to be written."""
-        if self._ticket is not None:
-            self._lane.hold(self._ticket)
+        """Call before θ is written."""
+        if self._event is not None:
+            self._worker.wait_event(self._event)
 
     def wait(self) -> None:
-        """The averages are about to be read."""
+        """Call before the averages are read."""
         self.before_step()
 
-    def _hold(self, ticket: Any) -> None:
-        self._ticket = ticket
+    def _begun(self, event: Any) -> None:
+        self._event = event
         if not self.guarded:
             self.before_step()
 
 
 class Offload(AsyncUpdate):
-    """θ on a device, averages on the host: copied to pinned memory that lasts, averaged on a thread.
+    """θ on a device, averages on the host: θ is copied to a pinned buffer and averaged on a host thread.
 
-    The device needs no memory for it. The host needs the size of θ once, pinned.
+    Uses no device memory, and pinned host memory of the size of θ.
 
     Args:
         pairs: θ on one device, averages on the host.
         copies: host tensors and the device tensors they follow bit by bit.
-        lane: beside that device's work.
-        make: the host's engines for pairs there.
+        worker: of that device.
+        make: makes the engines for pairs on the host.
     """
 
     def __init__(
         self,
         pairs: Sequence[Pair],
         copies: Sequence[tuple[Tensor, Tensor]],
-        lane: StreamWorker,
+        worker: StreamWorker,
         make: Callable[[Sequence[Pair]], Sequence[Engine]],
     ) -> None:
         live = [pair.live for pair in pairs] + [source for _, source in copies]
-        super().__init__(lane, live)
-        staged = lane.staging(live)
+        super().__init__(worker, live)
+        staged = worker.pinned_like(live)
         self._to_host = Copies(zip(staged, self._kept, strict=True))
-        # To pageable memory a GPU copies only while the host waits, so buffers are staged as well.
+        # A copy from a GPU to pageable memory blocks the host, so buffers go through pinned memory too.
         targets = [target for target, _ in copies]
         self._followers = Copies(zip(targets, staged[len(pairs) :], strict=True))
         self._inner = make(
@@ -145,19 +144,19 @@ class Offload(AsyncUpdate):
         self.pairs = [pair for engine in self._inner for pair in engine.pairs]
         self.name = ", ".join([*(engine.name for engine in self._inner), "offloaded"])
         self.counts = Counts.of(self.pairs)
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="polyak")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="polyak")
         self._pending: Future[None] | None = None
 
     def bad(self) -> list[str]:
         return bad_names(self._device_pairs)
 
     def update(self, weights: Sequence[float], step: int, skip: bool) -> Tensor | None:
-        """Begin an update. The one before is finished first; what its thread raised comes out here."""
+        """Start an update after the previous one has finished; raises what that one raised on its thread."""
         self.wait()
         self.began = step
-        ticket = self._lane.run(partial(self._to_host.run, non_blocking=True))
-        self._pending = self._worker.submit(self._average, ticket, weights, step, skip)
-        self._hold(ticket)
+        event = self._worker.run(partial(self._to_host.run, non_blocking=True))
+        self._pending = self._thread.submit(self._average, event, weights, step, skip)
+        self._begun(event)
         self.ended = step
 
     def wait(self) -> None:
@@ -165,19 +164,19 @@ class Offload(AsyncUpdate):
         if pending is not None:
             try:
                 pending.result()
-            finally:  # an interrupt while it runs leaves it to the next who waits
+            finally:  # after an interrupt the next caller waits again
                 if pending.done():
                     self._pending = None
 
-    def _average(self, ticket: Any, weights: Sequence[float], step: int, skip: bool) -> None:
-        self._lane.wait(ticket)
+    def _average(self, event: Any, weights: Sequence[float], step: int, skip: bool) -> None:
+        self._worker.wait(event)
         self._followers.run()
         marks = [engine.update(weights, step, skip) for engine in self._inner]
         if any(mark is not None for mark in marks):
-            known = zip(marks, self._inner, strict=True)
+            each_engine = zip(marks, self._inner, strict=True)
             each = [
                 torch.zeros(len(e.pairs), dtype=torch.bool, device="cpu") if m is None else m
-                for m, e in known
+                for m, e in each_engine
             ]
             _count(self.counts, torch.cat(each))
 
@@ -186,26 +185,26 @@ class Overlapped(AsyncUpdate):
     """θ and averages on one device: the update runs under the next forward pass.
 
     Args:
-        inner: the engine to run aside.
-        lane: beside the device's work.
+        inner: the engine to run.
+        worker: of that device.
     """
 
-    def __init__(self, inner: Engine, lane: StreamWorker) -> None:
+    def __init__(self, inner: Engine, worker: StreamWorker) -> None:
         tensors = [t for pair in inner.pairs for t in (pair.live, *pair.averages, *pair.lows)]
-        super().__init__(lane, tensors)
+        super().__init__(worker, tensors)
         self._inner = inner
         self.pairs, self.bad = inner.pairs, inner.bad
         self.name = f"{inner.name}, overlapped"
         self.counts = inner.counts or Counts.of(inner.pairs)
 
     def update(self, weights: Sequence[float], step: int, skip: bool) -> Tensor | None:
-        """Begin an update."""
+        """Start an update."""
 
         def job() -> None:
             _count(self.counts, self._inner.update(weights, step, skip))
 
         self.began = step
-        self._hold(self._lane.run(job))
+        self._begun(self._worker.run(job))
         self.ended = step
 
 

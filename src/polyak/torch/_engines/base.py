@@ -85,7 +85,7 @@ class Engine(Protocol):
         """Tensors with elements that are not finite or beyond the storage's range. Waits for the device."""
         ...
 
-    def took(self, step: int) -> bool | None:
+    def applied(self, step: int) -> bool | None:
         """Whether the averages took the update of this step; None if an interrupt came in its middle."""
         ...
 

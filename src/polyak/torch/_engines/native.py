@@ -37,8 +37,8 @@ class Native:
         marks = self._tables.look(torch.get_num_threads())
         return [pair.name for pair, bad in zip(self.pairs, marks, strict=True) if bad]
 
-    def took(self, step: int) -> bool | None:
-        return self._tables.took(step)
+    def applied(self, step: int) -> bool | None:
+        return self._tables.applied(step)
 
     def update(self, weights: Sequence[float], step: int, skip: bool) -> Tensor | None:
         marks = self._tables.update(weights, step, skip, torch.get_num_threads())

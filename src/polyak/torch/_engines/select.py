@@ -44,20 +44,20 @@ def check_engine(asked: EngineName) -> None:
         raise ConfigError(f'engine="triton": {_NO_TRITON}.')
 
 
-def choice(pair: Pair, asked: EngineName, skip: bool, beside: bool = False) -> EngineName:
+def engine_for(pair: Pair, asked: EngineName, skip: bool, concurrent: bool = False) -> EngineName:
     """The name of the engine asked for where it can take the pair; else the fastest that can.
 
     Args:
         pair: θ and its averages.
         asked: the engine to prefer, or "auto".
         skip: elements that cannot be stored are skipped.
-        beside: updates run beside the training. Triton has a kernel for each case.
+        concurrent: updates run beside other kernels; Triton has a variant for each case.
 
     Raises:
         ConfigError: "triton" was asked for and does not run on the pair's device.
     """
     able: list[EngineName] = []
-    if _triton_runs(pair, asked, skip, beside):
+    if _triton_runs(pair, asked, skip, concurrent):
         able.append("triton")
     if native is not None and native.takes(pair):
         able.append("native")
@@ -67,25 +67,25 @@ def choice(pair: Pair, asked: EngineName, skip: bool, beside: bool = False) -> E
     return asked if asked in able else able[0]
 
 
-def _triton_runs(pair: Pair, asked: EngineName, skip: bool, beside: bool) -> bool:
+def _triton_runs(pair: Pair, asked: EngineName, skip: bool, concurrent: bool) -> bool:
     if triton is None or asked == "foreach" or not triton.takes(pair):
         return False
     if pair.live.is_cpu and asked != "triton":
         return False  # Triton's interpreter, which is for debugging kernels
-    why_not = triton.failure(pair, skip, beside)
+    why_not = triton.failure(pair, skip, concurrent)
     if why_not and asked == "triton":
         raise ConfigError(f'engine="triton": {why_not}. engine="auto" takes another.')
     return not why_not
 
 
-def made(name: EngineName, pairs: Sequence[Pair], seed: int, beside: bool = False) -> Engine:
+def make_engine(name: EngineName, pairs: Sequence[Pair], seed: int, concurrent: bool = False) -> Engine:
     """The engine of that name."""
     if name == "native":
         assert native is not None
         return native.Native(pairs, seed)
     if name == "triton":
         assert triton is not None
-        return triton.Triton(pairs, seed, beside)
+        return triton.Triton(pairs, seed, concurrent)
     return Blocked(pairs, seed) if name == "blocked" else Foreach(pairs, seed)
 
 
@@ -107,7 +107,7 @@ def recordable(engine: Engine) -> Triton:
     return engine
 
 
-def described(engine: Engine, asked: EngineName, skip: bool) -> str:
+def describe(engine: Engine, asked: EngineName, skip: bool) -> str:
     """The engine's name, and why it is not a faster one."""
     pair = engine.pairs[0]
     if engine.name == asked:

@@ -71,7 +71,7 @@ class Triton(Several):
     Args:
         pairs: θ and averages by name, none of them empty, on one GPU, such as the kernel ``takes``.
         seed: makes, with the step, the random bits that round 16-bit averages.
-        beside: updates run beside other kernels, so few programs do all the work; not yet run on a GPU.
+        concurrent: updates run beside other kernels, so few programs do all the work; not yet run on a GPU.
 
     Raises:
         ConfigError: the pairs are on several devices.
@@ -79,10 +79,10 @@ class Triton(Several):
 
     name = "triton"
 
-    def __init__(self, pairs: Sequence[Pair], seed: int, beside: bool = False) -> None:
+    def __init__(self, pairs: Sequence[Pair], seed: int, concurrent: bool = False) -> None:
         self.pairs, self._seed, self._number = pairs, _signed(seed), 0
         device = _device(pairs)
-        self._programs = _room(device) if beside else None
+        self._programs = _room(device) if concurrent else None
         groups: dict[tuple[str, str], list[int]] = {}
         for place, pair in enumerate(pairs):
             groups.setdefault((_LIVE[pair.live.dtype], _store(pair)), []).append(place)
@@ -144,10 +144,10 @@ def takes(pair: Pair) -> bool:
     return known and seen and all(t.device == device for t in (*pair.averages, *pair.lows)) and pair.dense
 
 
-def failure(pair: Pair, skip: bool, beside: bool = False) -> str:
+def failure(pair: Pair, skip: bool, concurrent: bool = False) -> str:
     """Why the variant of the kernel that this pair needs does not run on its device; "" if it does."""
     return _failure(
-        pair.live.device, _LIVE[pair.live.dtype], _storage(pair), len(pair.averages), skip, beside
+        pair.live.device, _LIVE[pair.live.dtype], _storage(pair), len(pair.averages), skip, concurrent
     )
 
 
@@ -158,14 +158,14 @@ def _failure(
     storage: tuple[torch.dtype, torch.dtype | None],
     tracks: int,
     skip: bool,
-    beside: bool,
+    concurrent: bool,
 ) -> str:
     if device.type == "cuda" and INTERPRETED:
         return "TRITON_INTERPRET was set at import, and Triton's interpreter reads host memory only"
     try:
         if device.type == "cuda" and torch.cuda.get_device_capability(device) < _OLDEST:
             return f"{torch.cuda.get_device_name(device)} is too old: compute capability below {_OLDEST}"
-        _launch_nothing(device, live, storage, tracks, skip, beside)
+        _launch_nothing(device, live, storage, tracks, skip, concurrent)
     except Exception as error:  # of Triton, its compiler, the C compiler, the driver, the file system
         first = str(error).strip().partition("\n")[0]
         return f"Triton does not run here: {type(error).__name__}: {first}"
@@ -178,7 +178,7 @@ def _launch_nothing(
     storage: tuple[torch.dtype, torch.dtype | None],
     tracks: int,
     skip: bool,
-    beside: bool,
+    concurrent: bool,
 ) -> None:
     """Compile and launch a variant of the kernel, for one block of a tensor without elements."""
 
@@ -189,7 +189,12 @@ def _launch_nothing(
     group = _Group(table, zeros(1, 2, dtype=torch.int32), live, _STORE[storage], torch.finfo(storage[0]).max)
     counts = Counts(zeros(1, dtype=torch.int32), zeros(dtype=torch.int32))
     _launch(
-        group, zeros(cast(int, kernels.SCALARS.value) + tracks), zeros(2), counts, skip, 1 if beside else None
+        group,
+        zeros(cast(int, kernels.SCALARS.value) + tracks),
+        zeros(2),
+        counts,
+        skip,
+        1 if concurrent else None,
     )
     if device.type == "cuda":
         torch.cuda.synchronize(device)  # a launch can fail after it returned

@@ -1,4 +1,4 @@
-"""Updates beside the training read whole steps and give the bits of the plain path.
+"""Concurrent updates read whole steps and give the bits of the plain path.
 
 The device is simulated: a "stream" is a thread that works late, and θ stays in the host's memory. What
 waits for what is the same code as on a GPU. The last tests run on a real one where there is one.
@@ -18,14 +18,14 @@ import torch
 from torch import Tensor, nn
 
 import polyak
-from polyak.torch._engines import updater as ensemble
+from polyak.torch._engines import updater as updater
 from polyak.torch._engines.base import Pair
 from polyak.torch._engines.pinned import pinned_like
 
 LATE = 0.02  # seconds; an unordered update is this much too late
 
 
-class LateLane:
+class LateWorker:
     """A stream that begins every job late, or when a gate opens.
 
     The simulated device has no queue of its own: it waits itself.
@@ -45,28 +45,28 @@ class LateLane:
 
         return self._thread.submit(late)
 
-    def hold(self, ticket: Future[None]) -> None:
-        ticket.result()
+    def wait_event(self, event: Future[None]) -> None:
+        event.result()
 
-    def wait(self, ticket: Future[None]) -> None:
-        ticket.result()
+    def wait(self, event: Future[None]) -> None:
+        event.result()
 
-    def uses(self, tensors: Sequence[Tensor]) -> None:
+    def record_stream(self, tensors: Sequence[Tensor]) -> None:
         self.used |= {tensor.data_ptr() for tensor in tensors}  # addresses: this must keep nothing alive
 
-    def staging(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+    def pinned_like(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         return pinned_like(tensors, pin=False)
 
 
-def beside(how: str, pair: Pair) -> str:
-    """As ``ensemble.way`` for a device: buffers are not averaged under the forward pass that writes them."""
+def simulated_placement(how: str, pair: Pair) -> str:
+    """As ``updater.placement`` on a GPU: buffers are not updated while a forward pass writes them."""
     return "inline" if how == "overlap" and pair.buffer else how
 
 
 @pytest.fixture(params=["offload", "overlap"])
 def simulated(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr(ensemble, "way", lambda pair, overlap: beside(request.param, pair))
-    monkeypatch.setattr(ensemble, "lane_of", lambda device: LateLane())
+    monkeypatch.setattr(updater, "placement", lambda pair, overlap: simulated_placement(request.param, pair))
+    monkeypatch.setattr(updater, "worker_of", lambda device: LateWorker())
     return request.param
 
 
@@ -115,11 +115,11 @@ def test_the_bits_are_those_of_the_plain_path(
         ema.attach(optimizer)
     train(model, optimizer, 7, nothing if attached else ema.update)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ensemble, "way", lambda pair, overlap: "inline")
+        patch.setattr(updater, "placement", lambda pair, overlap: "inline")
         twin = network()
-        beside = polyak.EMA(twin, **options)
-        train(twin, torch.optim.SGD(twin.parameters(), 0.5), 7, beside.update)
-    for name, tensor in averages(beside).items():
+        inline = polyak.EMA(twin, **options)
+        train(twin, torch.optim.SGD(twin.parameters(), 0.5), 7, inline.update)
+    for name, tensor in averages(inline).items():
         assert torch.equal(ema.tracks["average"].tensors[name], tensor), name
     assert simulated[:7] in ema.metrics()["engine"]
 
@@ -147,8 +147,8 @@ def test_an_update_never_reads_half_stepped_weights(simulated: str) -> None:
 
 def test_the_order_matters_to_this_test(simulated: str, monkeypatch: pytest.MonkeyPatch) -> None:
     gate = threading.Event()
-    monkeypatch.setattr(ensemble, "lane_of", lambda device: LateLane(gate))
-    monkeypatch.setattr(ensemble.Updater, "before_step", lambda self: None)
+    monkeypatch.setattr(updater, "worker_of", lambda device: LateWorker(gate))
+    monkeypatch.setattr(updater.Updater, "before_step", lambda self: None)
     model = nn.Linear(4, 4, bias=False)
     optimizer = torch.optim.SGD(model.parameters(), 1.0)
     ema = polyak.EMA(model, 0.0, overlap=True)
@@ -216,7 +216,7 @@ def test_a_swap_finds_it_finished_and_the_model_may_change_dtype(simulated: str)
     assert ema.tracks["average"].tensors["weight"].unique().tolist() == [4.0]
 
 
-def test_what_cannot_be_stored_is_counted_beside_too(simulated: str) -> None:
+def test_what_cannot_be_stored_is_counted_there_too(simulated: str) -> None:
     model = nn.ParameterDict({"a": nn.Parameter(torch.ones(3)), "b": nn.Parameter(torch.ones(3))})
     ema = polyak.EMA(model, 0.5)
     for poisoned in (True, True, False):
@@ -239,8 +239,8 @@ def test_raise_looks_before_anything_is_begun(simulated: str) -> None:
 
 
 def test_an_error_on_the_thread_is_raised_by_the_next_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ensemble, "way", lambda pair, overlap: "offload")
-    monkeypatch.setattr(ensemble, "lane_of", lambda device: LateLane())
+    monkeypatch.setattr(updater, "placement", lambda pair, overlap: "offload")
+    monkeypatch.setattr(updater, "worker_of", lambda device: LateWorker())
     model = nn.Linear(4, 4)
     ema = polyak.EMA(model, 0.5, engine="blocked")
     inner = ema._averages._engines._engines[0]._inner[0]
@@ -261,9 +261,9 @@ def test_an_error_on_the_thread_is_raised_by_the_next_call(monkeypatch: pytest.M
 
 
 def test_the_host_goes_on_while_it_is_averaged(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ensemble, "way", lambda pair, overlap: "offload")
+    monkeypatch.setattr(updater, "placement", lambda pair, overlap: "offload")
     gate = threading.Event()
-    monkeypatch.setattr(ensemble, "lane_of", lambda device: LateLane(gate))
+    monkeypatch.setattr(updater, "worker_of", lambda device: LateWorker(gate))
     model = nn.Linear(4, 4)
     optimizer = torch.optim.SGD(model.parameters(), 1.0)
     ema = polyak.EMA(model, 0.0, overlap=True)
@@ -294,9 +294,9 @@ def test_a_detached_optimizer_no_longer_guards(simulated: str) -> None:
 
 @pytest.fixture
 def gate(simulated: str, monkeypatch: pytest.MonkeyPatch) -> threading.Event:
-    """Updates beside the training begin when it is set."""
+    """Concurrent updates begin when it is set."""
     gate = threading.Event()
-    monkeypatch.setattr(ensemble, "lane_of", lambda device: LateLane(gate))
+    monkeypatch.setattr(updater, "worker_of", lambda device: LateWorker(gate))
     return gate
 
 
@@ -354,38 +354,38 @@ def test_memory_that_the_model_gave_up_is_still_there_for_an_update_under_way(
 def test_an_average_dropped_while_its_update_is_under_way_lets_it_finish(
     gate: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lane = LateLane(gate)
-    monkeypatch.setattr(ensemble, "lane_of", lambda device: lane)
+    worker = LateWorker(gate)
+    monkeypatch.setattr(updater, "worker_of", lambda device: worker)
     model, ema, handle = in_flight(1.0)
     del ema, handle
     model._forward_hooks.clear()
     gc.collect()
     gate.set()
-    lane.run(lambda: None).result()  # after whatever was under way
+    worker.run(lambda: None).result()  # after whatever was under way
     assert model.weight.unique().tolist() == [1.0]
 
 
-def test_a_lane_knows_all_the_memory_that_its_jobs_use(
+def test_a_worker_knows_all_the_memory_that_its_jobs_use(
     simulated: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lane = LateLane()
-    monkeypatch.setattr(ensemble, "lane_of", lambda device: lane)
+    worker = LateWorker()
+    monkeypatch.setattr(updater, "worker_of", lambda device: worker)
     model = network()
     ema = polyak.EMA(model, 0.9, overlap=True, compensated=True)
     averaged = [*model.parameters()] if simulated == "overlap" else [*model.parameters(), *model.buffers()]
-    assert {tensor.data_ptr() for tensor in averaged} <= lane.used
+    assert {tensor.data_ptr() for tensor in averaged} <= worker.used
     if simulated == "overlap":  # offloaded averages are the host's
         track, names = ema.tracks["average"], dict(model.named_parameters())
         kept = [parts[name] for parts in (track.tensors, track.lows) for name in names]
-        assert {tensor.data_ptr() for tensor in kept} <= lane.used
+        assert {tensor.data_ptr() for tensor in kept} <= worker.used
 
 
 def test_a_step_in_a_graph_is_refused_before_anything_waits(
     gate: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The update under way would be waited for, which no graph can hold; here it would wait for ever."""
+    """The update in flight would be waited for, which no graph can hold; here it would wait forever."""
     model, ema, handle = in_flight(1.0)
-    monkeypatch.setattr(ensemble.Updater, "capturing", lambda self: True)
+    monkeypatch.setattr(updater.Updater, "capturing", lambda self: True)
     with pytest.raises(polyak.ConfigError, match="captured in a CUDA graph while its EMA runs"):
         ema._averages.before_step()
     monkeypatch.undo()
@@ -394,9 +394,9 @@ def test_a_step_in_a_graph_is_refused_before_anything_waits(
     assert model.weight.unique().tolist() == [1.0]
 
 
-def test_only_accelerators_have_a_way_beside() -> None:
+def test_only_accelerators_have_side_streams() -> None:
     theta = torch.ones(3)
-    assert ensemble.way(Pair("w", theta, (theta.clone(),)), overlap=True) == "inline"
+    assert updater.placement(Pair("w", theta, (theta.clone(),)), overlap=True) == "inline"
 
 
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
