@@ -30,7 +30,7 @@ from polyak.errors import CheckpointError
 from polyak.schedules import Profile, Warmup
 
 TENSOR = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
-# The package's NumPy side knows none of these; tests/torch/test_resumable_file.py reads them with torch.
+# The package's NumPy side knows none of these; tests/torch/test_resume_file.py reads them with torch.
 UNKNOWN_TO_ITS_NUMPY = {"BF16", "F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "F8_E8M0"}
 
 

@@ -10,14 +10,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polyak._core import change_detection as watch
-from polyak._core.change_detection import Contents, contents, readings
+from polyak._core.change_detection import (
+    DictSnapshot,
+    _attributes_unchanged,
+    _dicts_unchanged,
+    snapshot_attributes,
+    snapshot_dicts,
+)
 from polyak._kernel import _native
 
-HOLDS: dict[str, Callable[[Contents], bool]] = {"C": _native.holds, "Python": watch._holds}
-AGREE: dict[str, Callable[..., bool]] = {"C": _native.agree, "Python": watch._agree}
-each_holds = pytest.mark.parametrize("holds", HOLDS.values(), ids=HOLDS)
-each_agree = pytest.mark.parametrize("agree", AGREE.values(), ids=AGREE)
+DICTS: dict[str, Callable[[DictSnapshot], bool]] = {"C": _native.holds, "Python": _dicts_unchanged}
+ATTRIBUTES: dict[str, Callable[..., bool]] = {"C": _native.agree, "Python": _attributes_unchanged}
+each_dicts = pytest.mark.parametrize("unchanged", DICTS.values(), ids=DICTS)
+each_attributes = pytest.mark.parametrize("unchanged", ATTRIBUTES.values(), ids=ATTRIBUTES)
 Stores = list[dict[str, Any]]
 
 
@@ -52,37 +57,37 @@ CHANGES: dict[str, Callable[[Stores], object]] = {
 }
 
 
-@each_holds
-def test_what_is_left_alone_is_held(holds: Callable[[Contents], bool]) -> None:
-    then = contents(stores())
-    assert holds(then)
-    assert holds(then)
-    assert holds(contents([]))
+@each_dicts
+def test_what_is_left_alone_is_held(unchanged: Callable[[DictSnapshot], bool]) -> None:
+    then = snapshot_dicts(stores())
+    assert unchanged(then)
+    assert unchanged(then)
+    assert unchanged(snapshot_dicts([]))
 
 
-@each_holds
+@each_dicts
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_every_change_of_dictionaries_is_seen(
-    holds: Callable[[Contents], bool], change: Callable[[Stores], object]
+    unchanged: Callable[[DictSnapshot], bool], change: Callable[[Stores], object]
 ) -> None:
     held = stores()
-    then = contents(held)
+    then = snapshot_dicts(held)
     change(held)
-    assert not holds(then)
+    assert not unchanged(then)
 
 
-@each_holds
-def test_of_what_changes_by_itself_only_the_key_matters(holds: Callable[[Contents], bool]) -> None:
+@each_dicts
+def test_of_what_changes_by_itself_only_the_key_matters(unchanged: Callable[[DictSnapshot], bool]) -> None:
     held = stores()
-    then = contents(held, changing=lambda store, key: store is held[2] and key == "always")
+    then = snapshot_dicts(held, changing=lambda store, key: store is held[2] and key == "always")
     held[2]["always"] = [5]
-    assert holds(then)
+    assert unchanged(then)
     held[2]["c"] = [5]
-    assert not holds(then)
+    assert not unchanged(then)
     held = stores()
-    then = contents(held, changing=lambda store, key: True)
+    then = snapshot_dicts(held, changing=lambda store, key: True)
     del held[2]["always"]
-    assert not holds(then)
+    assert not unchanged(then)
 
 
 keys = st.sampled_from(["a", "b", "c", "d"])
@@ -91,31 +96,31 @@ few = st.lists(st.dictionaries(keys, st.integers(0, 3), max_size=4), max_size=4)
 
 @given(few, st.lists(st.tuples(st.integers(0, 3), keys, st.integers(0, 4)), max_size=3))
 def test_both_answer_what_a_copy_answers(held: Stores, edits: list[tuple[int, str, int]]) -> None:
-    then, copy = contents(held), [list(store.items()) for store in held]
+    then, copy = snapshot_dicts(held), [list(store.items()) for store in held]
     for i, key, value in edits:
         if i < len(held) and value == 4:
             held[i].pop(key, None)
         elif i < len(held):
             held[i][key] = value
     same = [list(store.items()) for store in held] == copy  # small integers are the same objects
-    assert {name: holds(then) for name, holds in HOLDS.items()} == dict.fromkeys(HOLDS, same)
+    assert {name: unchanged(then) for name, unchanged in DICTS.items()} == dict.fromkeys(DICTS, same)
 
 
-@each_agree
-def test_what_reads_the_same_agrees_and_what_does_not_is_seen(agree: Callable[..., bool]) -> None:
+@each_attributes
+def test_what_reads_the_same_agrees_and_what_does_not_is_seen(unchanged: Callable[..., bool]) -> None:
     objects = [[1], [2], [3], [4]]
-    then = readings((len, str), objects)
-    assert agree(then)
-    assert agree(then, 1, 3)
+    then = snapshot_attributes((len, str), objects)
+    assert unchanged(then)
+    assert unchanged(then, 1, 3)
     objects[2][0] = 5  # the list's own objects are kept, not the list
-    assert not agree(then)
-    assert not agree(then, 2, 3)
-    assert agree(then, 0, 2)
-    assert agree(then, 3, 100)
-    assert agree(then, 100, 200)
-    assert agree(readings((len,), objects))
-    assert agree(readings((), objects))
-    assert agree(readings((len,), []))
+    assert not unchanged(then)
+    assert not unchanged(then, 2, 3)
+    assert unchanged(then, 0, 2)
+    assert unchanged(then, 3, 100)
+    assert unchanged(then, 100, 200)
+    assert unchanged(snapshot_attributes((len,), objects))
+    assert unchanged(snapshot_attributes((), objects))
+    assert unchanged(snapshot_attributes((len,), []))
 
 
 class Touchy:
@@ -125,21 +130,21 @@ class Touchy:
     __hash__ = None  # type: ignore[assignment]
 
 
-@each_agree
-def test_what_reading_or_comparing_raises_is_raised(agree: Callable[..., bool]) -> None:
+@each_attributes
+def test_what_reading_or_comparing_raises_is_raised(unchanged: Callable[..., bool]) -> None:
     objects: list[list[Any]] = [[1], [2]]
-    then = readings((lambda one: one[0],), objects)
+    then = snapshot_attributes((lambda one: one[0],), objects)
     objects[1].clear()
     with pytest.raises(IndexError):
-        agree(then)
-    assert agree(then, 0, 1)
+        unchanged(then)
+    assert unchanged(then, 0, 1)
     objects[1].append(Touchy())
     with pytest.raises(ArithmeticError):
-        agree(then)
+        unchanged(then)
 
 
 def test_wrong_arguments_are_refused() -> None:
-    then, read = contents(stores()), readings((len,), [[1], [2]])
+    then, read = snapshot_dicts(stores()), snapshot_attributes((len,), [[1], [2]])
     for wrong in [(), (1, 2, 3, 4, 5), then[:4], tuple(then._replace(sizes=[])), then._replace(values=[])]:
         with pytest.raises((TypeError, ValueError)):
             _native.holds(wrong)
@@ -157,7 +162,7 @@ def test_wrong_arguments_are_refused() -> None:
 
 def test_looking_holds_on_to_nothing() -> None:
     held, objects, result = stores(), [[1] * 1000, [2] * 2000], object()
-    then, read = contents(held), readings((len, lambda one: result), objects)
+    then, read = snapshot_dicts(held), snapshot_attributes((len, lambda one: result), objects)
     watched = [held[1]["a"], objects[0], result, then.stores, then, read]
     before = list(map(sys.getrefcount, watched))
     for _ in range(100):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from polyak._core import change_detection as watch
+from polyak._core.change_detection import _PythonCheck, tensor_check
 from polyak._kernel import _native
 
 EXCHANGE: Any = getattr(Tensor, "__dlpack_c_exchange_api__", None)
@@ -46,25 +46,25 @@ CHANGES: dict[str, Callable[[list[Tensor]], object]] = {
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_every_change_is_seen(exchange: object, change: Callable[[list[Tensor]], object]) -> None:
     held = tensors()
-    unmoved = watch.watched(held, exchange, *READS)
-    assert unmoved()
+    unchanged = tensor_check(held, exchange, *READS)
+    assert unchanged()
     held[0].add_(1)  # values are no place
-    assert unmoved()
+    assert unchanged()
     change(held)
-    assert not unmoved()
+    assert not unchanged()
 
 
 @pytest.mark.parametrize("exchange", WAYS)
 def test_no_tensors_have_not_moved(exchange: object) -> None:
-    assert watch.watched([], exchange, *READS)()
+    assert tensor_check([], exchange, *READS)()
 
 
 @needs_exchange
 def test_tensors_that_dlpack_has_no_words_for_are_read() -> None:
     odd = torch.zeros(4, dtype=torch.uint8).view(torch.bits8)
-    unmoved = watch.watched([*tensors(), odd], EXCHANGE, *READS)
-    assert isinstance(unmoved, watch._Read)
-    assert unmoved()
+    unchanged = tensor_check([*tensors(), odd], EXCHANGE, *READS)
+    assert isinstance(unchanged, _PythonCheck)
+    assert unchanged()
 
 
 @needs_exchange
@@ -72,7 +72,7 @@ def test_an_interface_that_gives_other_addresses_is_not_believed() -> None:
     held = tensors()
     with pytest.raises(ValueError, match="another address"):
         _native.layouts(EXCHANGE, held, [t.data_ptr() + 4 for t in held])
-    assert isinstance(watch.watched(held, EXCHANGE, (lambda t: 0, READS[0][1]), READS[1]), watch._Read)
+    assert isinstance(tensor_check(held, EXCHANGE, (lambda t: 0, READS[0][1]), READS[1]), _PythonCheck)
 
 
 @needs_exchange

@@ -60,7 +60,7 @@ def same(a: EMA, b: EMA) -> None:
         other = b.tracks[name]
         assert (track.tensors.keys(), track.joined) == (other.tensors.keys(), other.joined)
         assert all(torch.equal(t, other.tensors[k]) for k, t in track.tensors.items())
-        assert all(torch.equal(t, other.lows[k]) for k, t in track.lows.items())
+        assert all(torch.equal(t, other.residuals[k]) for k, t in track.residuals.items())
         assert all(track.profile_of(k) == other.profile_of(k) for k in track.tensors)
 
 

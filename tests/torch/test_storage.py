@@ -61,11 +61,11 @@ def test_what_is_kept_is_what_was_asked_for(kind: str) -> None:
     track = trained(KINDS[kind]).tracks["a"]
     form = {"split": (torch.bfloat16, torch.int8), "compensated": (torch.float32, torch.float32)}[kind]
     averaged = {name for name, _ in network().named_parameters()}
-    assert averaged <= track.lows.keys()
-    for name, low in track.lows.items():
+    assert averaged <= track.residuals.keys()
+    for name, low in track.residuals.items():
         assert (track.tensors[name].dtype, low.dtype) == form
         assert low.shape == track.tensors[name].shape
-    assert any(bool(low.any()) for low in track.lows.values())
+    assert any(bool(low.any()) for low in track.residuals.values())
 
 
 def test_all_digits_follow_float64(kind: str) -> None:
@@ -81,7 +81,7 @@ def test_wider_and_complex_tensors_need_no_second_part(kind: str) -> None:
     if kind == "compensated":
         tensors["d"] = torch.ones(2).double()
     ema = polyak.EMA(nn.ParameterDict({k: nn.Parameter(t) for k, t in tensors.items()}), 0.5, **KINDS[kind])
-    assert set(ema.tracks["average"].lows) == {"f"}
+    assert set(ema.tracks["average"].residuals) == {"f"}
     ema.update()
 
 
@@ -134,7 +134,7 @@ def test_a_float32_state_goes_into_compensated_and_back_exactly() -> None:
     old = trained({})
     wide = polyak.EMA(network(1), {"a": 0.9, "b": 0.99}, compensated=True)
     assert "from one part to two" in wide.load_state_dict(old.state_dict(), strict=False).converted[0]
-    assert all(not bool(low.any()) for low in wide.tracks["a"].lows.values())
+    assert all(not bool(low.any()) for low in wide.tracks["a"].residuals.values())
     back = polyak.EMA(network(2), {"a": 0.9, "b": 0.99})
     back.load_state_dict(wide.state_dict(), strict=False)
     assert equal(parts(back), parts(old))
@@ -144,7 +144,7 @@ def test_one_form_of_two_parts_goes_into_the_other() -> None:
     old = trained({"compensated": True})
     new = polyak.EMA(network(1), {"a": 0.9, "b": 0.99}, dtype="split")
     assert new.load_state_dict(old.state_dict(), strict=False).converted
-    for name, low in new.tracks["a"].lows.items():
+    for name, low in new.tracks["a"].residuals.items():
         value = old.tracks["a"].value(name)
         assert torch.allclose(new.tracks["a"].value(name).double(), value, rtol=2.0**-16, atol=0)
         assert low.dtype == torch.int8
@@ -268,7 +268,7 @@ def test_the_module_is_on_the_first_parts_and_follows(kind: str) -> None:
 
 def test_a_captured_copy_has_all_digits_and_no_later_update_reaches_it(kind: str) -> None:
     ema = trained(KINDS[kind])
-    expected = {name: ema.tracks["a"].value(name).to(torch.float32) for name in ema.tracks["a"].lows}
+    expected = {name: ema.tracks["a"].value(name).to(torch.float32) for name in ema.tracks["a"].residuals}
     captured = ema.capture("a", "float32")
     apart = sum(
         float((ema.tracks["a"].value(name).double() - theta.detach().double()).square().sum())
@@ -285,7 +285,7 @@ def test_an_archive_stores_all_digits(kind: str, tmp_path: Path) -> None:
     ema = polyak.EMA(model, {"a": 0.9, "b": 0.99}, **KINDS[kind])
     archive = polyak.Archive(tmp_path / "archive", ema, every=2, dtype="float32")
     advance(ema, range(2))
-    expected = {name: ema.tracks["a"].value(name).to(torch.float32) for name in ema.tracks["a"].lows}
+    expected = {name: ema.tracks["a"].value(name).to(torch.float32) for name in ema.tracks["a"].residuals}
     archive.flush()
     advance(ema, range(2, 3))
     archive.close()
@@ -305,18 +305,18 @@ def test_a_reset_tensor_starts_again_with_both_parts(kind: str) -> None:
     fresh = polyak.EMA(ema.model, 0.9, **KINDS[kind]).tracks["average"]
     for track in ema.tracks.values():
         assert torch.equal(track.tensors["0.weight"], fresh.tensors["0.weight"])
-        assert torch.equal(track.lows["0.weight"], fresh.lows["0.weight"])
+        assert torch.equal(track.residuals["0.weight"], fresh.residuals["0.weight"])
 
 
 def test_a_newcomer_has_both_parts_and_the_others_keep_theirs(kind: str) -> None:
     model = network()
     ema = polyak.EMA(model, {"a": 0.9, "b": 0.99}, **KINDS[kind])
     advance(ema, range(3))
-    kept = ema.tracks["a"].lows["0.weight"]
+    kept = ema.tracks["a"].residuals["0.weight"]
     model.append(nn.Linear(3, 3))
     advance(ema, range(3, 4))
-    assert ema.tracks["a"].lows["0.weight"] is kept
-    assert ema.tracks["a"].lows.keys() >= {"3.weight", "3.bias"}
+    assert ema.tracks["a"].residuals["0.weight"] is kept
+    assert ema.tracks["a"].residuals.keys() >= {"3.weight", "3.bias"}
 
 
 def test_compensated_averages_of_another_dtype_are_refused() -> None:

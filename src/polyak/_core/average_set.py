@@ -23,15 +23,15 @@ from polyak._core.tensor_map import (
     TensorEntry,
     TensorMap,
     as_patterns,
-    follow,
+    match_averages,
     refuse_unmatched,
 )
-from polyak._core.tensors import T, Tensors
+from polyak._core.tensors import T, TensorOps
 from polyak._core.track import Track
 from polyak.errors import PlanError
 from polyak.schedules import Decay
 
-_LOOK = 100  # see ``mend``
+_LOOK = 100  # see ``fill_nonfinite``
 
 
 class AverageSet(ABC, Generic[ModelT, T]):
@@ -49,7 +49,7 @@ class AverageSet(ABC, Generic[ModelT, T]):
         NonFiniteError: θ is not finite to begin with, under "raise".
     """
 
-    kit: Tensors[T]  # the framework's
+    ops: TensorOps[T]  # the framework's
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class AverageSet(ABC, Generic[ModelT, T]):
         self.model, self._policy = model, policy
         self._unfit: set[str] = set()  # tensors of which some element has not been finite yet
         self._mended = 0  # updates with such tensors
-        self.tracks = {name: Track(name, decay, self.kit.value_of) for name, decay in decays.items()}
+        self.tracks = {name: Track(name, decay, self.ops.value_of) for name, decay in decays.items()}
         self._selection = selection
         self.copies: dict[str, T] = {}
         self.without_engines((0, {}))
@@ -74,19 +74,19 @@ class AverageSet(ABC, Generic[ModelT, T]):
 
         Not at once, since a model that holds its EMA is not whole yet then.
         """
-        self.settle()
+        self.synchronize()
         return {key: self.__dict__[key] for key in self._copied} | {"skipped": self.skipped()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         skipped = state.pop("skipped")
         vars(self).update(state)
-        own = self.kit.duplicate  # multiprocessing sends tensors by sharing their memory
+        own = self.ops.duplicate  # multiprocessing sends tensors by sharing their memory
         for track in self.tracks.values():
             track.tensors = {name: own(tensor) for name, tensor in track.tensors.items()}
-            track.lows = {name: own(tensor) for name, tensor in track.lows.items()}
+            track.residuals = {name: own(tensor) for name, tensor in track.residuals.items()}
         self.copies = {name: own(tensor) for name, tensor in self.copies.items()}
         self.without_engines(skipped)
-        self._kept = Kept[T]({}, self.kit)
+        self._kept = Kept[T]({}, self.ops)
 
     # What a copy takes along; the model first, so that the plan's tensors are those of its copy.
     _copied = "model", "settings", "tracks", "copies", "plan", "_selection", "_policy", "_unfit", "_mended"
@@ -105,7 +105,7 @@ class AverageSet(ABC, Generic[ModelT, T]):
         """θ as an average to begin with, and its low part."""
 
     @abstractmethod
-    def moved(self, tensor: T, entry: TensorEntry[T], copy: bool) -> T:
+    def on_device(self, tensor: T, entry: TensorEntry[T], copy: bool) -> T:
         """An average kept so far where this entry's belongs; in memory of its own if ``copy``."""
 
     @abstractmethod
@@ -136,7 +136,7 @@ class AverageSet(ABC, Generic[ModelT, T]):
         return False
 
     @abstractmethod
-    def settle(self) -> None:
+    def synchronize(self) -> None:
         """Finish updates that run beside the training: the averages are about to be read."""
 
     @abstractmethod
@@ -175,19 +175,19 @@ class AverageSet(ABC, Generic[ModelT, T]):
         """The track meant when none is named."""
         return next(iter(self.tracks.values()))
 
-    def held(self, track: Track[T]) -> dict[str, T]:
+    def tensors_of(self, track: Track[T]) -> dict[str, T]:
         """What a track holds in place of the model's tensors: its averages and the copied buffers."""
         return track.tensors | self.copies
 
-    def shown(self, track: Track[T]) -> dict[str, T]:
+    def eval_tensors(self, track: Track[T]) -> dict[str, T]:
         """The same for a model to compute with: all digits where it has to be cast anyway."""
-        held = self.held(track)
-        for name in track.lows:
+        held = self.tensors_of(track)
+        for name in track.residuals:
             if self.plan.entries[name].live.dtype != held[name].dtype:
                 held[name] = track.value(name)
         return held
 
-    def follow(self, step: int) -> None:
+    def sync_with_model(self, step: int) -> None:
         """Notice what changed in the model since the plan was made; newcomers join at ``step``.
 
         Raises:
@@ -197,13 +197,13 @@ class AverageSet(ABC, Generic[ModelT, T]):
         if self.plan.stale():
             plan = self.planned(self._selection, self.plan.having("average"))
             self._kept.check()
-            self._adopt(plan, follow(self.plan.entries, plan.entries, self.first.tensors), step)
+            self._adopt(plan, match_averages(self.plan.entries, plan.entries, self.first.tensors), step)
         elif self._kept.moved():
             self._kept.check()
-            self.settle()
+            self.synchronize()
             self._prepare()
 
-    def mend(self) -> None:
+    def fill_nonfinite(self) -> None:
         """Elements that had nothing finite to begin with begin with θ now; all others stay as they are.
 
         Whether that is over is looked at after 1, 2, 4, 8 … updates and then each hundredth: a look waits for
@@ -211,10 +211,12 @@ class AverageSet(ABC, Generic[ModelT, T]):
         """
         if not self._unfit:
             return
-        self.settle()
+        self.synchronize()
         for name in self._unfit:
             for track in self.tracks.values():
-                self.kit.mend(track.tensors[name], track.lows.get(name), self.plan.entries[name].live)
+                self.ops.fill_nonfinite(
+                    track.tensors[name], track.residuals.get(name), self.plan.entries[name].live
+                )
         self._mended += 1
         if (
             self._mended & (self._mended - 1) == 0 or self._mended % _LOOK == 0
@@ -242,7 +244,7 @@ class AverageSet(ABC, Generic[ModelT, T]):
         refuse_unmatched("names", patterns, plan.names("average"), "averaged tensor")
         chosen = Selection.of(patterns, None, "auto")
         kept = {name: average for name, average in self.first.tensors.items() if not chosen.takes([name])}
-        return partial(self._adopt, plan, follow(self.plan.entries, plan.entries, kept), step)
+        return partial(self._adopt, plan, match_averages(self.plan.entries, plan.entries, kept), step)
 
     def with_room_for(self, names: Collection[str], step: int) -> tuple[TensorMap[T], dict[str, Track[T]]]:
         """The plan in which parameters of these names are averaged though frozen, and the tracks with them.
@@ -256,22 +258,22 @@ class AverageSet(ABC, Generic[ModelT, T]):
         joined = dict.fromkeys([entry.name for entry in frozen], step) if step else {}
         heirs, tracks = {name: name for name in self.first.tensors}, dict[str, Track[T]]()
         for name, track in self.tracks.items():
-            tensors, lows = self._tensors(plan.having("average"), track, heirs)
+            tensors, residuals = self._tensors(plan.having("average"), track, heirs)
             later = track.joined | joined
-            tracks[name] = replace(track, tensors=tensors, lows=lows, joined=later, twin=None)
+            tracks[name] = replace(track, tensors=tensors, residuals=residuals, joined=later, twin=None)
         return plan, tracks
 
     def restore(
         self, loaded: Loaded[T], state: State, plan: TensorMap[T], tracks: Mapping[str, Track[T]]
     ) -> None:
         """Take over a state that was read and checked against this plan and these tracks."""
-        self.settle()
+        self.synchronize()
         for name, track in loaded.tracks.items():
-            fill(track.tensors, track.lows, state["tracks"][name], self.kit)
+            fill(track.tensors, track.residuals, state["tracks"][name], self.ops)
             for newcomer in loaded.joining:
                 live = plan.entries[newcomer].live
-                self.kit.put(track.tensors[newcomer], track.lows.get(newcomer), live)
-        fill(self.copies, {}, {"tensors": state["copies"]}, self.kit)
+                self.ops.put(track.tensors[newcomer], track.residuals.get(newcomer), live)
+        fill(self.copies, {}, {"tensors": state["copies"]}, self.ops)
         self.plan = plan
         self.tracks.update({**tracks, **loaded.tracks})
         self.resume_counts(loaded.skipped)
@@ -285,16 +287,16 @@ class AverageSet(ABC, Generic[ModelT, T]):
         """The model on a track's tensors, made when first asked for."""
         if track.twin is None or not track.twin.intact():
             track.twin = self._twin(track, step)
-        track.twin.follow(step)
+        track.twin.sync_with_model(step)
         return track.twin.module
 
     def _twin(self, track: Track[T], step: int) -> Twin[ModelT, T]:
-        held = self.held(track)
+        held = self.tensors_of(track)
         rest = [entry for name, entry in self.plan.entries.items() if name not in held]
         own = {entry.name: self.own(entry) for entry in rest}
         module, others = self.cloned(held | own)
         follows = [(own[entry.name], entry.live) for entry in rest] + others
-        return Twin(module, self.plan_of(module), held | own, follows, step, self.kit)
+        return Twin(module, self.plan_of(module), held | own, follows, step, self.ops)
 
     def copy_to(self, model: ModelT | None, track: Track[T]) -> None:
         """Write a track's tensors over a model's, all or none; over another model's the frozen ones too.
@@ -304,7 +306,7 @@ class AverageSet(ABC, Generic[ModelT, T]):
         """
         plan = self.plan if model is None else self.plan_of(model)
         places = {name: e.tensors for e in plan.entries.values() for name in e.names}
-        held = self.shown(track)
+        held = self.eval_tensors(track)
         if model is not None:  # what the live model has as it is
             rest = [e for e in self.plan.entries.values() if e.name not in held and e.persistent]
             held |= {e.name: e.live for e in rest if self._selection.takes(e.names)}
@@ -318,7 +320,7 @@ class AverageSet(ABC, Generic[ModelT, T]):
         def write() -> None:
             for name, tensor in held.items():
                 for place in places[name]:
-                    self.kit.overwrite(place, tensor)
+                    self.ops.overwrite(place, tensor)
 
         finished(write)
 
@@ -328,15 +330,15 @@ class AverageSet(ABC, Generic[ModelT, T]):
         names = [entry.name for entry in averaged]
         newcomers = [entry for entry in averaged if entry.name not in heirs]
         self._check_start(newcomers)
-        self.settle()
+        self.synchronize()
         made = [
             (track, *self._tensors(averaged, track, heirs), track.joined_after(names, heirs, step))
             for track in self.tracks.values()
         ]
 
         def take_over() -> None:
-            for track, tensors, lows, joined in made:
-                track.tensors, track.lows, track.joined, track.twin = tensors, lows, joined, None
+            for track, tensors, residuals, joined in made:
+                track.tensors, track.residuals, track.joined, track.twin = tensors, residuals, joined, None
             self.plan = plan
             self._look([entry.name for entry in newcomers] + [n for n in self._unfit if n in names])
             self.copies = {e.name: self.copied(e, self.copies.get(e.name)) for e in plan.having("copy")}
@@ -346,26 +348,26 @@ class AverageSet(ABC, Generic[ModelT, T]):
 
     def _prepare(self) -> None:
         self.prepare()
-        self._kept = Kept(self._all_kept(), self.kit)
+        self._kept = Kept(self._all_kept(), self.ops)
 
     def _all_kept(self) -> dict[str, T]:
         """Every tensor an update writes to."""
         kept = {f"the copy of {name}": copy for name, copy in self.copies.items()}
         for track in self.tracks.values():
             kept |= {f"the average {track.name!r} of {name}": t for name, t in track.tensors.items()}
-            kept |= {f"what {track.name!r} keeps below {name}": t for name, t in track.lows.items()}
+            kept |= {f"what {track.name!r} keeps below {name}": t for name, t in track.residuals.items()}
         return kept
 
     def _check_start(self, entries: Sequence[TensorEntry[T]]) -> None:
         if self._policy == "raise":
-            finite = [self.kit.all_finite([self.stored(entry.live)[0]])[0] for entry in entries]
+            finite = [self.ops.all_finite([self.stored(entry.live)[0]])[0] for entry in entries]
             refuse_start([entry.name for entry, fit in zip(entries, finite, strict=True) if not fit])
 
     def _look(self, names: Collection[str]) -> None:
         """Which of these tensors hold what no update would remove."""
         if self._policy == "skip":
             places = [(name, track.tensors[name]) for name in names for track in self.tracks.values()]
-            finite = self.kit.all_finite([tensor for _, tensor in places])
+            finite = self.ops.all_finite([tensor for _, tensor in places])
             self._unfit = {name for (name, _), fit in zip(places, finite, strict=True) if not fit}
 
     def _averaged(self, plan: TensorMap[T]) -> list[TensorEntry[T]]:
@@ -383,16 +385,16 @@ class AverageSet(ABC, Generic[ModelT, T]):
         self, entries: Sequence[TensorEntry[T]], track: Track[T], heirs: Mapping[str, str]
     ) -> tuple[dict[str, T], dict[str, T]]:
         tensors: dict[str, T] = {}
-        lows: dict[str, Any] = {}
+        residuals: dict[str, Any] = {}
         taken: set[str] = set()
         for entry in entries:
             source = heirs.get(entry.name)
             if source is None:
-                tensors[entry.name], lows[entry.name] = self.stored(entry.live)
+                tensors[entry.name], residuals[entry.name] = self.stored(entry.live)
                 continue
             again = source in taken  # of tensors that came apart, the first keeps the memory they shared
             taken.add(source)
-            tensors[entry.name] = self.moved(track.tensors[source], entry, copy=again)
-            low = track.lows.get(source)
-            lows[entry.name] = None if low is None else self.moved(low, entry, copy=again)
-        return tensors, {name: low for name, low in lows.items() if low is not None}
+            tensors[entry.name] = self.on_device(track.tensors[source], entry, copy=again)
+            low = track.residuals.get(source)
+            residuals[entry.name] = None if low is None else self.on_device(low, entry, copy=again)
+        return tensors, {name: low for name, low in residuals.items() if low is not None}

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Generic, TypeVar
 
-from polyak._core.change_detection import holds
+from polyak._core.change_detection import dicts_unchanged
 from polyak._core.tensor_map import TensorMap
-from polyak._core.tensors import T, Tensors
+from polyak._core.tensors import T, TensorOps
 
 ModelT = TypeVar("ModelT")
 
@@ -25,7 +25,7 @@ class Twin(Generic[ModelT, T]):
         tensors: by name, what each of its tensors lies on.
         follows: (copy, live) pairs.
         step: at which the copies were made.
-        kit: the framework's tensors.
+        ops: the framework's tensors.
     """
 
     def __init__(
@@ -35,21 +35,21 @@ class Twin(Generic[ModelT, T]):
         tensors: Mapping[str, T],
         follows: Sequence[tuple[T, T]],
         step: int,
-        kit: Tensors[T],
+        ops: TensorOps[T],
     ) -> None:
         self.module = module
-        self._plan, self._tensors, self._follows, self._kit = plan, tensors, follows, kit
+        self._plan, self._tensors, self._follows, self._ops = plan, tensors, follows, ops
         self._seen: object = self._moment(step)
 
     def intact(self) -> bool:
         """Whether the module still holds these tensors: ``half()`` and merging adapters put others there."""
-        lies = self._kit.on_one_memory
+        lies = self._ops.on_one_memory
         pairs = [
             (e.live, self._tensors[name]) for name, e in self._plan.entries.items() if name in self._tensors
         ]
-        return holds(self._plan.contents) and all(lies(mine, given) for mine, given in pairs)
+        return dicts_unchanged(self._plan.contents) and all(lies(mine, given) for mine, given in pairs)
 
-    def follow(self, step: int) -> None:
+    def sync_with_model(self, step: int) -> None:
         """Bring the copies up to date.
 
         A step is one reason, because not everything that writes a tensor counts as a new version of it:
@@ -58,7 +58,7 @@ class Twin(Generic[ModelT, T]):
         now = self._moment(step)
         if now != self._seen:
             for copy, live in self._follows:
-                self._kit.overwrite(copy, live)
+                self._ops.overwrite(copy, live)
             self._seen = now
 
     def forget(self) -> None:
@@ -66,4 +66,4 @@ class Twin(Generic[ModelT, T]):
         self._seen = None
 
     def _moment(self, step: int) -> tuple[int, list[int]]:
-        return step, [self._kit.stamp(live) for _, live in self._follows]
+        return step, [self._ops.stamp(live) for _, live in self._follows]

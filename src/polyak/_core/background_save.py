@@ -8,7 +8,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Mapping
 
-from polyak._core.tensors import T, Tensors
+from polyak._core.tensors import T, TensorOps
 from polyak.errors import CheckpointError
 
 
@@ -61,44 +61,44 @@ class Saving:
 _latest: weakref.WeakKeyDictionary[object, Saving] = weakref.WeakKeyDictionary()
 
 
-def begin(owner: object, path: str | os.PathLike[str], write: Callable[[], None]) -> Saving:
+def save_in_background(owner: object, path: str | os.PathLike[str], write: Callable[[], None]) -> Saving:
     """Write in the background; at most one file of each owner is written at a time."""
     _latest[owner] = saving = Saving(path, write)
     return saving
 
 
-def finish(owner: object) -> None:
+def wait_for_last(owner: object) -> None:
     """Wait for the owner's last save in the background, so that files take their places in order."""
     saving = _latest.get(owner)
     if saving is not None:
         saving.finish()
 
 
-def copied(tensors: Mapping[str, T], kit: Tensors[T]) -> dict[str, T]:
+def host_copies(tensors: Mapping[str, T], ops: TensorOps[T]) -> dict[str, T]:
     """Copies in host memory; of what has several names, one."""
     once = {id(tensor): tensor for tensor in tensors.values()}
-    copies = {key: kit.on_host(tensor) for key, tensor in once.items()}
+    copies = {key: ops.on_host(tensor) for key, tensor in once.items()}
     return {name: copies[id(tensor)] for name, tensor in tensors.items()}
 
 
-def unchanged(
-    tensors: Mapping[str, T], kit: Tensors[T], begun: int | None, moment: Callable[[], int | None]
+def unchanged_check(
+    tensors: Mapping[str, T], ops: TensorOps[T], begun: int | None, moment: Callable[[], int | None]
 ) -> Callable[[], None]:
     """A check that nothing was averaged since ``begun``, and no tensor written to since this call.
 
     Args:
         tensors: what is about to be read.
-        kit: the framework's tensors.
+        ops: the framework's tensors.
         begun: what ``moment`` gave before the tensors were looked up.
         moment: the same number as long as nothing is averaged; None while something is.
 
     Returns:
         What raises CheckpointError if something changed.
     """
-    versions = {name: kit.version(tensor) for name, tensor in tensors.items()}
+    versions = {name: ops.version(tensor) for name, tensor in tensors.items()}
 
     def check() -> None:
-        changed = [name for name, tensor in tensors.items() if kit.version(tensor) != versions[name]]
+        changed = [name for name, tensor in tensors.items() if ops.version(tensor) != versions[name]]
         if begun is None or moment() != begun or changed:
             what = f"{changed[0]} was" if changed else "the averages were"
             raise CheckpointError(

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeAlias
 ANYTHING = object()  # stands for a value that may be replaced by any other
 
 
-class Contents(NamedTuple):
+class DictSnapshot(NamedTuple):
     """What dictionaries held: keys and values of all of them, one after the other."""
 
     stores: list[dict[str, Any]]
@@ -23,7 +23,7 @@ class Contents(NamedTuple):
     anything: object = ANYTHING
 
 
-class Readings(NamedTuple):
+class AttributeSnapshot(NamedTuple):
     """What ``read(object)`` gave, for each of ``reads`` a list over the objects."""
 
     reads: tuple[Callable[[Any], object], ...]
@@ -31,23 +31,25 @@ class Readings(NamedTuple):
     values: tuple[list[object], ...]
 
 
-def contents(
+def snapshot_dicts(
     stores: Iterable[dict[str, Any]], changing: Callable[[dict[str, Any], str], bool] | None = None
-) -> Contents:
+) -> DictSnapshot:
     """What dictionaries hold now; of what is ``changing(store, key)`` only the key matters."""
     held = list(stores)
     places = [(store, key, value) for store in held for key, value in store.items()]
     values = [ANYTHING if changing and changing(store, key) else value for store, key, value in places]
-    return Contents(held, list(map(len, held)), [key for _, key, _ in places], values)
+    return DictSnapshot(held, list(map(len, held)), [key for _, key, _ in places], values)
 
 
-def readings(reads: Sequence[Callable[[Any], object]], objects: Iterable[Any]) -> Readings:
+def snapshot_attributes(
+    reads: Sequence[Callable[[Any], object]], objects: Iterable[Any]
+) -> AttributeSnapshot:
     """What reading these objects gives now."""
     held = list(objects)
-    return Readings(tuple(reads), held, tuple([list(map(read, held)) for read in reads]))
+    return AttributeSnapshot(tuple(reads), held, tuple([list(map(read, held)) for read in reads]))
 
 
-def _holds(then: Contents) -> bool:
+def _dicts_unchanged(then: DictSnapshot) -> bool:
     """Whether the dictionaries hold the same objects under the same keys, in the same order."""
     if list(map(len, then.stores)) != then.sizes:
         return False
@@ -57,7 +59,7 @@ def _holds(then: Contents) -> bool:
     return all(now is held or held is ANYTHING for now, held in zip(values, then.values, strict=True))
 
 
-def _agree(then: Readings, first: int = 0, last: int | None = None) -> bool:
+def _attributes_unchanged(then: AttributeSnapshot, first: int = 0, last: int | None = None) -> bool:
     """Whether the objects, or only those from ``first`` to ``last``, still read the same."""
     part = then.objects[first:last]
     now = [list(map(read, part)) for read in then.reads]
@@ -65,11 +67,11 @@ def _agree(then: Readings, first: int = 0, last: int | None = None) -> bool:
 
 
 # Whether tensors still lie where they lay, in the form they had, when this was made.
-Unmoved: TypeAlias = Callable[[], bool]
+UnchangedCheck: TypeAlias = Callable[[], bool]
 Reads: TypeAlias = Sequence[Callable[[Any], object]]
 
 
-class _Read:
+class _PythonCheck:
     """Where tensors lie and in what form, read in Python.
 
     Args:
@@ -81,26 +83,26 @@ class _Read:
     """
 
     def __init__(self, tensors: list[Any], places: Reads, forms: Reads) -> None:
-        self._places, self._forms = readings(places, tensors), readings(forms, tensors)
+        self._places, self._forms = snapshot_attributes(places, tensors), snapshot_attributes(forms, tensors)
         self._turn = 0
 
     def __call__(self) -> bool:
         first, last = self._turn, self._turn + _AT_ONCE
         self._turn = last if last < len(self._forms.objects) else 0
-        return agree(self._places) and agree(self._forms, first, last)
+        return attributes_unchanged(self._places) and attributes_unchanged(self._forms, first, last)
 
 
 _AT_ONCE = 64  # tensors whose forms one look takes in
 
 
-def watched(tensors: Iterable[Any], exchange: object, places: Reads, forms: Reads) -> Unmoved:
+def tensor_check(tensors: Iterable[Any], exchange: object, places: Reads, forms: Reads) -> UnchangedCheck:
     """Watch where tensors lie and in what form.
 
     Args:
         tensors: dense ones of one framework.
         exchange: the framework's ``__dlpack_c_exchange_api__``, None where it has none. Through it the kernel
             sees all of a tensor at the price of reading its address in Python.
-        places: what to read where that does not serve, the address first; see ``_Read``.
+        places: what to read where that does not serve, the address first; see ``_PythonCheck``.
         forms: likewise.
     """
     held = list(tensors)
@@ -111,13 +113,13 @@ def watched(tensors: Iterable[Any], exchange: object, places: Reads, forms: Read
             pass
         else:
             return partial(_native.unmoved, exchange, held, layouts)
-    return _Read(held, places, forms)
+    return _PythonCheck(held, places, forms)
 
 
 try:
     from polyak._kernel import _native
 except ImportError:  # not built
     _native = None
-    holds, agree = _holds, _agree
+    dicts_unchanged, attributes_unchanged = _dicts_unchanged, _attributes_unchanged
 else:
-    holds, agree = _native.holds, _native.agree
+    dicts_unchanged, attributes_unchanged = _native.holds, _native.agree

@@ -9,9 +9,9 @@ from functools import partial
 from threading import get_ident
 from typing import Any
 
-from polyak._core import metrics
 from polyak._core.average_set import AverageSet, ModelT
 from polyak._core.clock import Clock
+from polyak._core.metrics import metrics_of
 from polyak._core.optimizer_hook import Attachment, Witness, averaged_of
 from polyak._core.persistence import Persistent
 from polyak._core.swap_guard import Block, Exchange, finished
@@ -119,7 +119,7 @@ class BaseEMA(Persistent[ModelT, T]):
         """
         if self.live == "raw":  # what is not averaged is the model's own, not to be another EMA's average
             self._refuse_while_swapped("module")
-        self._follow_model()
+        self._sync_with_model()
         return self._averages.module_of(self._track(track), self.step)
 
     def update(self, steps: int = 1, *, samples: int | None = None, tokens: int | None = None) -> None:
@@ -146,10 +146,10 @@ class BaseEMA(Persistent[ModelT, T]):
         if clock.waiting < self.every and not (copying and clock.step >= self.start):
             self._clock = clock
             return
-        self._averages.follow(clock.step)
-        self._averages.mend()
+        self._averages.sync_with_model(clock.step)
+        self._averages.fill_nonfinite()
         tracks = self._averages.tracks.values()
-        betas = [0.0 if copying else track.coming(clock.elapsed[track.decay.unit]) for track in tracks]
+        betas = [0.0 if copying else track.next_beta(clock.elapsed[track.decay.unit]) for track in tracks]
         self._pending = clock, betas, copying, get_ident()
         try:
             self._averages.update(betas, clock.step)
@@ -165,7 +165,7 @@ class BaseEMA(Persistent[ModelT, T]):
         if self._pending is not None:
             clock, betas, copying, _ = self._pending
             for track, beta in zip(self._averages.tracks.values(), betas, strict=True):
-                track.acted(beta, clock, copying)
+                track.record(beta, clock, copying)
             self._clock, self._pending = Clock.at(clock.step, clock.elapsed), None
 
     def _resolve(self) -> None:
@@ -227,7 +227,7 @@ class BaseEMA(Persistent[ModelT, T]):
             SwapError: an average is live.
         """
         self._refuse_while_swapped("copy_to")
-        self._follow_model()
+        self._sync_with_model()
         self._averages.copy_to(model, self._track(track))
 
     def reset(self, names: Patterns = None) -> None:
@@ -261,9 +261,9 @@ class BaseEMA(Persistent[ModelT, T]):
             and for each track decay (last applied), mean_age and half_life in steps, initial_weight, and
             distance ``‖avg-θ‖/‖θ‖``. With several tracks the latter are named ``"short/decay"`` and so on.
         """
-        self._averages.settle()
+        self._averages.synchronize()
         self._notice_unseen_steps()
-        return metrics.of(self._averages, self.step)
+        return metrics_of(self._averages, self.step)
 
     def _witness_of(self, held: Iterable[tuple[str, Iterable[T]]]) -> Witness[T]:
         """Check that optimizers, each given by its name and what it trains, can be attached to."""
@@ -271,16 +271,16 @@ class BaseEMA(Persistent[ModelT, T]):
             self._attachment.refuse_another()
             self._attachment.remove()
         check_counts_steps(self.tracks.values())
-        self._follow_model()
-        plan, kit = self._averages.plan, self._averages.kit
-        return Witness([one for name, tensors in held for one in averaged_of(plan, name, tensors)], kit)
+        self._sync_with_model()
+        plan, ops = self._averages.plan, self._averages.ops
+        return Witness([one for name, tensors in held for one in averaged_of(plan, name, tensors)], ops)
 
     def _notice_unseen_steps(self) -> None:
         if self._attachment is not None:
             self._attachment.notice(self.step)
 
     def _track(self, name: str | None) -> Track[T]:
-        self._averages.settle()
+        self._averages.synchronize()
         if name is None:
             return self._averages.first
         if name not in self.tracks:
@@ -296,7 +296,7 @@ class BaseEMA(Persistent[ModelT, T]):
         exchange = self._averages.plan.exchange(self._averages)
         if exchange is None or exchange.owner is not self._averages:
             self._notice_unseen_steps()
-            self._follow_model()
+            self._sync_with_model()
             return self._averages.exchange(chosen)
         if exchange.track != chosen.name:
             raise SwapError(
@@ -316,6 +316,6 @@ class BaseEMA(Persistent[ModelT, T]):
         if self._pending is not None and verb not in ("reset", "load_state_dict"):
             self._refuse_while_torn(verb)
 
-    def _follow_model(self) -> None:
+    def _sync_with_model(self) -> None:
         if self._averages.plan.exchange(self._averages) is None:
-            self._averages.follow(self.step)
+            self._averages.sync_with_model(self.step)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Generic
 
-from polyak._core.tensors import T, TensorLike, Tensors
+from polyak._core.tensors import T, TensorLike, TensorOps
 from polyak.errors import PlanError
 
 
@@ -19,17 +19,17 @@ class Kept(Generic[T]):
 
     Args:
         tensors: by what errors call them.
-        kit: the framework's tensors.
+        ops: the framework's tensors.
     """
 
-    def __init__(self, tensors: Mapping[str, T], kit: Tensors[T]) -> None:
-        self._tensors, self._kit = dict(tensors), kit
+    def __init__(self, tensors: Mapping[str, T], ops: TensorOps[T]) -> None:
+        self._tensors, self._ops = dict(tensors), ops
         self._forms = {name: _form(tensor) for name, tensor in tensors.items()}
-        self._unmoved = kit.watched(list(tensors.values()))
+        self._unchanged = ops.unchanged_check(list(tensors.values()))
 
     def moved(self) -> bool:
         """Whether one of them lies elsewhere, or has become another."""
-        return not self._unmoved()
+        return not self._unchanged()
 
     def check(self) -> None:
         """Refuse what cannot be gone on with, wherever it lies now.
@@ -38,8 +38,8 @@ class Kept(Generic[T]):
             PlanError: one has another shape or dtype, or its memory is gone.
         """
         for name, tensor in self._tensors.items():
-            if _form(tensor) != self._forms[name] or not self._kit.holds_values(tensor):
-                lost = "" if self._kit.holds_values(tensor) else ", without the memory for it"
+            if _form(tensor) != self._forms[name] or not self._ops.holds_values(tensor):
+                lost = "" if self._ops.holds_values(tensor) else ", without the memory for it"
                 dtype, shape = self._forms[name]
                 raise PlanError(
                     f"{name} was {dtype} {shape} and is now {tensor.dtype} {tuple(tensor.shape)}{lost}: "

@@ -11,7 +11,7 @@ from polyak._core.tensors import T
 from polyak._core.track import Track
 
 
-def of(averages: AverageSet[Any, T], step: int) -> dict[str, Any]:
+def metrics_of(averages: AverageSet[Any, T], step: int) -> dict[str, Any]:
     """The numbers of ``EMA.metrics``."""
     skipped, named = averages.skipped()
     out: dict[str, Any] = {
@@ -22,12 +22,12 @@ def of(averages: AverageSet[Any, T], step: int) -> dict[str, Any]:
     }
     for (name, track), distance in zip(averages.tracks.items(), distances(averages), strict=True):
         prefix = f"{name}/" if len(averages.tracks) > 1 else ""
-        out |= {prefix + key: value for key, value in of_track(track).items()}
+        out |= {prefix + key: value for key, value in track_metrics(track).items()}
         out[prefix + "distance"] = distance
     return out
 
 
-def of_track(track: Track[Any]) -> dict[str, float]:
+def track_metrics(track: Track[Any]) -> dict[str, float]:
     """decay, mean_age, half_life and initial_weight of one average."""
     profile = track.profile
     return {
@@ -48,6 +48,6 @@ def distances(averages: AverageSet[Any, T]) -> list[float]:
         for track in tracks:
             yield from ((track.value(name), live) for name, live in zip(names, lives, strict=True))
 
-    squares = averages.kit.squared_distances(pairs())
+    squares = averages.ops.squared_distances(pairs())
     size, *apart = (sum(squares[i : i + len(names)]) for i in range(0, len(squares), len(names)))
     return [math.sqrt(each / size) if size else math.sqrt(each) for each in apart]

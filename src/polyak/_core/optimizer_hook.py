@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar, cast
 from weakref import ref
 
 from polyak._core.tensor_map import TensorMap
-from polyak._core.tensors import T, Tensors, Traces
+from polyak._core.tensors import T, TensorOps, Traces
 from polyak.errors import ConfigError, PlanError
 
 OptimizerT = TypeVar("OptimizerT")
@@ -27,11 +27,11 @@ class Witness(Generic[T]):
 
     Args:
         parameters: those the optimizers are to train.
-        kit: the framework's tensors.
+        ops: the framework's tensors.
     """
 
-    def __init__(self, parameters: Sequence[T], kit: Tensors[T]) -> None:
-        self._parameters, self._kit = parameters, kit
+    def __init__(self, parameters: Sequence[T], ops: TensorOps[T]) -> None:
+        self._parameters, self._ops = parameters, ops
         dense = [parameter for parameter in parameters if 0 not in parameter.shape]
         self._sample = sorted(dense, key=lambda parameter: prod(parameter.shape))[:_SAMPLED]
         self._seen: tuple[list[Traces], list[str]] | None = self._look()
@@ -47,8 +47,8 @@ class Witness(Generic[T]):
 
     def _look(self) -> tuple[list[Traces], list[str]]:
         # As text, in which NaN is equal to itself.
-        norms = list(map(repr, self._kit.squared_distances((p, None) for p in self._sample)))
-        return [self._kit.traces(parameter) for parameter in self._parameters], norms
+        norms = list(map(repr, self._ops.squared_distances((p, None) for p in self._sample)))
+        return [self._ops.traces(parameter) for parameter in self._parameters], norms
 
 
 class Attachment:

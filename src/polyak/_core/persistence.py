@@ -7,15 +7,19 @@ from abc import ABC, abstractmethod
 from functools import partial
 from typing import Generic, Literal, overload
 
-from polyak._core import background_save as saving
-from polyak._core import capture as snapshots
-from polyak._core import resume_file as resumables
-from polyak._core import save as files
 from polyak._core.average_set import AverageSet, ModelT
-from polyak._core.background_save import Saving
-from polyak._core.capture import Captured
+from polyak._core.background_save import (
+    Saving,
+    host_copies,
+    save_in_background,
+    unchanged_check,
+    wait_for_last,
+)
+from polyak._core.capture import Captured, captured_model, captured_track
 from polyak._core.clock import Clock
-from polyak._core.state_dict import LoadReport, State, averaged_in, read, whole
+from polyak._core.resume_file import packed_state, read_state
+from polyak._core.save import check_name, save_file, weights_of
+from polyak._core.state_dict import LoadReport, State, averaged_in, read, to_state
 from polyak._core.swap_guard import finished
 from polyak._core.tensors import T
 from polyak._core.track import Track
@@ -42,7 +46,7 @@ class Persistent(ABC, Generic[ModelT, T]):
     def _notice_unseen_steps(self) -> None: ...
 
     @abstractmethod
-    def _follow_model(self) -> None: ...
+    def _sync_with_model(self) -> None: ...
 
     @abstractmethod
     def _track(self, name: str | None) -> Track[T]: ...
@@ -61,7 +65,7 @@ class Persistent(ABC, Generic[ModelT, T]):
         self._notice_unseen_steps()
         averages = self._averages
         frozen = [entry.name for entry in averages.plan.frozen()]
-        return whole(self._tracks(), averages.copies, frozen, averages.skipped(), self._settings) | {
+        return to_state(self._tracks(), averages.copies, frozen, averages.skipped(), self._settings) | {
             "run": self.run,
             **self._clock._asdict(),
         }
@@ -85,10 +89,10 @@ class Persistent(ABC, Generic[ModelT, T]):
             SwapError: an average is live.
         """
         self._refuse_while_swapped("load_state_dict")
-        self._follow_model()
+        self._sync_with_model()
         averages = self._averages
         plan, tracks = averages.with_room_for(averaged_in(state), self._clock.step)
-        loaded, report = read(state, tracks, averages.copies, self._settings, averages.kit)
+        loaded, report = read(state, tracks, averages.copies, self._settings, averages.ops)
         if strict and report:
             raise CheckpointError(f"{report}. Nothing was loaded; strict=False takes what fits.")
 
@@ -155,24 +159,24 @@ class Persistent(ABC, Generic[ModelT, T]):
                 old file is intact.
             SwapError: an average is live, so what is raw and what is average could be mixed up.
         """
-        files.check_name(path)
+        check_name(path)
         self._refuse_while_swapped("save")
         self._notice_unseen_steps()
-        saving.finish(self)
-        self._follow_model()
-        begun, kit = self._moment(), self._averages.kit
+        wait_for_last(self)
+        self._sync_with_model()
+        begun, ops = self._moment(), self._averages.ops
         if resumable:
-            tensors, header = resumables.packed(self.state_dict())
+            tensors, header = packed_state(self.state_dict())
         else:
             chosen = None if track == "raw" else self._track(track)
-            tensors, header = files.weights_of(self._averages, chosen, self._clock.step, self.run)
-        check = saving.unchanged(tensors, kit, begun, self._moment)
+            tensors, header = weights_of(self._averages, chosen, self._clock.step, self.run)
+        check = unchanged_check(tensors, ops, begun, self._moment)
         metadata = header.to_metadata()
         if not background:
-            return files.save(path, tensors, metadata, kit, max_shard_size, check)
-        copies = saving.copied(tensors, kit)
+            return save_file(path, tensors, metadata, ops, max_shard_size, check)
+        copies = host_copies(tensors, ops)
         check()
-        return saving.begin(self, path, partial(files.save, path, copies, metadata, kit, max_shard_size))
+        return save_in_background(self, path, partial(save_file, path, copies, metadata, ops, max_shard_size))
 
     def load(self, path: str | os.PathLike[str], strict: bool = True) -> LoadReport:
         """Continue from a file that ``save(path, resumable=True)`` wrote; see ``load_state_dict``.
@@ -180,25 +184,25 @@ class Persistent(ABC, Generic[ModelT, T]):
         Raises:
             CheckpointError: the file is damaged, holds something else, or under strict does not match.
         """
-        return self.load_state_dict(resumables.read(path, self._averages.kit), strict)
+        return self.load_state_dict(read_state(path, self._averages.ops), strict)
 
     def capture(self, track: str, dtype: str) -> Captured:
         """A copy of a track, without what never changes and rounded to ``dtype``, or of the "raw" model."""
         self._refuse_while_swapped("capture")
-        self._follow_model()
-        begun, kit = self._moment(), self._averages.kit
+        self._sync_with_model()
+        begun, ops = self._moment(), self._averages.ops
         chosen = None if track == "raw" else self._track(track)
         held = {entry.name: entry.live for entry in self._averages.plan.entries.values()}
-        check = saving.unchanged(held if chosen is None else chosen.tensors, kit, begun, self._moment)
+        check = unchanged_check(held if chosen is None else chosen.tensors, ops, begun, self._moment)
         if chosen is None:
-            captured = snapshots.of_model(self._averages, self._clock.step, self.run)
+            captured = captured_model(self._averages, self._clock.step, self.run)
         else:
-            captured = snapshots.of_track(self._averages, chosen, self._clock.step, self.run, dtype)
+            captured = captured_track(self._averages, chosen, self._clock.step, self.run, dtype)
         check()
         return captured
 
     def _tracks(self) -> dict[str, Track[T]]:
-        self._averages.settle()
+        self._averages.synchronize()
         return self._averages.tracks
 
     def _moment(self) -> int | None:

@@ -21,11 +21,11 @@ def synchronize_buffers(
         mean: the mean of a tensor over all processes, in at least float32.
         first: the first process's values.
     """
-    averages.settle()
+    averages.synchronize()
     for entry in averages.plan.having("average"):
         if entry.kind == "buffer":
             for track in averages.tracks.values():
                 whole = mean(track.value(entry.name))
-                averages.kit.put(track.tensors[entry.name], track.lows.get(entry.name), whole)
+                averages.ops.put(track.tensors[entry.name], track.residuals.get(entry.name), whole)
     for kept in averages.copies.values():
-        averages.kit.overwrite(kept, first(kept))
+        averages.ops.overwrite(kept, first(kept))

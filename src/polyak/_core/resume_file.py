@@ -10,7 +10,7 @@ import os
 from typing import Any
 
 from polyak._core.state_dict import State
-from polyak._core.tensors import T, Tensors
+from polyak._core.tensors import T, TensorOps
 from polyak._files.header import Header
 from polyak._files.open import header_of
 from polyak._foreign.open_any import open_weights
@@ -20,7 +20,7 @@ _COPIES = "copies"
 _LOW = ".low"
 
 
-def packed(state: State) -> tuple[dict[str, Any], Header]:
+def packed_state(state: State) -> tuple[dict[str, Any], Header]:
     """A state dict as tensors and a header."""
     tensors = {f"{_COPIES}/{name}": tensor for name, tensor in state["copies"].items()}
     tracks: dict[str, Any] = {}
@@ -41,7 +41,7 @@ def packed(state: State) -> tuple[dict[str, Any], Header]:
     return tensors, header
 
 
-def read(path: str | os.PathLike[str], tensors: Tensors[T]) -> State:
+def read_state(path: str | os.PathLike[str], tensors: TensorOps[T]) -> State:
     """The state dict in a file.
 
     Raises:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from polyak._core.average_set import AverageSet
 from polyak._core.tensor_map import TensorMap
-from polyak._core.tensors import T, Tensors
+from polyak._core.tensors import T, TensorOps
 from polyak._core.track import Track
 from polyak._files.header import Header
 from polyak._files.layout import Spec
@@ -45,7 +45,7 @@ def check_name(path: str | os.PathLike[str]) -> None:
         )
 
 
-def header(track: Track[Any], step: int, run: str) -> Header:
+def track_header(track: Track[Any], step: int, run: str) -> Header:
     """What the file of a track says of itself."""
     return Header(track.name, step, track.decay, track.profile, "average", run, dict(track.joined))
 
@@ -59,12 +59,12 @@ def weights_of(
     averages: AverageSet[Any, T], track: Track[T] | None, step: int, run: str
 ) -> tuple[dict[str, T], Header]:
     """A track's weights, or with None the model's own, and what they are."""
-    held: Mapping[str, T] = {} if track is None else averages.held(track)
-    tensors = exported(averages.plan, held, averages.kit) | averages.extra_states()
-    return tensors, raw_header(step, run) if track is None else header(track, step, run)
+    held: Mapping[str, T] = {} if track is None else averages.tensors_of(track)
+    tensors = exported(averages.plan, held, averages.ops) | averages.extra_states()
+    return tensors, raw_header(step, run) if track is None else track_header(track, step, run)
 
 
-def exported(plan: TensorMap[T], held: Mapping[str, T], kit: Tensors[T]) -> dict[str, T]:
+def exported(plan: TensorMap[T], held: Mapping[str, T], ops: TensorOps[T]) -> dict[str, T]:
     """A model's ``state_dict`` with what is held in place of its own tensors, without wrapper prefixes.
 
     Tied tensors are there once per name, so that a strict ``load_state_dict`` finds all it expects.
@@ -79,7 +79,7 @@ def exported(plan: TensorMap[T], held: Mapping[str, T], kit: Tensors[T]) -> dict
             tensors |= dict.fromkeys(entry.names, tensor)
     for name, tensor in tensors.items():
         try:
-            kit.dtype_of(tensor)
+            ops.dtype_of(tensor)
         except TypeError as error:
             raise CheckpointError(
                 f"{name} is {error}, for which the safetensors format has no name. Nothing was written; "
@@ -88,11 +88,11 @@ def exported(plan: TensorMap[T], held: Mapping[str, T], kit: Tensors[T]) -> dict
     return tensors
 
 
-def save(
+def save_file(
     path: str | os.PathLike[str],
     tensors: Mapping[str, T],
     metadata: Mapping[str, str],
-    kit: Tensors[T],
+    ops: TensorOps[T],
     max_shard_size: int | str | None,
     check: Callable[[], None] = lambda: None,
 ) -> None:
@@ -102,19 +102,19 @@ def save(
         path: the file.
         tensors: by the names they get.
         metadata: for the header.
-        kit: the framework's tensors.
+        ops: the framework's tensors.
         max_shard_size: see ``write_sharded``.
         check: called when all is written and nothing replaced; what it raises leaves the old file.
 
     Raises:
         CheckpointError: the operating system refuses. Nothing is changed then.
     """
-    specs = {name: Spec(kit.dtype_of(tensor), tuple(tensor.shape)) for name, tensor in tensors.items()}
+    specs = {name: Spec(ops.dtype_of(tensor), tuple(tensor.shape)) for name, tensor in tensors.items()}
     kept = {
-        name: kit.alias(tensor) for name, tensor in tensors.items()
+        name: ops.alias(tensor) for name, tensor in tensors.items()
     }  # a block may point the live ones away
 
     def pieces(name: str) -> Iterator[NDArray[Any]]:
-        yield kit.as_array(kept[name])
+        yield ops.as_array(kept[name])
 
     write_sharded(path, specs, metadata, pieces, max_shard_size, check)

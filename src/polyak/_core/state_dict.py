@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeAlias
 
-from polyak._core.tensors import T, Tensors, alike
+from polyak._core.tensors import T, TensorOps, alike
 from polyak._core.track import Track
 from polyak.errors import CheckpointError
 from polyak.schedules import Decay, History, Profile
@@ -61,7 +61,7 @@ class Loaded(Generic[T]):
     joining: Collection[str]
 
 
-def whole(
+def to_state(
     tracks: Mapping[str, Track[T]],
     copies: Mapping[str, T],
     frozen: Sequence[str],
@@ -96,7 +96,7 @@ def track_state(track: Track[Any]) -> State:
         "joined": dict(track.joined),
         "profile": track.profile.to_json(),
         "tensors": dict(track.tensors),
-        "lows": dict(track.lows),
+        "lows": dict(track.residuals),
     }
 
 
@@ -105,7 +105,7 @@ def read(
     tracks: Mapping[str, Track[T]],
     copies: Mapping[str, T],
     settings: Mapping[str, int],
-    tensors: Tensors[T],
+    tensors: TensorOps[T],
 ) -> tuple[Loaded[T], LoadReport]:
     """Check a state against an EMA's tracks, copied buffers and settings, and say what differs.
 
@@ -128,7 +128,7 @@ def _read(
     tracks: Mapping[str, Track[T]],
     copies: Mapping[str, T],
     settings: Mapping[str, int],
-    tensors: Tensors[T],
+    tensors: TensorOps[T],
     report: LoadReport,
 ) -> Loaded[T]:
     if state["format"] != FORMAT:
@@ -147,10 +147,12 @@ def _read(
             left = _compare(track.tensors, dict(theirs[name]["tensors"]), where, report, tensors, frozen)
             joining |= frozen.intersection(left)
             _check_lows(theirs[name], tensors)
-            unequal = track.lows.keys() ^ dict(theirs[name].get("lows", {})).keys()
+            unequal = track.residuals.keys() ^ dict(theirs[name].get("lows", {})).keys()
             parts = ("one part to two", "two parts to one")
             report.converted += [
-                f"{where}{key} from {parts[key not in track.lows]}" for key in track.tensors if key in unequal
+                f"{where}{key} from {parts[key not in track.residuals]}"
+                for key in track.tensors
+                if key in unequal
             ]
             # The state's history is not that of a tensor it does not hold: such a tensor joins now.
             restored[name] = _restored(track, theirs[name], dict.fromkeys(left, step), report)
@@ -168,11 +170,11 @@ def _read(
     )
 
 
-def fill(mine: Mapping[str, T], lows: Mapping[str, T], state: State, tensors: Tensors[T]) -> None:
+def fill(mine: Mapping[str, T], residuals: Mapping[str, T], state: State, tensors: TensorOps[T]) -> None:
     """Copy what matches in name, shape and kind; bit by bit where it is kept in the same form."""
     theirs, their_lows = state["tensors"], state.get("lows", {})
     for name in mine.keys() & theirs.keys():
-        low, other = lows.get(name), their_lows.get(name)
+        low, other = residuals.get(name), their_lows.get(name)
         if not alike(mine[name], theirs[name]):
             continue
         if low is not None and other is not None and low.dtype == other.dtype:
@@ -217,7 +219,7 @@ def _restored(track: Track[T], state: State, joining: dict[str, int], report: Lo
     )
 
 
-def _check_lows(state: State, tensors: Tensors[Any]) -> None:
+def _check_lows(state: State, tensors: TensorOps[Any]) -> None:
     """Each low part must belong to an average, in one of the two forms there are."""
     for name, low in dict(state.get("lows", {})).items():
         average = state["tensors"][name]
@@ -233,7 +235,7 @@ def _compare(
     theirs: Mapping[str, Any],
     where: str,
     report: LoadReport,
-    tensors: Tensors[T],
+    tensors: TensorOps[T],
     frozen: Collection[str] = (),
 ) -> list[str]:
     """Report what differs and was not frozen; the names returned are those that keep their own tensor."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, Generic, Literal, TypeAlias, get_args
 
-from polyak._core.change_detection import Contents
+from polyak._core.change_detection import DictSnapshot
 from polyak._core.swap_guard import Exchange, exchange_in, none_held
 from polyak._core.tensors import T, TensorLike, alike
 from polyak.errors import ConfigError, PlanError
@@ -195,11 +195,11 @@ class TensorMap(ABC, Generic[T]):
     """The tensors of one model, by name; a framework's plan finds them and tells when they changed."""
 
     entries: dict[str, TensorEntry[T]]
-    contents: Contents  # what the modules' dictionaries held
+    contents: DictSnapshot  # what the modules' dictionaries held
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy knows what was planned and is stale, since its tensors lie elsewhere."""
-        return {"entries": self.entries, "contents": Contents([{}], [-1], [], [])}
+        return {"entries": self.entries, "contents": DictSnapshot([{}], [-1], [], [])}
 
     @abstractmethod
     def stale(self) -> bool:
@@ -223,7 +223,7 @@ class TensorMap(ABC, Generic[T]):
         return [name for entry in self.having(role) for name in entry.names]
 
 
-def follow(
+def match_averages(
     old: Mapping[str, TensorEntry[T]], new: Mapping[str, TensorEntry[T]], averages: Mapping[str, T]
 ) -> dict[str, str]:
     """For each averaged name of the new plan, the old name whose average it goes on with.

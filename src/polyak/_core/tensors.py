@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 from numpy.typing import NDArray
 
-from polyak._core.change_detection import Unmoved
+from polyak._core.change_detection import UnchangedCheck
 
 
 class TensorLike(Protocol):
@@ -38,7 +38,7 @@ class Traces(NamedTuple):
     graded: bool
 
 
-class Tensors(Protocol[T]):
+class TensorOps(Protocol[T]):
     """What every framework's tensor does, in words of this room; a framework's module ``tensors`` is one."""
 
     def value_of(self, average: T, low: T | None, /) -> T:
@@ -69,7 +69,7 @@ class Tensors(Protocol[T]):
         """A number that is another one if the tensor may have been written since."""
         ...
 
-    def watched(self, tensors: Sequence[T], /) -> Unmoved:
+    def unchanged_check(self, tensors: Sequence[T], /) -> UnchangedCheck:
         """Watch where tensors lie and in what form."""
         ...
 
@@ -84,7 +84,7 @@ class Tensors(Protocol[T]):
         """Whether each holds no NaN and no infinity. Waits for a device once if they all do."""
         ...
 
-    def mend(self, average: T, low: T | None, live: T, /) -> None:
+    def fill_nonfinite(self, average: T, low: T | None, live: T, /) -> None:
         """Give elements of an average that are not finite the values of θ."""
         ...
 

@@ -21,17 +21,17 @@ class Track(Generic[T]):
     name: ``"average"`` unless several were named.
     _decay: the schedule, which ``decay`` reads.  clock: its time so far, in its own unit.
     beta: the composed decay last applied, 1 before the first.
-    whole: an average and what is kept below it, as one tensor.
-    tensors: averages by name, in the storage dtype.  lows: what is kept below it, if anything.
+    value_of: an average and its residual, as one tensor.
+    tensors: averages by name, in the storage dtype.  residuals: what is kept below it, if anything.
     joined: the step at which a tensor joined, for those that came after the first step.
     twin: the module on the averages, once somebody asked for it.
     """
 
     name: str
     _decay: Decay
-    whole: Callable[[T, T | None], T] = field(repr=False)
+    value_of: Callable[[T, T | None], T] = field(repr=False)
     tensors: dict[str, T] = field(default_factory=dict[str, Any])
-    lows: dict[str, T] = field(default_factory=dict[str, Any])
+    residuals: dict[str, T] = field(default_factory=dict[str, Any])
     clock: int = 0
     beta: float = 1.0
     joined: dict[str, int] = field(default_factory=dict[str, int])
@@ -61,15 +61,15 @@ class Track(Generic[T]):
     def restart(self, step: int) -> None:
         """Begin anew at ``step``: schedule, history and tensors."""
         self.clock, self.beta, self.joined, self.history = 0, 1.0, {}, History()
-        self.tensors, self.lows = {}, {}
+        self.tensors, self.residuals = {}, {}
         if step:
             self.history.restart(step)
 
     def value(self, name: str) -> T:
         """One average with all its digits."""
-        return self.whole(self.tensors[name], self.lows.get(name))
+        return self.value_of(self.tensors[name], self.residuals.get(name))
 
-    def coming(self, advance: int) -> float:
+    def next_beta(self, advance: int) -> float:
         """The composed decay of an update now, ``advance`` of the schedule's unit after the last.
 
         A constant decay is computed once: of a whole update of a small model it would be a tenth.
@@ -81,7 +81,7 @@ class Track(Generic[T]):
             self._known = advance, beta
         return self._known[1]
 
-    def acted(self, beta: float, clock: Clock, copying: bool) -> None:
+    def record(self, beta: float, clock: Clock, copying: bool) -> None:
         """Enter an update that brought the EMA to ``clock``; twice is the same as once."""
         if self._entered is clock:
             return

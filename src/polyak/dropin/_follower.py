@@ -20,7 +20,7 @@ from polyak.torch._engines.nonfinite_counter import NonFiniteCounter
 from polyak.torch._engines.updater import Updater
 from polyak.torch.store import Settings
 from polyak.torch.tensor_map import TensorMap, entries, walk
-from polyak.torch.tensors import watched
+from polyak.torch.tensors import unchanged_check
 from polyak.torch.untraced import untraced
 
 # What becomes of a tensor of the module that holds averages: averaged, copied at each update, or left alone.
@@ -51,7 +51,7 @@ class Pairing:
     ) -> None:
         pairs = [Pair(name, _place(lives, name, mine), (mine,)) for name, mine in averages.items()]
         tensors = [t for pair in pairs for t in (pair.averages[0], pair.live)]
-        self._unmoved = watched(tensors + [t for copy in copies for t in copy])
+        self._unmoved = unchanged_check(tensors + [t for copy in copies for t in copy])
         self.counter = NonFiniteCounter()
         self._copies = list(copies)
         self._pairs = pairs
@@ -169,7 +169,7 @@ class _Scripted:
     def __init__(self, model: nn.Module, selection: Selection) -> None:
         self._model, self._selection = model, selection
         self.entries = entries(dict(walk(model)), selection)
-        self._unmoved = watched(self._all(self.entries))
+        self._unmoved = unchanged_check(self._all(self.entries))
 
     def stale(self) -> bool:
         """Whether the model holds other tensors than found, or one of them moved to other memory."""

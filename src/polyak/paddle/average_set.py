@@ -10,7 +10,7 @@ from polyak._core import average_set as core
 from polyak._core.nonfinite import refuse_nonfinite
 from polyak._core.swap_guard import Exchange
 from polyak._core.tensor_map import Selection, TensorEntry
-from polyak._core.tensors import Tensors
+from polyak._core.tensors import TensorOps
 from polyak._core.track import Track
 from polyak.errors import ConfigError
 from polyak.paddle import tensors
@@ -36,7 +36,7 @@ class AverageSet(core.AverageSet[nn.Layer, Tensor]):
         PlanError: nothing to average.
     """
 
-    kit: Tensors[Tensor] = tensors
+    ops: TensorOps[Tensor] = tensors
 
     def __init__(
         self, layer: nn.Layer, decays: Mapping[str, Decay], selection: Selection, settings: Settings
@@ -62,7 +62,7 @@ class AverageSet(core.AverageSet[nn.Layer, Tensor]):
     def stored(self, live: Tensor) -> tuple[Tensor, Tensor | None]:
         return self.settings.stored(live)
 
-    def moved(self, tensor: Tensor, entry: TensorEntry[Tensor], copy: bool) -> Tensor:
+    def on_device(self, tensor: Tensor, entry: TensorEntry[Tensor], copy: bool) -> Tensor:
         if copy or tensor.place != entry.live.place:
             tensor = tensors.copied_to(tensor, entry.live.place)
         return tensors.laid_out_as(entry.live, tensor)
@@ -86,7 +86,7 @@ class AverageSet(core.AverageSet[nn.Layer, Tensor]):
                 e.name,
                 e.live,
                 tuple([t.tensors[e.name] for t in tracks]),
-                tuple([t.lows[e.name] for t in tracks if e.name in t.lows]),
+                tuple([t.residuals[e.name] for t in tracks if e.name in t.residuals]),
             )
             for e in self.plan.having("average")
             if 0 not in e.live.shape
@@ -109,7 +109,7 @@ class AverageSet(core.AverageSet[nn.Layer, Tensor]):
             self._copy()
         return answers.pop() if len(answers) == 1 else None
 
-    def settle(self) -> None:
+    def synchronize(self) -> None:
         """Nothing runs beside the training."""
 
     def skipped(self) -> tuple[int, dict[str, int]]:
@@ -125,7 +125,7 @@ class AverageSet(core.AverageSet[nn.Layer, Tensor]):
         self._skipped = skipped
 
     def exchange(self, track: Track[Tensor]) -> Exchange:
-        return LayerExchange(self.plan, self.shown(track), track.name, self)
+        return LayerExchange(self.plan, self.eval_tensors(track), track.name, self)
 
     def own(self, entry: TensorEntry[Tensor]) -> Tensor:
         return tensors.duplicate(entry.live)

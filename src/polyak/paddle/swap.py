@@ -11,7 +11,7 @@ from operator import attrgetter
 
 from paddle import Tensor
 
-from polyak._core.change_detection import Readings, readings
+from polyak._core.change_detection import AttributeSnapshot, snapshot_attributes
 from polyak._core.swap_guard import NOTHING, Changed, Exchange
 from polyak._core.tensor_map import TensorMap
 from polyak.paddle.tensors import alias, cast, laid_out_as, to
@@ -37,7 +37,7 @@ class LayerExchange(Exchange):
         # Paddle counts no writes of BatchNorm, so buffers, which are small, are compared.
         self._buffers = [live for e in entries if e.kind == "buffer" for live in e.tensors]
         self._values: list[Tensor] = []
-        self._noted: Readings | None = None
+        self._noted: AttributeSnapshot | None = None
         shown = [(averages[entry.name], live) for entry in entries for live in entry.tensors]
         self._averages = [
             laid_out_as(live, alias(to(cast(average, live.dtype), live.place))) for average, live in shown
@@ -49,7 +49,7 @@ class LayerExchange(Exchange):
 
     def note(self) -> None:
         values = [live.clone() for live in self._buffers]
-        self._noted, self._values = readings((_version, _dtype), self._lives), values
+        self._noted, self._values = snapshot_attributes((_version, _dtype), self._lives), values
 
     def changed(self) -> Changed:
         if self._noted is None:

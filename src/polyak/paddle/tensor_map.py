@@ -22,10 +22,15 @@ from paddle.distributed.fleet.meta_parallel.meta_parallel_base import MetaParall
 from paddle.nn.layer.norm import _BatchNormBase
 
 from polyak._core import tensor_map as core
-from polyak._core.change_detection import agree, contents, holds, readings
+from polyak._core.change_detection import (
+    attributes_unchanged,
+    dicts_unchanged,
+    snapshot_attributes,
+    snapshot_dicts,
+)
 from polyak._core.tensor_map import BufferKind, Kind, Seen, Selection, TensorEntry, planned
 from polyak.errors import PlanError
-from polyak.paddle.tensors import holds_values, watched
+from polyak.paddle.tensors import holds_values, unchanged_check
 
 _RUNNING_STATISTICS = ("_mean", "_variance")
 _SPECTRAL_VECTORS = ("weight_u", "weight_v")
@@ -53,7 +58,7 @@ class TensorMap(core.TensorMap[Tensor]):
             _refuse_scattered(entry)
         unique = {id(layer): layer for layer in layers.values()}.values()
         fleeting = {id(cast(object, one._buffers)): _fleeting(one) for one in unique}
-        self.contents = contents(
+        self.contents = snapshot_dicts(
             (
                 store
                 for one in unique
@@ -62,14 +67,18 @@ class TensorMap(core.TensorMap[Tensor]):
             changing=lambda store, key: key in fleeting.get(id(store), ()),
         )
         tensors = [tensor for entry in self.entries.values() for tensor in entry.tensors]
-        self._unmoved = watched(tensors)
+        self._tensors_unchanged = unchanged_check(tensors)
         shared = [e for e in self.entries.values() if e.kind == "parameter" and e.role == "share"]
         frozen = [t for entry in shared for t in entry.tensors if t.stop_gradient]
-        self._frozen = readings((_stop_gradient,), frozen)
+        self._frozen = snapshot_attributes((_stop_gradient,), frozen)
 
     def stale(self) -> bool:
         """Whether the layer holds other tensors than planned, or one of them moved or became another."""
-        return not (holds(self.contents) and self._unmoved() and agree(self._frozen))
+        return not (
+            dicts_unchanged(self.contents)
+            and self._tensors_unchanged()
+            and attributes_unchanged(self._frozen)
+        )
 
 
 _stop_gradient = attrgetter("stop_gradient")

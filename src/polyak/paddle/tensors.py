@@ -13,8 +13,7 @@ import paddle
 from numpy.typing import NDArray
 from paddle import Tensor
 
-from polyak._core import change_detection as watch
-from polyak._core.change_detection import Unmoved
+from polyak._core.change_detection import UnchangedCheck, tensor_check
 from polyak._core.tensors import Traces
 from polyak._dtypes import BY_NAME, NAMES
 from polyak._kernel.two_part import join, split
@@ -85,9 +84,9 @@ def stamp(tensor: Tensor) -> int:
     return next(_asked)
 
 
-def watched(tensors: Sequence[Tensor]) -> Unmoved:
+def unchanged_check(tensors: Sequence[Tensor]) -> UnchangedCheck:
     """Watch where tensors lie and in what form."""
-    return watch.watched(tensors, _EXCHANGE, (Tensor.data_ptr, _shape), (_dtype,))
+    return tensor_check(tensors, _EXCHANGE, (Tensor.data_ptr, _shape), (_dtype,))
 
 
 def alias(tensor: Tensor) -> Tensor:
@@ -183,7 +182,7 @@ def all_finite(tensors: Sequence[Tensor]) -> list[bool]:
     return typed(list[bool], paddle.stack([tensor.isfinite().all() for tensor in tensors]).tolist())
 
 
-def mend(average: Tensor, low: Tensor | None, live: Tensor) -> None:
+def fill_nonfinite(average: Tensor, low: Tensor | None, live: Tensor) -> None:
     """Give elements of an average that are not finite the values of θ."""
     value = value_of(average, low)
     value = cast(value, wide(value.dtype))  # on a CPU Paddle selects among no narrower numbers

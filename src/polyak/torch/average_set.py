@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from polyak._core import average_set as core
 from polyak._core.swap_guard import Exchange
 from polyak._core.tensor_map import Selection, TensorEntry
-from polyak._core.tensors import Tensors
+from polyak._core.tensors import TensorOps
 from polyak._core.track import Track
 from polyak.errors import ConfigError, PlanError
 from polyak.schedules import Decay
@@ -41,7 +41,7 @@ class AverageSet(core.AverageSet[nn.Module, Tensor]):
         PlanError: nothing to average.
     """
 
-    kit: Tensors[Tensor] = tensors
+    ops: TensorOps[Tensor] = tensors
 
     def __init__(
         self, model: nn.Module, decays: Mapping[str, Decay], selection: Selection, settings: Settings
@@ -83,7 +83,7 @@ class AverageSet(core.AverageSet[nn.Module, Tensor]):
     def stored(self, live: Tensor) -> tuple[Tensor, Tensor | None]:
         return self.settings.stored(live)
 
-    def moved(self, tensor: Tensor, entry: TensorEntry[Tensor], copy: bool) -> Tensor:
+    def on_device(self, tensor: Tensor, entry: TensorEntry[Tensor], copy: bool) -> Tensor:
         with outside_inference_mode():
             there = self.settings.device or entry.live.device
             return laid_out_as(entry.live, tensor).to(there, copy=copy)
@@ -112,7 +112,7 @@ class AverageSet(core.AverageSet[nn.Module, Tensor]):
                 e.name,
                 e.live,
                 tuple([t.tensors[e.name] for t in tracks]),
-                tuple([t.lows[e.name] for t in tracks if e.name in t.lows]),
+                tuple([t.residuals[e.name] for t in tracks if e.name in t.residuals]),
                 e.kind == "buffer",
             )
             for e in self.plan.having("average")
@@ -180,7 +180,7 @@ class AverageSet(core.AverageSet[nn.Module, Tensor]):
         graph, self._graph = self._graph, None
         return graph
 
-    def settle(self) -> None:
+    def synchronize(self) -> None:
         self._engines.wait()
 
     def skipped(self) -> tuple[int, dict[str, int]]:
@@ -191,8 +191,8 @@ class AverageSet(core.AverageSet[nn.Module, Tensor]):
 
     def exchange(self, track: Track[Tensor]) -> Exchange:
         if track.name not in self._swaps:
-            self._swaps[track.name] = Swap(cast(TensorMap, self.plan), self.held(track))
-        return self._swaps[track.name].exchange(self.shown(track), track.name, self)
+            self._swaps[track.name] = Swap(cast(TensorMap, self.plan), self.tensors_of(track))
+        return self._swaps[track.name].exchange(self.eval_tensors(track), track.name, self)
 
     def own(self, entry: TensorEntry[Tensor]) -> Tensor:
         if type(entry.live) in (Tensor, nn.Parameter):

@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from polyak._core.change_detection import Readings, agree, readings
+from polyak._core.change_detection import AttributeSnapshot, attributes_unchanged, snapshot_attributes
 from polyak._core.swap_guard import NOTHING, Changed, Exchange
 from polyak.torch.tensor_map import TensorMap
 
@@ -99,7 +99,7 @@ class ModelExchange(Exchange):
         self._buffers = buffers
         self._lives, self._memories, self._fixed, self._places = lives, memories, fixed, places
         self._raw = list(map(_data, lives))
-        self._noted: Readings | None = None
+        self._noted: AttributeSnapshot | None = None
         self._backups = [(live, live.data, live.detach().clone()) for live, _ in fixed]
 
     def put_in(self) -> None:
@@ -109,10 +109,10 @@ class ModelExchange(Exchange):
 
     def note(self) -> None:
         lives = [*self._lives, *(live for live, _ in self._fixed)]
-        self._noted = readings((Tensor.data_ptr, _version), filter(_has_version, lives))
+        self._noted = snapshot_attributes((Tensor.data_ptr, _version), filter(_has_version, lives))
 
     def changed(self) -> Changed:
-        if self._noted is None or agree(self._noted):
+        if self._noted is None or attributes_unchanged(self._noted):
             return NOTHING
         (_, versions), lives = self._noted.values, self._noted.objects
         memories = dict(zip(map(id, self._lives), self._memories, strict=True))

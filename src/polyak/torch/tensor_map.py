@@ -17,12 +17,17 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from polyak._core import tensor_map as core
-from polyak._core.change_detection import agree, contents, holds, readings
+from polyak._core.change_detection import (
+    attributes_unchanged,
+    dicts_unchanged,
+    snapshot_attributes,
+    snapshot_dicts,
+)
 from polyak._core.tensor_map import Kind, Seen, Selection, TensorEntry, planned
 from polyak._foreign.states import WRAPPED
 from polyak.errors import PlanError
 from polyak.torch.batchnorm import sort_of
-from polyak.torch.tensors import holds_values, watched
+from polyak.torch.tensors import holds_values, unchanged_check
 
 
 class TensorMap(core.TensorMap[Tensor]):
@@ -47,22 +52,28 @@ class TensorMap(core.TensorMap[Tensor]):
         self.entries = entries(modules, selection, kept)
         _refuse_sparse(self.entries)
         unique = {id(module): module for module in modules.values()}.values()
-        self.contents = contents(
+        self.contents = snapshot_dicts(
             store
             for m in unique
             for store in (m._parameters, m._buffers, m._modules)  # pyright: ignore[reportPrivateUsage]
         )
-        self._unmoved = watched([tensor for entry in self.entries.values() for tensor in entry.tensors])
+        self._tensors_unchanged = unchanged_check(
+            [tensor for entry in self.entries.values() for tensor in entry.tensors]
+        )
         shared = [e for e in self.entries.values() if e.kind == "parameter" and e.role == "share"]
         frozen = [t for entry in shared for t in entry.tensors if not t.requires_grad]
-        self._frozen = readings((_requires_grad,), frozen)
+        self._frozen = snapshot_attributes((_requires_grad,), frozen)
 
     def stale(self) -> bool:
         """Whether the model holds other tensors than planned, or one of them moved to other memory.
 
         Looks into the modules' own dictionaries, without walking the module.
         """
-        return not (holds(self.contents) and self._unmoved() and agree(self._frozen))
+        return not (
+            dicts_unchanged(self.contents)
+            and self._tensors_unchanged()
+            and attributes_unchanged(self._frozen)
+        )
 
 
 _requires_grad = attrgetter("requires_grad")

@@ -12,8 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from polyak._core import change_detection as watch
-from polyak._core.change_detection import Unmoved
+from polyak._core.change_detection import UnchangedCheck, tensor_check
 from polyak._core.tensors import Traces
 from polyak._dtypes import BY_NAME
 from polyak.errors import CheckpointError
@@ -96,13 +95,13 @@ def on_one_memory(one: Tensor, other: Tensor) -> bool:
     return one.layout != torch.strided or one.data_ptr() == other.data_ptr()
 
 
-def watched(tensors: Sequence[Tensor]) -> Unmoved:
+def unchanged_check(tensors: Sequence[Tensor]) -> UnchangedCheck:
     """Watch where tensors lie and in what form.
 
     Sparse ones are left out: they have several memories, and no address.
     """
     dense = [tensor for tensor in tensors if tensor.layout == torch.strided]
-    return watch.watched(dense, _EXCHANGE, (Tensor.data_ptr, _nbytes), (_dtype, Tensor.stride))
+    return tensor_check(dense, _EXCHANGE, (Tensor.data_ptr, _nbytes), (_dtype, Tensor.stride))
 
 
 def squared_distances(pairs: Iterable[tuple[Tensor, Tensor | None]]) -> list[float]:
@@ -138,7 +137,7 @@ def all_finite(tensors: Sequence[Tensor]) -> list[bool]:
     return [t.numel() == 0 or math.isfinite(largest[id(t)]) or bool(t.isfinite().all()) for t in tensors]
 
 
-def mend(average: Tensor, low: Tensor | None, live: Tensor) -> None:
+def fill_nonfinite(average: Tensor, low: Tensor | None, live: Tensor) -> None:
     """Give elements of an average that are not finite the values of θ."""
     value = value_of(average, low)
     put(average, low, torch.where(value.isfinite(), value, live.detach().to(value.device, value.dtype)))

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from polyak._core import save as files
+from polyak._core.save import raw_header, track_header
 from polyak._files.header import Header
 from polyak._files.source import Where
 from polyak._foreign.note import write_note
@@ -42,8 +42,8 @@ def say_beside(where: Where, ema: EMA, track: str | None) -> None:
 def header_of(ema: EMA, track: str | None) -> Header:
     """What a file of a track's weights says of itself; None is the first track, "raw" the model's own."""
     if track == "raw":
-        return files.raw_header(ema.step, ema.run)
-    return files.header(ema.tracks[track or next(iter(ema.tracks))], ema.step, ema.run)
+        return raw_header(ema.step, ema.run)
+    return track_header(ema.tracks[track or next(iter(ema.tracks))], ema.step, ema.run)
 
 
 def check_evaluate(evaluate: str | None, tracks: Collection[str]) -> None:

@@ -376,7 +376,7 @@ def test_a_worker_knows_all_the_memory_that_its_jobs_use(
     assert {tensor.data_ptr() for tensor in averaged} <= worker.used
     if simulated == "overlap":  # offloaded averages are the host's
         track, names = ema.tracks["average"], dict(model.named_parameters())
-        kept = [parts[name] for parts in (track.tensors, track.lows) for name in names]
+        kept = [parts[name] for parts in (track.tensors, track.residuals) for name in names]
         assert {tensor.data_ptr() for tensor in kept} <= worker.used
 
 

@@ -20,7 +20,9 @@ Move = Callable[[EMA, nn.Module], object]
 
 
 def averages(ema: EMA) -> list[Tensor]:
-    return [t for track in ema.tracks.values() for held in (track.tensors, track.lows) for t in held.values()]
+    return [
+        t for track in ema.tracks.values() for held in (track.tensors, track.residuals) for t in held.values()
+    ]
 
 
 def within_a_block(ema: EMA, model: nn.Module) -> None:

@@ -16,7 +16,7 @@ from torch import nn
 
 import polyak
 from polyak import CheckpointError, ConfigError
-from polyak._core import save as saved
+from polyak._core import save
 from polyak._files import write
 
 TRACKS = {"short": 0.9, "long": 0.99}
@@ -212,7 +212,7 @@ def test_saves_take_their_places_in_the_order_of_the_calls(
 ) -> None:
     """And at most one copy waits to be written."""
     ema, running, most = polyak.EMA(network(), 0.9), 0, 0
-    write_sharded = saved.write_sharded
+    write_sharded = save.write_sharded
 
     def counted(*arguments) -> None:
         nonlocal running, most
@@ -222,7 +222,7 @@ def test_saves_take_their_places_in_the_order_of_the_calls(
         write_sharded(*arguments)
         running -= 1
 
-    monkeypatch.setattr(saved, "write_sharded", counted)
+    monkeypatch.setattr(save, "write_sharded", counted)
     for background in (True, True, True, False, True):
         step(ema)
         handle = ema.save(tmp_path / "a.safetensors", background=background)

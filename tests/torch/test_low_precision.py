@@ -173,10 +173,10 @@ def test_a_run_cut_in_the_middle_goes_on_bit_for_bit_on_any_engine(
         for track in "xy":
             for key, expected in whole.tracks[track].tensors.items():
                 assert torch.equal(again.tracks[track].tensors[key], expected)
-            for key, expected in whole.tracks[track].lows.items():
+            for key, expected in whole.tracks[track].residuals.items():
                 # The low part of a compensated average is of steps that instruction sets round differently.
                 near = 2.0**-45 if name == "compensated" and second != "native" else 0
-                low = again.tracks[track].lows[key]
+                low = again.tracks[track].residuals[key]
                 assert torch.allclose(low.double(), expected.double(), rtol=0, atol=near)
 
 

@@ -72,7 +72,7 @@ def resumed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     command = [
         sys.executable,
         "-c",
-        f"import tests.torch.test_resumable_file as t; t.finish(t.Path({str(root)!r}))",
+        f"import tests.torch.test_resume_file as t; t.finish(t.Path({str(root)!r}))",
     ]
     subprocess.run(command, cwd=Path(__file__).parents[2], check=True, timeout=120)
     return folders
