@@ -18,6 +18,8 @@ import polyak
 from polyak import CheckpointError, ConfigError
 from polyak._core import save
 from polyak._files import write
+from polyak._files.header import Header
+from polyak._foreign.open_any import open_weights
 
 TRACKS = {"short": 0.9, "long": 0.99}
 
@@ -120,7 +122,7 @@ def test_what_is_written_passes_its_own_checksum_whatever_another_thread_does(
 
     monkeypatch.setattr(write.zlib, "crc32", summed)
     specs = {"a": write.Spec(array.numpy().dtype, (500_000,))}
-    header = polyak._files.header.Header("average", 0, None, None, "average", "run")
+    header = Header("average", 0, None, None, "average", "run")
     path = tmp_path / "a.safetensors"
     write.write_safetensors(path, specs, header.to_metadata(), lambda _: [array.numpy()])
     monkeypatch.undo()
@@ -161,7 +163,7 @@ def test_a_save_in_the_background_is_of_its_moment(
     ema, go = polyak.EMA(network(), TRACKS), threading.Event()
     step(ema)
     ema.save(tmp_path / "now.safetensors", **kind)
-    expected = polyak._foreign.open_weights(tmp_path / "now.safetensors")
+    expected = open_weights(tmp_path / "now.safetensors")
     Halfway(monkeypatch, go.wait)
     saving = ema.save(tmp_path / "a.safetensors", background=True, **kind)
     for _ in range(5):
@@ -171,7 +173,7 @@ def test_a_save_in_the_background_is_of_its_moment(
     go.set()
     saving.wait()
     assert saving.done
-    with polyak._foreign.open_weights(tmp_path / "a.safetensors") as found, expected:
+    with open_weights(tmp_path / "a.safetensors") as found, expected:
         assert found.metadata["polyak"] == expected.metadata["polyak"]
         assert found.slots.keys() == expected.slots.keys()
         for name, slot in found.slots.items():

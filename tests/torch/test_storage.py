@@ -48,7 +48,7 @@ def parts(ema: polyak.EMA) -> dict[str, Tensor]:
     return {
         f"{track}.{kept}.{name}": tensor.clone()
         for track, one in ema.tracks.items()
-        for kept in ("tensors", "lows")
+        for kept in ("tensors", "residuals")
         for name, tensor in getattr(one, kept).items()
     }
 
