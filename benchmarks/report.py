@@ -16,21 +16,22 @@ from typing import Any
 import torch
 from torch import nn
 
-from polyak.bench import peers
+from benchmarks import peers
+from polyak.bench.contender import Contender, decays, ours
 from polyak.bench.measure import Measured, measure
 from polyak.bench.shapes import MODELS, Workload
 from polyak.errors import PolyakError
 from tests.shims import torchvision_without_ops
 
 NAMES = {"LeNet": "lenet", "750 small": "many_small", "ResNet-50": "resnet50", "ViT-B": "vit_b"}
-Make = Callable[[nn.Module, Sequence[float], str], peers.Contender]
+Make = Callable[[nn.Module, Sequence[float], str], Contender]
 
 
 def polyak(engine: str = "auto", policy: str = "skip") -> Make:
     """polyak with one engine, which must be the one that runs."""
 
-    def make(model: nn.Module, betas: Sequence[float], store: str) -> peers.Contender:
-        made = peers.ours(model, betas, store, engine, policy)
+    def make(model: nn.Module, betas: Sequence[float], store: str) -> Contender:
+        made = ours(model, betas, store, engine, policy)
         if engine != "auto" and not made.engine.startswith(engine):
             raise SystemExit(f"asked for {engine}, got {made.engine}")
         return made
@@ -41,7 +42,7 @@ def polyak(engine: str = "auto", policy: str = "skip") -> Make:
 def peer(name: str) -> Make:
     """Another library, on torch builds too that its torchvision does not match."""
 
-    def make(model: nn.Module, betas: Sequence[float], store: str) -> peers.Contender:
+    def make(model: nn.Module, betas: Sequence[float], store: str) -> Contender:
         torchvision_without_ops()
         return peers.theirs(name, model, betas, store)
 
@@ -63,7 +64,7 @@ def run(
     With ``work``, which ``model`` names then, also in training.
     """
     net = (work or MODELS[model]()).model.to(options.device, getattr(torch, params))
-    betas, contenders = peers.decays(tracks), {}
+    betas, contenders = decays(tracks), {}
     for name, make in makers.items():
         try:
             contenders[name] = make(net, betas, store)

@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib import import_module
 
+from benchmarks.peers import PEERS
 from benchmarks.report import arguments, check, number, peer, polyak, run, table, write
-from polyak.bench.options import PEERS
 from polyak.bench.shapes import MODELS, Workload, classifying
 from tests.shims import torchvision_without_ops
 

@@ -9,8 +9,8 @@ same round), so a noisy neighbour hits both. After timing, all averages must be 
 
 from __future__ import annotations
 
+from benchmarks.peers import PEERS
 from benchmarks.report import NAMES, arguments, check, number, peer, polyak, run, table, write
-from polyak.bench.options import PEERS
 
 TRACKS = 3
 

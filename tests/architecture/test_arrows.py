@@ -146,7 +146,7 @@ def test_what_a_room_alone_may_import_stands_above_it() -> None:
         ("_files/open.py", "from polyak import torch", "_files must not import torch"),
         ("_files/open.py", "import torch.nn", "_files must not import torch"),
         ("demo/run.py", "from polyak.torch.tensor_map import Plan", "demo must not import torch"),
-        ("bench/peers.py", "from polyak.torch import EMA", "bench must not import torch"),
+        ("bench/contender.py", "from polyak.torch import EMA", "bench must not import torch"),
         ("torch/ema.py", "from polyak import EMA", "torch must not import polyak"),
         ("torch/ema.py", "from .plan import Plan", "relative import"),
         ("errors.py", "from polyak.schedules import Decay", "errors must not import schedules"),

@@ -12,8 +12,8 @@ from torch import nn
 
 import polyak
 from polyak.bench import measure as measuring
+from polyak.bench.contender import Contender, decays, ours
 from polyak.bench.measure import Figures, measure, peak
-from polyak.bench.peers import Contender, decays, ours
 
 CPU = torch.device("cpu")
 

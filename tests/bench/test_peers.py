@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 import polyak
+from benchmarks.peers import PEERS, theirs
+from polyak.bench.contender import Contender, decays, ours
 from polyak.bench.measure import measure
-from polyak.bench.options import PEERS
-from polyak.bench.peers import ADAPTERS, Contender, decays, ours, theirs
 from tests.shims import torchvision_without_ops
 
 SWAPPING = {"torch_ema", "diffusers"}
@@ -30,10 +30,6 @@ def contender(name: str, net: nn.Module, tracks: int = 1, store: str = "float32"
         if part not in ("swa", "loop", "polyak"):
             pytest.importorskip({"torch": "torch_ema", "ema": "ema_pytorch"}.get(part, part))
     return ours(net, decays(tracks), store) if name == "polyak" else theirs(name, net, decays(tracks), store)
-
-
-def test_every_name_has_an_adapter() -> None:
-    assert tuple(ADAPTERS) == PEERS
 
 
 @pytest.mark.filterwarnings("ignore")  # what others' imports say is theirs

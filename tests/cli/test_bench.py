@@ -29,8 +29,10 @@ def trained():
         optimizer.step()
     return model, step
 
-def narrow():
-    return net().bfloat16()
+def strided():
+    model = nn.Linear(8, 2, bias=False)
+    model.weight = nn.Parameter(torch.randn(2, 16)[:, ::2])
+    return model
 
 def failing():
     raise RuntimeError("the data is not there\\nat all")
@@ -67,14 +69,14 @@ def figures(*arguments: str, cwd: Path) -> dict[str, Any]:
 
 
 def test_the_table_the_engine_and_the_advice_are_shown(tmp_path: Path) -> None:
-    done = bench("--model", "lenet", "--against", "swa-utils,loop", "--rounds", "2", cwd=tmp_path)
+    done = bench("--model", "lenet", "--rounds", "2", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert max(map(len, done.stdout.splitlines()[1:8])) <= 80
     for words in (
         "lenet: 62,006 parameters in 10 tensors of float32, 1 average(s) in float32; cpu, 1 thread(s)",
         "update, ms", "of the limit", "swap, ms", "memory, MB", "of a step", "memory limit",
         "bytes      12 per parameter, 1.00 of the limit's 12\n",
-        "│ polyak ", "│ swa_utils ", "│ loop ", "GB/s", 'advice     polyak.EMA(model, …, engine="auto"',
+        "│ auto ", "│ foreach ", "GB/s", 'advice     polyak.EMA(model, …, engine="auto"',
     ):  # fmt: skip
         assert words in done.stdout, words
     assert re.search(r"^engine     (native|blocked)", done.stdout, re.MULTILINE)
@@ -82,17 +84,19 @@ def test_the_table_the_engine_and_the_advice_are_shown(tmp_path: Path) -> None:
 
 
 def test_json_is_all_that_is_printed_and_holds_every_figure(tmp_path: Path) -> None:
-    found = figures("--model", "mine:trained", "--against", "loop", "--tracks", "3", cwd=tmp_path)
+    found = figures("--model", "mine:trained", "--tracks", "3", cwd=tmp_path)
     measured = found["measured"]
     assert (measured["parameters"], found["tensors"], found["tracks"]) == (178, 4, 3)
     assert (found["moved"], found["moved_apart"]) == (28, 36)
-    assert list(measured["figures"]) == ["polyak", "loop"]
+    auto = measured["figures"]["auto"]
+    others = [name for name in ("native", "blocked", "foreach") if not auto["engine"].startswith(name)]
+    assert list(measured["figures"]) == ["auto", *(name for name in others if name not in found["left_out"])]
+    assert "foreach" in measured["figures"]
     for one in measured["figures"].values():
         assert one["update"] > 0
         assert 0 < one["share"] < 1
         assert one["wrong"] == ""
-    assert measured["figures"]["polyak"]["enter"] > 0
-    assert measured["figures"]["loop"]["enter"] is None
+        assert one["enter"] > 0
     assert found["bandwidth"] == pytest.approx(12 * 178 / measured["limit"])
     assert (found["advice"]["dtype"], found["advice"]["every"] >= 1) == ("float32", True)
 
@@ -101,45 +105,49 @@ def test_the_factory_of_the_documentation_runs(tmp_path: Path) -> None:
     page = Path(__file__).parents[2] / "docs" / "speed.md"
     [code] = re.findall(r'^```python title="mine.py"\n(.*?)^```', page.read_text(), re.MULTILINE | re.DOTALL)
     (tmp_path / "documented.py").write_text(code)
-    found = figures("--model", "documented:factory", "--against", "none", cwd=tmp_path)
+    found = figures("--model", "documented:factory", "--engine", "auto", cwd=tmp_path)
     assert (found["measured"]["parameters"], found["measured"]["step"] > 0) == (512 * 513, True)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "split", "compensated"])
 def test_other_storage_is_measured_too(dtype: str, tmp_path: Path) -> None:
-    found = figures("--model", "mine:net", "--against", "none", "--dtype", dtype, cwd=tmp_path)
-    assert list(found["measured"]["figures"]) == ["polyak"]
+    found = figures("--model", "mine:net", "--engine", "auto", "--dtype", dtype, cwd=tmp_path)
+    assert list(found["measured"]["figures"]) == ["auto"]
     assert found["dtype"] == dtype
     assert found["measured"]["step"] is None
 
 
 def test_the_model_can_be_cast_first(tmp_path: Path) -> None:
-    options = ("--model", "lenet", "--params", "bfloat16", "--against", "none", "--threads", "2")
+    options = ("--model", "lenet", "--params", "bfloat16", "--engine", "auto", "--threads", "2")
     found = figures(*options, cwd=tmp_path)
     assert (found["params"], found["threads"]) == ("bfloat16", 2)
-    assert found["measured"]["figures"]["polyak"]["share"] > 0
+    assert found["measured"]["figures"]["auto"]["share"] > 0
 
 
-def test_peers_that_cannot_take_part_are_named(tmp_path: Path) -> None:
-    found = figures("--model", "mine:narrow", cwd=tmp_path)
-    assert "cannot average this model in float32" in found["left_out"]["swa_utils"]
-    assert "loop" in found["measured"]["figures"]
+@pytest.mark.parametrize("engine", ["blocked", "foreach"])
+def test_one_engine_is_measured_alone(engine: str, tmp_path: Path) -> None:
+    found = figures("--model", "mine:net", "--engine", engine, cwd=tmp_path)
+    assert list(found["measured"]["figures"]) == [engine]
+    assert found["measured"]["figures"][engine]["engine"] == f"{engine} (asked for)"
+    assert found["advice"]["reasons"][0] == f"measured with {engine}; auto takes the fastest there is"
 
 
-def test_a_missing_peer_is_left_out_or_refused_with_its_pip_line(tmp_path: Path) -> None:
-    words = 'torch_ema is not installed. Install it with: pip install "polyak[peers]"'
-    done = bench("--model", "mine:net", "--rounds", "1", cwd=tmp_path, block="torch_ema")
-    assert done.returncode == 0, done.stderr
-    assert f"left out   torch_ema: {words}" in done.stdout
-    done = bench("--model", "mine:net", "--against", "torch_ema", cwd=tmp_path, block="torch_ema")
-    assert (done.returncode, done.stdout, done.stderr) == (1, "", f"polyak: {words}\n")
+def test_an_engine_that_does_not_take_the_tensors_is_left_out(tmp_path: Path) -> None:
+    found = figures("--model", "mine:strided", cwd=tmp_path)
+    assert list(found["measured"]["figures"]) == ["auto", "foreach"]
+    assert found["left_out"]["native"].startswith("it does not take these tensors: blocked (")
 
 
-def test_a_missing_kernel_is_said(tmp_path: Path) -> None:
-    done = bench("--model", "mine:net", "--against", "none", cwd=tmp_path, block="polyak._kernel._native")
+def test_a_missing_kernel_is_reported(tmp_path: Path) -> None:
+    arguments = ("--model", "mine:net", "--rounds", "1")
+    done = bench(*arguments, cwd=tmp_path, block="polyak._kernel._native")
     assert done.returncode == 0, done.stderr
     assert "engine     blocked (the C kernel was not built" in done.stdout
+    assert 'left out   native: engine="native": the C kernel was not built' in done.stdout
     assert "pip install --force-reinstall" in done.stdout
+    done = bench(*arguments, "--engine", "native", cwd=tmp_path, block="polyak._kernel._native")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith('polyak: engine="native": the C kernel was not built')
 
 
 def test_torch_missing_answers_with_its_pip_line(tmp_path: Path) -> None:
@@ -165,22 +173,35 @@ def test_torch_missing_answers_with_its_pip_line(tmp_path: Path) -> None:
         (["--model", "mine:none"], "nothing to average"),
         (["--model", "mine:frozen"], "nothing to average"),
         (["--model", "mine:stuck", "--rounds", "1"], "training step raised ZeroDivisionError: division by"),
-        (["--against", "timn"], "against='timn': must be of swa_utils, timm, torch_ema"),
-        (["--dtype", "int8"], "dtype='int8': must be one of float32"),
-        (["--dtype", "split", "--model", "lenet", "--against", "loop"], "loop has no split averages."),
-        (["--params", "int8"], "params='int8': must be one of"),
-        (["--tracks", "0"], "tracks=0: must be at least 1."),
-        (["--rounds", "0"], "rounds=0: must be at least 1."),
-        (["--threads", "-1"], "threads=-1: must be at least 1."),
         (["--device", "toaster"], "device='toaster' cannot be used here"),
         (["--device", "cuda:99"], "device='cuda:99' cannot be used here"),
     ],
 )
 def test_bad_input_is_one_line(arguments: list[str], message: str, tmp_path: Path) -> None:
-    against = [] if "--against" in arguments else ["--against", "none"]
-    done = bench(*arguments, *against, cwd=tmp_path)
+    done = bench(*arguments, cwd=tmp_path)
     assert done.returncode == 1, done.stdout
     assert done.stdout == ""
     assert done.stderr.startswith("polyak: ")
     assert message in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--engine", "cuda"], "'cuda' is not one of 'auto', 'native', 'triton', 'blocked', 'foreach'"),
+        (["--dtype", "int8"], "'int8' is not one of 'float32', 'float64', 'bfloat16', 'float16', 'split'"),
+        (["--params", "int8"], "'int8' is not one of 'float32', 'float64', 'bfloat16', 'float16'"),
+        (["--tracks", "0"], "should be greater than or equal to 1"),
+        (["--rounds", "0"], "should be greater than or equal to 1"),
+        (["--threads", "-1"], "should be greater than or equal to 1"),
+    ],
+)
+def test_a_value_outside_its_choices_is_a_usage_error(
+    arguments: list[str], message: str, tmp_path: Path
+) -> None:
+    done = bench(*arguments, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    said = " ".join(done.stderr.replace("│", " ").split())
+    assert f"Invalid value for '{arguments[0]}'" in said
+    assert message in said

@@ -1,5 +1,5 @@
-"""What an average costs here: measured beside other libraries, and beside the memory itself.
+"""The cost of an average on this machine: polyak's engines beside the memory itself.
 
-`options` says what is asked, `shapes` finds the model, `peers` wraps the libraries, `measure` times them,
-`cost` is the arithmetic of bytes and the advice, `run` ties them together.
+`shapes` builds the model, `contender` wraps the engines, `measure` times them, `cost` is the arithmetic of
+bytes and the advice, `run` does all of it.
 """

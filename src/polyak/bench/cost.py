@@ -1,7 +1,7 @@
 """What an update must cost: bytes, bandwidth, and what follows from them.
 
-An update does two operations per 12 bytes, so the memory sets its time and not the arithmetic. Everything
-here is per parameter unless it says otherwise; seconds are seconds, bandwidth is bytes per second.
+An update does two operations per 12 bytes, so its time is set by the memory and not by the arithmetic.
+Quantities are per parameter unless stated otherwise; bandwidth is in bytes per second.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 STORED = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "split": 3, "compensated": 8}
 LIMIT = 12  # bytes of one float32 lerp: θ read, the average read and written
-BUDGET = 0.01  # the part of a training step that an average may take
-ROOM = 0.5  # the part of the free memory that averages may take
+BUDGET = 0.01  # the share of the training time that an average may take
+ROOM = 0.5  # the share of the free memory that averages may take
 
 
 def moved(live: int, stored: int, tracks: int = 1) -> int:
@@ -23,7 +23,7 @@ def moved(live: int, stored: int, tracks: int = 1) -> int:
     Args:
         live: bytes of θ.
         stored: bytes of one average with its low part, as in ``STORED``.
-        tracks: averages kept at once.
+        tracks: number of averages.
 
     Returns:
         Bytes per parameter.
@@ -38,14 +38,14 @@ def moved(live: int, stored: int, tracks: int = 1) -> int:
 
 
 def moved_apart(live: int, stored: int, tracks: int = 1) -> int:
-    """Bytes that as many averages move that do not know of each other: θ is read by each.
+    """Bytes that the same averages move when each is kept by an EMA of its own, which reads θ again.
 
     ``(live + 2·stored)·tracks``
 
     Args:
         live: bytes of θ.
         stored: bytes of one average.
-        tracks: averages kept at once.
+        tracks: number of averages.
 
     Returns:
         Bytes per parameter.
@@ -63,10 +63,10 @@ def seconds(parameters: float, each: float, bandwidth: float, cards: int = 1) ->
     ``parameters·each / (cards·bandwidth)``
 
     Args:
-        parameters: how many, in all.
+        parameters: number of them, in total.
         each: bytes per parameter, from ``moved``.
         bandwidth: of one card, bytes per second.
-        cards: over which parameters and averages are sharded.
+        cards: number of them that parameters and averages are sharded over.
 
     Returns:
         Seconds of one update.
@@ -79,7 +79,7 @@ def seconds(parameters: float, each: float, bandwidth: float, cards: int = 1) ->
 
 
 def share(update: float, step: float, every: int = 1) -> float:
-    """The part of the training time that goes into the average.
+    """The share of the training time that goes into the average.
 
     ``(update/every) / (step + update/every)``
 
@@ -99,7 +99,7 @@ def share(update: float, step: float, every: int = 1) -> float:
 
 
 def cadence(update: float, step: float, budget: float = BUDGET) -> int:
-    """The smallest ``every`` with which the average takes no more than its share.
+    """The smallest ``every`` with which the average stays within a share of the training time.
 
     ``k ≥ (update/step)·(1-budget)/budget``
 
@@ -120,13 +120,13 @@ def cadence(update: float, step: float, budget: float = BUDGET) -> int:
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of a model on a machine.
+    """A model on a machine.
 
-    parameters: how many are averaged.  live: bytes of one.  tracks: averages at once.
-    dtype: what they were stored in when measured.
+    parameters: number that are averaged.  live: bytes of one.  tracks: number of averages.
+    dtype: their storage when measured.
     update: seconds measured.  step: seconds of a training step, None if it cannot be run.
     bandwidth: bytes per second measured.  free: bytes of memory left before the averages, None if unknown.
-    device: "cpu", "cuda" …  engine: what ``metrics()["engine"]`` said.
+    device: "cpu", "cuda" …  engine: ``metrics()["engine"]``.
     """
 
     parameters: int
@@ -143,7 +143,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Advice:
-    """Arguments for ``polyak.EMA``, and why each is what it is."""
+    """Arguments for ``polyak.EMA``, and the reason for each."""
 
     engine: str
     dtype: str
@@ -153,13 +153,13 @@ class Advice:
 
 
 def recommend(facts: Facts) -> Advice:
-    """How to keep this average here.
+    """Choose the arguments of ``polyak.EMA`` for this model on this machine.
 
     Args:
-        facts: measured and known.
+        facts: the model and the machine.
 
     Returns:
-        float32 beside the model at every step, unless the memory left or the time of a step forbid it.
+        float32 on the model's device at every step, unless free memory or the time of a step forbid it.
 
     Examples:
         >>> large = Facts(10**9, 2, 1, "float32", 0.01, 0.1, 1e12, 6 * 10**9, "cuda", "triton")
@@ -167,17 +167,27 @@ def recommend(facts: Facts) -> Advice:
         >>> advice.dtype, advice.every, advice.device
         ('split', 8, 'cuda')
     """
-    engine, why_engine = _engine(facts)
     dtype, device, why_memory = _storage(facts)
     every, why_every = _every(facts, dtype)
-    return Advice(engine, dtype, every, device, (why_engine, why_memory, why_every))
+    return Advice("auto", dtype, every, device, (_engine(facts), why_memory, why_every))
 
 
-def _engine(facts: Facts) -> tuple[str, str]:
-    name = facts.engine.partition(" ")[0].rstrip(";")
+def first_engine(description: str) -> str:
+    """The name of the engine in ``metrics()["engine"]``, of several the first.
+
+    Examples:
+        >>> first_engine("native; foreach (w: torch.int8 on cpu into torch.int8 on cpu)")
+        'native'
+    """
+    return description.partition(" ")[0].rstrip(";")
+
+
+def _engine(facts: Facts) -> str:
+    if "asked for" in facts.engine:
+        return f"measured with {first_engine(facts.engine)}; auto takes the fastest there is"
     if "not built" in facts.engine or "not installed" in facts.engine:
-        return "auto", f"it took {facts.engine}"
-    return "auto", f"it took {name}, the fastest there is for these tensors"
+        return f"it took {facts.engine}"
+    return f"it took {first_engine(facts.engine)}, the fastest there is for these tensors"
 
 
 def _storage(facts: Facts) -> tuple[str, str, str]:
@@ -185,7 +195,7 @@ def _storage(facts: Facts) -> tuple[str, str, str]:
     count = facts.parameters * facts.tracks
     size = f"{_bytes(STORED['float32'] * count)} of averages in float32"
     if facts.free is None:
-        return "float32", facts.device, f"{size}; how much memory is free is not known here"
+        return "float32", facts.device, f"{size}; the free memory is not known"
     left = f"{_bytes(facts.free)} free"
     for dtype in ("float32", "split", "bfloat16"):
         if STORED[dtype] * count <= ROOM * facts.free:
@@ -198,7 +208,7 @@ def _storage(facts: Facts) -> tuple[str, str, str]:
 
 def _every(facts: Facts, dtype: str) -> tuple[int, str]:
     if facts.step is None:
-        return 1, "how long a training step takes is not known: give a factory that returns one too"
+        return 1, "the time of a training step is not known: let the factory return a step too"
     scale = moved(facts.live, STORED[dtype], facts.tracks) / moved(
         facts.live, STORED[facts.dtype], facts.tracks
     )

@@ -21,9 +21,9 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
+from polyak.bench.contender import Contender
 from polyak.bench.cost import LIMIT, share
-from polyak.bench.peers import Contender
-from polyak.bench.shapes import said
+from polyak.bench.shapes import one_line
 from polyak.errors import ConfigError
 
 SAMPLE = 1e-3  # seconds that one timing should last at least
@@ -249,7 +249,7 @@ def _in_training(
         try:
             step()
         except Exception as error:  # the user's own function may raise anything
-            raise ConfigError(f"the model's training step raised {said(error)}") from error
+            raise ConfigError(f"the model's training step raised {one_line(error)}") from error
 
     train()
     patience = round(PATIENCE / (len(runs) * stops.timed(train)))

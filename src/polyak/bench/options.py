@@ -1,14 +1,13 @@
-"""What a benchmark is asked to measure, checked before anything is built."""
+"""What to measure."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
-from polyak.errors import ConfigError
-
-PARAMS = ("float32", "float64", "bfloat16", "float16")
-STORES = ("float32", "float64", "bfloat16", "float16", "split", "compensated")
-PEERS = ("swa_utils", "timm", "torch_ema", "ema_pytorch", "ultralytics", "diffusers", "loop")
+Params: TypeAlias = Literal["float32", "float64", "bfloat16", "float16"]
+Store: TypeAlias = Literal["float32", "float64", "bfloat16", "float16", "split", "compensated"]
+Engine: TypeAlias = Literal["auto", "native", "triton", "blocked", "foreach"]
 
 
 @dataclass(frozen=True)
@@ -17,35 +16,20 @@ class Options:
 
     Args:
         model: a name of ``shapes.MODELS``, or "YOUR.module:factory".
-        against: names of ``PEERS``; None takes those that can be imported.
-        dtype: what averages are stored in, one of ``STORES``.
+        engine: of polyak; None measures every engine that runs on the device.
+        dtype: storage of the averages.
         params: dtype the model's floating parameters are cast to; None leaves them as they are built.
-        tracks: averages kept at once.
+        tracks: number of averages, at least 1.
         threads: of torch; None leaves them as they are.
-        rounds: a figure is the median over so many.
-        device: what torch calls it: "cpu", "cuda".
-
-    Raises:
-        ConfigError: a value is outside its rule.
+        rounds: number of rounds, at least 1; figures are medians over them.
+        device: torch's name of it: "cpu", "cuda".
     """
 
     model: str = "resnet50"
-    against: tuple[str, ...] | None = None
-    dtype: str = "float32"
-    params: str | None = None
+    engine: Engine | None = None
+    dtype: Store = "float32"
+    params: Params | None = None
     tracks: int = 1
     threads: int | None = None
     rounds: int = 15
     device: str = "cpu"
-
-    def __post_init__(self) -> None:
-        for name in self.against or ():
-            if name not in PEERS:
-                raise ConfigError(f"against={name!r}: must be of {', '.join(PEERS)}; or none.")
-        if self.dtype not in STORES:
-            raise ConfigError(f"dtype={self.dtype!r}: must be one of {', '.join(STORES)}.")
-        if self.params not in (None, *PARAMS):
-            raise ConfigError(f"params={self.params!r}: must be one of {', '.join(PARAMS)}.")
-        for name, value in (("tracks", self.tracks), ("threads", self.threads), ("rounds", self.rounds)):
-            if value is not None and value < 1:
-                raise ConfigError(f"{name}={value}: must be at least 1.")

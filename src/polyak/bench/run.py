@@ -1,4 +1,4 @@
-"""The whole benchmark: build the model and the contenders, measure them, say what follows."""
+"""The benchmark: build the model and the contenders, measure them, derive the advice."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from polyak.bench import peers, shapes
+from polyak.bench import shapes
+from polyak.bench.contender import decays, engines, ours
 from polyak.bench.cost import STORED, Advice, Facts, moved, moved_apart, recommend
 from polyak.bench.measure import Measured, Tick, measure
-from polyak.bench.options import PEERS, Options
-from polyak.errors import ConfigError, PolyakError
+from polyak.bench.options import Options
+from polyak.errors import ConfigError
 
 
 @dataclass(frozen=True)
 class Report:
-    """What was found.
+    """The figures of one benchmark.
 
-    tensors: that are averaged.  params: their dtypes.  dtype: of the averages.
-    moved: bytes per parameter that one update must move; moved_apart: where each track is kept on its own.
-    left_out: contenders that cannot run here, and why.
+    tensors: number that are averaged.  params: their dtypes.  dtype: of the averages.
+    moved: bytes per parameter that one update must move; moved_apart: with an EMA for each track.
+    left_out: engines that cannot run here, and why.
     """
 
     model: str
@@ -39,18 +40,17 @@ class Report:
 
 
 def run(options: Options, tick: Tick = lambda done, of: None) -> Report:
-    """Measure what was asked for.
+    """Measure polyak's engines on a model.
 
     Args:
-        options: what to measure.
-        tick: called with the rounds done and those to do.
+        options: the benchmark.
+        tick: called with the number of rounds done and the total.
 
     Returns:
-        The figures and what follows from them.
+        The figures and the advice.
 
     Raises:
-        ConfigError: the model cannot be had, or a contender that was named cannot take part.
-        MissingExtraError: one that was named is not installed.
+        ConfigError: the model cannot be built, or the chosen engine or device cannot run here.
         PlanError: the model has nothing to average.
     """
     if options.threads is not None:
@@ -58,16 +58,11 @@ def run(options: Options, tick: Tick = lambda done, of: None) -> Report:
     device = _device(options.device)
     model, step = shapes.load(options.model)
     model.to(device, None if options.params is None else getattr(torch, options.params))
-    free, betas = _free(device), peers.decays(options.tracks)
-    contenders = {"polyak": peers.ours(model, betas, options.dtype)}  # first: it refuses unfit models
-    left_out: dict[str, str] = {}
-    for name in PEERS if options.against is None else options.against:
-        try:
-            contenders[name] = peers.theirs(name, model, betas, options.dtype)
-        except PolyakError as error:
-            if options.against is not None:
-                raise
-            left_out[name] = str(error)
+    free, betas = _free(device), decays(options.tracks)
+    if options.engine is None:
+        contenders, left_out = engines(model, betas, options.dtype, device.type)
+    else:
+        contenders, left_out = {options.engine: ours(model, betas, options.dtype, options.engine)}, {}
     measured = measure(model, contenders, betas, options.dtype, options.rounds, step, tick)
     trained = [p for p in model.parameters() if p.requires_grad]
     facts = _facts(measured, trained, options, free, device)
@@ -90,7 +85,7 @@ def run(options: Options, tick: Tick = lambda done, of: None) -> Report:
 def _facts(
     measured: Measured, trained: list[nn.Parameter], options: Options, free: int | None, device: torch.device
 ) -> Facts:
-    figures = measured.figures["polyak"]
+    figures = next(iter(measured.figures.values()))
     live = sum(p.numel() * p.itemsize for p in trained) / measured.parameters
     return Facts(
         parameters=measured.parameters,
@@ -111,12 +106,12 @@ def _device(asked: str) -> torch.device:
         device = torch.device(asked)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device={asked!r} cannot be used here: {shapes.said(error)}") from error
+        raise ConfigError(f"device={asked!r} cannot be used here: {shapes.one_line(error)}") from error
     return device
 
 
 def _free(device: torch.device) -> int | None:
-    """Bytes of memory that are left on the device."""
+    """Bytes of free memory on the device; None where the system does not report it."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     try:

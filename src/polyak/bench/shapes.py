@@ -104,16 +104,16 @@ def _made(name: str, module: str, factory: str) -> object:
     try:
         found: Any = import_module(module)
     except Exception as error:  # the user's module may raise anything
-        raise ConfigError(f"model={name!r}: {module} cannot be imported: {said(error)}") from error
+        raise ConfigError(f"model={name!r}: {module} cannot be imported: {one_line(error)}") from error
     if not callable(getattr(found, factory, None)):
         raise ConfigError(f"model={name!r}: {module} has no function {factory}.")
     try:
         return getattr(found, factory)()
     except Exception as error:
-        raise ConfigError(f"model={name!r}: {factory}() raised {said(error)}") from error
+        raise ConfigError(f"model={name!r}: {factory}() raised {one_line(error)}") from error
 
 
-def said(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     """An exception in one line: its type and its words, of long ones the beginning and the end."""
     words = " ".join(str(error).split())
     words = words if len(words) <= 300 else f"{words[:150]} … {words[-150:]}"

@@ -15,7 +15,7 @@ from rich.progress import TimeRemainingColumn as RemainingColumn
 from rich.table import Table
 
 from polyak.bench.cost import LIMIT
-from polyak.bench.options import Options
+from polyak.bench.options import Engine, Options, Params, Store
 from polyak.cli.extras import needs
 
 if TYPE_CHECKING:
@@ -31,27 +31,37 @@ def bench(
     model: Annotated[
         str, typer.Option(help="resnet50, vit_b, many_small, lenet or YOUR.module:factory.")
     ] = "resnet50",
-    against: Annotated[
-        str | None,
+    engine: Annotated[
+        Engine | None,
         typer.Option(
-            help="swa_utils,timm,torch_ema,ema_pytorch,ultralytics,diffusers,loop or none.",
-            show_default="those installed",
+            metavar="ENGINE",
+            help="Only auto, native, triton, blocked or foreach.",
+            show_default="all that run here",
         ),
     ] = None,
     dtype: Annotated[
-        str, typer.Option(help="Of the averages: float32, bfloat16, float16, split, compensated.")
+        Store,
+        typer.Option(
+            metavar="DTYPE",
+            help="Of the averages: float32, float64, bfloat16, float16, split or compensated.",
+        ),
     ] = "float32",
     params: Annotated[
-        str | None, typer.Option(help="Cast the model to this first: bfloat16.", show_default="as built")
+        Params | None,
+        typer.Option(
+            metavar="DTYPE",
+            help="Cast the model first: float32, float64, bfloat16 or float16.",
+            show_default="as built",
+        ),
     ] = None,
-    tracks: Annotated[int, typer.Option(help="Averages kept at once.")] = 1,
-    threads: Annotated[int | None, typer.Option(help="Of torch.", show_default="torch's own")] = None,
-    rounds: Annotated[int, typer.Option(help="Figures are the median over so many.")] = 15,
+    tracks: Annotated[int, typer.Option(min=1, help="Number of averages.")] = 1,
+    threads: Annotated[int | None, typer.Option(min=1, help="Of torch.", show_default="torch's own")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Number of rounds; figures are medians.")] = 15,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1.")] = "cpu",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Measure what an average costs here, beside other libraries."""
-    options = Options(model, _names(against), dtype, params, tracks, threads, rounds, device)
+    """Measure what an average of a model costs on this machine."""
+    options = Options(model, engine, dtype, params, tracks, threads, rounds, device)
     with needs("torch", "torch", instead=_PADDLE):
         from polyak.bench.run import run
 
@@ -61,13 +71,6 @@ def bench(
         print(json.dumps(asdict(report) | {"bandwidth": report.measured.bandwidth}))
     else:
         _show(report, Console(highlight=False))
-
-
-def _names(against: str | None) -> tuple[str, ...] | None:
-    if against is None:
-        return None
-    names = [name.strip().replace("-", "_") for name in against.split(",")]
-    return () if names == ["none"] else tuple(dict.fromkeys(names))
 
 
 def _show(report: Report, console: Console) -> None:
@@ -98,7 +101,7 @@ def _words(report: Report) -> Generator[str]:
     yield f"limit      one lerp_ over flat float32 buffers: {measured.bandwidth / 1e9:.1f} GB/s"
     apart = f"; {report.moved_apart} if kept apart" if report.moved_apart != report.moved else ""
     yield f"bytes      {report.moved} per parameter, {report.moved / LIMIT:.2f} of the limit's {LIMIT}{apart}"
-    yield f"engine     {measured.figures['polyak'].engine}"
+    yield f"engine     {next(iter(measured.figures.values())).engine}"
     yield from (f"wrong      {name}: {one.wrong}" for name, one in measured.figures.items() if one.wrong)
     yield from (f"left out   {name}: {why}" for name, why in report.left_out.items())
     yield (

@@ -1,39 +1,23 @@
-"""polyak and the libraries beside it, each as three functions: update, averages, swap.
+"""The libraries beside polyak, each as three functions: update, averages, swap.
 
 All average with the same constant decay: warm-ups are off, and first calls that only copy are behind when
-``theirs`` returns. A library is imported when it is asked for, and only then.
+``theirs`` returns. A library is imported when it is named, and only then.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Generator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib import import_module
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-import polyak
-from polyak.bench.shapes import said
+from polyak.bench.contender import Contender, Named
+from polyak.bench.shapes import one_line
 from polyak.errors import ConfigError, MissingExtraError
-
-Named: TypeAlias = dict[str, Tensor]
-
-
-class Contender(NamedTuple):
-    """Averages of one model, ready to be updated.
-
-    update: one update of all of them.  averages: for each track the averages by parameter name.
-    swap: puts the average into the live model for a block; None for libraries that evaluate a second model.
-    engine: what the library says did the work, if it says so.
-    """
-
-    update: Callable[[], object]
-    averages: Callable[[], list[Named]]
-    swap: Callable[[], AbstractContextManager[object]] | None = None
-    engine: str = ""
 
 
 def library(module: str) -> Any:
@@ -49,42 +33,9 @@ def library(module: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name == package:
             raise MissingExtraError(package, "peers") from error
-        raise ConfigError(f"{package} is installed but cannot be imported: {said(error)}") from error
+        raise ConfigError(f"{package} is installed but cannot be imported: {one_line(error)}") from error
     except Exception as error:  # a package that does not suit the torch beside it raises anything
-        raise ConfigError(f"{package} is installed but cannot be imported: {said(error)}") from error
-
-
-def decays(tracks: int) -> list[float]:
-    """A decay for each track: 0.999, and each further one twice as slow."""
-    return [1 - 1e-3 / 2**k for k in range(tracks)]
-
-
-def ours(
-    model: nn.Module, betas: Sequence[float], store: str, engine: str = "auto", policy: str = "skip"
-) -> Contender:
-    """polyak: one EMA for all tracks.
-
-    Args:
-        model: whose parameters are averaged.
-        betas: a decay for each track.
-        store: one of ``cost.STORED``.
-        engine: the argument of ``polyak.EMA``.
-        policy: its ``on_nonfinite``.
-
-    Returns:
-        The contender, with the engine that runs and why.
-    """
-    words: dict[str, Any] = {"engine": engine, "on_nonfinite": policy}
-    if store == "compensated":
-        words["compensated"] = True
-    else:
-        words["dtype"] = store if store == "split" else getattr(torch, store)
-    ema = polyak.EMA(model, {str(k): beta for k, beta in enumerate(betas)}, **words)
-
-    def averages() -> list[Named]:
-        return [{name: track.value(name) for name in track.tensors} for track in ema.tracks.values()]
-
-    return Contender(ema.update, averages, ema.average_parameters, str(ema.metrics()["engine"]))
+        raise ConfigError(f"{package} is installed but cannot be imported: {one_line(error)}") from error
 
 
 def theirs(name: str, model: nn.Module, betas: Sequence[float], store: str) -> Contender:
@@ -113,7 +64,7 @@ def theirs(name: str, model: nn.Module, betas: Sequence[float], store: str) -> C
             for _ in range(3):  # first calls copy, one or two of them; what cannot average raises after
                 one.update()
     except Exception as error:
-        raise ConfigError(f"{name} cannot average this model in {store}: {said(error)}") from error
+        raise ConfigError(f"{name} cannot average this model in {store}: {one_line(error)}") from error
     if len(made) == 1:
         return made[0]
 
@@ -196,7 +147,7 @@ def _loop(_: Any, model: nn.Module, beta: float, store: torch.dtype) -> Contende
 
 
 Adapter: TypeAlias = Callable[[Any, nn.Module, float, torch.dtype], Contender]
-# How each is found, and its adapter.
+# How each is found, and its adapter, in the order of the tables.
 ADAPTERS: dict[str, tuple[Callable[[], Any], Adapter]] = {
     "swa_utils": (lambda: library("torch.optim.swa_utils"), _swa_utils),
     "timm": (lambda: library("timm.utils"), _timm),
@@ -206,3 +157,4 @@ ADAPTERS: dict[str, tuple[Callable[[], Any], Adapter]] = {
     "diffusers": (lambda: library("diffusers.training_utils"), _diffusers),
     "loop": (lambda: None, _loop),
 }
+PEERS = tuple(ADAPTERS)
