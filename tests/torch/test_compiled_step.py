@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import polyak
 from polyak import reference
-from polyak.dropin._follower import Pairing
+from polyak.dropin._follower import Follower
 
 # Dynamo warns of hooks that it leaves alone.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
@@ -116,11 +116,11 @@ def test_a_compiled_optimizer_step_with_an_ema_attached_averages(backend: Record
 
 def test_updates_behind_the_names_of_other_libraries_are_not_traced(backend: Recorder) -> None:
     live, average = torch.ones(5), torch.zeros(5, dtype=torch.float64)
-    pairing = Pairing({"w": average}, {"w": live})
+    follower = Follower()
 
     def step(x: Tensor) -> Tensor:
         live.add_(x)
-        pairing.update(0.5, 1)
+        follower.update({"w": average}, {"w": live}, 0.5)
         return live * 2
 
     torch.compile(step, backend=backend)(torch.ones(5))

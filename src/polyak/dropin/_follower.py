@@ -1,213 +1,349 @@
-"""Averages that somebody else owns, with a decay that somebody else decides.
+"""Averaging for callers that own the averages and choose the decay.
 
-``EMA`` keeps its own averages and schedules. The classes people already use hand the averages out as a
-module or a list of tensors and take the decay at each call; they are thin shells over this.
+``EMA`` owns its averages and schedules. The drop-in classes hand their averages out as a module, a list or a
+dict of tensors, and take the decay at each call; they are thin shells over ``Follower``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import is_
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
 
+from polyak._core.swap_guard import finished
 from polyak._core.tensor_map import BufferPolicy, Role, Selection, TensorEntry
-from polyak.errors import PlanError
+from polyak.errors import ConfigError, PlanError, SwapError
+from polyak.schedules.decay import check_beta
 from polyak.torch._engines.base import Pair
 from polyak.torch._engines.nonfinite_counter import NonFiniteCounter
 from polyak.torch._engines.updater import Updater
 from polyak.torch.store import Settings
+from polyak.torch.swap import ModelExchange
 from polyak.torch.tensor_map import TensorMap, entries, walk
 from polyak.torch.tensors import unchanged_check
 from polyak.torch.untraced import untraced
 
-# What becomes of a tensor of the module that holds averages: averaged, copied at each update, or left alone.
-Roles: TypeAlias = Callable[[nn.Module, TensorEntry[Tensor]], Role]
+Holder: TypeAlias = nn.Module | Mapping[str, Tensor] | Sequence[Tensor]
+# The role of a tensor among the averages: averaged, copied at each update, or left alone.
+Roles: TypeAlias = Callable[[Holder, TensorEntry[Tensor]], Role]
 
 
-class Pairing:
-    """Averages and the live tensors they follow, with an engine prepared for them.
+class Follower:
+    """Moves averages towards live tensors; both are held by a module, a dict or a list.
 
-    ``avg ← avg + (1-β)·(θ - avg)``; elements of θ that are not finite leave their average alone.
-
-    Args:
-        averages: floating or complex tensors by name, moved in place.
-        lives: θ under the same names and of the same shapes.
-        copies: (target, source) pairs copied bit by bit at each update.
-        seed: of the random bits that round 16-bit averages.
-
-    Raises:
-        PlanError: a name is missing or a shape differs.
-    """
-
-    def __init__(
-        self,
-        averages: Mapping[str, Tensor],
-        lives: Mapping[str, Tensor],
-        copies: Sequence[tuple[Tensor, Tensor]] = (),
-        seed: int = 0,
-    ) -> None:
-        pairs = [Pair(name, _place(lives, name, mine), (mine,)) for name, mine in averages.items()]
-        tensors = [t for pair in pairs for t in (pair.averages[0], pair.live)]
-        self._unmoved = unchanged_check(tensors + [t for copy in copies for t in copy])
-        self.counter = NonFiniteCounter()
-        self._copies = list(copies)
-        self._pairs = pairs
-        settings = Settings(None, None, None, "skip", seed, "auto", overlap=False)
-        self._engines = Updater(pairs, copies, settings, self.counter)
-
-    def stale(self) -> bool:
-        """Whether one of the tensors moved to other memory."""
-        return not self._unmoved()
-
-    @untraced
-    def update(self, beta: float, step: int) -> None:
-        """One update with decay β; ``step`` makes the random bits of 16-bit averages."""
-        self._engines.update((beta,), step)
-        self._engines.wait()
-
-    def copy(self) -> None:
-        """The live values themselves, rounded to the nearest."""
-        with torch.no_grad():
-            for pair in self._pairs:
-                pair.averages[0].copy_(pair.live)
-        self.follow()
-
-    def follow(self) -> None:
-        """What is only copied, without an update of the averages."""
-        with torch.no_grad():
-            for target, source in self._copies:
-                target.copy_(source)
-
-    def tensors(self) -> tuple[list[Tensor], list[Tensor]]:
-        """Averages and live tensors, without gradients and in one order, for somebody else's rule."""
-        averages = [pair.averages[0].detach() for pair in self._pairs]
-        lives = [pair.live.detach() for pair in self._pairs]
-        return averages, [live.to(average.device) for live, average in zip(lives, averages, strict=True)]
-
-
-class Mirror:
-    """Moves modules that hold averages towards models of the same structure.
+    ``avg ← avg + (1-β)·(θ - avg)``; elements of θ that are not finite leave their average unchanged. Tensors
+    are paired by name, without wrapper prefixes, at the first call and again when either side changes.
 
     Args:
-        buffers: which buffers are averaged, as in ``EMA``.
+        roles: the role of each tensor; by default everything that a state_dict holds is averaged or copied.
+        buffers: which buffers of a module are averaged, as in ``EMA``.
         seed: of the random bits that round 16-bit averages.
-        roles: what becomes of each tensor; by default everything in a state_dict is averaged or copied.
+
+    Each method raises PlanError, and changes nothing, if a tensor is missing on the live side, has another
+    shape, or has no average.
     """
 
-    def __init__(self, buffers: BufferPolicy = "average", seed: int = 0, roles: Roles | None = None) -> None:
-        self._seed = seed
-        self._selection = Selection.of(None, None, buffers)
+    def __init__(self, roles: Roles | None = None, buffers: BufferPolicy = "average", seed: int = 0) -> None:
         self._roles = roles or role_in_state_dict
-        self.steps = 0
-        self._known: tuple[nn.Module, nn.Module, Found, Found, Pairing] | None = None
+        self._selection = Selection.of(None, None, buffers)
+        self._settings = Settings(None, None, None, "skip", seed, "auto", overlap=False)
+        self._steps = 0
+        self._found: _Found | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy prepares its own engine, and must not bring copies of the modules along."""
-        return self.__dict__ | {"_known": None}
+        """A copy finds its own tensors: copies of the modules must not come along."""
+        return self.__dict__ | {"_found": None}
 
-    def update(self, module: nn.Module, model: nn.Module, beta: float) -> None:
-        """Move ``module`` towards ``model``, whose names agree once wrapper prefixes are gone.
+    @untraced
+    def update(self, averages: Holder, lives: Holder, beta: float, step: int | None = None) -> None:
+        """Move the averages with decay β. ``step`` seeds their rounding; by default it counts the calls."""
+        self._steps = self._steps + 1 if step is None else step
+        engines = self._between(averages, lives).engines
+        engines.update((beta,), self._steps)
+        engines.wait()
 
-        Raises:
-            PlanError: a tensor is missing in the model or has another shape. Nothing is changed then.
-        """
-        self.steps += 1
-        self._between(module, model).update(beta, self.steps)
+    def copy(self, averages: Holder, lives: Holder) -> None:
+        """Overwrite the averages with the live values, rounded to nearest."""
+        found = self._between(averages, lives)
+        with torch.no_grad():
+            for pair in found.pairs:
+                pair.averages[0].copy_(pair.live)
+        self.copy_rest(averages, lives)
 
-    def copy(self, module: nn.Module, model: nn.Module) -> None:
-        """Take the model's values over."""
-        self._between(module, model).copy()
+    def copy_rest(self, averages: Holder, lives: Holder) -> None:
+        """Copy the tensors whose role is "copy", and leave the averages alone."""
+        with torch.no_grad():
+            for target, source in self._between(averages, lives).copies:
+                target.copy_(source)
 
-    def follow(self, module: nn.Module, model: nn.Module) -> None:
-        """Take over only what is never averaged."""
-        self._between(module, model).follow()
+    def tensors(self, averages: Holder, lives: Holder) -> tuple[list[Tensor], list[Tensor]]:
+        """The averages and the live tensors on one device, without gradients, for the caller's own rule."""
+        pairs = [(p.averages[0].detach(), p.live.detach()) for p in self._between(averages, lives).pairs]
+        return [average for average, _ in pairs], [live.to(average.device) for average, live in pairs]
 
-    def tensors(self, module: nn.Module, model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
-        """Averages and the tensors of ``model`` they follow, for a rule that is somebody else's."""
-        return self._between(module, model).tensors()
+    def _between(self, averages: Holder, lives: Holder) -> _Found:
+        found = self._found
+        if found is None or not (found.averages.still(averages) and found.lives.still(lives)):
+            found = self._found = self._find(averages, lives)
+        return found
 
-    def _between(self, module: nn.Module, model: nn.Module) -> Pairing:
-        if self._known is not None:
-            mine, live, averaged, followed, pairing = self._known
-            if mine is module and live is model and not averaged.stale() and not followed.stale():
-                return pairing
-        averaged, followed = _found(module, self._selection), _found(model, self._selection)
-        self._refuse_newcomers(model, averaged, followed)
-        pairing = self._paired(module, averaged, followed)
-        self._known = module, model, averaged, followed, pairing
-        return pairing
-
-    def _refuse_newcomers(self, model: nn.Module, averaged: Found, followed: Found) -> None:
-        """A layer added to the model later would stay out of the average without a word."""
-        known = {name for e in averaged.entries.values() for name in (e.name, *e.aliases)}
-        new = [e for e in followed.entries.values() if known.isdisjoint((e.name, *e.aliases)) and e.saved]
-        if joining := [entry.name for entry in new if self._roles(model, entry) != "share"]:
-            raise PlanError(
-                f"{joining[0]} is in the model and has no average: it was added after the average was made. "
-                "Make a new one of the model as it is now."
-            )
-
-    def _paired(self, module: nn.Module, averaged: Found, followed: Found) -> Pairing:
-        places = {name: e.live for e in followed.entries.values() for name in e.names}
-        averages: dict[str, Tensor] = {}
+    def _find(self, averages: Holder, lives: Holder) -> _Found:
+        mine, theirs = self._view(averages), self._view(lives)
+        self._refuse_newcomers(lives, mine, theirs)
+        places = {name: entry.live for entry in theirs.entries.values() for name in entry.names}
+        pairs: list[Pair] = []
         copies: list[tuple[Tensor, Tensor]] = []
-        for name, entry in averaged.entries.items():
-            role = self._roles(module, entry)
+        for name, entry in mine.entries.items():
+            role = self._roles(averages, entry)
             if role == "average":
-                averages[name] = entry.live
+                pairs.append(Pair(name, _place(places, name, entry.live), (entry.live,)))
             elif role == "copy":
                 copies.append((entry.live, _place(places, name, entry.live)))
-        return Pairing(averages, places, copies, self._seed)
+        engines = Updater(pairs, copies, self._settings, NonFiniteCounter())
+        return _Found(mine, theirs, pairs, copies, engines)
+
+    def _view(self, holder: Holder) -> _View:
+        if isinstance(holder, nn.Module) and not _is_scripted(holder):
+            return _Module(holder, self._selection)
+        return _Tensors(holder, self._selection)
+
+    def _refuse_newcomers(self, lives: Holder, mine: _View, theirs: _View) -> None:
+        """A layer added to the model later would silently stay out of the average."""
+        known = {name for entry in mine.entries.values() for name in entry.names}
+        new = [entry for entry in theirs.entries.values() if known.isdisjoint(entry.names) and entry.saved]
+        if joining := [entry.name for entry in new if self._roles(lives, entry) != "share"]:
+            raise PlanError(
+                f"{joining[0]} is in the model and has no average: it was added after the average was made. "
+                "Make a new average of the present model."
+            )
 
 
-class _Scripted:
-    """The tensors of a model that is or holds TorchScript, walked each time: nothing tells of a change."""
+class _View(Protocol):
+    """The tensors of a holder by name."""
 
-    def __init__(self, model: nn.Module, selection: Selection) -> None:
-        self._model, self._selection = model, selection
-        self.entries = entries(dict(walk(model)), selection)
-        self._unmoved = unchanged_check(self._all(self.entries))
+    entries: dict[str, TensorEntry[Tensor]]
 
-    def stale(self) -> bool:
-        """Whether the model holds other tensors than found, or one of them moved to other memory."""
-        now, then = self._all(entries(dict(walk(self._model)), self._selection)), self._all(self.entries)
-        same = len(now) == len(then) and all(map(is_, now, then))
-        return not (same and self._unmoved())
-
-    def _all(self, found: dict[str, TensorEntry[Tensor]]) -> list[Tensor]:
-        return [tensor for entry in found.values() for tensor in entry.tensors]
+    def still(self, holder: Holder) -> bool:
+        """Whether this is the same holder, with the same tensors in the same memory."""
+        ...
 
 
-Found: TypeAlias = TensorMap | _Scripted
+class _Module:
+    """A module reports changes itself."""
+
+    def __init__(self, module: nn.Module, selection: Selection) -> None:
+        self._module, self._map = module, TensorMap(module, selection)
+        self.entries = self._map.entries
+
+    def still(self, holder: Holder) -> bool:
+        return holder is self._module and not self._map.stale()
 
 
-def _found(model: nn.Module, selection: Selection) -> Found:
-    scripted = any(isinstance(module, torch.jit.ScriptModule) for module in model.modules())
-    return _Scripted(model, selection) if scripted else TensorMap(model, selection)
+class _Tensors:
+    """Lists, dicts and TorchScript do not, so their tensors are compared one by one."""
+
+    def __init__(self, holder: Holder, selection: Selection) -> None:
+        self._selection = selection
+        self.entries = self._entries(holder)
+        self._seen = self._tensors(holder)
+        self._unchanged = unchanged_check(self._seen)
+
+    def still(self, holder: Holder) -> bool:
+        now = self._tensors(holder)
+        return len(now) == len(self._seen) and all(map(is_, now, self._seen)) and self._unchanged()
+
+    def _entries(self, holder: Holder) -> dict[str, TensorEntry[Tensor]]:
+        if isinstance(holder, nn.Module):
+            return entries(dict(walk(holder)), self._selection)
+        named = holder if isinstance(holder, Mapping) else {str(i): t for i, t in enumerate(holder)}
+        return {name: TensorEntry(name, "parameter", [t], "copy", saved=True) for name, t in named.items()}
+
+    def _tensors(self, holder: Holder) -> list[Tensor]:
+        if isinstance(holder, nn.Module):
+            return [tensor for entry in self._entries(holder).values() for tensor in entry.tensors]
+        return list(holder.values() if isinstance(holder, Mapping) else holder)
 
 
-def inexact(tensor: Tensor) -> bool:
-    """Whether there is a mean of such numbers: a mean of counters or masks is none."""
-    return tensor.is_floating_point() or tensor.is_complex()
+class _Found(NamedTuple):
+    averages: _View
+    lives: _View
+    pairs: list[Pair]
+    copies: list[tuple[Tensor, Tensor]]
+    engines: Updater
 
 
-def role_in_state_dict(module: nn.Module, entry: TensorEntry[Tensor]) -> Role:
-    """The role of what is saved; the rest is left alone."""
-    if entry.kind == "parameter" and inexact(entry.live):
-        return "average"  # frozen or not: requires_grad of a copy says nothing
-    return entry.role if entry.role == "average" else "copy" if entry.saved else "share"
-
-
-def parameters_only(module: nn.Module, entry: TensorEntry[Tensor]) -> Role:
-    """Parameters are averaged; buffers follow the model, those that no state_dict holds as well."""
-    return "average" if entry.kind == "parameter" and inexact(entry.live) else "copy"
+def _is_scripted(module: nn.Module) -> bool:
+    return any(isinstance(part, torch.jit.ScriptModule) for part in module.modules())
 
 
 def _place(places: Mapping[str, Tensor], name: str, mine: Tensor) -> Tensor:
     if name not in places or places[name].shape != mine.shape:
         found = f"is {tuple(places[name].shape)}" if name in places else "is missing"
-        raise PlanError(f"{name} {found} in the model; here it is {tuple(mine.shape)}.")
+        raise PlanError(f"{name} {found} in the model; its average is {tuple(mine.shape)}.")
     return places[name]
+
+
+def inexact(tensor: Tensor) -> bool:
+    """Whether the numbers have a mean; a mean of counters or masks means nothing."""
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def everything(holder: Holder, entry: TensorEntry[Tensor]) -> Role:
+    """Every floating tensor is averaged and the rest copied, whether a state_dict holds it or not."""
+    return "average" if inexact(entry.live) else "copy"
+
+
+def role_in_state_dict(holder: Holder, entry: TensorEntry[Tensor]) -> Role:
+    """What a state_dict holds is averaged or copied; the rest is left alone."""
+    if entry.kind == "parameter" and inexact(entry.live):
+        return "average"  # frozen or not: requires_grad of a copy says nothing
+    return entry.role if entry.role == "average" else "copy" if entry.saved else "share"
+
+
+def parameters_only(holder: Holder, entry: TensorEntry[Tensor]) -> Role:
+    """Parameters are averaged; buffers are copied, those that no state_dict holds as well."""
+    return "average" if entry.kind == "parameter" and inexact(entry.live) else "copy"
+
+
+def matching(lives: Sequence[nn.Parameter], averages: Sequence[Tensor]) -> Sequence[nn.Parameter]:
+    """The parameters, one for each average.
+
+    Raises:
+        ConfigError: there are more or fewer.
+    """
+    if len(lives) != len(averages):
+        raise ConfigError(f"parameters: {len(lives)} of them for {len(averages)} averages.")
+    return lives
+
+
+def overwrite(lives: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    """Write values into parameters unseen by autograd: a loss computed before can still go backward."""
+
+    def write() -> None:
+        for live, value in zip(lives, values, strict=True):
+            live.data.copy_(value)
+
+    finished(write)
+
+
+def restored(stored: list[Tensor] | None) -> list[Tensor]:
+    """What ``store`` kept.
+
+    Raises:
+        RuntimeError: nothing.
+    """
+    if stored is None:
+        raise RuntimeError("restore(): there are no stored weights; call store() first.")
+    return stored
+
+
+def moved(
+    averages: Iterable[Tensor],
+    device: torch.device | str | None,
+    dtype: torch.dtype | None,
+    non_blocking: bool = False,
+) -> list[Tensor]:
+    """The tensors on a device; ``dtype`` applies to floating ones only."""
+    return [a.to(device, dtype if a.is_floating_point() else None, non_blocking) for a in averages]
+
+
+def tensors_in(name: str, value: object, like: Sequence[Tensor]) -> list[Tensor]:
+    """Copies of a list of tensors with the shapes of ``like``.
+
+    Raises:
+        ConfigError: it is not such a list.
+    """
+    kind = type(value)
+    given = cast(list[object], value) if kind is list else []
+    if kind is not list or not all(isinstance(v, Tensor) for v in given):
+        raise ConfigError(f"{name} is a {kind.__name__}: must be a list of tensors.")
+    if len(given) != len(like):
+        raise ConfigError(f"{name} holds {len(given)} tensors; here there are {len(like)}.")
+    tensors = [v.detach().clone() for v in given if isinstance(v, Tensor)]
+    for i, (mine, theirs) in enumerate(zip(like, tensors, strict=True)):
+        if mine.shape != theirs.shape:
+            raise ConfigError(f"{name}[{i}] is {tuple(theirs.shape)}; here it is {tuple(mine.shape)}.")
+    return tensors
+
+
+class Shadow:
+    """Averages of the parameters that need gradients, and their exchange with the model's weights.
+
+    shadow: averages by name.  backup: the raw weights while the model holds the averages.
+    """
+
+    def __init__(self, model: nn.Module, argument: str, beta: float) -> None:
+        check_beta(argument, beta)
+        self.shadow = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+        if not self.shadow:
+            raise ConfigError(
+                "model: none of its parameters needs a gradient, so there is nothing to average."
+            )
+        self.backup: dict[str, Tensor] = {}
+        self._release: Callable[[], object] | None = None
+        self._follower = Follower()
+
+    def _update(self, model: nn.Module, beta: float) -> None:
+        self._refuse_while_applied("update")
+        named = dict(model.named_parameters())
+        unfrozen = {n: p for n, p in named.items() if p.requires_grad and n not in self.shadow}
+        self.shadow.update({n: p.detach().clone() for n, p in unfrozen.items()})
+        self._follower.update(self.shadow, self._lives(model), beta)
+
+    def _put_in(self, model: nn.Module) -> None:
+        """The model points at the averages' memory where dtype and device agree: nothing is copied."""
+        self._refuse_while_applied("apply")
+        lives = self._lives(model)
+        memories = [self.shadow[name].to(live.device, live.dtype) for name, live in lives.items()]
+        names = {id(live): name for name, live in lives.items()}
+        exchange = ModelExchange(names, list(lives.values()), memories)
+        try:
+            self.backup = {name: live.data for name, live in lives.items()}
+            self._release = weakref.finalize(self, exchange.forget)
+            exchange.enter(exchange)  # a block that only restore() ends
+        except BaseException:
+            self._take_out(model)
+            raise
+
+    def _take_out(self, model: nn.Module) -> None:
+        if not self.backup:
+            raise SwapError("restore: the model holds its raw weights already; apply the averages first.")
+        lives = self._lives(model)
+
+        def back() -> None:
+            for name, raw in self.backup.items():
+                lives[name].data = raw
+            if self._release is not None:
+                self._release()
+            self.backup, self._release = {}, None
+
+        finished(back)
+
+    def _refuse_while_applied(self, verb: str) -> None:
+        if self.backup:
+            raise SwapError(
+                f"{verb}: the model holds the averages, not the raw weights. Call restore() first."
+            )
+
+    def _lives(self, model: nn.Module) -> dict[str, nn.Parameter]:
+        named = dict(model.named_parameters())
+        if missing := [name for name in self.shadow if name not in named]:
+            raise PlanError(f"{missing[0]} is missing in the model; its average is kept here.")
+        return {name: named[name] for name in self.shadow}
+
+    def _load(self, averages: Mapping[str, Tensor]) -> None:
+        if averages.keys() != self.shadow.keys():
+            odd = sorted(averages.keys() ^ self.shadow.keys())
+            raise ConfigError(
+                f"state_dict: {odd[0]} is only on one side; averaged are {', '.join(self.shadow)}."
+            )
+        for name, mine in self.shadow.items():
+            if averages[name].shape != mine.shape:
+                found = tuple(averages[name].shape)
+                raise ConfigError(f"state_dict: {name} is {found}; here it is {tuple(mine.shape)}.")
+        for name, mine in self.shadow.items():
+            mine.copy_(averages[name])

@@ -2,35 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from itertools import chain
 
-import torch
 from torch import Tensor, nn
 
 from polyak._core.tensor_map import Role, TensorEntry
-from polyak.dropin._follower import inexact
+from polyak.dropin._follower import Holder, inexact
 
 
 @dataclass(frozen=True)
 class Names:
-    """The role of each tensor of a module, under any name it has there, wrapper prefixes or not.
+    """The role of each tensor of a module by any of its names, with wrapper prefixes or without.
 
-    copied: not averaged.  ignored, beginnings: left as they are.
+    copied: not averaged.  ignored, beginnings: left alone.
     """
 
     copied: Collection[str]
     ignored: Collection[str]
     beginnings: tuple[str, ...]
 
-    def __call__(self, module: nn.Module, entry: TensorEntry[Tensor]) -> Role:
-        named = chain(
-            module.named_parameters(remove_duplicate=False), module.named_buffers(remove_duplicate=False)
-        )
-        mine = set(map(id, entry.tensors))
-        role = self.role([*entry.names, *(n for n, t in named if id(t) in mine)])
+    def __call__(self, holder: Holder, entry: TensorEntry[Tensor]) -> Role:
+        names = entry.names
+        if isinstance(holder, nn.Module):
+            parameters = holder.named_parameters(remove_duplicate=False)
+            named = chain(parameters, holder.named_buffers(remove_duplicate=False))
+            names += [name for name, tensor in named if any(tensor is mine for mine in entry.tensors)]
+        role = self.role(names)
         return role if role != "average" or inexact(entry.live) else "copy"
 
     def role(self, names: Collection[str]) -> Role:
@@ -40,7 +39,7 @@ class Names:
 
 
 class ByName:
-    """What EMA and KarrasEMA find by name."""
+    """The iterators by name that EMA and KarrasEMA share."""
 
     parameter_names: set[str]
     buffer_names: set[str]
@@ -56,24 +55,3 @@ class ByName:
     def get_buffers_iter(self, model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         """Floating buffers by name."""
         return ((name, b) for name, b in model.named_buffers() if name in self.buffer_names)
-
-
-def everything(module: nn.Module, entry: TensorEntry[Tensor]) -> Role:
-    """The role of each tensor where no name is special."""
-    return "average" if inexact(entry.live) else "copy"
-
-
-def device_of(module: nn.Module) -> torch.device:
-    """Where a module is."""
-    return next(module.parameters()).device
-
-
-@contextmanager
-def in_evaluation(module: nn.Module) -> Generator[nn.Module]:
-    """In evaluation mode for a while; afterwards each part is in the mode it had."""
-    modes = [(part, part.training) for part in module.modules()]
-    try:
-        yield module.eval()
-    finally:
-        for part, training in modes:
-            part.training = training

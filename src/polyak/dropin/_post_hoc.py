@@ -14,10 +14,9 @@ from torch import Tensor, nn
 from polyak._files.checkpoint import LazyTensor
 from polyak._foreign.open_any import open_weights
 from polyak.archive.mixture import Mixture
-from polyak.dropin._copy import copied, without_gradients
-from polyak.dropin._count import Known
-from polyak.dropin._follower import Mirror, inexact
-from polyak.dropin._names import ByName, Names, device_of, everything
+from polyak.dropin._follower import Follower, everything, inexact
+from polyak.dropin._modules import HostCounter, copied, device_of, without_gradients
+from polyak.dropin._names import ByName, Names
 from polyak.errors import CheckpointError, ConfigError
 from polyak.schedules import COPY, Power, Profile, compose, solve
 from polyak.schedules.decay import check_whole
@@ -85,8 +84,8 @@ class KarrasEMA(ByName, nn.Module):
         self.allow_different_devices = allow_different_devices
         self.move_ema_to_online_device = move_ema_to_online_device
         self.names = Names(param_or_buffer_names_no_ema, ignore_names, tuple(ignore_startswith_names))
-        self._whole, self._mirror = Mirror(roles=everything), Mirror(roles=self.names)
-        self._steps, self._started = Known(), Known()
+        self._whole, self._follower = Follower(roles=everything), Follower(roles=self.names)
+        self._steps, self._started = HostCounter(), HostCounter()
         self.register_buffer("initted", torch.tensor(False))
         self.register_buffer("step", torch.tensor(0))
 
@@ -122,7 +121,7 @@ class KarrasEMA(ByName, nn.Module):
 
     def copy_params_from_ema_to_model(self) -> None:
         """Overwrite the model with its average."""
-        Mirror(roles=everything).copy(self.model, self.ema_model)
+        Follower(roles=everything).copy(self.model, self.ema_model)
 
     def update(self) -> None:
         """Take the model's present weights in, if it is time to. Call it after each training step."""
@@ -141,7 +140,7 @@ class KarrasEMA(ByName, nn.Module):
             return
         if self.move_ema_to_online_device and device_of(ma_model) != device_of(current_model):
             ma_model.to(device_of(current_model))
-        self._mirror.update(ma_model, current_model, self.beta)
+        self._follower.update(ma_model, current_model, self.beta)
 
     def iter_all_ema_params_and_buffers(self) -> Iterator[Tensor]:
         """What is averaged."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import compress
 from numbers import Real
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from polyak.dropin._lists import Lists, matching, moved, overwrite, restored, tensors_in
+from polyak.dropin._follower import Follower, matching, moved, overwrite, restored, tensors_in
 from polyak.errors import ConfigError
 from polyak.schedules import Capped, Warmup
 from polyak.schedules.decay import check, check_beta
@@ -94,7 +95,7 @@ class EMAModel:
         self.cur_decay_value: float | None = None
         self.temp_stored_params: list[Tensor] | None = None
         self.shadow_params: list[Tensor] = [p.clone().detach() for p in _listed(parameters)]
-        self._lists = Lists()
+        self._trained, self._frozen = Follower(), Follower()
         if kwargs.get("device") is not None:
             self.to(device=kwargs["device"])
 
@@ -147,7 +148,12 @@ class EMAModel:
             warnings.warn(_MODULE, FutureWarning, stacklevel=2)
         lives = self._lives(parameters)
         beta = self.get_decay(self.optimization_step + 1)
-        self._lists.update(self.shadow_params, lives, [not p.requires_grad for p in lives], beta)
+        trained = [p.requires_grad for p in lives]
+        frozen = [not one for one in trained]
+        self._frozen.copy(list(compress(self.shadow_params, frozen)), list(compress(lives, frozen)))
+        self._trained.update(
+            list(compress(self.shadow_params, trained)), list(compress(lives, trained)), beta
+        )
         self.optimization_step += 1
         self.cur_decay_value = beta
 

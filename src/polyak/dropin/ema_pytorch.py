@@ -10,10 +10,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from polyak.dropin._copy import copied, without_gradients
-from polyak.dropin._count import Known
-from polyak.dropin._follower import Mirror
-from polyak.dropin._names import ByName, Names, device_of, everything, in_evaluation
+from polyak.dropin._follower import Follower, everything
+from polyak.dropin._modules import HostCounter, copied, device_of, in_evaluation, without_gradients
+from polyak.dropin._names import ByName, Names
 from polyak.dropin._post_hoc import KarrasEMA as KarrasEMA
 from polyak.dropin._post_hoc import PostHocEMA as PostHocEMA
 from polyak.errors import ConfigError
@@ -107,7 +106,7 @@ class EMA(ByName, nn.Module):
         self.update_model_with_ema_beta = update_model_with_ema_beta
         self.forward_method_names = forward_method_names
         self.move_ema_to_online_device, self.coerce_dtype = move_ema_to_online_device, coerce_dtype
-        self._steps, self._started = Known(), Known()
+        self._steps, self._started = HostCounter(), HostCounter()
         self.ema_model: nn.Module | None = None
         if lazy_init_ema and ema_model is not None:
             raise ConfigError(
@@ -129,8 +128,8 @@ class EMA(ByName, nn.Module):
         names = Names(
             self.param_or_buffer_names_no_ema, self.ignore_names, tuple(self.ignore_startswith_names)
         )
-        self._whole, self._mirror = Mirror(roles=everything), Mirror(roles=names)
-        self._back, self._towards = Mirror(roles=everything), Mirror(roles=names)
+        self._whole, self._follower = Follower(roles=everything), Follower(roles=names)
+        self._back, self._towards = Follower(roles=everything), Follower(roles=names)
 
     def add_to_optimizer_post_step_hook(self, optimizer: Optimizer) -> RemovableHandle:
         """Update after each step of the optimizer."""
@@ -215,8 +214,8 @@ class EMA(ByName, nn.Module):
         if self.move_ema_to_online_device and device_of(ma_model) != device_of(current_model):
             ma_model.to(device_of(current_model))
         beta = self.get_current_decay() if current_decay is None else current_decay
-        mirror = self._mirror if ma_model is self.ema_model else self._towards
-        mirror.update(ma_model, current_model, beta)
+        follower = self._follower if ma_model is self.ema_model else self._towards
+        follower.update(ma_model, current_model, beta)
 
     @property
     def _averages(self) -> nn.Module:

@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from polyak.dropin._copy import copied, without_gradients
-from polyak.dropin._count import Known
-from polyak.dropin._follower import Mirror, Pairing, parameters_only
+from polyak.dropin._follower import Follower, parameters_only
+from polyak.dropin._modules import HostCounter, copied, without_gradients
 from polyak.errors import ConfigError
 from polyak.schedules import Uniform
 from polyak.schedules.decay import check_whole
@@ -62,8 +61,8 @@ class BaseAveragedModel(nn.Module, ABC):
             self.module = self.module.to(device)
         self.interval, self.update_buffers = interval, update_buffers
         self.register_buffer("steps", torch.tensor(0, dtype=torch.long, device=device))
-        self._known = Known()
-        self._mirror = Mirror() if update_buffers else Mirror(roles=parameters_only)
+        self._counter = HostCounter()
+        self._follower = Follower() if update_buffers else Follower(parameters_only)
 
     @property
     def avg_parameters(self) -> dict[str, Tensor]:
@@ -79,23 +78,23 @@ class BaseAveragedModel(nn.Module, ABC):
 
     def update_parameters(self, model: nn.Module) -> None:
         """Take the model's present weights in, if it is time to."""
-        steps = self._known.of(self.steps)
+        steps = self._counter.of(self.steps)
         if steps == 0:
-            self._mirror.copy(self.module, model)
+            self._follower.copy(self.module, model)
         elif steps % self.interval:
             if not self.update_buffers:
-                self._mirror.follow(self.module, model)
-        elif isinstance(self, _Known) and type(self).avg_func is _Known.avg_func:
-            self._mirror.update(self.module, model, self.beta(steps))
+                self._follower.copy_rest(self.module, model)
+        elif isinstance(self, _ByDecay) and type(self).avg_func is _ByDecay.avg_func:
+            self._follower.update(self.module, model, self.beta(steps))
         else:
             with torch.no_grad():
-                for average, live in zip(*self._mirror.tensors(self.module, model), strict=True):
+                for average, live in zip(*self._follower.tensors(self.module, model), strict=True):
                     self.avg_func(average, live, self.steps)
-            self._mirror.follow(self.module, model)
-        self._known.set(self.steps, steps + 1)
+            self._follower.copy_rest(self.module, model)
+        self._counter.set(self.steps, steps + 1)
 
 
-class _Known(BaseAveragedModel):
+class _ByDecay(BaseAveragedModel):
     """Those whose rule is a decay."""
 
     @abstractmethod
@@ -104,11 +103,10 @@ class _Known(BaseAveragedModel):
 
     def avg_func(self, averaged_param: Tensor, source_param: Tensor, steps: Any) -> None:
         """Move one average in place, as ``update_parameters`` moves all of them."""
-        pairing = Pairing({"": averaged_param}, {"": source_param})
-        pairing.update(self.beta(int(steps)), int(steps))
+        Follower().update([averaged_param], [source_param], self.beta(int(steps)), int(steps))
 
 
-class StochasticWeightAverage(_Known):
+class StochasticWeightAverage(_ByDecay):
     """The plain mean.
 
     ``avg ← avg + (θ - avg)/(n+1)``, n the averages taken before
@@ -135,7 +133,7 @@ class StochasticWeightAverage(_Known):
         return Uniform()(steps // self.interval + 1)
 
 
-class ExponentialMovingAverage(_Known):
+class ExponentialMovingAverage(_ByDecay):
     """``avg ← (1-momentum)·avg + momentum·θ``
 
     Args:

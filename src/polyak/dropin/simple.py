@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from polyak.dropin._shadow import Shadow
+from polyak.dropin._follower import Shadow
 
 
 class EMA(Shadow):
@@ -43,7 +43,7 @@ class EMA(Shadow):
         Raises:
             SwapError: the model holds the averages.
         """
-        self._follow(self.model, self.beta)
+        self._update(self.model, self.beta)
 
     def apply(self) -> None:
         """Put the averages into the model. Nothing is copied.
@@ -71,4 +71,4 @@ class EMA(Shadow):
         Raises:
             ConfigError: a name or a shape differs. Nothing is changed then.
         """
-        self._become(state_dict)
+        self._load(state_dict)

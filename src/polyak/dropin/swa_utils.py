@@ -11,10 +11,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import SWALR as SWALR
 
 from polyak._core.tensor_map import Role, TensorEntry
-from polyak.dropin._copy import copied
-from polyak.dropin._count import Known
-from polyak.dropin._follower import Mirror, Pairing, inexact, parameters_only, role_in_state_dict
-from polyak.dropin._names import everything
+from polyak.dropin._follower import Follower, Holder, everything, parameters_only, role_in_state_dict
+from polyak.dropin._modules import HostCounter, copied
 from polyak.errors import ConfigError
 from polyak.schedules import Constant, Decay, Uniform
 from polyak.schedules.decay import check_beta
@@ -48,10 +46,7 @@ class _Rule:
 
 class _Several(_Rule):
     def __call__(self, averages: Sequence[Tensor], lives: Sequence[Tensor], averaged: Count) -> None:
-        taken = [str(i) for i, average in enumerate(averages) if inexact(average)]
-        rest = [(a, b) for a, b in zip(averages, lives, strict=True) if not inexact(a)]
-        pairing = Pairing({i: averages[int(i)] for i in taken}, {i: lives[int(i)] for i in taken}, rest)
-        pairing.update(self.beta(int(averaged)), int(averaged))
+        Follower().update(averages, lives, self.beta(int(averaged)), int(averaged))
 
 
 class _One(_Rule):
@@ -163,24 +158,24 @@ class AveragedModel(nn.Module):
             self.module = self.module.to(device)
         self.register_buffer("n_averaged", torch.tensor(0, dtype=torch.long, device=device))
         self.avg_fn, self.multi_avg_fn, self.use_buffers = avg_fn, multi_avg_fn, use_buffers
-        self._known = Known()
-        self._mirror = Mirror(roles=_buffers_too if use_buffers else parameters_only)
+        self._counter = HostCounter()
+        self._follower = Follower(_buffers_too if use_buffers else parameters_only)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.module(*args, **kwargs)
 
     def update_parameters(self, model: nn.Module) -> None:
         """Take the model's present weights in."""
-        averaged = self._known.of(self.n_averaged)
+        averaged = self._counter.of(self.n_averaged)
         function = self.multi_avg_fn or self.avg_fn or _Several(Uniform())
         if averaged == 0:
-            self._mirror.copy(self.module, model)
+            self._follower.copy(self.module, model)
         elif isinstance(function, _Rule):
-            self._mirror.update(self.module, model, function.beta(averaged))
+            self._follower.update(self.module, model, function.beta(averaged))
         else:
-            self._call_with(*self._mirror.tensors(self.module, model))
-            self._mirror.follow(self.module, model)
-        self._known.set(self.n_averaged, averaged + 1)
+            self._call_with(*self._follower.tensors(self.module, model))
+            self._follower.copy_rest(self.module, model)
+        self._counter.set(self.n_averaged, averaged + 1)
 
     @torch.no_grad()
     def _call_with(self, averages: list[Tensor], lives: list[Tensor]) -> None:
@@ -196,9 +191,9 @@ class AveragedModel(nn.Module):
                 average.copy_(cast(AvgFn, self.avg_fn)(average, live, averaged))
 
 
-def _buffers_too(module: nn.Module, entry: TensorEntry[Tensor]) -> Role:
+def _buffers_too(holder: Holder, entry: TensorEntry[Tensor]) -> Role:
     """Buffers that no state_dict holds are averaged as well."""
-    return role_in_state_dict(module, entry) if entry.saved else everything(module, entry)
+    return role_in_state_dict(holder, entry) if entry.saved else everything(holder, entry)
 
 
 def update_bn(

@@ -10,8 +10,8 @@ from typing import IO, Any
 import torch
 from torch import Tensor, nn
 
-from polyak.dropin._copy import copied, without_gradients
-from polyak.dropin._follower import Mirror, parameters_only
+from polyak.dropin._follower import Follower, parameters_only
+from polyak.dropin._modules import copied, without_gradients
 from polyak.schedules import Warmup
 
 
@@ -71,8 +71,8 @@ class ModelEmaV3(nn.Module):
         self.stochastic_rounding = stochastic_rounding
         self.stochastic_rounding_seed = stochastic_rounding_seed
         self.exclude_buffers = exclude_buffers
-        self._all = Mirror("average", stochastic_rounding_seed)
-        self._without_buffers = Mirror("copy", stochastic_rounding_seed, parameters_only)
+        self._all = Follower(seed=stochastic_rounding_seed)
+        self._without_buffers = Follower(parameters_only, seed=stochastic_rounding_seed)
 
     def get_decay(self, step: int | None = None) -> float:
         """β of a step; without one, the constant."""
@@ -131,15 +131,15 @@ class ModelEmaV2(nn.Module):
         self.decay, self.device = decay, device
         if device is not None:
             self.module.to(device=device)
-        self._mirror = Mirror()
+        self._follower = Follower()
 
     def update(self, model: nn.Module) -> None:
         """Take the model's present weights in."""
-        self._mirror.update(self.module, model, self.decay)
+        self._follower.update(self.module, model, self.decay)
 
     def set(self, model: nn.Module) -> None:
         """Become the model's present weights."""
-        self._mirror.copy(self.module, model)
+        self._follower.copy(self.module, model)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.module(*args, **kwargs)
@@ -169,7 +169,7 @@ class ModelEma:
         self.decay, self.device = decay, device
         if device:
             self.ema.to(device=device)
-        self._mirror = Mirror()
+        self._follower = Follower()
         if resume:
             self._load_checkpoint(resume)
 
@@ -180,7 +180,7 @@ class ModelEma:
 
     def update(self, model: nn.Module) -> None:
         """Take the model's present weights in."""
-        self._mirror.update(self.ema, model, self.decay)
+        self._follower.update(self.ema, model, self.decay)
 
     def _load_checkpoint(self, checkpoint_path: str | os.PathLike[str] | IO[bytes]) -> None:
         """Scripts call it too, with a file in memory."""

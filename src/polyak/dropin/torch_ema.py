@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from polyak._core.swap_guard import Block
-from polyak.dropin._lists import Lists, matching, moved, overwrite, restored, tensors_in
+from polyak.dropin._follower import Follower, matching, moved, overwrite, restored, tensors_in
 from polyak.errors import ConfigError
 from polyak.schedules import Capped
 from polyak.schedules.decay import check_beta
@@ -52,7 +52,7 @@ class ExponentialMovingAverage:
         self.shadow_params: list[Tensor] = [p.clone().detach() for p in given]
         self.collected_params: list[Tensor] | None = None
         self._params_refs = [weakref.ref(p) for p in given]
-        self._lists = Lists()
+        self._follower = Follower()
 
     def update(self, parameters: Parameters = None) -> None:
         """Take the parameters' present values in."""
@@ -61,7 +61,7 @@ class ExponentialMovingAverage:
         if self.num_updates is not None:
             self.num_updates += 1
             beta = Capped(self.decay)(self.num_updates)
-        self._lists.update(self.shadow_params, lives, [False] * len(lives), beta)
+        self._follower.update(self.shadow_params, lives, beta)
 
     def copy_to(self, parameters: Parameters = None) -> None:
         """Overwrite the parameters with their averages."""

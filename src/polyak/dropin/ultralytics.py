@@ -7,17 +7,17 @@ from collections.abc import Callable, Collection
 from torch import Tensor, nn
 
 from polyak._core.tensor_map import Role, TensorEntry
-from polyak.dropin._copy import copied, without_gradients
-from polyak.dropin._follower import Mirror, role_in_state_dict
+from polyak.dropin._follower import Follower, Holder, role_in_state_dict
+from polyak.dropin._modules import copied, without_gradients
 from polyak.schedules import Ramp
 from polyak.torch.tensor_map import unwrap
 
 _TEACHER = "teacher_model"
 
 
-def _without_teacher(module: nn.Module, entry: TensorEntry[Tensor]) -> Role:
+def _without_teacher(holder: Holder, entry: TensorEntry[Tensor]) -> Role:
     """A distilled model holds its teacher, which is not trained."""
-    return "share" if entry.name.startswith(f"{_TEACHER}.") else role_in_state_dict(module, entry)
+    return "share" if entry.name.startswith(f"{_TEACHER}.") else role_in_state_dict(holder, entry)
 
 
 class ModelEMA:
@@ -53,12 +53,12 @@ class ModelEMA:
         self.updates, self.enabled = updates, True
         self._ramp = Ramp(decay, tau)
         self.decay: Callable[[int], float] = self._decay
-        self._mirror = Mirror(roles=_without_teacher)
+        self._follower = Follower(_without_teacher)
 
     def update(self, model: nn.Module) -> None:
         """Take the model's present weights in."""
         if self.enabled:
-            self._mirror.update(self.ema, model, self.decay(self.updates + 1))
+            self._follower.update(self.ema, model, self.decay(self.updates + 1))
             self.updates += 1
 
     def update_attr(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from polyak.dropin._shadow import Shadow
+from polyak.dropin._follower import Shadow
 
 
 class ModelEMA(Shadow):
@@ -42,7 +42,7 @@ class ModelEMA(Shadow):
             SwapError: the model holds the averages.
             PlanError: a parameter is missing in the model or has another shape.
         """
-        self._follow(model, self.decay)
+        self._update(model, self.decay)
 
     def apply_shadow(self, model: nn.Module) -> None:
         """Put the averages into the model. Nothing is copied.

@@ -1,0 +1,83 @@
+"""Modules that hold averages: how they are copied, moved and counted in."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from operator import attrgetter
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+_version = attrgetter("_version")  # counts the writes to a tensor
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A deep copy that can be updated anywhere, even when it is made under inference mode.
+
+    torch does not copy tensors that were computed with gradients, such as the weight that ``weight_norm`` or
+    ``spectral_norm`` leaves in a module at each call: the copy has their values.
+    """
+    with torch.inference_mode(False):
+        computed = (tensor for module in model.modules() for tensor in _computed(vars(module)))
+        return copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in computed})
+
+
+def _computed(attributes: Mapping[str, Any]) -> Iterator[Tensor]:
+    """The tensors with a history among attributes and in the lists and dicts there (an LSTM has a list)."""
+    for value in attributes.values():
+        inner: Any = value.values() if isinstance(value, dict) else value  # pyright: ignore[reportUnknownVariableType]
+        for one in cast("Iterable[Any]", inner) if isinstance(value, dict | list | tuple) else (value,):
+            if isinstance(one, Tensor) and not one.is_leaf:
+                yield one
+
+
+def without_gradients(module: nn.Module) -> nn.Module:
+    """The module, with parameters that need no gradient; a TorchScript copy has some that are no leaves."""
+    for parameter in module.parameters():
+        parameter.detach_()
+    return module
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """The device of the first parameter."""
+    return next(module.parameters()).device
+
+
+@contextmanager
+def in_evaluation(module: nn.Module) -> Generator[nn.Module]:
+    """In evaluation mode for a while; afterwards each part is back in its own mode."""
+    modes = [(part, part.training) for part in module.modules()]
+    try:
+        yield module.eval()
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+class HostCounter:
+    """The value of a counter that must be a buffer, because the originals' checkpoints hold it so.
+
+    It is fetched from its device only after somebody else wrote it: reading a GPU buffer on the host at
+    each update would wait for the device each time.
+    """
+
+    def __init__(self) -> None:
+        self._buffer: Tensor | None = None
+        self._written, self._value = -1, 0
+
+    def of(self, buffer: Tensor) -> int:
+        """The buffer's value."""
+        if buffer is not self._buffer or _version(buffer) != self._written:
+            self._remember(buffer, int(buffer.item()))
+        return self._value
+
+    def set(self, buffer: Tensor, value: int) -> None:
+        """Write the buffer."""
+        buffer.fill_(value)
+        self._remember(buffer, value)
+
+    def _remember(self, buffer: Tensor, value: int) -> None:
+        self._buffer, self._written, self._value = buffer, _version(buffer), value
