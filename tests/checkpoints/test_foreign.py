@@ -577,7 +577,7 @@ def test_a_header_that_another_program_kept_is_not_believed(tmp_path: Path) -> N
     save_file({"x": np.ones(2, np.float32)}, tmp_path / "edited.safetensors", kept)
     found, _ = found_in(tmp_path / "edited.safetensors")
     assert (found.library, roles(found)) == ("", {"weights": ("unknown", "")})
-    assert "wrote the file anew" in found.notes[0]
+    assert "another program has rewritten it" in found.notes[0]
 
 
 def test_a_module_that_holds_itself_is_refused(tmp_path: Path) -> None:

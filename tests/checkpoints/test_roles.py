@@ -15,11 +15,11 @@ from safetensors.torch import save_file
 
 import polyak
 from polyak._files.write import write_arrays
-from polyak._foreign.keys import by_keys
+from polyak._foreign.copies import is_optimizer
+from polyak._foreign.nodes import Node
 from polyak._foreign.open_any import open_weights
 from polyak._foreign.parts import Recognised
-from polyak._foreign.recognize import recognise
-from polyak._foreign.vocabulary import is_optimizer
+from polyak._foreign.recognize import by_keys, recognise
 from tests.shims import torchvision_without_ops
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # other libraries' own
@@ -327,7 +327,7 @@ def test_a_dict_that_is_shared_is_looked_at_once() -> None:
     shared: Any = {"x": 1}
     for _ in range(4):
         shared = {str(i): shared for i in range(1000)}  # 10¹² paths
-    assert by_keys({"rest": shared}) is None
+    assert by_keys(Node({"rest": shared})) is None
 
 
 def test_many_that_could_be_averages_of_many_cost_little(tmp_path: Path) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from pathlib import PurePath
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from polyak._foreign.parts import at, whole
+from polyak._foreign.nodes import Node, json_beside, whole
 
 # Keys under which training loops keep their count of optimizer steps. "epoch" counts something else.
 _KEYS = (
@@ -21,6 +21,7 @@ _KEYS = (
     "trainer_state.global_step",
     "train_state.step",  # torchtitan
 )
+_TRAINER_STATE = "trainer_state.json"
 # A number that its name calls a step, with nothing after it that would make it another: no fraction, no "k".
 _LABELLED = re.compile(
     r"(?<![a-z])(?:step|iter|iteration|itr)[-_= ]?(\d+)(?![\da-z]|\.\d)|^checkpoint-(\d+)$", re.IGNORECASE
@@ -37,17 +38,23 @@ class Step(NamedTuple):
     source: str
 
 
-def step_inside(tree: Any) -> Step | None:
+def step_inside(root: Node) -> Step | None:
     """The step that a training checkpoint counts.
 
     Args:
-        tree: what was pickled; not a state dict, whose tensors can have such names.
+        root: all of the file; not a state dict, whose tensors can have such names.
     """
     for key in _KEYS:
-        number = whole(at(tree, key))
+        number = root.at(key).count
         if number is not None:
             return Step(number, key)
     return None
+
+
+def step_beside(where: str) -> Step | None:
+    """The step in ``trainer_state.json``, which the Trainers of Hugging Face and PaddleNLP write."""
+    number = whole(json_beside(where, _TRAINER_STATE).get("global_step"))
+    return None if number is None else Step(number, _TRAINER_STATE)
 
 
 def step_in_name(where: str) -> Step | None:

@@ -3,110 +3,243 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from pathlib import PurePath
-from typing import Any
+from dataclasses import replace
+from functools import partial
 
-from polyak._files.source import beside, exists
-from polyak._foreign.averagers import optimizer_in
-from polyak._foreign.parts import (
-    Part,
-    Recognised,
-    is_module,
-    is_weights,
-    mapping,
-    part,
-    whole,
-)
+from polyak._files.header import KEY
+from polyak._foreign.averagers import averages_in, state_at
+from polyak._foreign.copies import divided
+from polyak._foreign.nodes import Node, is_module
+from polyak._foreign.parts import Part, Recognised, completed, same_values
 from polyak._foreign.pickle_objects import Record
-from polyak.errors import ConfigError
+from polyak._foreign.producers import Producer, decay_of, weights_at
 from polyak.schedules import Constant, Decay, Power
 
+# timm.utils.CheckpointSaver
 
-def timm(tree: Any, where: str) -> Recognised | None:
-    """``timm.utils.CheckpointSaver``."""
-    del where
-    state = mapping(tree)
-    if not {"arch", "state_dict", "version"} <= set(state) or not is_weights(state["state_dict"]):
+
+def _timm_decay(node: Node) -> Decay | None:
+    args = node.at("args")
+    if args.at("model_ema_warmup").tree or not isinstance(args.at("model_ema_decay").tree, float):
         return None
-    raw = part("raw", "raw", "state_dict", state["state_dict"])
-    averages = tuple(
-        part("average", "average", key, state[key])
-        for key in ("state_dict_ema",)
-        if is_weights(state.get(key))
+    return decay_of(lambda: Constant(float(str(args.at("model_ema_decay").tree))))
+
+
+def _timm_settings(node: Node) -> str:
+    beta = node.at("args.model_ema_decay").tree
+    if not node.at("state_dict_ema").is_weights or not isinstance(beta, float) or _timm_decay(node):
+        return ""
+    warmup = node.at("args.model_ema_warmup").tree
+    return f"its arguments say model_ema_decay={beta}, {'with a warm-up' if warmup else 'which is no decay'}"
+
+
+# Lightning's Trainer.save_checkpoint, with or without a callback that averages
+
+
+def _polyak_callback(node: Node) -> Recognised | None:
+    """The averages of polyak's callbacks, under "polyak" or, of several, under "polyak.NAME"."""
+    raw = tuple(weights_at(node, "state_dict", "raw"))
+    if not raw:
+        return None
+    found: list[Part] = []
+    for one in node.children:
+        kept = state_at(one.at("ema")) if one.path.split(".")[0] == KEY else None
+        name = one.path.removeprefix(KEY).removeprefix(".")
+        averages = () if kept is None else (completed(part, raw[0]) for part in kept.parts)
+        found += [replace(part, name=f"{name}-{part.name}" if name else part.name) for part in averages]
+    return Recognised("", (*found, *raw)) if found else None
+
+
+def _weight_averaging(node: Node) -> Recognised | None:
+    """While the callback is at work, ``state_dict`` is the average."""
+    parts = (
+        *weights_at(node, "state_dict", "average"),
+        *weights_at(node, "current_model_state", "raw"),
     )
-    decay, notes = _timm_decay(mapping(state.get("args"))) if averages else (None, ())
-    notes = (f"architecture {state['arch']}, epoch {state.get('epoch')}", *notes)
-    return Recognised("timm", (*averages, raw, *optimizer_in(state)), decay=decay, notes=notes)
-
-
-def _timm_decay(args: Mapping[str, Any]) -> tuple[Decay | None, tuple[str, ...]]:
-    beta = args.get("model_ema_decay")
-    if not isinstance(beta, float):
-        return None, ()
-    if args.get("model_ema_warmup"):
-        return None, (f"its arguments say model_ema_decay={beta}, with a warm-up",)
-    try:
-        return Constant(beta), ()
-    except ConfigError:
-        return None, (f"its arguments say model_ema_decay={beta}, which is no decay",)
-
-
-def ultralytics(tree: Any, where: str) -> Recognised | None:
-    """``BaseTrainer.save_model`` and YOLOv5's: models pickled whole, the average in half precision.
-
-    ``strip_optimizer``, which ends a training, moves the average to ``model`` and sets the epoch to -1.
-    """
-    state = mapping(tree)
-    models = {key: state[key] for key in ("ema", "model") if is_module(state.get(key))}
-    if not models or not all(_is_yolo(model) for model in models.values()):
+    if len(parts) < 2:
         return None
-    stripped = "ema" not in models and state.get("epoch") == -1
-    parts: list[Part] = []
-    if "ema" in models:
-        parts.append(part("average", "average", "ema", models["ema"]))
-    if "model" in models and stripped:
-        note = "the average, moved here by strip_optimizer when training ended"
-        parts.append(part("average", "average", "model", models["model"], note))
-    elif "model" in models:
-        parts.append(part("raw", "raw", "model", models["model"]))
-    kept = f"{PurePath(where).stem}.polyak.pt"
-    if exists(beside(where, kept)):
-        averaging = f"averaged by polyak: {kept} beside it says how, and has it in full precision"
-    else:
-        averaging = (
-            "its trainer averages with Ramp(0.9999, tau=2000) unless told otherwise; the file does not say"
-        )
-    notes = (f"version {state.get('version')}, epoch {state.get('epoch')}", averaging)
-    return Recognised(
-        "ultralytics", (*parts, *optimizer_in(state)), updates=whole(state.get("updates")), notes=notes
+    average, raw = parts
+    if same_values(average.tensors, raw.tensors):
+        note = "equal to the average: Lightning copies it over the model when training ends"
+        raw = replace(raw, notes=(*raw.notes, note))
+    return Recognised("", (average, raw), updates=node.at("averaging_state.n_averaged").count)
+
+
+def _other_average(node: Node) -> Recognised | None:
+    """An average of a callback that is not known, of a child module, or in NeMo's optimizer."""
+    seen: set[int] = set()
+    without = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "hyper_parameters")
+    states = node.at("optimizer_states")
+    nodes = [one for one in node.children if one.path not in without]
+    nodes += [states.at(str(i)) for i in range(len(states.listed))]
+    found = [one for each in nodes for one in averages_in(each, seen)]
+    found = [one for one in found if any(part.role != "optimizer" for part in one.parts)]
+    models = tuple(weights_at(node, "state_dict", "unknown"))
+    if not found:
+        return divided(models[0]) if models else None
+    note = (
+        "beside an average of a callback that may exchange the two when it saves: nothing says which this is"
     )
+    models = tuple(replace(one, notes=(*one.notes, note)) for one in models)
+    only = found[0] if len(found) == 1 else Recognised("", ())
+    return replace(only, parts=(*(part for one in found for part in one.parts), *models))
 
 
-def edm2(tree: Any, where: str) -> Recognised | None:
-    """A network snapshot of EDM2: a pickled model that carries the source of its own class.
-
-    Its width σ_rel and the images seen stand in the file's name, where EDM2's own tools read them.
-    """
-    state = mapping(tree)
-    model = state.get("ema")
-    if not is_module(model) or not {"dataset_kwargs", "encoder", "loss_fn"} & set(state):
-        return None
-    notes = ["a model with the source code of its class, none of which was run"]
-    decay: Decay | None = None
-    named = re.search(r"-(\d{7})(?:-(\d\.\d+))?\.pkl$", PurePath(where).name)
-    if named:
-        notes.append(f"by its name after {int(named[1]):,} thousand images")
-    if named and named[2]:
-        try:
-            decay = Power(sigma_rel=float(named[2]))
-        except ConfigError:
-            notes.append(f"by its name of σ_rel {named[2]}, which no average has")
-    return Recognised("edm2", (part("average", "average", "ema", model),), decay=decay, notes=tuple(notes))
+def _averaging_callback(node: Node) -> bool:
+    pattern = re.compile(r"WeightAverag|EMA|MovingAverage|SWA", re.ASCII)
+    return any(pattern.search(str(name)) for name in node.at("callbacks").keys)
 
 
-def _is_yolo(model: Any) -> bool:
+# Ultralytics' BaseTrainer.save_model and YOLOv5's: models pickled whole, the average in half precision
+
+
+def _is_yolo(node: Node) -> bool:
     """Of the package, or of the repositories of YOLOv5 and those made from it, whose models are scripts."""
-    return isinstance(model, Record) and (
-        model.module.startswith("ultralytics.") or model.module in ("models.yolo", "models.common")
+    models = [tree for key in ("ema", "model") if is_module(tree := node.at(key).tree)]
+    return bool(models) and all(
+        isinstance(one, Record)
+        and (one.module.startswith("ultralytics.") or one.module in ("models.yolo", "models.common"))
+        for one in models
     )
+
+
+def _is_stripped_yolo(node: Node) -> bool:
+    return _is_yolo(node) and not is_module(node.at("ema").tree) and node.at("epoch").tree == -1
+
+
+def _ultralytics_schedule(node: Node) -> str:
+    kept = f"{node.stem}.polyak.pt"
+    if node.has_beside(kept):
+        return f"averaged by polyak: {kept} beside it says how, and has it in full precision"
+    return "its trainer averages with Ramp(0.9999, tau=2000) by default; the file does not say"
+
+
+# EDM2's network snapshots
+
+
+def _is_edm2(node: Node) -> bool:
+    return is_module(node.at("ema").tree) and any(map(node.has, ("dataset_kwargs", "encoder", "loss_fn")))
+
+
+def _edm2_name(node: Node) -> tuple[str, str]:
+    """The thousands of images seen and the width σ_rel, which are in the file's name alone."""
+    named = re.search(r"-(\d{7})(?:-(\d\.\d+))?\.pkl$", node.file_name)
+    return (named[1], named[2] or "") if named else ("", "")
+
+
+def _edm2_decay(node: Node) -> Decay | None:
+    _, width = _edm2_name(node)
+    return decay_of(lambda: Power(sigma_rel=float(width)))
+
+
+def _edm2_seen(node: Node) -> str:
+    images, _ = _edm2_name(node)
+    return f"by its name after {int(images):,} thousand images" if images else ""
+
+
+def _edm2_width(node: Node) -> str:
+    _, width = _edm2_name(node)
+    return f"by its name of σ_rel {width}, which no average has" if width and not _edm2_decay(node) else ""
+
+
+def _version(node: Node) -> str:
+    return f"version {node.at('version').tree}, epoch {node.at('epoch').tree}"
+
+
+_lightning = partial(
+    Producer,
+    "lightning",
+    marks=("pytorch-lightning_version", "state_dict"),
+    notes=(lambda node: f"version {node.keys['pytorch-lightning_version']}, epoch {node.at('epoch').tree}",),
+)
+_MMENGINE = ("meta.mmengine_version", "state_dict")
+
+TRAINING = (
+    Producer(
+        "timm",
+        {"state_dict_ema": "average", "state_dict": "raw"},
+        marks=("arch", "state_dict", "version"),
+        decay=_timm_decay,
+        notes=(
+            lambda node: f"architecture {node.at('arch').tree}, epoch {node.at('epoch').tree}",
+            _timm_settings,
+        ),
+    ),
+    _lightning(_polyak_callback),
+    _lightning(_weight_averaging),
+    _lightning(
+        {"callbacks.*.average_model_state": "average", "state_dict": "raw"},
+        fits=lambda node: node.at("callbacks.*.average_model_state").is_weights,
+        updates="callbacks.*.n_averaged",
+    ),
+    _lightning(  # NeMo's EMA writes NAME.ckpt as ever, and NAME-EMA.ckpt, whose model is the average
+        {"state_dict": "average"},
+        named=r".*-EMA(\.[^.]*)?",
+        why="an average by the name of its file, as NeMo calls it; the raw model is in the file without -EMA",
+    ),
+    _lightning(_other_average),
+    _lightning(
+        {"state_dict": "unknown"},
+        fits=_averaging_callback,
+        why="a weight averaging callback was there but at rest: after training state_dict is the average, "
+        "before it began the raw model",
+    ),
+    _lightning({"state_dict": "raw"}, fits=lambda node: node.has("optimizer_states")),
+    _lightning(
+        {"state_dict": "unknown"},
+        why="saved without the states of callbacks, which would say whether it was averaged",
+    ),
+    Producer(  # strip_optimizer, which ends a training, moves the average to ``model``, sets the epoch to -1
+        "ultralytics",
+        {"model": "average"},
+        fits=_is_stripped_yolo,
+        updates="updates",
+        why="the average, moved here by strip_optimizer when training ended",
+        notes=(_version, _ultralytics_schedule),
+    ),
+    Producer(
+        "ultralytics",
+        {"ema": "average", "model": "raw"},
+        fits=_is_yolo,
+        updates="updates",
+        notes=(_version, _ultralytics_schedule),
+    ),
+    Producer(
+        "edm2",
+        {"ema": "average"},
+        fits=_is_edm2,
+        decay=_edm2_decay,
+        notes=("a model with the source code of its class, none of which was run", _edm2_seen, _edm2_width),
+    ),
+    Producer(
+        "mmengine",
+        {"state_dict": "average", "ema_state_dict.module.": "raw"},
+        marks=(*_MMENGINE, "ema_state_dict"),
+        updates="ema_state_dict.steps",
+        notes=("EMAHook exchanges the two when it saves: ema_state_dict is the model that trains",),
+    ),
+    Producer(
+        "mmengine",
+        {"state_dict": "unknown"},
+        marks=_MMENGINE,
+        notes=(
+            "the model that trains, or the average of an EMAHook if ema_state_dict was removed for "
+            "publishing",
+        ),
+    ),
+    Producer(
+        "icefall",
+        {"model_avg": "average", "model": "raw"},
+        marks=("model", "model_avg", "batch_idx_train"),
+        notes=("model_avg is the mean over training of the model every average_period batches",),
+    ),
+    Producer(
+        "fairseq",
+        {"extra_state.ema": "average", "extra_state.ema_fp32_params": "average", "model": "unknown"},
+        marks=("model", "extra_state", "optimizer_history"),
+        notes=(
+            "model is the model that trains, or in a file of scripts/average_checkpoints.py the mean of "
+            "several",
+        ),
+    ),
+)

@@ -17,8 +17,9 @@ from polyak._files.header import FILES, TAKEN_AS_RAW, Header
 from polyak._files.open import header_of
 from polyak._files.source import Where, is_url
 from polyak._foreign.open_any import open_weights
+from polyak._foreign.own import is_own
 from polyak._foreign.parts import Part
-from polyak._foreign.recognize import is_own, recognise
+from polyak._foreign.recognize import recognise
 from polyak.archive.archive import Archive
 from polyak.archive.snapshots import found_in
 from polyak.archive.synthesize import Reach, synthesizable

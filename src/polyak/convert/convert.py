@@ -17,8 +17,9 @@ from polyak._files.layout import NAMES, SUMS, Spec
 from polyak._files.shards import write_sharded
 from polyak._files.source import Where, is_url
 from polyak._foreign.open_any import open_weights
+from polyak._foreign.own import is_own
 from polyak._foreign.parts import Part, Recognised
-from polyak._foreign.recognize import is_own, recognise
+from polyak._foreign.recognize import recognise
 from polyak.convert.rename_rules import NameMap, Renamed
 from polyak.errors import CheckpointError, ConfigError
 

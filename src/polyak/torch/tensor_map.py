@@ -24,7 +24,7 @@ from polyak._core.change_detection import (
     snapshot_dicts,
 )
 from polyak._core.tensor_map import Kind, Seen, Selection, TensorEntry, planned
-from polyak._foreign.states import WRAPPED
+from polyak._wrappers import CHILDREN
 from polyak.errors import PlanError
 from polyak.torch.batchnorm import sort_of
 from polyak.torch.tensors import holds_values, unchanged_check
@@ -84,7 +84,7 @@ def unwrap(module: nn.Module) -> nn.Module:
     while True:
         if isinstance(module, DataParallel | DistributedDataParallel):
             module = cast(nn.Module, module.module)
-        elif inner := [child for key, child in module._modules.items() if key in WRAPPED]:  # pyright: ignore[reportPrivateUsage]
+        elif inner := [child for key, child in module._modules.items() if key in CHILDREN]:  # pyright: ignore[reportPrivateUsage]
             module = cast(nn.Module, inner[0])
         else:
             return module

@@ -6,26 +6,64 @@ and each of its tensors has a counterpart of the same name and shape in the rest
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import numpy as np
 
 from polyak._files.checkpoint import LazyTensor
-from polyak._foreign.parts import Part, Recognised, below, whole
-from polyak._foreign.states import completed
-from polyak._foreign.vocabulary import is_average, is_optimizer, partners
+from polyak._foreign.nodes import whole
+from polyak._foreign.parts import Part, Recognised, Tensors, below, completed
 from polyak.schedules import Capped, Constant, Decay
 
-Tensors: TypeAlias = Mapping[str, LazyTensor]
+_AVERAGE = re.compile(r"(^|_)(ema|swa|averaged?|avg|shadow)(_|$)|_ema$|^ema", re.IGNORECASE)
+_OPTIMIZER = re.compile(r"^opt(im(izer)?s?)?(_states?)?(_dict)?$", re.IGNORECASE)
+# The averaged copy's name → that of the model it follows, where the copy is not called an average.
+_PARTNERS = (
+    (re.compile(r"(.*)teacher(.*)"), (r"\1student\2",)),  # DINO, mean teachers
+    (re.compile(r"(.*encoder)_k"), (r"\1_q",)),  # MoCo
+    (re.compile(r"(.*encoder)_m"), (r"\1",)),  # ALBEF
+    (re.compile(r"momentum_(.*)"), (r"base_\1", r"online_\1", r"\1")),
+    (re.compile(r"target_(.*)"), (r"online_\1", r"context_\1")),  # BYOL, I-JEPA
+    (re.compile(r"key_(.*)"), (r"query_\1",)),
+)
 _MOST = 256  # children of one model that are looked at
 _WRAPPED = 4  # a module, and wrappers around it
 _COUNTERS = ("decay", "num_updates", "n_averaged", "initted", "step", "steps")  # of averaging classes
 # What averaging classes call the copy inside them; "online_model" is where ema-pytorch keeps the original.
 _INNER = ("ema_model.", "module.", "model.", "shadow.", "_orig_mod.")
 _ORIGINAL = "online_model."
+
+
+def is_average(name: str) -> bool:
+    """Whether a name calls what it names an average.
+
+    Examples:
+        >>> is_average("model_ema"), is_average("model_avg"), is_average("cinema")
+        (True, True, False)
+    """
+    return _AVERAGE.search(name) is not None
+
+
+def is_optimizer(name: str) -> bool:
+    """Whether a key is one under which optimizers are kept."""
+    return _OPTIMIZER.match(name) is not None
+
+
+def partners(name: str) -> tuple[str, ...]:
+    """The names of the model that a module of this name would be the average of.
+
+    Examples:
+        >>> partners("teacher_backbone"), partners("encoder_k"), partners("head")
+        (('student_backbone',), ('encoder_q',), ())
+    """
+    for pattern, templates in _PARTNERS:
+        if (match := pattern.fullmatch(name)) is not None:
+            return tuple(match.expand(template) for template in templates)
+    return ()
 
 
 class _Copy(NamedTuple):
@@ -54,23 +92,25 @@ def divided(one: Part) -> Recognised | None:
     left = _without(one.tensors, taken)
     if not taken or not left:
         return None
-    aside = tuple(Part("optimizer", "optimizer", _under(one, r), children[r]) for r in sorted(optimizers))
+    states = tuple(
+        Part("optimizer", "optimizer", _inside(one, root), children[root]) for root in sorted(optimizers)
+    )
     if not copies:
-        return Recognised("", (replace(one, tensors=left), *aside))
+        return Recognised("", (replace(one, tensors=left), *states))
     raw = Part("raw", "raw", one.path, left, one.notes)
     joined = _joined(copies)
     averages = tuple(completed(_average(one, copy), raw) for copy in joined)
     decay, updates = _schedule(joined[0].counters)
     library = "latent-diffusion" if any(copy.dotless for copy in copies) else ""
-    return Recognised(library, (*averages, raw, *aside), updates=updates, decay=decay)
+    return Recognised(library, (*averages, raw, *states), updates=updates, decay=decay)
 
 
 def _average(one: Part, copy: _Copy) -> Part:
     why = "an average by its name, with the names and shapes of the model beside it"
-    return Part("average", "average", _under(one, copy.root), copy.tensors, (*one.notes, why))
+    return Part("average", "average", _inside(one, copy.root), copy.tensors, (*one.notes, why))
 
 
-def _under(one: Part, root: str) -> str:
+def _inside(one: Part, root: str) -> str:
     return f"{one.path}.{root}" if one.path else root
 
 
