@@ -32,7 +32,7 @@ from safetensors.numpy import save_file
 import polyak
 from polyak import CheckpointError, ConfigError, HalfLife, Profile, Recency, average
 from polyak._dtypes import BY_NAME, is_float
-from polyak._files import weighted_sum as blend
+from polyak._files import layout, weighted_sum
 from polyak._files.checkpoint import Checkpoint, ComputedTensor, LazyTensor
 from polyak._files.header import Header
 from polyak._files.layout import Spec
@@ -139,7 +139,7 @@ def test_it_is_the_weighted_sum_from_any_mixture_of_layouts(
     dtype: Any,
 ) -> None:
     checkpoints, weights = drawn
-    with TemporaryDirectory() as name, patch.object(blend, "PIECE", SMALL_PIECE):
+    with TemporaryDirectory() as name, patch.object(weighted_sum, "PIECE", SMALL_PIECE):
         paths: list[str | Path] = []
         for i, tensors in enumerate(checkpoints):
             folder = Path(name, str(i))
@@ -253,9 +253,9 @@ def test_nan_is_refused_with_its_place(name: str, weights: Any, tmp_path: Path) 
     bad = good.copy()
     bad[33, 1] = np.nan
     a, b = two(tmp_path, {"w": good}, {"w": bad})
-    with patch.object(blend, "PIECE", SMALL_PIECE):
+    with patch.object(weighted_sum, "PIECE", SMALL_PIECE):
         message = refusal([a, b], tmp_path / "o.safetensors", weights)
-    assert message.startswith(f"{b}: w is nan at (33, 1); no average with it is finite.")
+    assert message.startswith(f"{b}: w is nan at (33, 1), so every average with it would be too.")
 
 
 @pytest.mark.parametrize("value", [np.inf, -np.inf])
@@ -264,7 +264,7 @@ def test_infinity_is_refused_in_any_of_the_files(value: float, dtype: Any, tmp_p
     good, bad = np.ones(3, dtype), np.array([1, 1, value], dtype)
     for a, b in ((good, bad), (bad, good), (-bad, bad)):
         message = refusal(two(tmp_path, {"w": a}, {"w": b}), tmp_path / "o.safetensors")
-        assert "at (2,), but not in all files; no average" in message
+        assert "at (2,), but not in all files, so every average" in message
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16, ml_dtypes.bfloat16, np.complex64])
@@ -280,7 +280,7 @@ def test_what_is_the_same_infinity_in_all_files_stays_it(
         made.append({"mask": mask, "one": np.array(-np.inf, dtype), "w": np.full(3, value, dtype)})
     for i, tensors in enumerate(made):
         write_arrays(tmp_path / f"{i}.safetensors", tensors, {})
-    monkeypatch.setattr(blend, "PIECE", SMALL_PIECE)
+    monkeypatch.setattr(weighted_sum, "PIECE", SMALL_PIECE)
     if whole:
         monkeypatch.setattr(inputs, "open_weights", lambda path: held(open_weights(path), [0, 0]))
     average([tmp_path / f"{i}.safetensors" for i in range(3)], tmp_path / "o.safetensors")
@@ -295,7 +295,7 @@ def test_what_is_the_same_infinity_in_all_files_stays_it(
 def test_beside_an_infinity_a_nan_is_still_refused(tmp_path: Path) -> None:
     a = np.array([-np.inf, 1, 1], np.float32)
     b = np.array([-np.inf, 1, np.nan], np.float32)
-    assert "w is nan at (2,);" in refusal(two(tmp_path, {"w": a}, {"w": b}), tmp_path / "o.safetensors")
+    assert "w is nan at (2,), so" in refusal(two(tmp_path, {"w": a}, {"w": b}), tmp_path / "o.safetensors")
 
 
 def test_files_without_tensors_are_refused(tmp_path: Path) -> None:
@@ -345,7 +345,7 @@ def test_a_flipped_bit_in_a_file_of_polyaks_is_seen(tensor: str, place: int, tmp
     raw = bytearray(paths[1].read_bytes())
     raw[offset] ^= 1
     paths[1].write_bytes(raw)
-    with patch.object(blend, "PIECE", SMALL_PIECE):
+    with patch.object(weighted_sum, "PIECE", SMALL_PIECE):
         message = refusal(paths, tmp_path / "o.safetensors")
         assert message.startswith(f"{paths[1]} is damaged: {tensor} is not what was written.")
         average([paths[0]] * 2, tmp_path / "o.safetensors")
@@ -384,6 +384,20 @@ def test_a_folder_is_no_place_to_write_to(tmp_path: Path) -> None:
 
 
 # Where it is written.
+
+
+@pytest.mark.parametrize("files", [1, 3])
+def test_a_header_is_arranged_once_for_each_file(
+    files: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arrange, calls = layout.arrange, list[Any]()
+    for module in [m for m in sys.modules.values() if getattr(m, "arrange", None) is arrange]:
+        monkeypatch.setattr(module, "arrange", lambda *call: calls.append(call) or arrange(*call))
+    tensors = {f"t{i}": np.ones(10, np.float32) for i in range(3)}
+    paths = two(tmp_path, tensors, tensors)
+    calls.clear()
+    average(paths, tmp_path / "o.safetensors", max_shard_size=None if files == 1 else 40)
+    assert len(calls) == files
 
 
 @pytest.mark.parametrize("size", [None, 100])
@@ -435,7 +449,7 @@ average(sys.argv[1:3], sys.argv[3], progress=progress)
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
 def test_killed_half_way_it_leaves_what_was_there(tmp_path: Path) -> None:
-    tensors = {f"t{i}": np.ones(blend.PIECE, np.float32) for i in range(24)}
+    tensors = {f"t{i}": np.ones(weighted_sum.PIECE, np.float32) for i in range(24)}
     paths = two(tmp_path, tensors, tensors)
     for out in (tmp_path / "o.safetensors", paths[0]):
         before = out.read_bytes() if out.exists() else None
@@ -462,7 +476,7 @@ def test_interrupted_it_leaves_neither_files_nor_threads(tmp_path: Path) -> None
 def test_progress_counts_the_bytes_read(tmp_path: Path) -> None:
     tensors = {"w": np.ones(50, np.float32), "n": np.ones(9, np.int64), "e": np.ones(0), "s": np.float16(1)}
     calls: list[tuple[int, int]] = []
-    with patch.object(blend, "PIECE", SMALL_PIECE):
+    with patch.object(weighted_sum, "PIECE", SMALL_PIECE):
         average(
             two(tmp_path, tensors, tensors),
             tmp_path / "o.safetensors",
@@ -509,17 +523,15 @@ def test_tensors_given_whole_come_out_the_same_one_at_a_time(
     for path in paths:
         tensors = {name: draw_values(generator, (5, 9), BY_NAME[name]) for name in (*FLOATS, *WHOLE)}
         write_arrays(path, tensors | {"one": np.float32(generator.random()), "none": np.ones((0, 3))}, {})
-    monkeypatch.setattr(blend, "PIECE", SMALL_PIECE)
+    monkeypatch.setattr(weighted_sum, "PIECE", SMALL_PIECE)
     average(paths, tmp_path / "o.safetensors", [0.5, -0.5, 1.0])
     expected = tensors_of(tmp_path / "o.safetensors")
     alive = [0, 0]
-    monkeypatch.setattr(blend, "_InMemory", counted(blend._InMemory, means := [0, 0]))
     monkeypatch.setattr(inputs, "open_weights", lambda path: held(open_weights(path), alive))
     average(paths, tmp_path / "o.safetensors", [0.5, -0.5, 1.0])
     made = tensors_of(tmp_path / "o.safetensors")
     assert all(same_bits(made[name], array) for name, array in expected.items())
     assert alive == [0, 1]
-    assert means[1] == 1
 
 
 def test_nan_in_a_tensor_given_whole_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -537,7 +549,7 @@ def test_of_tensors_given_whole_two_are_in_memory(tmp_path: Path, monkeypatch: p
     }
     slots["n"] = ComputedTensor(np.dtype("i4"), (count,), lambda: np.ones(count, "i4"))
     monkeypatch.setattr(inputs, "open_weights", lambda path: Checkpoint(str(path), "pytorch", slots))
-    monkeypatch.setattr(blend, "PIECE", 1000)
+    monkeypatch.setattr(weighted_sum, "PIECE", 1000)
     tracemalloc.start()
     average(["a", "b", "c"], tmp_path / "o.safetensors")
     _, peak = tracemalloc.get_traced_memory()

@@ -16,6 +16,8 @@ from torch.nn.functional import cross_entropy
 
 import polyak
 from polyak import Anneal, Archive, CheckpointError, ConfigError, HalfLife, Power, Profile, Uniform
+from polyak._files.write import write_arrays
+from polyak._foreign.open_any import open_weights
 
 STEPS = 1000
 TARGETS = {
@@ -247,3 +249,43 @@ def test_a_damaged_snapshot_is_named(trained: Trained, tmp_path: Path) -> None:
     victim.write_bytes(whole)
     with pytest.raises(CheckpointError, match=r"000000400-wide\.safetensors is damaged"):
         polyak.synthesize(tmp_path, HalfLife(steps=100))
+
+
+def changed(path: Path, value: float, place: int) -> None:
+    """Write a snapshot again with another value in its tensor "weight"."""
+    with open_weights(path) as weights:
+        arrays, metadata = {name: slot.read() for name, slot in weights.slots.items()}, weights.metadata
+    arrays["weight"][0, place] = value
+    write_arrays(path, arrays, metadata)
+
+
+def test_the_same_infinity_in_all_snapshots_stays_and_a_nan_is_refused(tmp_path: Path) -> None:
+    model = nn.Linear(3, 1)
+    ema = polyak.EMA(model, {"narrow": Power(gamma=30), "wide": Power(gamma=7)})
+    with Archive(tmp_path, ema, every=10, dtype="float32", keep="all"):
+        for _ in range(200):
+            with torch.no_grad():
+                model.weight += torch.randn(1, 3)
+            ema.update()
+    for path in tmp_path.glob("*.safetensors"):
+        changed(path, -math.inf, 1)
+    made = polyak.synthesize(tmp_path, HalfLife(steps=50), max_error=math.inf)
+    assert min(made.coefficients.values()) < 0 < max(made.coefficients.values())
+    assert made.tensors["weight"][0, 1] == -np.inf
+    assert np.isfinite(made.tensors["weight"][0, ::2]).all()
+    changed(tmp_path / "000000100-wide.safetensors", math.nan, 2)
+    with pytest.raises(CheckpointError, match=r"000000100-wide\.safetensors: weight is nan at \(0, 2\)"):
+        polyak.synthesize(tmp_path, HalfLife(steps=50), max_error=math.inf)
+
+
+def test_averages_of_an_infinite_weight_are_named(tmp_path: Path) -> None:
+    """Their distances in the headers are NaN: no reason to blame every other tensor."""
+    model = nn.Linear(3, 1)
+    with torch.no_grad():
+        model.weight[0, 1] = -math.inf
+    ema = polyak.EMA(model, Power(gamma=7), on_nonfinite="ignore")
+    with Archive(tmp_path, ema, every=10, dtype="float32", keep="all"):
+        for _ in range(40):
+            ema.update()
+    with pytest.raises(CheckpointError, match=r"weight is -?(nan|inf) at \(0, 1\)"):
+        polyak.synthesize(tmp_path, HalfLife(steps=20), max_error=math.inf)

@@ -79,7 +79,7 @@ def arrange(specs: Mapping[str, Spec], metadata: Mapping[str, str]) -> Layout:
     """
     for name, spec in specs.items():
         _check_writable(name, spec)
-    names = sorted(specs, key=lambda name: (-specs[name].dtype.itemsize, name))
+    names = file_order(specs)
     zeros = "0" * _DIGITS * (len(names) + 1)
     # The checksums come first, where they are looked for; those of a file this one is made from are void.
     fields: dict[str, Any] = {METADATA: {SUMS: zeros} | {k: v for k, v in metadata.items() if k != SUMS}}
@@ -97,6 +97,11 @@ def arrange(specs: Mapping[str, Spec], metadata: Mapping[str, str]) -> Layout:
         )
     header = len(text).to_bytes(8, "little") + text
     return Layout(header, tuple(names), header.index(zeros.encode()))
+
+
+def file_order(specs: Mapping[str, Spec]) -> list[str]:
+    """The names in the order in which a file has the tensors."""
+    return sorted(specs, key=lambda name: (-specs[name].dtype.itemsize, name))
 
 
 def _check_writable(name: str, spec: Spec) -> None:

@@ -1,24 +1,26 @@
-"""Weighted means of tensors that are still in their files, in pieces small enough for a processor's cache.
+"""The weighted sum of tensors that are still in their files, ``Σ cᵢ·xᵢ`` with ``Σ cᵢ = 1``.
 
-A piece is read from each file in turn, averaged and rounded once, by whichever thread is free, and handed
-out in order. NumPy and the system let other threads run meanwhile, so that the disk is what limits; the
-buffers are used over and over, so that memory grows neither with the tensors nor with their number.
+It is computed piece by piece, each small enough for a processor's cache: read from each file in turn,
+summed and rounded once by whichever thread is free, and returned in order. NumPy and the system let other
+threads run meanwhile, so the disk is the limit; the buffers are reused, so memory grows neither with the
+tensors nor with their number.
 
-With the inputs in the order of their weights, largest first, and ``Wᵢ = w₁ + … + wᵢ``, the mean is
+With the inputs in the order of their coefficients, largest first, and ``Cᵢ = c₁ + … + cᵢ``, the sum is
 
-    ``m₁ = x₁``,  ``mᵢ = mᵢ₋₁ - (mᵢ₋₁ - xᵢ)·wᵢ/Wᵢ``.
+    ``m₁ = x₁``,  ``mᵢ = mᵢ₋₁ - (mᵢ₋₁ - xᵢ)·cᵢ/Cᵢ``.
 
-In this form a tensor that is the same in all files comes out bit for bit as it was, and no sum overflows
-that the mean does not. The order keeps every Wᵢ above 0 when some weights are below it.
+In this form a tensor that is the same in all files comes out bit for bit as it was, and no partial sum
+overflows unless the result does. The order keeps every Cᵢ above 0 when some coefficients are negative.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from itertools import cycle
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from itertools import cycle, groupby
 from typing import Any, NamedTuple
 from zlib import crc32
 
@@ -27,47 +29,59 @@ from numpy.typing import NDArray
 
 from polyak._files.checkpoint import ComputedTensor, FileTensor, LazyTensor, as_bytes
 from polyak._files.crc import crc_of_both
+from polyak._files.layout import Spec
 from polyak._files.rounding import round_into, widen_into
+from polyak._files.write import Pieces
 from polyak.errors import CheckpointError
 
-PIECE = 1 << 17  # numbers taken together: 512 KB of float32, so that what is worked on stays in cache
+PIECE = 1 << 17  # elements of float32 computed together, half as many of float64: 512 KB stay in cache
 _THREADS = 4  # a reader's time goes mostly into waiting for the disk
-_AHEAD = 8  # pieces under way or waiting to be written
+_AHEAD = 8  # pieces being computed or waiting to be written
 
 
-class Term(NamedTuple):
-    """One input of a blend.
+class Input(NamedTuple):
+    """One input of a sum.
 
-    share: ``wᵢ/Wᵢ``; 1 for the first.
-    file: where the slot is from, for messages.
+    share: ``cᵢ/Cᵢ``; 1 for the first.
+    file: where the tensor is from, for messages.
     """
 
-    slot: LazyTensor
+    tensor: LazyTensor
     share: float
     file: str
 
 
 @dataclass(frozen=True)
-class Blend:
+class TensorSum:
     """One tensor of the result.
 
     Args:
         name: of the tensor.
-        terms: the inputs, largest weight first.
+        inputs: largest coefficient first.
         dtype: of the result.
-        wide: float32 or float64, what means are taken in; None to copy the only term as it is.
+        wide: float32 or float64, the dtype of the arithmetic; None to copy the only input as it is.
     """
 
     name: str
-    terms: Sequence[Term]
+    inputs: Sequence[Input]
     dtype: np.dtype[Any]
     wide: np.dtype[Any] | None
 
+    @property
+    def spec(self) -> Spec:
+        """Dtype and shape of the result."""
+        return Spec(self.dtype, self.inputs[0].tensor.shape)
 
-class Part(NamedTuple):
+    @property
+    def read(self) -> int:
+        """Bytes that are read for it."""
+        return sum(one.tensor.nbytes for one in self.inputs)
+
+
+class Piece(NamedTuple):
     """A piece of a result.
 
-    values: of the result's dtype, [n]; valid until the next one is asked for.
+    values: of the result's dtype, [n]; valid until the next piece is requested.
     read: bytes that were read for it.
     """
 
@@ -76,63 +90,120 @@ class Part(NamedTuple):
     read: int
 
 
-def shares(weights: Sequence[float]) -> list[tuple[int, float]]:
-    """In which order to take inputs of these weights, and ``wᵢ/Wᵢ`` for each.
+def shares(coefficients: Sequence[float]) -> list[tuple[int, float]]:
+    """In which order to take inputs with these coefficients, and ``cᵢ/Cᵢ`` for each.
 
     Examples:
         >>> shares([0.25, 0.75])
         [(1, 1.0), (0, 0.25)]
     """
-    order = sorted(range(len(weights)), key=lambda i: -weights[i])
-    return [(i, weights[i] / sum(weights[j] for j in order[: k + 1])) for k, i in enumerate(order)]
+    order = sorted(range(len(coefficients)), key=lambda i: -coefficients[i])
+    return [(i, coefficients[i] / sum(coefficients[j] for j in order[: k + 1])) for k, i in enumerate(order)]
 
 
-def blended(blends: Iterable[Blend]) -> Generator[Part]:
-    """The values of each blend, one after another, each in row-major order.
+@contextmanager
+def summed(
+    sums: Iterable[TensorSum], report: Callable[[Piece], object] = lambda piece: None
+) -> Generator[Pieces]:
+    """The values of each sum, by name, to be requested in the order of the sums.
 
-    Close it before the files: threads may be reading ahead.
+    Leave it before the files are closed: threads may be reading ahead.
+
+    Args:
+        sums: what to compute.
+        report: called with each piece after it was used.
 
     Raises:
-        CheckpointError: a file cannot be read or is damaged; a float is NaN, or infinite but not in all
-            inputs, or becomes so.
+        CheckpointError: while pieces are requested: a file cannot be read or is damaged; a float is NaN, or
+            infinite but not in all inputs, or becomes so.
     """
-    pool = ThreadPoolExecutor(_THREADS, "polyak-blend")
+    with closing(_computed(sums)) as pieces:
+        groups = groupby(_reported(pieces, report), key=lambda piece: piece.name)
+
+        def values(name: str) -> Iterator[NDArray[Any]]:
+            found, group = next(groups)
+            if found != name:
+                raise AssertionError(f"{name} was requested where {found} comes next")
+            return (piece.values for piece in group)
+
+        yield values
+
+
+def in_memory(result: TensorSum, values: Pieces) -> NDArray[Any]:
+    """A whole tensor from its pieces."""
+    flat, at = np.empty(result.inputs[0].tensor.size, result.dtype), 0
+    for piece in values(result.name):
+        flat[at : at + len(piece)] = piece
+        at += len(piece)
+    return flat.reshape(result.spec.shape)
+
+
+def counted(
+    progress: Callable[[int, int], object] | None, total: int, size: Callable[[Piece], int]
+) -> Callable[[Piece], object]:
+    """A ``report`` that calls ``progress`` with the bytes so far and in all."""
+    done = 0
+
+    def report(piece: Piece) -> None:
+        nonlocal done
+        done += size(piece)
+        if progress is not None:
+            progress(done, total)
+
+    return report
+
+
+def _reported(pieces: Iterable[Piece], report: Callable[[Piece], object]) -> Iterator[Piece]:
+    for piece in pieces:
+        yield piece
+        report(piece)
+
+
+def _computed(sums: Iterable[TensorSum]) -> Generator[Piece]:
+    pool = ThreadPoolExecutor(_THREADS, "polyak-sum")
     waiting: deque[tuple[_Task, Future[_Result]]] = deque()
     checks = _Checks()
     scratches = cycle([_Scratch() for _ in range(_AHEAD)])
     try:
-        for task in _tasks(blends):
-            # Before a tensor is averaged whole (None), the one before it must have left memory.
-            while len(waiting) == _AHEAD or (task is None and waiting):
-                yield _finished(*waiting.popleft(), checks)
-            if task is not None:
-                waiting.append((task, pool.submit(_compute, task, next(scratches))))
+        for task in _tasks(sums):
+            # A whole tensor is computed alone: no other may be in memory then.
+            while waiting and (len(waiting) == _AHEAD or task.whole or waiting[-1][0].whole):
+                yield from _finished(*waiting.popleft(), checks)
+            waiting.append((task, pool.submit(_compute, task, next(scratches))))
         while waiting:
-            yield _finished(*waiting.popleft(), checks)
+            yield from _finished(*waiting.popleft(), checks)
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 class _Task(NamedTuple):
-    """The elements of a blend from ``start`` on."""
+    """The elements of a sum from ``start`` on.
 
-    blend: Blend
+    whole: these are all, because an input can only be made as a whole.
+    """
+
+    sum: TensorSum
     start: int
     length: int
+    whole: bool
 
 
 class _Result(NamedTuple):
     values: NDArray[Any]
-    sums: list[int | None]  # CRC-32 of what was read for each term whose file has one
+    crcs: list[int | None]  # CRC-32 of what was read of each input whose file has one
 
 
 class _Scratch:
     """The buffers of one task: 0 what is read, 1 widened, 2 the mean, 3 rounded."""
 
     def __init__(self) -> None:
-        self._memory = [np.empty(2 * PIECE * 8, np.uint8) for _ in range(4)]  # complex numbers are two
+        self._memory = [np.empty(0, np.uint8)] * 4
 
     def take(self, place: int, dtype: np.dtype[Any], length: int) -> NDArray[Any]:
+        if length > 2 * PIECE:  # of a whole tensor
+            return np.empty(length, dtype)
+        if self._memory[place].nbytes < length * dtype.itemsize:
+            self._memory[place] = np.empty(length * dtype.itemsize, np.uint8)
         return self._memory[place][: length * dtype.itemsize].view(dtype)
 
 
@@ -140,105 +211,116 @@ class _Checks:
     """Compares the checksums of what was read of each tensor with those in its file."""
 
     def __init__(self) -> None:
-        self._sums: list[int | None] = []
+        self._crcs: list[int | None] = []
 
-    def add(self, task: _Task, sums: list[int | None]) -> None:
+    def add(self, task: _Task, crcs: list[int | None]) -> None:
         """Take in the next piece; compare after a tensor's last.
 
         Raises:
             CheckpointError: a file is damaged.
         """
-        slots = [term.slot for term in task.blend.terms]
+        tensors = [one.tensor for one in task.sum.inputs]
         if task.start:
-            sums = [
-                crc_of_both(before, crc, task.length * slot.dtype.itemsize)
+            crcs = [
+                crc_of_both(before, crc, task.length * tensor.dtype.itemsize)
                 if before is not None and crc is not None
                 else None
-                for before, crc, slot in zip(self._sums, sums, slots, strict=True)
+                for before, crc, tensor in zip(self._crcs, crcs, tensors, strict=True)
             ]
-        self._sums = sums
-        if task.start + task.length < slots[0].size:
+        self._crcs = crcs
+        if task.start + task.length < tensors[0].size:
             return
-        for crc, term in zip(sums, task.blend.terms, strict=True):
-            if crc is not None and isinstance(term.slot, FileTensor) and crc != term.slot.crc:
+        for crc, one in zip(crcs, task.sum.inputs, strict=True):
+            if crc is not None and isinstance(one.tensor, FileTensor) and crc != one.tensor.crc:
                 raise CheckpointError(
-                    f"{term.file} is damaged: {task.blend.name} is not what was written. "
+                    f"{one.file} is damaged: {task.sum.name} is not what was written. "
                     "Copy it again from its origin."
                 )
 
 
-def _finished(task: _Task, future: Future[_Result], checks: _Checks) -> Part:
-    values, sums = future.result()
-    checks.add(task, sums)
-    return Part(task.blend.name, values, sum(task.length * t.slot.dtype.itemsize for t in task.blend.terms))
+def _finished(task: _Task, future: Future[_Result], checks: _Checks) -> Iterator[Piece]:
+    values, crcs = future.result()
+    checks.add(task, crcs)
+    width = sum(one.tensor.dtype.itemsize for one in task.sum.inputs)
+    if not task.whole:
+        yield Piece(task.sum.name, values, task.length * width)
+        return
+    for block in _blocks(task.length):  # copied, lest whoever keeps the last piece keeps the whole
+        yield Piece(task.sum.name, values[block].copy(), (block.stop - block.start) * width)
 
 
-def _tasks(blends: Iterable[Blend]) -> Iterator[_Task | None]:
-    for blend in blends:
-        if any(isinstance(term.slot, ComputedTensor) for term in blend.terms):
-            yield None
-            blend = _averaged_whole(blend)
-        size = blend.terms[0].slot.size
-        for start in range(0, max(1, size), PIECE):
-            yield _Task(blend, start, min(PIECE, size - start))
+def _tasks(sums: Iterable[TensorSum]) -> Iterator[_Task]:
+    for one in sums:
+        size = one.inputs[0].tensor.size
+        whole = any(isinstance(i.tensor, ComputedTensor) for i in one.inputs)
+        step = max(1, size) if whole else PIECE * 4 // max(4, (one.wide or one.dtype).itemsize)
+        for start in range(0, max(1, size), step):
+            yield _Task(one, start, min(step, size - start), whole)
 
 
 def _compute(task: _Task, scratch: _Scratch) -> _Result:
-    blend, start, length = task
-    sums: list[int | None] = []
-    if blend.wide is None:
-        values = scratch.take(0, blend.dtype, length)
-        return _Result(values, [_read(blend.terms[0].slot, start, values)])
-    numbers = 2 * length if blend.dtype.kind == "c" else length
-    mean = scratch.take(2, blend.wide, numbers)
+    result, length = task.sum, task.length
+    if result.wide is None:
+        values, crc = _read(task, result.inputs[0], scratch)
+        return _Result(values, [crc])
+    mean = scratch.take(2, result.wide, 2 * length if result.dtype.kind == "c" else length)
+    crcs: list[int | None] = []
     with np.errstate(all="ignore"):  # what is not finite is found below
-        for place, term in enumerate(blend.terms):
-            raw = scratch.take(0, term.slot.dtype, length)
-            sums.append(_read(term.slot, start, raw))
-            if place == 0:
-                widen_into(_numbers(raw), mean)
-                continue
-            wide = _numbers(raw)
-            if wide.dtype != blend.wide:
-                wide = scratch.take(1, blend.wide, numbers)
-                widen_into(_numbers(raw), wide)
-            _move_towards(mean, wide, term.share)
-        values = scratch.take(3, blend.dtype, length)
+        for one in result.inputs:
+            raw, crc = _read(task, one, scratch)
+            _take_in(mean, _numbers(raw), one.share if crcs else None, scratch)
+            crcs.append(crc)
+            del raw
+        same = mean.dtype == _numbers(np.empty(0, result.dtype)).dtype
+        values = mean.view(result.dtype) if same else scratch.take(3, result.dtype, length)
         if not round_into(mean, _numbers(values)):
             infinite, signs = _equal_infinities(task)
             mean[infinite] = 0  # where all inputs are the same infinity it came out as NaN
             if not round_into(mean, _numbers(values)):
                 raise _not_finite(task)
             _numbers(values)[infinite] = signs
-    return _Result(values, sums)
+    return _Result(values, crcs)
+
+
+def _take_in(mean: NDArray[Any], numbers: NDArray[Any], share: float | None, scratch: _Scratch) -> None:
+    """``m -= (m - x)·share``, which leaves a -0 what it is; ``m = x`` for the first, without a share."""
+    for block in _blocks(len(mean)):
+        part = mean[block]
+        if share is None:
+            widen_into(numbers[block], part)
+            continue
+        wide = scratch.take(1, mean.dtype, len(part))
+        widen_into(numbers[block], wide)
+        np.subtract(part, wide, out=wide)
+        np.multiply(wide, mean.dtype.type(share), out=wide)
+        np.subtract(part, wide, out=part)
+
+
+def _blocks(length: int) -> Iterator[slice]:
+    """Slices that stay in the cache; one, empty, of nothing."""
+    for start in range(0, max(1, length), 2 * PIECE):
+        yield slice(start, min(start + 2 * PIECE, length))
+
+
+def _read(task: _Task, one: Input, scratch: _Scratch) -> tuple[NDArray[Any], int | None]:
+    """The elements of one input, and their checksum if the file says what it should be."""
+    tensor = one.tensor
+    if isinstance(tensor, ComputedTensor):
+        return tensor.make().reshape(-1), None  # all of it
+    values = scratch.take(0, tensor.dtype, task.length)
+    tensor.read_into(task.start, values)
+    known = isinstance(tensor, FileTensor) and tensor.crc is not None
+    return values, crc32(as_bytes(values)) if known else None
 
 
 def _equal_infinities(task: _Task) -> tuple[NDArray[Any], NDArray[Any]]:
     """Where all inputs of a piece hold the same infinity, as attention masks do, and which it is."""
-    first = _numbers(_values(task, task.blend.terms[0]))
+    scratch = _Scratch()
+    first = _numbers(_read(task, task.sum.inputs[0], _Scratch())[0])
     infinite = np.isinf(first)
-    for term in task.blend.terms[1:]:
-        infinite &= _numbers(_values(task, term)) == first
+    for one in task.sum.inputs[1:]:
+        infinite &= _numbers(_read(task, one, scratch)[0]) == first
     return infinite, first[infinite]
-
-
-def _values(task: _Task, term: Term) -> NDArray[Any]:
-    raw = np.empty(task.length, term.slot.dtype)
-    term.slot.read_into(task.start, raw)
-    return raw
-
-
-def _read(slot: LazyTensor, start: int, buffer: NDArray[Any]) -> int | None:
-    """Fill the buffer; the checksum of what came, if the file says what it should be."""
-    slot.read_into(start, buffer)
-    return crc32(as_bytes(buffer)) if isinstance(slot, FileTensor) and slot.crc is not None else None
-
-
-def _move_towards(mean: NDArray[Any], wide: NDArray[Any], share: float) -> None:
-    """``m -= (m - x)·share``, which leaves a -0 what it is; x is overwritten."""
-    np.subtract(mean, wide, out=wide)
-    np.multiply(wide, mean.dtype.type(share), out=wide)
-    np.subtract(mean, wide, out=mean)
 
 
 def _numbers(array: NDArray[Any]) -> NDArray[Any]:
@@ -247,74 +329,21 @@ def _numbers(array: NDArray[Any]) -> NDArray[Any]:
 
 
 def _not_finite(task: _Task) -> CheckpointError:
-    """What to say of a piece whose mean is not finite, after looking at it once more."""
-    blend = task.blend
+    """The error for a piece whose mean is not finite, after reading it once more."""
+    result = task.sum
     equal, _ = _equal_infinities(task)
-    for term in blend.terms:
-        numbers = _numbers(_values(task, term))
+    for one in result.inputs:
+        numbers = _numbers(_read(task, one, _Scratch())[0])
         bad = np.flatnonzero(~np.isfinite(numbers) & ~equal)
         if len(bad):
             element = task.start + int(bad[0]) * task.length // len(numbers)  # of two numbers if complex
-            index = tuple(map(int, np.unravel_index(element, term.slot.shape)))
+            index = tuple(map(int, np.unravel_index(element, one.tensor.shape)))
             where = "" if np.isnan(numbers[bad[0]]) else ", but not in all files"
             return CheckpointError(
-                f"{term.file}: {blend.name} is {numbers[bad[0]]} at {index}{where}; no average with it is "
-                "finite. Leave this checkpoint out. Nothing was written."
+                f"{one.file}: {result.name} is {numbers[bad[0]]} at {index}{where}, so every average with it "
+                "would be too. Leave this checkpoint out. Nothing was written."
             )
     return CheckpointError(
-        f"{blend.name}: the average is beyond the range of {blend.dtype}, or was on the way there in "
-        f'{blend.wide}. Choose another dtype, or accumulate="float64". Nothing was written.'
+        f"{result.name}: the average is beyond the range of {result.dtype}, or was on the way there in "
+        f'{result.wide}. Choose another dtype, or accumulate="float64". Nothing was written.'
     )
-
-
-@dataclass(frozen=True)
-class _InMemory(LazyTensor):
-    """A tensor that is no longer, or was never, in a file."""
-
-    values: NDArray[Any]
-
-    @property
-    def dtype(self) -> np.dtype[Any]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.values.dtype
-
-    @property
-    def shape(self) -> tuple[int, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.values.shape
-
-    def read_into(self, start: int, buffer: NDArray[Any]) -> None:
-        buffer[:] = self.values.reshape(-1)[start : start + len(buffer)]
-
-
-def _averaged_whole(blend: Blend) -> Blend:
-    """A tensor that a file can only give whole: averaged with no more than one input in memory."""
-    first = blend.terms[0]
-    if blend.wide is None:
-        return replace(blend, terms=[first._replace(slot=_InMemory(_whole(first.slot)))])
-    wide = np.result_type(blend.wide, np.complex64) if blend.dtype.kind == "c" else blend.wide
-    mean = np.empty(first.slot.shape, wide)
-    flat = _numbers(mean.reshape(-1))
-    scratch = np.empty(PIECE, blend.wide)
-    with np.errstate(all="ignore"):
-        for place, term in enumerate(blend.terms):
-            values = _numbers(_whole(term.slot).reshape(-1))
-            for start in range(0, len(flat), PIECE):
-                piece = flat[start : start + PIECE]
-                into = piece if place == 0 else scratch[: len(piece)]
-                widen_into(values[start : start + PIECE], into)
-                if place:
-                    _move_towards(piece, into, term.share)
-            del values
-        if not np.isfinite(flat).all():
-            task = _Task(blend, 0, first.slot.size)
-            infinite, signs = _equal_infinities(task)
-            flat[infinite] = 0
-            if not np.isfinite(flat).all():
-                raise _not_finite(task)
-            flat[infinite] = signs
-    return replace(blend, terms=[Term(_InMemory(mean), 1.0, first.file)])
-
-
-def _whole(slot: LazyTensor) -> NDArray[Any]:
-    return (
-        slot.make() if isinstance(slot, ComputedTensor) else slot.read()
-    )  # read() would copy what make() made

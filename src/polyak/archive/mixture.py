@@ -6,23 +6,20 @@ averages late, or was reset, has a history of its own and is solved for by itsel
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from dataclasses import dataclass, replace
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from polyak._files.checkpoint import Checkpoint, LazyTensor
-from polyak._files.layout import Spec
-from polyak._files.rounding import widen_into
+from polyak._files.weighted_sum import Input, TensorSum, shares
 from polyak.archive.snapshots import Snapshot
 from polyak.errors import CheckpointError
 from polyak.schedules import Profile, Solution, solve
 from polyak.schedules.posthoc import Movement, movement_of
-
-_PIECE = 1 << 16  # elements
 
 # Which snapshots hold a tensor, by place, and since when each has averaged it.
 _History: TypeAlias = tuple[tuple[int, int], ...]
@@ -40,38 +37,14 @@ class Mixture:
     """``Σ cᵢ·avgᵢ`` for every tensor of a model; made by ``mix``.
 
     Args:
-        recipes: for each name the slots to sum and their coefficients; one slot and None to copy it.
+        sums: of each tensor.
         solution: coefficients, error and noise gain of most tensors, over the snapshots in order.
-        error: that of the tensor farthest from what was wanted.
+        error: the largest error of any tensor.
     """
 
-    recipes: Mapping[str, Sequence[tuple[float | None, LazyTensor]]]
+    sums: Mapping[str, TensorSum]
     solution: Solution
     error: float
-
-    @property
-    def specs(self) -> dict[str, Spec]:
-        """What ``tensor`` returns for each name."""
-        return {name: Spec(_dtype(recipe), recipe[0][1].shape) for name, recipe in self.recipes.items()}
-
-    def tensor(self, name: str) -> NDArray[Any]:
-        """One tensor of the mixture, summed in double precision."""
-        recipe = self.recipes[name]
-        dtype = _dtype(recipe)
-        wide = np.dtype(np.complex128 if dtype.kind == "c" else np.float64)
-        total, scratch = np.zeros(recipe[0][1].size, wide), np.empty(_PIECE, wide)
-        for coefficient, slot in recipe:
-            stored = slot.read()
-            if coefficient is None:
-                return stored
-            flat = stored.reshape(-1)
-            for start in range(0, len(flat), _PIECE):  # what is widened and scaled stays in cache
-                sums = total[start : start + _PIECE]
-                term = scratch[: len(sums)]
-                widen_into(flat[start : start + _PIECE], term)
-                term *= coefficient
-                sums += term
-        return total.astype(dtype).reshape(recipe[0][1].shape)
 
 
 def mix(stored: Sequence[Stored], wanted: Profile) -> Mixture:
@@ -92,30 +65,48 @@ def mix(stored: Sequence[Stored], wanted: Profile) -> Mixture:
     counted = Counter(histories.values())
     movement = movement_in([s.snapshot for s in stored])
     solved = {history: _solved(stored, history, wanted, movement) for history in counted}
-    recipes: dict[str, Sequence[tuple[float | None, LazyTensor]]] = {}
+    files = [s.weights.where for s in stored]
+    sums: dict[str, TensorSum] = {}
     for name, history in histories.items():
-        slots = [stored[i].weights.slots[name] for i, _ in history]
-        recipes[name] = list(zip(solved[history].coefficients.tolist(), slots, strict=True))
-    recipes |= {name: [(None, newest.weights.slots[name])] for name in copied}
-    recipes |= {name: [(None, _frozen(stored, name))] for name in state.get("shared", ())}
-    recipes |= {alias: recipes[name] for alias, name in aliases.items() if name in recipes}
+        places = [i for i, _ in history]
+        tensors = [stored[i].weights.slots[name] for i in places]
+        sums[name] = mixed(name, tensors, [files[i] for i in places], solved[history].coefficients.tolist())
+    sums |= {name: _copied(name, newest.weights) for name in copied}
+    sums |= {name: _frozen(stored, name) for name in state.get("shared", ())}
+    sums |= {alias: replace(sums[name], name=alias) for alias, name in aliases.items() if name in sums}
     usual = counted.most_common(1)[0][0]
     coefficients = np.zeros(len(stored))
     coefficients[[i for i, _ in usual]] = solved[usual].coefficients
     error = max(solution.error for solution in solved.values())
-    return Mixture(recipes, solved[usual]._replace(coefficients=coefficients), error)
+    return Mixture(sums, solved[usual]._replace(coefficients=coefficients), error)
+
+
+def mixed(
+    name: str, tensors: Sequence[LazyTensor], files: Sequence[str], coefficients: Sequence[float]
+) -> TensorSum:
+    """``Σ cᵢ·avgᵢ`` of one tensor, in double precision; the result is float32 or wider."""
+    newest = tensors[-1].dtype
+    dtype = newest if newest.kind == "c" or newest == np.float64 else np.dtype(np.float32)
+    inputs = [Input(tensors[i], share, files[i]) for i, share in shares(coefficients)]
+    return TensorSum(name, inputs, dtype, np.dtype(np.float64))
 
 
 def movement_in(snapshots: Sequence[Snapshot]) -> Movement:
     """How fast the parameters moved while the snapshots were taken."""
     seen = [s for s in snapshots if s.number]
-    apart = [float(s.header.state.get("apart", 0.0)) for s in seen]
+    apart = [_measured(s, "apart") for s in seen]
     return movement_of([profile_of(s) for s in seen], apart)
 
 
 def rounding_of(snapshot: Snapshot) -> float:
     """The squared error made when the snapshot was stored."""
-    return float(snapshot.header.state.get("rounded", 0.0))
+    return _measured(snapshot, "rounded")
+
+
+def _measured(snapshot: Snapshot, key: str) -> float:
+    """A squared distance from the header; 0, for unknown, where a weight that is not finite made it NaN."""
+    distance = float(snapshot.header.state.get(key, 0.0))
+    return distance if math.isfinite(distance) else 0.0
 
 
 def profile_of(snapshot: Snapshot) -> Profile:
@@ -147,19 +138,16 @@ def _since(profile: Profile, joined: int) -> Profile:
     return profile.since(joined) if joined else profile
 
 
-def _frozen(stored: Sequence[Stored], name: str) -> LazyTensor:
+def _copied(name: str, weights: Checkpoint) -> TensorSum:
+    tensor = weights.slots[name]
+    return TensorSum(name, [Input(tensor, 1.0, weights.where)], tensor.dtype, None)
+
+
+def _frozen(stored: Sequence[Stored], name: str) -> TensorSum:
     base = stored[0].weights
     if name not in base.slots:
         raise CheckpointError(
             f"{name} was added to the model, frozen, after the archive began: no snapshot holds it. "
             f"Add it to {base.where}."
         )
-    return base.slots[name]
-
-
-def _dtype(recipe: Sequence[tuple[float | None, LazyTensor]]) -> np.dtype[Any]:
-    """Of what is made: averages at least float32, copies as they are."""
-    coefficient, slot = recipe[-1]
-    if coefficient is None or slot.dtype.kind == "c" or slot.dtype == np.float64:
-        return slot.dtype
-    return np.dtype(np.float32)
+    return _copied(name, base)

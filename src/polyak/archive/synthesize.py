@@ -16,10 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polyak._files.header import Header
+from polyak._files.layout import file_order
+from polyak._files.weighted_sum import counted, in_memory, summed
 from polyak._files.write import write_safetensors
 from polyak._foreign.open_any import open_weights
 from polyak.archive.archive import Archive
-from polyak.archive.mixture import Mixture, Stored, mix, movement_in, profile_of, rounding_of
+from polyak.archive.mixture import Stored, mix, movement_in, profile_of, rounding_of
 from polyak.archive.snapshots import Snapshot
 from polyak.errors import CheckpointError, ConfigError
 from polyak.schedules import Decay, HalfLife, Profile, as_decay, replay, solve_each
@@ -74,8 +76,7 @@ def synthesize(
         at: the training step to stand at; by default the newest snapshot's.
         last: begin averaging only this many steps before ``at``.
         max_error: refuse when the profile cannot be met better than this, relative to its norm.
-        out: write the average to this ``.safetensors`` file instead of returning its tensors; then no
-            more than one tensor is in memory.
+        out: write the average to this ``.safetensors`` file instead of returning its tensors, piece by piece.
         progress: called with the bytes made so far and those to make in all.
 
     Returns:
@@ -83,7 +84,8 @@ def synthesize(
 
     Raises:
         ConfigError: ``at`` or ``last`` lies outside the run, or the target counts in a unit it does not.
-        CheckpointError: a snapshot is damaged, or the profile cannot be met; nothing is written then.
+        CheckpointError: a snapshot is damaged or holds NaN, or infinity where others do not; or the profile
+            cannot be met. Nothing is written then.
 
     Examples:
         >>> import tempfile, torch, polyak
@@ -117,11 +119,14 @@ def synthesize(
             run=snapshots[0].header.run,
         )
         tensors: dict[str, NDArray[Any]] = {}
-        made = _reported(mixture, progress)
-        if out is None:
-            tensors = {name: made(name) for name in mixture.specs}
-        else:
-            write_safetensors(out, mixture.specs, header.to_metadata(), lambda name: [made(name)])
+        specs = {name: one.spec for name, one in mixture.sums.items()}
+        specs = {name: specs[name] for name in file_order(specs)}
+        report = counted(progress, sum(spec.nbytes for spec in specs.values()), lambda p: p.values.nbytes)
+        with summed((mixture.sums[name] for name in specs), report) as pieces:
+            if out is None:
+                tensors = {name: in_memory(mixture.sums[name], pieces) for name in specs}
+            else:
+                write_safetensors(out, specs, header.to_metadata(), pieces)
     names = [s.snapshot.path.name for s in stored]
     gain = mixture.solution.noise_gain
     return Synthesis(tensors, header, mixture.error, gain, dict(zip(names, coefficients, strict=True)))
@@ -186,23 +191,6 @@ def _opened(
         except (CheckpointError, FileNotFoundError):
             if all(snapshot.path.exists() for snapshot in chosen):
                 raise
-
-
-def _reported(
-    mixture: Mixture, progress: Callable[[int, int], object] | None
-) -> Callable[[str], NDArray[Any]]:
-    """``mixture.tensor``, each call of which moves the progress on."""
-    done, total = 0, sum(spec.nbytes for spec in mixture.specs.values())
-
-    def tensor(name: str) -> NDArray[Any]:
-        nonlocal done
-        made = mixture.tensor(name)
-        done += made.nbytes
-        if progress is not None:
-            progress(done, total)
-        return made
-
-    return tensor
 
 
 def _stand(snapshots: Sequence[Snapshot], at: int | None) -> int:

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from polyak._files.checkpoint import LazyTensor
+from polyak._files.weighted_sum import in_memory, summed
 from polyak._foreign.open_any import open_weights
-from polyak.archive.mixture import Mixture
+from polyak.archive.mixture import mixed
 from polyak.dropin._follower import Follower, everything, inexact
 from polyak.dropin._modules import HostCounter, copied, device_of, without_gradients
 from polyak.dropin._names import ByName, Names
@@ -298,13 +299,12 @@ class PostHocEMA(nn.Module):
             newest = [{n: s[f"ema_model.{n}"] for n in names} for s in slots[-2:]]
             rounding = self._rounding(profiles[-2:], newest)
             solution = solve(profiles, made.profile(wanted, stand), rounding=[rounding] * len(files))
-            shares = solution.coefficients.tolist()
-            recipes = {
-                n: [(c, s[f"ema_model.{n}"]) for c, s in zip(shares, slots, strict=True)] for n in names
-            }
-            mixture = Mixture(recipes, solution, solution.error)
-            for name, tensor in names.items():
-                tensor.copy_(torch.from_numpy(mixture.tensor(name)))
+            paths = [str(f.path) for f in files]
+            coefficients = solution.coefficients.tolist()
+            sums = [mixed(n, [s[f"ema_model.{n}"] for s in slots], paths, coefficients) for n in names]
+            with summed(sums) as pieces:
+                for one in sums:
+                    names[one.name].copy_(torch.from_numpy(in_memory(one, pieces)))
         return made
 
     def _rounding(self, profiles: Sequence[Profile], newest: Sequence[dict[str, LazyTensor]]) -> float:

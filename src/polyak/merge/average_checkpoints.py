@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
 from polyak._dtypes import BY_NAME, is_float
 from polyak._files.checkpoint import NoArray
 from polyak._files.header import KEY, Header
-from polyak._files.layout import SUMS, Spec, arrange
+from polyak._files.layout import SUMS, file_order
 from polyak._files.shards import write_sharded
 from polyak._files.source import Where, is_url
-from polyak._files.weighted_sum import Blend, Part, Term, blended, shares
+from polyak._files.weighted_sum import Input, TensorSum, counted, shares, summed
 from polyak.errors import CheckpointError, ConfigError
-from polyak.merge.inputs import Input, is_real, open_inputs
+from polyak.merge.inputs import MergeInput, is_real, open_inputs
 from polyak.merge.weighting import Contribution, Weighting, contributions, header_of, newest
 
 RealType: TypeAlias = Literal["float64", "float32", "float16", "bfloat16"]
@@ -115,15 +113,14 @@ def average(
         used = tuple(one.weight for one in rows)
         header, latest = header_of(weights, inputs, rows), newest(inputs)
         metadata = _common_metadata(inputs) | header.to_metadata()
-        blends = _blends(inputs, used, latest, _DTYPES.get(dtype or ""), np.dtype(accumulate))
-        specs = {name: Spec(blend.dtype, blend.terms[0].slot.shape) for name, blend in blends.items()}
-        # In the order of writing, so that reading can go ahead from one tensor to the next.
-        specs = {name: specs[name] for name in arrange(specs, metadata).names}
-        with closing(blended(blends[name] for name in specs)) as parts:
-            pieces = _pieces(parts if progress is None else _reported(parts, blends, progress))
+        sums = _sums(inputs, used, latest, _DTYPES.get(dtype or ""), np.dtype(accumulate))
+        specs = {name: one.spec for name, one in sums.items()}
+        specs = {name: specs[name] for name in file_order(specs)}
+        report = counted(progress, sum(one.read for one in sums.values()), lambda piece: piece.read)
+        with summed((sums[name] for name in specs), report) as pieces:
             write_sharded(out, specs, metadata, pieces, max_shard_size)
-    averaged = tuple(sorted(name for name, blend in blends.items() if blend.wide is not None))
-    copied = tuple(sorted(name for name, blend in blends.items() if blend.wide is None))
+    averaged = tuple(sorted(name for name, one in sums.items() if one.wide is not None))
+    copied = tuple(sorted(name for name, one in sums.items() if one.wide is None))
     return Averaged(averaged, copied, used, header, rows, rows[latest].file)
 
 
@@ -140,72 +137,48 @@ def _check(paths: Sequence[Where], out: Where, dtype: str | None, accumulate: st
         )
 
 
-def _common_metadata(inputs: Sequence[Input]) -> dict[str, str]:
+def _common_metadata(inputs: Sequence[MergeInput]) -> dict[str, str]:
     """What all files say alike, such as the "format" that Hugging Face libraries ask for."""
     first, *others = (one.weights.metadata for one in inputs)
     alike = {key: value for key, value in first.items() if all(other.get(key) == value for other in others)}
     return {key: value for key, value in alike.items() if key not in (KEY, SUMS)}
 
 
-def _blends(
-    inputs: Sequence[Input],
+def _sums(
+    inputs: Sequence[MergeInput],
     used: Sequence[float],
     latest: int,
     dtype: np.dtype[Any] | None,
     wide: np.dtype[Any],
-) -> dict[str, Blend]:
-    terms = shares(used)
-    return {name: _blend(name, inputs, terms, latest, dtype, wide) for name in inputs[0].weights.slots}
+) -> dict[str, TensorSum]:
+    order = shares(used)
+    return {name: _sum(name, inputs, order, latest, dtype, wide) for name in inputs[0].weights.slots}
 
 
-def _blend(
+def _sum(
     name: str,
-    inputs: Sequence[Input],
-    terms: Sequence[tuple[int, float]],
+    inputs: Sequence[MergeInput],
+    order: Sequence[tuple[int, float]],
     latest: int,
     dtype: np.dtype[Any] | None,
     wide: np.dtype[Any],
-) -> Blend:
-    slots = [one.weights.slots[name] for one in inputs]
+) -> TensorSum:
+    tensors = [one.weights.slots[name] for one in inputs]
     files = [one.weights.where for one in inputs]
-    for slot, file in zip(slots, files, strict=True):
-        if isinstance(slot, NoArray):
+    for tensor, file in zip(tensors, files, strict=True):
+        if isinstance(tensor, NoArray):
             raise CheckpointError(
-                f"{file}: {name} is {slot.what}, which is not averaged. Make it a plain tensor (to_dense(), "
-                "dequantize(), full_tensor(), …) and save it again. Nothing was written."
+                f"{file}: {name} is {tensor.what}, which is not averaged. Make it a plain tensor "
+                "(to_dense(), dequantize(), full_tensor(), …) and save it again. Nothing was written."
             )
-    if not is_float(slots[0].dtype):
-        return Blend(name, [Term(slots[latest], 1.0, files[latest])], slots[latest].dtype, None)
-    made = dtype if dtype is not None and is_real(slots[0]) else slots[0].dtype
-    widest = max(_width(d) for d in (made, *(slot.dtype for slot in slots)))
-    chosen = [Term(slots[i], share, files[i]) for i, share in terms]
-    return Blend(name, chosen, made, np.dtype(np.float64) if widest > 4 else wide)
+    if not is_float(tensors[0].dtype):
+        return TensorSum(name, [Input(tensors[latest], 1.0, files[latest])], tensors[latest].dtype, None)
+    made = dtype if dtype is not None and is_real(tensors[0]) else tensors[0].dtype
+    widest = max(_width(d) for d in (made, *(tensor.dtype for tensor in tensors)))
+    chosen = [Input(tensors[i], share, files[i]) for i, share in order]
+    return TensorSum(name, chosen, made, np.dtype(np.float64) if widest > 4 else wide)
 
 
 def _width(dtype: np.dtype[Any]) -> int:
     """Bytes of one real number."""
     return dtype.itemsize // 2 if dtype.kind == "c" else dtype.itemsize
-
-
-def _reported(
-    parts: Iterable[Part], blends: Mapping[str, Blend], progress: Callable[[int, int], object]
-) -> Iterator[Part]:
-    total = sum(term.slot.nbytes for blend in blends.values() for term in blend.terms)
-    done = 0
-    for part in parts:
-        yield part
-        done += part.read
-        progress(done, total)
-
-
-def _pieces(parts: Iterable[Part]) -> Callable[[str], Iterator[NDArray[Any]]]:
-    """The parts by name, for a writer that asks for the names in the same order."""
-    groups = groupby(parts, key=lambda part: part.name)
-
-    def pieces(name: str) -> Iterator[NDArray[Any]]:
-        found, group = next(groups)
-        if found != name:
-            raise AssertionError(f"{name} was asked for where {found} comes next")
-        return (part.values for part in group)
-
-    return pieces

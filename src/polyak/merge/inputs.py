@@ -23,7 +23,7 @@ _LISTED = 20  # lines of differences shown
 _NAMED = 6  # tensors named of those a file lacks
 
 
-class Input(NamedTuple):
+class MergeInput(NamedTuple):
     """An open checkpoint and, where it is known, what it is.
 
     weights: with the tensors of one set.
@@ -45,7 +45,7 @@ class Input(NamedTuple):
         return Profile.raw(self.step.number) if self.role == "raw" and self.step is not None else None
 
 
-def open_inputs(paths: Sequence[Where], files: ExitStack, part: str | None) -> list[Input]:
+def open_inputs(paths: Sequence[Where], files: ExitStack, part: str | None) -> list[MergeInput]:
     """Open checkpoints to be averaged, one set of weights of each; ``files`` will close them.
 
     Raises:
@@ -69,7 +69,7 @@ def is_real(slot: LazyTensor) -> bool:
     return is_float(slot.dtype) and slot.dtype.kind != "c"
 
 
-def _part_of(weights: Checkpoint, part: str | None) -> Input:
+def _part_of(weights: Checkpoint, part: str | None) -> MergeInput:
     """One set of weights; a file may hold several, and other things."""
     _refuse_fragments(weights)
     found = recognise(weights)
@@ -87,7 +87,7 @@ def _part_of(weights: Checkpoint, part: str | None) -> Input:
     [one] = chosen
     said = "header" if weights.format == "safetensors" else "state of the average"
     step = None if found.step is None else Step(found.step, found.step_key or said)
-    return Input(
+    return MergeInput(
         weights=replace(weights, slots=one.tensors),
         role=one.role,
         header=found.header_of(one),

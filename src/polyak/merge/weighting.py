@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple, TypeAlias, get_args
 
 from polyak._files.header import FILES, TAKEN_AS_RAW, Header
 from polyak.errors import CheckpointError, ConfigError
-from polyak.merge.inputs import Input
+from polyak.merge.inputs import MergeInput
 from polyak.schedules import Decay, Profile, Recency, annealed, solve
 from polyak.schedules.pointwise import Shape
 
@@ -36,7 +36,7 @@ class Contribution(NamedTuple):
 
 
 def contributions(
-    weighting: Weighting, inputs: Sequence[Input], files: Sequence[str]
+    weighting: Weighting, inputs: Sequence[MergeInput], files: Sequence[str]
 ) -> tuple[Contribution, ...]:
     """The weight of each checkpoint.
 
@@ -56,7 +56,7 @@ def contributions(
     )
 
 
-def newest(inputs: Sequence[Input]) -> int:
+def newest(inputs: Sequence[MergeInput]) -> int:
     """The place of the checkpoint of the latest step, or of the last where not all say theirs."""
     steps = [one.step.number for one in inputs if one.step is not None]
     if len(steps) < len(inputs):
@@ -64,7 +64,7 @@ def newest(inputs: Sequence[Input]) -> int:
     return max(range(len(steps)), key=lambda i: (steps[i], i))
 
 
-def header_of(weighting: Weighting, inputs: Sequence[Input], shares: Sequence[Contribution]) -> Header:
+def header_of(weighting: Weighting, inputs: Sequence[MergeInput], shares: Sequence[Contribution]) -> Header:
     """What the mean of these checkpoints is: as much as they all say."""
     used = [share.weight for share in shares]
     headers = [one.header for one in inputs]
@@ -90,7 +90,7 @@ def header_of(weighting: Weighting, inputs: Sequence[Input], shares: Sequence[Co
     )
 
 
-def _weights(weighting: Weighting, inputs: Sequence[Input]) -> tuple[float, ...]:
+def _weights(weighting: Weighting, inputs: Sequence[MergeInput]) -> tuple[float, ...]:
     if isinstance(weighting, (Profile, Decay)):
         return _solved(weighting, inputs)
     if isinstance(weighting, Recency):
@@ -111,7 +111,7 @@ def _weights(weighting: Weighting, inputs: Sequence[Input]) -> tuple[float, ...]
     return tuple(number / total for number in numbers)
 
 
-def _solved(weighting: Profile | Decay, inputs: Sequence[Input]) -> tuple[float, ...]:
+def _solved(weighting: Profile | Decay, inputs: Sequence[MergeInput]) -> tuple[float, ...]:
     """The mixture with the profile nearest to the one wanted; raw weights are points of the trajectory."""
     held: list[Profile] = []
     for one in inputs:
@@ -129,14 +129,14 @@ def _solved(weighting: Profile | Decay, inputs: Sequence[Input]) -> tuple[float,
     return tuple(solve(held, wanted).coefficients.tolist())
 
 
-def _as_point(one: Input) -> Profile | None:
+def _as_point(one: MergeInput) -> Profile | None:
     """The profile, of weights of which nothing is known that of raw ones."""
     if one.profile is None and one.role == "unknown" and one.step is not None:
         return Profile.raw(one.step.number)
     return one.profile
 
 
-def _rising(inputs: Sequence[Input]) -> list[int]:
+def _rising(inputs: Sequence[MergeInput]) -> list[int]:
     """The steps of checkpoints that must be points of one run, in their order.
 
     Raises:
@@ -154,7 +154,7 @@ def _rising(inputs: Sequence[Input]) -> list[int]:
     return steps
 
 
-def _step(one: Input) -> int:
+def _step(one: MergeInput) -> int:
     if one.step is None:
         raise CheckpointError(
             f"{one.weights.where} does not say at which training step it was written, neither inside nor by "
@@ -164,7 +164,7 @@ def _step(one: Input) -> int:
     return one.step.number
 
 
-def _source(one: Input) -> str:
+def _source(one: MergeInput) -> str:
     return "" if one.step is None else one.step.source
 
 
