@@ -28,6 +28,7 @@ from polyak._core.tensor_map import (
 )
 from polyak._core.tensors import T, TensorOps
 from polyak._core.track import Track
+from polyak._core.updater import Skipped, Updater
 from polyak.errors import PlanError
 from polyak.schedules import Decay
 
@@ -64,7 +65,7 @@ class AverageSet(ABC, Generic[ModelT, T]):
         self.tracks = {name: Track(name, decay, self.ops.value_of) for name, decay in decays.items()}
         self._selection = selection
         self.copies: dict[str, T] = {}
-        self.without_engines((0, {}))
+        self.updater = self.make_updater((), (), (0, {}))
         self.plan = self.planned(selection)
         selection.check_against(self.plan.entries)
         self._adopt(self.plan, {}, 0)
@@ -75,7 +76,7 @@ class AverageSet(ABC, Generic[ModelT, T]):
         Not at once, since a model that holds its EMA is not whole yet then.
         """
         self.synchronize()
-        return {key: self.__dict__[key] for key in self._copied} | {"skipped": self.skipped()}
+        return {key: self.__dict__[key] for key in self._copied} | {"skipped": self.updater.skipped()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         skipped = state.pop("skipped")
@@ -85,16 +86,11 @@ class AverageSet(ABC, Generic[ModelT, T]):
             track.tensors = {name: own(tensor) for name, tensor in track.tensors.items()}
             track.residuals = {name: own(tensor) for name, tensor in track.residuals.items()}
         self.copies = {name: own(tensor) for name, tensor in self.copies.items()}
-        self.without_engines(skipped)
+        self.updater = self.make_updater((), (), skipped)
         self._kept = Kept[T]({}, self.ops)
 
     # What a copy takes along; the model first, so that the plan's tensors are those of its copy.
     _copied = "model", "settings", "tracks", "copies", "plan", "_selection", "_policy", "_unfit", "_mended"
-
-    @property
-    @abstractmethod
-    def engine(self) -> str:
-        """The engines in use, and why no faster ones are."""
 
     @abstractmethod
     def planned(self, selection: Selection, averaged: Sequence[TensorEntry[T]] = ()) -> TensorMap[T]:
@@ -113,35 +109,22 @@ class AverageSet(ABC, Generic[ModelT, T]):
         """A copied buffer's present values, in the memory of the copy ``kept`` so far where it still fits."""
 
     @abstractmethod
-    def without_engines(self, skipped: tuple[int, dict[str, int]]) -> None:
-        """Begin with no engines, and with counts of what was not finite."""
+    def make_updater(
+        self, averaged: Sequence[TensorEntry[T]], copied: Sequence[TensorEntry[T]], skipped: Skipped
+    ) -> Updater:
+        """What updates the averages of these entries in all tracks; its counts start at ``skipped``."""
 
-    @abstractmethod
-    def prepare(self) -> None:
-        """Make the engines ready for the present plan and tracks."""
-
-    @abstractmethod
     def update(self, betas: Sequence[float], step: int) -> None:
         """θ into every average with the composed decay of each track, and buffers copied."""
+        self.updater.update(betas, step)
 
-    @abstractmethod
-    def applied(self, step: int) -> bool | None:
-        """After an update was interrupted: whether the averages took it, copied buffers then as well.
+    def record(self) -> None:
+        """Record an update into the graph being captured; only where ``updater.capturing()``."""
+        raise NotImplementedError
 
-        None if some of them did and others may not have.
-        """
-
-    def recorded(self) -> bool:
-        """Whether the device records what it is told, to run it later; if so, an update was recorded."""
-        return False
-
-    @abstractmethod
     def synchronize(self) -> None:
-        """Finish updates that run beside the training: the averages are about to be read."""
-
-    @abstractmethod
-    def skipped(self) -> tuple[int, dict[str, int]]:
-        """Updates in which some θ was not finite, and in how many of them each tensor was."""
+        """Wait for updates in flight: the averages are about to be read."""
+        self.updater.wait()
 
     @abstractmethod
     def exchange(self, track: Track[T]) -> Exchange:
@@ -157,10 +140,6 @@ class AverageSet(ABC, Generic[ModelT, T]):
 
         The copies are paired with the live tensors they are of.
         """
-
-    @abstractmethod
-    def resume_counts(self, skipped: tuple[int, dict[str, int]]) -> None:
-        """Go on counting from there."""
 
     @abstractmethod
     def plan_of(self, model: ModelT) -> TensorMap[T]:
@@ -194,14 +173,18 @@ class AverageSet(ABC, Generic[ModelT, T]):
             PlanError: an averaged tensor has another shape now, or somebody took an average's memory away.
                 Nothing is changed then.
         """
-        if self.plan.stale():
+        if not all(check() for check in self.plan.checks):
             plan = self.planned(self._selection, self.plan.having("average"))
             self._kept.check()
             self._adopt(plan, match_averages(self.plan.entries, plan.entries, self.first.tensors), step)
-        elif self._kept.moved():
+        elif not self._kept.unchanged():
             self._kept.check()
             self.synchronize()
-            self._prepare()
+            self._prepare(self.updater.skipped())
+
+    def intact(self) -> bool:
+        """Whether model and averages are still where the updater was made for."""
+        return all(check() for check in (*self.plan.checks, self._kept.unchanged))
 
     def fill_nonfinite(self) -> None:
         """Elements that had nothing finite to begin with begin with θ now; all others stay as they are.
@@ -276,8 +259,7 @@ class AverageSet(ABC, Generic[ModelT, T]):
         fill(self.copies, {}, {"tensors": state["copies"]}, self.ops)
         self.plan = plan
         self.tracks.update({**tracks, **loaded.tracks})
-        self.resume_counts(loaded.skipped)
-        self._prepare()
+        self._prepare(loaded.skipped)
         self._look(self.first.tensors)
         for track in self.tracks.values():
             if track.twin is not None:
@@ -342,12 +324,12 @@ class AverageSet(ABC, Generic[ModelT, T]):
             self.plan = plan
             self._look([entry.name for entry in newcomers] + [n for n in self._unfit if n in names])
             self.copies = {e.name: self.copied(e, self.copies.get(e.name)) for e in plan.having("copy")}
-            self._prepare()
+            self._prepare(self.updater.skipped())
 
         finished(take_over)
 
-    def _prepare(self) -> None:
-        self.prepare()
+    def _prepare(self, skipped: Skipped) -> None:
+        self.updater = self.make_updater(self.plan.having("average"), self.plan.having("copy"), skipped)
         self._kept = Kept(self._all_kept(), self.ops)
 
     def _all_kept(self) -> dict[str, T]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from threading import get_ident
 from typing import Any
@@ -14,7 +14,7 @@ from polyak._core.clock import Clock
 from polyak._core.metrics import metrics_of
 from polyak._core.optimizer_hook import Attachment, Witness, averaged_of
 from polyak._core.persistence import Persistent
-from polyak._core.swap_guard import Block, Exchange, finished
+from polyak._core.swap_guard import Block, Exchange, active_exchanges, finished
 from polyak._core.tensor_map import Patterns
 from polyak._core.tensors import T
 from polyak._core.track import Track, check_counts_steps, refuse_decay
@@ -139,26 +139,38 @@ class BaseEMA(Persistent[ModelT, T]):
         if self._attachment is not None:
             self._attachment.refuse_update()
         self._refuse_while_swapped("update")
-        if self._averages.recorded():
-            return
+        if self._averages.updater.capturing():
+            self._averages.record()
+        else:
+            self._advance(steps, samples, tokens, self._averages.update)
+
+    def _advance(
+        self,
+        steps: int,
+        samples: int | None,
+        tokens: int | None,
+        average: Callable[[Sequence[float], int], None],
+    ) -> bool:
+        """Count steps and, if an update is due, ``average(betas, step)``; returns whether it was."""
         copying = self.step < self.start
         clock = self._clock.later(steps, samples, tokens, copying)
         if clock.waiting < self.every and not (copying and clock.step >= self.start):
             self._clock = clock
-            return
+            return False
         self._averages.sync_with_model(clock.step)
         self._averages.fill_nonfinite()
         tracks = self._averages.tracks.values()
         betas = [0.0 if copying else track.next_beta(clock.elapsed[track.decay.unit]) for track in tracks]
         self._pending = clock, betas, copying, get_ident()
         try:
-            self._averages.update(betas, clock.step)
+            average(betas, clock.step)
             self._count()
         except BaseException:
             self._resolve()
             raise
         for watch in tuple(self._watches):
             watch.call()
+        return True
 
     def _count(self) -> None:
         """Let the counters follow what the averages took. Twice is the same as once."""
@@ -171,7 +183,7 @@ class BaseEMA(Persistent[ModelT, T]):
     def _resolve(self) -> None:
         """After an interrupt in an update: count it if all averages took it, forget it if none did."""
         if (pending := self._interrupted()) is not None:
-            applied = self._averages.applied(pending.step)
+            applied = self._averages.updater.applied(pending.step)
             if applied:
                 self._count()
             elif applied is False:
@@ -305,7 +317,7 @@ class BaseEMA(Persistent[ModelT, T]):
         return exchange
 
     def _refuse_while_swapped(self, verb: str) -> None:
-        exchange = self._averages.plan.exchange(self._averages, collect=True)
+        exchange = self._averages.plan.exchange(self._averages, collect=True) if active_exchanges else None
         if exchange is not None:
             mine = exchange.owner is self._averages
             whose = f"the average {exchange.track!r}" if mine else "the average of another EMA"

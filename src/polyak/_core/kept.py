@@ -20,16 +20,14 @@ class Kept(Generic[T]):
     Args:
         tensors: by what errors call them.
         ops: the framework's tensors.
+
+    ``unchanged()`` is whether none of them moved or became another.
     """
 
     def __init__(self, tensors: Mapping[str, T], ops: TensorOps[T]) -> None:
         self._tensors, self._ops = dict(tensors), ops
         self._forms = {name: _form(tensor) for name, tensor in tensors.items()}
-        self._unchanged = ops.unchanged_check(list(tensors.values()))
-
-    def moved(self) -> bool:
-        """Whether one of them lies elsewhere, or has become another."""
-        return not self._unchanged()
+        self.unchanged = ops.unchanged_check(list(tensors.values()))
 
     def check(self) -> None:
         """Refuse what cannot be gone on with, wherever it lies now.

@@ -13,10 +13,10 @@ from polyak._core.track import Track
 
 def metrics_of(averages: AverageSet[Any, T], step: int) -> dict[str, Any]:
     """The numbers of ``EMA.metrics``."""
-    skipped, named = averages.skipped()
+    skipped, named = averages.updater.skipped()
     out: dict[str, Any] = {
         "step": step,
-        "engine": averages.engine,
+        "engine": averages.updater.name,
         "skipped": skipped,
         "skipped_tensors": named,
     }

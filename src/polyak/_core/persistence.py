@@ -65,7 +65,9 @@ class Persistent(ABC, Generic[ModelT, T]):
         self._notice_unseen_steps()
         averages = self._averages
         frozen = [entry.name for entry in averages.plan.frozen()]
-        return to_state(self._tracks(), averages.copies, frozen, averages.skipped(), self._settings) | {
+        return to_state(
+            self._tracks(), averages.copies, frozen, averages.updater.skipped(), self._settings
+        ) | {
             "run": self.run,
             **self._clock._asdict(),
         }

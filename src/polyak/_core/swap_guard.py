@@ -108,11 +108,11 @@ class Exchange(ABC):
         Raises:
             SwapError: another average is in one of the tensors.
         """
-        if self not in _live:
+        if self not in active_exchanges:
             refuse_held(self.names)
         self._blocks.append(ref(block, self._leave))
-        if self not in _live:
-            _live.append(self)
+        if self not in active_exchanges:
+            active_exchanges.append(self)
             self.put_in()
             self.note()
 
@@ -126,7 +126,7 @@ class Exchange(ABC):
 
     def forget(self) -> None:
         """Whatever the tensors hold now is theirs."""
-        _live[:] = [other for other in _live if other is not self]
+        active_exchanges[:] = [other for other in active_exchanges if other is not self]
         self._blocks = []
 
     @property
@@ -136,12 +136,14 @@ class Exchange(ABC):
 
     def _leave(self, gone: object) -> None:
         self._blocks = [block for block in self._blocks if block() not in (None, gone)]
-        if not self._blocks and self in _live:
+        if not self._blocks and self in active_exchanges:
             self.take_out()
             self.forget()
 
 
-_live: list[Exchange] = []  # averages in live tensors, or on their way
+active_exchanges: list[
+    Exchange
+] = []  # those whose averages are in live tensors, or on their way; usually empty
 
 
 class Block(Generic[ModelT]):
@@ -206,11 +208,6 @@ def finished(act: Callable[[], object]) -> None:
         raise
 
 
-def none_held() -> bool:
-    """Whether no live tensor at all holds an average, which is so at most times and costs nothing to ask."""
-    return not _live
-
-
 def exchange_in(ids: Collection[int], owner: object = None, collect: bool = False) -> Exchange | None:
     """The average in one of these tensors, if any, the owner's own first.
 
@@ -222,7 +219,7 @@ def exchange_in(ids: Collection[int], owner: object = None, collect: bool = Fals
         collect: make sure that an interrupt's traceback is not all that keeps a block.
     """
     found: list[Exchange] = []
-    for exchange in tuple(_live):
+    for exchange in tuple(active_exchanges):
         if not exchange.names.keys().isdisjoint(ids):
             if collect and not exchange.abandoned:
                 gc.collect()
@@ -236,7 +233,7 @@ def exchange_in(ids: Collection[int], owner: object = None, collect: bool = Fals
 
 def accept(tensors: Collection[int]) -> None:
     """What was written to these tensors (ids) was meant, should averages be in them."""
-    for exchange in _live:
+    for exchange in active_exchanges:
         if not exchange.names.keys().isdisjoint(tensors):
             exchange.note()
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, Generic, Literal, TypeAlias, get_args
 
-from polyak._core.change_detection import DictSnapshot
-from polyak._core.swap_guard import Exchange, exchange_in, none_held
+from polyak._core.change_detection import DictSnapshot, UnchangedCheck
+from polyak._core.swap_guard import Exchange, exchange_in
 from polyak._core.tensors import T, TensorLike, alike
 from polyak.errors import ConfigError, PlanError
 
@@ -191,24 +190,26 @@ def _inexact(tensor: TensorLike) -> bool:
     return tensor.is_floating_point() or tensor.is_complex()
 
 
-class TensorMap(ABC, Generic[T]):
+class TensorMap(Generic[T]):
     """The tensors of one model, by name; a framework's plan finds them and tells when they changed."""
 
     entries: dict[str, TensorEntry[T]]
     contents: DictSnapshot  # what the modules' dictionaries held
+    checks: tuple[UnchangedCheck, ...]  # all of which hold while the model is as planned
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy knows what was planned and is stale, since its tensors lie elsewhere."""
-        return {"entries": self.entries, "contents": DictSnapshot([{}], [-1], [], [])}
+        return {"entries": self.entries, "contents": DictSnapshot([], [], [], []), "checks": (bool,)}
 
-    @abstractmethod
     def stale(self) -> bool:
-        """Whether the model holds other tensors than planned, or one of them moved to other memory."""
+        """Whether the model holds other tensors than planned, or one of them moved to other memory.
+
+        Looks into the modules' own dictionaries, without walking the module.
+        """
+        return not all(check() for check in self.checks)
 
     def exchange(self, owner: object, collect: bool = False) -> Exchange | None:
         """The average that is in the live tensors now, whichever EMA owns it; see ``exchange_in``."""
-        if none_held():
-            return None
         return exchange_in({id(t) for entry in self.entries.values() for t in entry.tensors}, owner, collect)
 
     def having(self, role: Role) -> list[TensorEntry[T]]:

@@ -7,15 +7,15 @@ from collections.abc import Mapping, Sequence
 from paddle import Tensor, nn
 
 from polyak._core import average_set as core
-from polyak._core.nonfinite import refuse_nonfinite
 from polyak._core.swap_guard import Exchange
 from polyak._core.tensor_map import Selection, TensorEntry
 from polyak._core.tensors import TensorOps
 from polyak._core.track import Track
+from polyak._core.updater import Skipped
 from polyak.errors import ConfigError
 from polyak.paddle import tensors
 from polyak.paddle.clone import clone_onto
-from polyak.paddle.engine import Engine, Pair, describe, engines
+from polyak.paddle.engine import Pair, Updater
 from polyak.paddle.store import Settings
 from polyak.paddle.swap import LayerExchange
 from polyak.paddle.tensor_map import TensorMap, unwrap
@@ -49,10 +49,6 @@ class AverageSet(core.AverageSet[nn.Layer, Tensor]):
         self.settings = settings
         super().__init__(layer, decays, selection, settings.policy)
 
-    @property
-    def engine(self) -> str:
-        return "; ".join(describe(engine, self.settings.engine) for engine in self._engines)
-
     def planned(self, selection: Selection, averaged: Sequence[TensorEntry[Tensor]] = ()) -> TensorMap:
         return TensorMap(self.model, selection, averaged)
 
@@ -74,12 +70,9 @@ class AverageSet(core.AverageSet[nn.Layer, Tensor]):
         tensors.overwrite(kept, live)  # so that a layer made on it goes on following
         return kept
 
-    def without_engines(self, skipped: tuple[int, dict[str, int]]) -> None:
-        self._skipped = skipped
-        self._engines: list[Engine] = []
-        self._copies: list[tuple[Tensor, Tensor]] = []
-
-    def prepare(self) -> None:
+    def make_updater(
+        self, averaged: Sequence[TensorEntry[Tensor]], copied: Sequence[TensorEntry[Tensor]], skipped: Skipped
+    ) -> Updater:
         tracks = self.tracks.values()
         pairs = [
             Pair(
@@ -88,41 +81,11 @@ class AverageSet(core.AverageSet[nn.Layer, Tensor]):
                 tuple([t.tensors[e.name] for t in tracks]),
                 tuple([t.residuals[e.name] for t in tracks if e.name in t.residuals]),
             )
-            for e in self.plan.having("average")
+            for e in averaged
             if 0 not in e.live.shape
         ]
-        self._copies = [(self.copies[e.name], e.live) for e in self.plan.having("copy")]
-        self._skipped = self.skipped()
-        self._engines = engines(pairs, self.settings.engine, self.settings.seed)
-
-    def update(self, betas: Sequence[float], step: int) -> None:
-        if self.settings.policy == "raise":
-            refuse_nonfinite([name for engine in self._engines for name in engine.bad()], step)
-        weights = tuple([1 - beta for beta in betas])
-        for engine in self._engines:
-            engine.update(weights, step, self.settings.policy == "skip")
-        self._copy()
-
-    def applied(self, step: int) -> bool | None:
-        answers = {engine.applied(step) for engine in self._engines}
-        if answers == {True}:
-            self._copy()
-        return answers.pop() if len(answers) == 1 else None
-
-    def synchronize(self) -> None:
-        """Nothing runs beside the training."""
-
-    def skipped(self) -> tuple[int, dict[str, int]]:
-        updates, named = self._skipped
-        for engine in self._engines:
-            more, counts = engine.skipped()
-            updates, named = updates + more, {n: named.get(n, 0) + counts.get(n, 0) for n in named | counts}
-        self._skipped = updates, named
-        return updates, dict(named)
-
-    def resume_counts(self, skipped: tuple[int, dict[str, int]]) -> None:
-        self.skipped()
-        self._skipped = skipped
+        copies = [(self.copies[e.name], e.live) for e in copied]
+        return Updater(pairs, copies, self.settings, skipped)
 
     def exchange(self, track: Track[Tensor]) -> Exchange:
         return LayerExchange(self.plan, self.eval_tensors(track), track.name, self)
@@ -133,10 +96,6 @@ class AverageSet(core.AverageSet[nn.Layer, Tensor]):
     def cloned(self, tensors: Mapping[str, Tensor]) -> tuple[nn.Layer, list[tuple[Tensor, Tensor]]]:
         places = {id(t): tensors[e.name] for e in self.plan.entries.values() for t in e.tensors}
         return clone_onto(self.model, places)
-
-    def _copy(self) -> None:
-        for kept, live in self._copies:
-            tensors.overwrite(kept, live)
 
     def _kind_of_model(self) -> str:
         return type(unwrap(self.model)).__name__

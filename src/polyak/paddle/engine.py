@@ -12,11 +12,13 @@ from typing import cast as cast_type
 import paddle
 from paddle import Tensor
 
+from polyak._core.nonfinite import refuse_nonfinite
 from polyak._core.several import Several
+from polyak._core.updater import Skipped
 from polyak._kernel import NO_KERNEL
 from polyak.errors import ConfigError
-from polyak.paddle.store import EngineName
-from polyak.paddle.tensors import alias, cast, fills_memory, wide
+from polyak.paddle.store import EngineName, Settings
+from polyak.paddle.tensors import alias, cast, fills_memory, overwrite, wide
 
 try:
     from polyak._kernel import native
@@ -143,6 +145,75 @@ class Operators(Several):
     def _forget(self) -> None:
         self._tensors = paddle.zeros([len(self.pairs)], dtype="int32")
         self._updates = paddle.zeros([], dtype="int32")
+
+
+class Updater:
+    """All engines of one EMA behind one ``update``.
+
+    Args:
+        pairs: θ and averages by name, none of them empty.
+        copies: (buffer of the average, the layer's own).
+        settings: policy for elements that cannot be stored, seed, preferred engine.
+        skipped: counts to start at.
+    """
+
+    def __init__(
+        self,
+        pairs: Sequence[Pair],
+        copies: Sequence[tuple[Tensor, Tensor]],
+        settings: Settings,
+        skipped: Skipped,
+    ) -> None:
+        self._settings, self._copies, self._skipped = settings, copies, skipped
+        self._engines = engines(pairs, settings.engine, settings.seed)
+
+    @property
+    def name(self) -> str:
+        """The engines in use and why no faster one is."""
+        return "; ".join(describe(engine, self._settings.engine) for engine in self._engines)
+
+    def update(self, betas: Sequence[float], step: int) -> None:
+        """One update of every track; ``betas[k]`` is the composed decay of track k.
+
+        Raises:
+            NonFiniteError: under "raise", before anything is changed.
+        """
+        if self._settings.policy == "raise":
+            refuse_nonfinite([name for engine in self._engines for name in engine.bad()], step)
+        weights = tuple([1 - beta for beta in betas])
+        for engine in self._engines:
+            engine.update(weights, step, self._settings.policy == "skip")
+        self._copy()
+
+    def applied(self, step: int) -> bool | None:
+        """After an interrupted update: whether all averages took it, copied buffers then as well.
+
+        None if some did and others may not have.
+        """
+        answers = {engine.applied(step) for engine in self._engines}
+        if answers == {True}:
+            self._copy()
+        return answers.pop() if len(answers) == 1 else None
+
+    def capturing(self) -> bool:
+        """Paddle records no graphs here."""
+        return False
+
+    def wait(self) -> None:
+        """No update outlasts its call."""
+
+    def skipped(self) -> Skipped:
+        """Updates in which some θ was not finite, and in how many of them each tensor was. Synchronises."""
+        updates, named = self._skipped
+        for engine in self._engines:
+            more, counts = engine.skipped()
+            updates, named = updates + more, {n: named.get(n, 0) + counts.get(n, 0) for n in named | counts}
+        self._skipped = updates, named
+        return updates, dict(named)
+
+    def _copy(self) -> None:
+        for target, source in self._copies:
+            overwrite(target, source)
 
 
 def engines(pairs: Sequence[Pair], asked: EngineName, seed: int) -> list[Engine]:

@@ -13,6 +13,7 @@ Every tensor assigned to a layer becomes a buffer, one that is not persistable: 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from operator import attrgetter
 from typing import Any, cast
 
@@ -67,17 +68,13 @@ class TensorMap(core.TensorMap[Tensor]):
             changing=lambda store, key: key in fleeting.get(id(store), ()),
         )
         tensors = [tensor for entry in self.entries.values() for tensor in entry.tensors]
-        self._tensors_unchanged = unchanged_check(tensors)
+        tensors_unchanged = unchanged_check(tensors)
         shared = [e for e in self.entries.values() if e.kind == "parameter" and e.role == "share"]
         frozen = [t for entry in shared for t in entry.tensors if t.stop_gradient]
-        self._frozen = snapshot_attributes((_stop_gradient,), frozen)
-
-    def stale(self) -> bool:
-        """Whether the layer holds other tensors than planned, or one of them moved or became another."""
-        return not (
-            dicts_unchanged(self.contents)
-            and self._tensors_unchanged()
-            and attributes_unchanged(self._frozen)
+        self.checks = (
+            partial(dicts_unchanged, self.contents),
+            tensors_unchanged,
+            partial(attributes_unchanged, snapshot_attributes((_stop_gradient,), frozen)),
         )
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 from torch import Tensor, nn
@@ -15,6 +14,7 @@ from polyak._core.swap_guard import Exchange
 from polyak._core.tensor_map import Selection, TensorEntry
 from polyak._core.tensors import TensorOps
 from polyak._core.track import Track
+from polyak._core.updater import Skipped
 from polyak.errors import ConfigError, PlanError
 from polyak.schedules import Decay
 from polyak.torch import tensors
@@ -42,6 +42,10 @@ class AverageSet(core.AverageSet[nn.Module, Tensor]):
     """
 
     ops: TensorOps[Tensor] = tensors
+    updater: Updater
+    _guards = 0  # optimizers that call before_step
+    # Graphs hold addresses of engines' tables and of averages: all of them stay as long as this does.
+    _captured: tuple[Updater, ...] = ()
 
     def __init__(
         self, model: nn.Module, decays: Mapping[str, Decay], selection: Selection, settings: Settings
@@ -53,10 +57,6 @@ class AverageSet(core.AverageSet[nn.Module, Tensor]):
             )
         self.settings = settings
         super().__init__(model, decays, selection, settings.policy)
-
-    @property
-    def engine(self) -> str:
-        return self._engines.name
 
     def planned(self, selection: Selection, averaged: Sequence[TensorEntry[Tensor]] = ()) -> TensorMap:
         return TensorMap(self.model, selection, averaged)
@@ -95,17 +95,10 @@ class AverageSet(core.AverageSet[nn.Module, Tensor]):
         with outside_inference_mode():  # so that a module made on it goes on following
             return kept.copy_(fresh)
 
-    def without_engines(self, skipped: tuple[int, dict[str, int]]) -> None:
-        self._counter = NonFiniteCounter(*skipped)
-        self._guards = 0  # optimizers that call before_step
+    def make_updater(
+        self, averaged: Sequence[TensorEntry[Tensor]], copied: Sequence[TensorEntry[Tensor]], skipped: Skipped
+    ) -> Updater:
         self._swaps: dict[str, Swap] = {}
-        self._graph: Graph | None = None  # what the next update is part of
-        # Graphs hold addresses of engines' tables and of averages: all of them stay as long as this does.
-        self._captured: list[Updater] = []
-        self._engines = Updater((), (), self.settings, self._counter)
-
-    def prepare(self) -> None:
-        self._swaps = {}
         tracks = self.tracks.values()
         pairs = [
             Pair(
@@ -115,56 +108,40 @@ class AverageSet(core.AverageSet[nn.Module, Tensor]):
                 tuple([t.residuals[e.name] for t in tracks if e.name in t.residuals]),
                 e.kind == "buffer",
             )
-            for e in self.plan.having("average")
+            for e in averaged
         ]
-        copies = [(self.copies[e.name], e.live) for e in self.plan.having("copy")]
+        copies = [(self.copies[e.name], e.live) for e in copied]
         with outside_inference_mode():
-            self._engines = Updater(pairs, copies, self.settings, self._counter)
-        self._engines.guard(self._guards > 0)
+            updater = Updater(pairs, copies, self.settings, NonFiniteCounter(*skipped))
+        updater.guard(self._guards > 0)
+        return updater
 
-    def update(self, betas: Sequence[float], step: int) -> None:
-        graph = self._taken()
-        if graph is None:
-            self._engines.update(betas, step)
-        else:
-            self._engines.replay(graph, betas, step)
-
-    def applied(self, step: int) -> bool | None:
-        return self._engines.applied(step)
-
-    def recorded(self) -> bool:
-        if not self._engines.capturing():
-            return False
-        if self.plan.stale() or self._kept.moved():
+    def record(self) -> None:
+        if not self.intact():
             raise PlanError(
                 "the model's tensors or averages moved after the last update: let a step run, then capture."
             )
         self._refuse_host_buffers()
-        self._engines.record()
-        if self._engines not in self._captured:
-            self._captured.append(self._engines)
-        return True
+        self.updater.record()
+        if self.updater not in self._captured:
+            self._captured += (self.updater,)
 
-    @contextmanager
-    def replaying(self, graph: Graph) -> Generator[None]:
-        """The next update is the one that ``graph`` holds. It is replayed once, with an update or without.
+    def check_captured(self) -> None:
+        """Refuse to replay a graph that holds no update of the present updater.
 
         Raises:
-            PlanError: no update of the present engines was captured. Nothing was replayed or counted.
+            PlanError: none was captured.
         """
-        if self.plan.stale() or self._kept.moved() or self._engines not in self._captured:
+        if not self.intact() or self.updater not in self._captured:
             raise PlanError(
                 "no update of the model's present tensors was captured: capture a graph in which "
                 "ema.update() is called, and again whenever the model's tensors have moved, a state was "
                 "loaded or the average was reset."
             )
-        self._graph = graph
-        try:
-            yield
-            if self._taken() is not None:
-                graph.replay()
-        finally:
-            self._graph = None
+
+    def replay(self, graph: Graph, betas: Sequence[float], step: int) -> None:
+        """The update that ``graph`` holds, with these decays, and all else in the graph."""
+        self.updater.replay(graph, betas, step)
 
     def _refuse_host_buffers(self) -> None:
         devices = {entry.live.device for entry in self.plan.having("average")}
@@ -175,19 +152,6 @@ class AverageSet(core.AverageSet[nn.Module, Tensor]):
                     "copy it while captured and never again. Move it to the model's device, or leave it out "
                     f"(exclude={entry.name!r}), or call ema.update() after graph.replay() instead."
                 )
-
-    def _taken(self) -> Graph | None:
-        graph, self._graph = self._graph, None
-        return graph
-
-    def synchronize(self) -> None:
-        self._engines.wait()
-
-    def skipped(self) -> tuple[int, dict[str, int]]:
-        return self._counter.read()
-
-    def resume_counts(self, skipped: tuple[int, dict[str, int]]) -> None:
-        self._counter = NonFiniteCounter(*skipped)
 
     def exchange(self, track: Track[Tensor]) -> Exchange:
         if track.name not in self._swaps:
@@ -207,15 +171,15 @@ class AverageSet(core.AverageSet[nn.Module, Tensor]):
     def guard(self, guards: int) -> None:
         """One more or less optimizer calls ``before_step``."""
         self._guards += guards
-        self._engines.guard(self._guards > 0)
+        self.updater.guard(self._guards > 0)
 
     def capturing(self) -> bool:
         """Whether a CUDA graph is being captured."""
-        return self._engines.capturing()
+        return self.updater.capturing()
 
     def before_step(self) -> None:
         """θ is about to be written by an optimizer."""
-        self._engines.before_step()
+        self.updater.before_step()
 
     def _kind_of_model(self) -> str:
         return type(unwrap(self.model)).__name__

@@ -187,6 +187,7 @@ class EMA(BaseEMA[nn.Module, Tensor]):
         Raises:
             PlanError: the model's tensors moved since, a state was loaded or the average was reset. Nothing
                 was replayed or counted.
+            SwapError: the model holds an average now.
 
         Examples:
             >>> graph = torch.cuda.CUDAGraph()  # doctest: +SKIP
@@ -197,6 +198,7 @@ class EMA(BaseEMA[nn.Module, Tensor]):
             ...     inputs.copy_(batch)
             ...     ema.replay(graph)
         """
-        update = partial(self.update, steps, samples=samples, tokens=tokens)
-        with self._steps.replaying(graph):
-            update() if self._attachment is None else self._attachment.by_itself(update)
+        self._steps.check_captured()
+        self._refuse_while_swapped("replay")
+        if not self._advance(steps, samples, tokens, partial(self._steps.replay, graph)):
+            graph.replay()

@@ -8,6 +8,7 @@ holds, never as detached aliases, so no update can go to memory the model has le
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from functools import partial
 from operator import attrgetter
 from typing import cast
 
@@ -57,22 +58,15 @@ class TensorMap(core.TensorMap[Tensor]):
             for m in unique
             for store in (m._parameters, m._buffers, m._modules)  # pyright: ignore[reportPrivateUsage]
         )
-        self._tensors_unchanged = unchanged_check(
+        tensors_unchanged = unchanged_check(
             [tensor for entry in self.entries.values() for tensor in entry.tensors]
         )
         shared = [e for e in self.entries.values() if e.kind == "parameter" and e.role == "share"]
         frozen = [t for entry in shared for t in entry.tensors if not t.requires_grad]
-        self._frozen = snapshot_attributes((_requires_grad,), frozen)
-
-    def stale(self) -> bool:
-        """Whether the model holds other tensors than planned, or one of them moved to other memory.
-
-        Looks into the modules' own dictionaries, without walking the module.
-        """
-        return not (
-            dicts_unchanged(self.contents)
-            and self._tensors_unchanged()
-            and attributes_unchanged(self._frozen)
+        self.checks = (
+            partial(dicts_unchanged, self.contents),
+            tensors_unchanged,
+            partial(attributes_unchanged, snapshot_attributes((_requires_grad,), frozen)),
         )
 
 

@@ -228,7 +228,7 @@ def left_behind(device: str, every: int) -> dict[str, dict[str, Any]]:
         for _ in range(every):
             ema.update()
         graph = captured(device, ema.update)
-        engine = weakref.ref(ema._averages._engines)  # pyright: ignore[reportPrivateUsage]
+        engine = weakref.ref(ema._averages.updater)  # pyright: ignore[reportPrivateUsage]
         if how == "load_state_dict":
             ema.load_state_dict(copy.deepcopy(ema.state_dict()))
         elif how == "reset":

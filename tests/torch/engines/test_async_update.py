@@ -243,7 +243,7 @@ def test_an_error_on_the_thread_is_raised_by_the_next_call(monkeypatch: pytest.M
     monkeypatch.setattr(updater, "worker_of", lambda device: LateWorker())
     model = nn.Linear(4, 4)
     ema = polyak.EMA(model, 0.5, engine="blocked")
-    inner = ema._averages._engines._engines[0]._inner[0]
+    inner = ema._averages.updater._engines[0]._inner[0]
     healthy, calls = inner.update, []
 
     def failing_once(*args: object) -> object:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from polyak._core.nonfinite import refuse_nonfinite
+from polyak._core.updater import Skipped
 from polyak.errors import ConfigError
 from polyak.torch._engines.async_update import AsyncUpdate, CudaWorker, Offload, Overlapped, StreamWorker
 from polyak.torch._engines.base import Engine, Pair
@@ -96,6 +97,10 @@ class Updater:
         if answers == {True}:
             self._copies.run()
         return answers.pop() if len(answers) == 1 else None
+
+    def skipped(self) -> Skipped:
+        """Updates in which some θ was not finite, and in how many of them each tensor was. Synchronises."""
+        return self._counter.read()
 
     def capturing(self) -> bool:
         """Whether a CUDA graph is being captured, in which an update can only be recorded."""
