@@ -31,10 +31,42 @@ os.environ.setdefault("KERAS_BACKEND", "torch")  # Keras looks once, when it is 
 _OPTIONS = np.get_printoptions()
 
 
+# What takes longest by processor time: whole trainings, interpreted kernels, kills, interrupts, huge files.
+SLOW = (
+    "tests/architecture/test_build.py",
+    "tests/checkpoints/test_best.py::test_a_process_killed",
+    "tests/checkpoints/test_crash.py",
+    "tests/checkpoints/test_foreign.py::test_a_module_that_spells_out_more",
+    "tests/checkpoints/test_fuzz.py",
+    "tests/checkpoints/test_layout.py::test_a_header_of_100_megabytes",
+    "tests/checkpoints/test_layout.py::test_more_than_two_gigabytes",
+    "tests/checkpoints/test_mutated.py",
+    "tests/demo/test_run.py",
+    "tests/docs/",
+    "tests/paddle/test_interrupts.py",
+    "tests/paddle/test_ocr.py",
+    "tests/paddle/test_pages.py",
+    "tests/torch/engines/test_graph.py",
+    "tests/torch/engines/test_sanitized.py",
+    "tests/torch/engines/test_triton.py",
+    "tests/torch/engines/test_triton_usable.py",
+    "tests/torch/test_compiled_step.py",
+    "tests/torch/test_interrupts.py",
+    "tests/torch/test_models.py::test_inductor",
+    "tests/torch/test_resume_file.py::test_a_tensor_of_more_than_two_gigabytes",
+    "tests/torch/test_resume_file.py::test_continuing",
+    "tests/trainers/",
+)
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest looks at the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files of slow tests first: at the end no core waits for one that began late."""
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    """Mark what is slow. Its files come first: at the end no core waits for one that began late."""
+    for item in items:
+        if item.nodeid.startswith(SLOW):
+            item.add_marker("slow")
+    first = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in first)
 
 
 @pytest.fixture(autouse=True)

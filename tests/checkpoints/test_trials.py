@@ -8,7 +8,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -112,10 +111,8 @@ def test_a_timeout_ends_the_command_and_all_it_started(tmp_path: Path) -> None:
         f"open({str(pids)!r}, 'w').write(f'{{os.getpid()}} {{child.pid}}')\n"
         "time.sleep(300)"
     )
-    begun = time.monotonic()
     measured = EvalCommand(python(code), timeout=3).measure(tmp_path / "w")
     assert measured.failure == "it was killed after 3 seconds"
-    assert 3 <= time.monotonic() - begun < 30
     assert all(gone(int(pid)) for pid in pids.read_text().split())
 
 
@@ -123,14 +120,12 @@ def test_a_timeout_ends_the_command_and_all_it_started(tmp_path: Path) -> None:
 def test_a_child_that_stays_behind_is_not_waited_for(tmp_path: Path) -> None:
     code = (
         "import subprocess, sys\n"
-        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(300)'])\n"
         "print(child.pid)"
     )
-    begun = time.monotonic()
     measured = EvalCommand(python(code)).measure(tmp_path / "w")
     assert measured.metric is not None
-    os.kill(int(measured.metric), signal.SIGKILL)
-    assert time.monotonic() - begun < 30
+    os.kill(int(measured.metric), signal.SIGKILL)  # it is still there
 
 
 @pytest.mark.parametrize(

@@ -56,9 +56,7 @@ def test_every_decay_is_in_the_table() -> None:
     assert kinds == own
 
 
-@pytest.mark.parametrize("decay", DECAYS)
-@pytest.mark.parametrize(("every", "start"), [(1, 0), (3, 0), (1, 7), (4, 6)])
-def test_step_by_step(row: Row, decay: str, every: int, start: int) -> None:
+def step_by_step(row: Row, decay: str, every: int, start: int) -> None:
     points = trajectory(row)
     first = next(points)
     member = row.make(first, decay=DECAYS[decay], every=every, start=start)
@@ -67,6 +65,23 @@ def test_step_by_step(row: Row, decay: str, every: int, start: int) -> None:
         member.step(theta)
         state = reference.update(state, theta)
         agree(row, member.average(), state)
+
+
+# A row is sent one decay an update, whichever rule it comes from: one that stays, one that is 0 at first and
+# grows, one composed of several steps after a late start. What decay and cadence make together is then
+# compared on one row of each engine, the one with the least rounding.
+@pytest.mark.parametrize(
+    ("decay", "every", "start"), [("float", 1, 0), ("Debiased", 1, 0), ("Piecewise", 4, 6)]
+)
+def test_every_row_step_by_step(row: Row, decay: str, every: int, start: int) -> None:
+    step_by_step(row, decay, every, start)
+
+
+@pytest.mark.parametrize("name", [name for name in MEMBERS if name.endswith(", float64")])
+@pytest.mark.parametrize("decay", DECAYS)
+@pytest.mark.parametrize(("every", "start"), [(1, 0), (3, 0), (1, 7), (4, 6)])
+def test_every_decay_and_cadence_step_by_step(name: str, decay: str, every: int, start: int) -> None:
+    step_by_step(MEMBERS[name], decay, every, start)
 
 
 def test_several_tracks_are_as_if_each_were_alone(row: Row) -> None:

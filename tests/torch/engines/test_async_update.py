@@ -20,6 +20,7 @@ from torch import Tensor, nn
 import polyak
 from polyak.torch._engines import updater as updater
 from polyak.torch._engines.base import Pair
+from polyak.torch._engines.blocked import Blocked
 from polyak.torch._engines.pinned import pinned_like
 
 LATE = 0.02  # seconds; an unordered update is this much too late
@@ -243,16 +244,15 @@ def test_an_error_on_the_thread_is_raised_by_the_next_call(monkeypatch: pytest.M
     monkeypatch.setattr(updater, "worker_of", lambda device: LateWorker())
     model = nn.Linear(4, 4)
     ema = polyak.EMA(model, 0.5, engine="blocked")
-    inner = ema._averages.updater._engines[0]._inner[0]
-    healthy, calls = inner.update, []
+    healthy, calls = Blocked.update, []
 
-    def failing_once(*args: object) -> object:
+    def failing_once(self: Blocked, *args: Any) -> Tensor | None:
         calls.append(args)
         if len(calls) == 1:
             raise MemoryError("no room on the host")
-        return healthy(*args)
+        return healthy(self, *args)
 
-    monkeypatch.setattr(inner, "update", failing_once)
+    monkeypatch.setattr(Blocked, "update", failing_once)
     ema.update()
     with pytest.raises(MemoryError, match="no room on the host"):
         ema.update()
