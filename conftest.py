@@ -41,6 +41,7 @@ SLOW = (
     "tests/checkpoints/test_layout.py::test_a_header_of_100_megabytes",
     "tests/checkpoints/test_layout.py::test_more_than_two_gigabytes",
     "tests/checkpoints/test_mutated.py",
+    "tests/cli/test_bench.py",
     "tests/demo/test_run.py",
     "tests/docs/",
     "tests/paddle/test_interrupts.py",
