@@ -79,11 +79,11 @@ def distributed(path: Path) -> None:
 
 def keras_zip(path: Path) -> None:
     keras = pytest.importorskip("keras")
-    from polyak.trainers.keras import WeightAverage
+    from polyak.trainers.keras import WeightAveraging
 
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
     model.compile("sgd", "mse")
-    model.fit(np.ones((4, 2)), np.ones((4, 1)), callbacks=[WeightAverage(0.9)], verbose=0)
+    model.fit(np.ones((4, 2)), np.ones((4, 1)), callbacks=[WeightAveraging(0.9)], verbose=0)
     model.save(kept := path.with_suffix(".keras"))
     kept.rename(path)
 

@@ -47,9 +47,9 @@ def check_converted(path: Path, ema: polyak.EMA, track: str) -> None:
 
 
 def test_lightning(tmp_path: Path) -> None:
-    from tests.trainers.test_lightning import Digits, WeightAverage, loader, trainer
+    from tests.trainers.test_lightning import Digits, WeightAveraging, loader, trainer
 
-    average = WeightAverage(DECAYS)
+    average = WeightAveraging(DECAYS)
     module = Digits()  # one of its layers has two names
     module.net[3].requires_grad_(False)
     module.net = torch.compile(module.net, backend="eager")
@@ -70,10 +70,10 @@ def test_lightning(tmp_path: Path) -> None:
 
 
 def test_ultralytics(tmp_path: Path) -> None:
-    from tests.trainers.test_ultralytics import DETECTOR, YOLO, train, use
+    from tests.trainers.test_ultralytics import DETECTOR, YOLO, WeightAveraging, train
 
     model = YOLO(DETECTOR)
-    average = use(model, DECAYS)
+    average = WeightAveraging(DECAYS).attach(model)
     train(tmp_path, model, epochs=1)
     path = tmp_path / "runs" / "weights" / "last.polyak.pt"
     found = check_inspected(path, average.ema, "polyak")
@@ -88,10 +88,10 @@ def test_ultralytics(tmp_path: Path) -> None:
 
 def test_transformers(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
-    from tests.trainers.test_transformers import WeightAverage, trainer
+    from tests.trainers.test_transformers import WeightAveraging, trainer
 
     run = trainer(tmp_path, save_strategy="steps", save_steps=12)
-    average = WeightAverage(run, DECAYS)
+    average = WeightAveraging(DECAYS).attach(run)
     run.train()
     folder = tmp_path / "checkpoint-12"
     found = check_inspected(folder / "polyak.safetensors", average.ema, "polyak")
@@ -106,11 +106,11 @@ def test_transformers(tmp_path: Path) -> None:
 
 def test_accelerate(tmp_path: Path) -> None:
     accelerate = pytest.importorskip("accelerate")
-    from polyak.trainers.accelerate import average
+    from polyak.trainers.accelerate import weight_averaging
 
     accelerator, model = accelerate.Accelerator(cpu=True), network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    ema = average(accelerator, model, optimizer, DECAYS, dtype="split")
+    ema = weight_averaging(accelerator, model, optimizer, DECAYS, dtype="split")
     accelerator.prepare(model, optimizer)
     model(torch.ones(2, 64)).sum().backward()
     optimizer.step()

@@ -12,6 +12,9 @@ from torch import nn
 
 from polyak.dropin import ema_pytorch, mmengine, simple, swa_utils, timm, ultralytics, yolo
 from polyak.errors import PlanError
+from tests.shims import torchvision_without_ops
+
+torchvision_without_ops()
 
 # torch's older functions, which timm's and everybody's code still uses.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated")

@@ -19,12 +19,12 @@ DECAY, STEPS, HALF = polyak.Warmup(0.99), 8, 4
 
 
 def accelerate(folder: Path, resume: bool) -> polyak.EMA:
-    from polyak.trainers.accelerate import Accelerator, average
+    from polyak.trainers.accelerate import Accelerator, weight_averaging
 
     accelerator: Any = Accelerator(cpu=True, gradient_accumulation_steps=2)
     model = network()
     model, optimizer = accelerator.prepare(model, torch.optim.AdamW(model.parameters(), lr=1e-2))
-    ema = average(accelerator, model, optimizer, DECAY)
+    ema = weight_averaging(accelerator, model, optimizer, DECAY)
     if resume:
         accelerator.load_state(str(folder))
     for step in range(2 * HALF if resume else 0, 2 * STEPS):
@@ -42,7 +42,7 @@ def ignite(folder: Path, resume: bool) -> polyak.EMA:
     from ignite.engine import Engine, Events
     from ignite.handlers import Checkpoint, DiskSaver
 
-    from polyak.trainers.ignite import WeightAverage
+    from polyak.trainers.ignite import WeightAveraging
 
     if not resume:
         idist.initialize("gloo")
@@ -55,7 +55,7 @@ def ignite(folder: Path, resume: bool) -> polyak.EMA:
         optimizer.step()
 
     trainer = Engine(step)
-    average = WeightAverage(model, optimizer, DECAY)
+    average = WeightAveraging(DECAY, model=model, optimizer=optimizer)
     average.attach(trainer)
     everything = {"trainer": trainer, "model": model, "optimizer": optimizer, "ema": average.ema}
     if resume:
@@ -68,11 +68,11 @@ def ignite(folder: Path, resume: bool) -> polyak.EMA:
 
 
 def transformers(folder: Path, resume: bool) -> polyak.EMA:
-    from tests.trainers.test_transformers import WeightAverage, trainer
+    from tests.trainers.test_transformers import WeightAveraging, trainer
 
     saving: dict[str, Any] = {} if resume else {"save_strategy": "steps", "save_steps": HALF}
     run = trainer(folder, max_steps=STEPS, ddp_backend="gloo", **saving)
-    average = WeightAverage(run, DECAY)
+    average = WeightAveraging(DECAY).attach(run)
     run.train(resume_from_checkpoint=str(folder / f"checkpoint-{HALF}") if resume else None)
     return average.ema
 

@@ -27,20 +27,20 @@ def to_hugging_face(version: int, folder: Path) -> None:
     from tests.trainers import test_transformers as hf
 
     run = hf.trainer(folder, model=pieces(hf.bert(), version))
-    hf.WeightAverage(run)
+    hf.WeightAveraging().attach(run)
     run.train()
 
 
 def answers(version: int, folder: Path) -> dict[str, str]:
-    from polyak.trainers.accelerate import Accelerator, average
-    from polyak.trainers.ignite import WeightAverage
+    from polyak.trainers.accelerate import Accelerator, weight_averaging
+    from polyak.trainers.ignite import WeightAveraging
 
     model = pieces(nn.Linear(4, 2), version)
     optimizer = torch.optim.SGD(model.parameters())
     given: dict[str, Callable[[], object]] = {
         "plain": lambda: polyak.EMA(model),
-        "ignite": lambda: WeightAverage(model, optimizer),
-        "accelerate": lambda: average(Accelerator(cpu=True), model, optimizer),
+        "ignite": lambda: WeightAveraging(model=model, optimizer=optimizer),
+        "accelerate": lambda: weight_averaging(Accelerator(cpu=True), model, optimizer),
         "transformers": lambda: to_hugging_face(version, folder),
     }
     found: dict[str, str] = {}

@@ -18,7 +18,7 @@ import polyak
 from tests.trainers.digits import X, loss, network, same
 
 accelerate = pytest.importorskip("accelerate")
-from polyak.trainers.accelerate import average  # noqa: E402
+from polyak.trainers.accelerate import weight_averaging  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 
@@ -34,10 +34,10 @@ def begin(order: str, **options: Any) -> tuple[Any, nn.Module, Any, polyak.EMA]:
     model = network()
     optimizer: Any = torch.optim.AdamW(model.parameters(), lr=1e-2)
     if order == "before":
-        ema = average(accelerator, model, optimizer, polyak.Warmup(0.99), every=3)
+        ema = weight_averaging(accelerator, model, optimizer, polyak.Warmup(0.99), every=3)
     prepared, optimizer = accelerator.prepare(model, optimizer)
     if order == "after":
-        ema = average(accelerator, prepared, optimizer, polyak.Warmup(0.99), every=3)
+        ema = weight_averaging(accelerator, prepared, optimizer, polyak.Warmup(0.99), every=3)
     return accelerator, prepared, optimizer, ema
 
 
@@ -113,4 +113,4 @@ def test_a_sharded_model_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         type(accelerator), "distributed_type", property(lambda _: accelerate.DistributedType.FSDP)
     )
     with pytest.raises(polyak.ConfigError, match="distributed_type=FSDP shards the model"):
-        average(accelerator, model, optimizer)
+        weight_averaging(accelerator, model, optimizer)

@@ -19,7 +19,7 @@ pytest.importorskip("ignite")
 from ignite.engine import Engine, Events
 from ignite.handlers import Checkpoint, DiskSaver
 
-from polyak.trainers.ignite import WeightAverage
+from polyak.trainers.ignite import WeightAveraging
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,7 +33,9 @@ class Run:
         self.accumulate, self.fail, self.kill_at = accumulate, fail, kill_at
         self.seen = torch.tensor(0.0)
         self.trainer, self.evaluator = Engine(self.step), Engine(self.look)
-        self.average = WeightAverage(self.model, self.optimizer, **{"decay": 0.9, "log_every": 4, **options})
+        self.average = WeightAveraging(
+            model=self.model, optimizer=self.optimizer, **{"decay": 0.9, "log_every": 4, **options}
+        )
         self.average.attach(self.trainer, self.evaluator)
         self.trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda: self.evaluator.run([0, 1]))
         self.all = {

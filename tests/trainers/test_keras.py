@@ -20,8 +20,8 @@ import polyak
 
 os.environ["KERAS_BACKEND"] = "torch"  # for the process that is killed, which has no conftest
 keras = pytest.importorskip("keras")
-from polyak.cli.describe import Checkpoint, describe  # noqa: E402
-from polyak.trainers.keras import WeightAverage, load, weights  # noqa: E402
+from polyak.cli.describe import CheckpointSummary, describe  # noqa: E402
+from polyak.trainers.keras import WeightAveraging, load, weights  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 # How Keras asks NumPy for a copy.
@@ -73,12 +73,12 @@ def kernel(model: Any) -> Any:
     return model.layers[0].kernel.numpy().copy()
 
 
-def mean(average: WeightAverage, track: str = "average") -> Any:
+def mean(average: WeightAveraging, track: str = "average") -> Any:
     tensors = average.ema.tracks[track].tensors
     return next(tensor for name, tensor in tensors.items() if name.endswith("kernel")).numpy()
 
 
-def averages(average: WeightAverage) -> list[list[float]]:
+def averages(average: WeightAveraging) -> list[list[float]]:
     """Without names, which count the layers of a process."""
     return [tensor.tolist() for tensor in average.ema.tracks["average"].tensors.values()]
 
@@ -90,8 +90,8 @@ def train(model: Any, *callbacks: Any, epochs: int = 3, **options: Any) -> Any:
     )
 
 
-def fit(folder: Path, *before: Any, kill_at: int = -1, keep: bool = False) -> WeightAverage:
-    average = WeightAverage(polyak.Warmup(0.99), every=3)
+def fit(folder: Path, *before: Any, kill_at: int = -1, keep: bool = False) -> WeightAveraging:
+    average = WeightAveraging(polyak.Warmup(0.99), every=3)
     backup = keras.callbacks.BackupAndRestore(str(folder), delete_checkpoint=not keep)
     train(network(), *before, average, backup, Watch(kill_at))
     return average
@@ -110,7 +110,7 @@ def test_a_killed_run_goes_on_to_the_same_average(tmp_path: Path) -> None:
 
 
 def test_the_average_is_what_a_hand_written_loop_gives() -> None:
-    average, model = WeightAverage(0.9), network()
+    average, model = WeightAveraging(0.9), network()
     train(network(), average, epochs=1)
     ema = polyak.EMA(weights(model), 0.9)
     for step in range(8):
@@ -132,7 +132,7 @@ def test_moving_statistics_are_averaged_and_random_state_is_not() -> None:
 
 
 def test_evaluation_is_on_the_average_and_training_on_the_raw_weights() -> None:
-    average, watch, model = WeightAverage(0.9), Watch(), network()
+    average, watch, model = WeightAveraging(0.9), Watch(), network()
     train(model, average, watch, validation_data=(X, Y))
     raw = kernel(model)
     assert not np.array_equal(raw, mean(average))
@@ -151,14 +151,18 @@ def test_evaluation_is_on_the_average_and_training_on_the_raw_weights() -> None:
 
 @pytest.mark.parametrize("evaluate", ["long", "raw"])
 def test_another_track_or_the_raw_weights_are_evaluated_on_request(evaluate: str) -> None:
-    average, watch, model = WeightAverage({"short": 0.5, "long": 0.9}, evaluate=evaluate), Watch(), network()
+    average, watch, model = (
+        WeightAveraging({"short": 0.5, "long": 0.9}, evaluate=evaluate),
+        Watch(),
+        network(),
+    )
     train(model, average, watch, validation_data=(X, Y))
     assert np.array_equal(watch.seen, kernel(model) if evaluate == "raw" else mean(average, evaluate))
 
 
 @pytest.mark.parametrize("stage", ["validation", "evaluate", "predict"])
 def test_an_exception_in_an_evaluation_leaves_the_raw_weights(stage: str) -> None:
-    average, watch, model = WeightAverage(0.9), Watch(), network()
+    average, watch, model = WeightAveraging(0.9), Watch(), network()
     train(model, average, epochs=1)
     watch.fail, options = True, {"callbacks": [average, watch], "verbose": 0}
     look = {
@@ -175,7 +179,7 @@ def test_an_exception_in_an_evaluation_leaves_the_raw_weights(stage: str) -> Non
 
 
 def test_micro_batches_are_no_steps() -> None:
-    average = WeightAverage(0.9)
+    average = WeightAveraging(0.9)
     train(network(gradient_accumulation_steps=4), average)
     assert average.ema.step == 6
 
@@ -184,7 +188,7 @@ def test_micro_batches_are_no_steps() -> None:
 def test_mixed_precision_is_averaged_in_float32(policy: str) -> None:
     keras.config.set_dtype_policy(policy)
     try:
-        average, watch, model = WeightAverage(0.9), Watch(), network()
+        average, watch, model = WeightAveraging(0.9), Watch(), network()
         train(model, average, watch, epochs=1, validation_data=(X, Y))
     finally:
         keras.config.set_dtype_policy("float32")
@@ -194,7 +198,7 @@ def test_mixed_precision_is_averaged_in_float32(policy: str) -> None:
 
 
 def test_each_file_of_keras_holds_both(tmp_path: Path) -> None:
-    average, model = WeightAverage({"short": 0.5, "long": 0.9}, evaluate="long", exclude="*bias"), network()
+    average, model = WeightAveraging({"short": 0.5, "long": 0.9}, evaluate="long", exclude="*bias"), network()
     best = keras.callbacks.ModelCheckpoint(
         str(tmp_path / "best.keras"), save_freq=3
     )  # told before the average
@@ -217,7 +221,7 @@ def test_each_file_of_keras_holds_both(tmp_path: Path) -> None:
 
 
 def test_the_average_is_saved_as_a_model_of_keras(tmp_path: Path) -> None:
-    average, model = WeightAverage(0.9), network()
+    average, model = WeightAveraging(0.9), network()
     train(model, average, epochs=1)
     average.save(tmp_path / "average.keras")
     opened = keras.saving.load_model(tmp_path / "average.keras")
@@ -232,7 +236,7 @@ def test_the_average_is_saved_as_a_model_of_keras(tmp_path: Path) -> None:
 
 def roles(path: Path) -> list[tuple[str, str, Any]]:
     found = describe(path)
-    assert isinstance(found, Checkpoint)
+    assert isinstance(found, CheckpointSummary)
     assert found.library == "keras"
     return [(one.name, one.role, one.profile and one.profile.steps) for one in found.parts]
 
@@ -242,7 +246,7 @@ def test_a_model_file_says_what_its_weights_are(tmp_path: Path) -> None:
         def on_test_end(self, logs: Any = None) -> None:
             self.model.save(tmp_path / "during.keras")
 
-    model, average = network(), WeightAverage({"short": 0.5, "long": 0.9})
+    model, average = network(), WeightAveraging({"short": 0.5, "long": 0.9})
     model.save(tmp_path / "before.keras")
     checkpoints = keras.callbacks.ModelCheckpoint(tmp_path / "epoch.keras")
     model.fit(X, Y, batch_size=16, epochs=1, callbacks=[average, checkpoints], verbose=0)
@@ -269,7 +273,7 @@ def test_a_malformed_mark_is_told(text: str, tmp_path: Path) -> None:
 
 
 def test_no_file_holds_the_average_for_the_raw_weights(tmp_path: Path) -> None:
-    average, model = WeightAverage(0.9), network()
+    average, model = WeightAveraging(0.9), network()
     train(model, average, epochs=1)
     with average.ema.average_parameters(), pytest.raises(polyak.SwapError):
         model.save(tmp_path / "live.keras")
@@ -284,14 +288,14 @@ def test_a_restored_run_that_was_at_its_end_has_its_average(tmp_path: Path) -> N
 
 def test_averaging_can_begin_in_a_run_that_had_none(tmp_path: Path) -> None:
     train(network(), keras.callbacks.BackupAndRestore(str(tmp_path), delete_checkpoint=False), epochs=1)
-    average, model = WeightAverage(0.9, every=20), network()
-    with pytest.warns(UserWarning, match="came without an average: it begins"):
+    average, model = WeightAveraging(0.9, every=20), network()
+    with pytest.warns(UserWarning, match="contain no average; averaging starts from them"):
         train(model, average, keras.callbacks.BackupAndRestore(str(tmp_path)), epochs=2)
     assert average.ema.step == 8
 
 
 def test_a_model_with_another_number_of_weights_is_refused(tmp_path: Path) -> None:
-    average, model = WeightAverage(0.9), network()
+    average, model = WeightAveraging(0.9), network()
     train(model, average, epochs=1)
     model.save_weights(tmp_path / "a.weights.h5")
     model.layers[1].trainable = False  # it was averaged, so it is averaged on
@@ -301,7 +305,7 @@ def test_a_model_with_another_number_of_weights_is_refused(tmp_path: Path) -> No
 
 
 def test_the_numbers_are_in_the_logs(tmp_path: Path) -> None:
-    average, file = WeightAverage({"a": 0.9, "b": 0.5}), tmp_path / "log.csv"
+    average, file = WeightAveraging({"a": 0.9, "b": 0.5}), tmp_path / "log.csv"
     with pytest.raises(polyak.PlanError, match="no average before"):
         average.ema  # noqa: B018
     history = train(network(), average, keras.callbacks.CSVLogger(str(file)), epochs=2).history
@@ -325,7 +329,7 @@ class Own(keras.Model):
 def test_a_model_of_ones_own_class_is_averaged() -> None:
     model = Own()
     model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    average = WeightAverage(0.9)
+    average = WeightAveraging(0.9)
     train(model, average, epochs=1)
     assert list(average.ema.tracks["average"].tensors) == ["type.kernel", "type.bias"]
     twice = keras.Sequential([Own(), Own()])
@@ -350,16 +354,16 @@ def test_a_module_that_would_compute_with_the_live_layers_is_refused(nested: boo
 
 def test_wrong_arguments_are_told_at_once() -> None:
     with pytest.raises(polyak.ConfigError, match="evaluate='wide': must be 'average', 'raw' or None"):
-        WeightAverage(0.9, evaluate="wide")
+        WeightAveraging(0.9, evaluate="wide")
     with pytest.raises(polyak.ConfigError, match="counts samples"):
-        train(network(), WeightAverage(polyak.HalfLife(samples=100)))
+        train(network(), WeightAveraging(polyak.HalfLife(samples=100)))
     with pytest.raises(polyak.PlanError, match="no average of sequential"):
-        network().evaluate(X, Y, callbacks=[WeightAverage(0.9)], verbose=0)
-    with pytest.raises(polyak.ConfigError, match=r"Write callbacks=\[WeightAverage"):
-        network().fit(X, Y, callbacks=WeightAverage(0.9), verbose=0)
+        network().evaluate(X, Y, callbacks=[WeightAveraging(0.9)], verbose=0)
+    with pytest.raises(polyak.ConfigError, match=r"Write callbacks=\[WeightAveraging"):
+        network().fit(X, Y, callbacks=WeightAveraging(0.9), verbose=0)
 
 
 def test_another_backend_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("polyak.trainers.keras.backend", lambda: "jax")
     with pytest.raises(polyak.ConfigError, match="Keras runs on jax: set KERAS_BACKEND=torch"):
-        WeightAverage()
+        WeightAveraging()

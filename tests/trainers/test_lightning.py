@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import polyak
-from polyak.cli.describe import Checkpoint, describe
+from polyak.cli.describe import CheckpointSummary, describe
 from tests.shims import torchvision_without_ops
 
 torchvision_without_ops()
@@ -26,7 +26,7 @@ pl = pytest.importorskip("lightning.pytorch")
 from lightning.pytorch.callbacks import BaseFinetuning, ModelCheckpoint  # noqa: E402
 from lightning.pytorch.loggers import CSVLogger  # noqa: E402
 
-from polyak.trainers.lightning import WeightAverage, load  # noqa: E402
+from polyak.trainers.lightning import WeightAveraging, load  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 # Advice that a run this small does not follow, and what Lightning calls in torch.
@@ -104,8 +104,8 @@ def each_epoch(folder: Path, **options: Any) -> ModelCheckpoint:
     return ModelCheckpoint(folder, filename="{step}", save_top_k=-1, **options)
 
 
-def fit(folder: Path, kill_at: int = -1, resume: Path | None = None, **options: Any) -> WeightAverage:
-    average = WeightAverage(polyak.Warmup(0.99), every=3)
+def fit(folder: Path, kill_at: int = -1, resume: Path | None = None, **options: Any) -> WeightAveraging:
+    average = WeightAveraging(polyak.Warmup(0.99), every=3)
     saver = each_epoch(folder, every_n_train_steps=7)
     run = trainer(folder, average, saver, enable_checkpointing=True, **options)
     run.fit(Digits(kill_at), loader(), ckpt_path=resume)
@@ -121,7 +121,7 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 
 def test_the_average_is_what_a_hand_written_loop_gives(tmp_path: Path) -> None:
-    average = WeightAverage(0.9)
+    average = WeightAveraging(0.9)
     trainer(tmp_path, average, max_epochs=1).fit(Digits(), loader())
     module = Digits().train()
     ema, optimizer = polyak.EMA(module, 0.9), module.configure_optimizers()
@@ -152,7 +152,7 @@ def test_a_killed_run_goes_on_to_the_same_average(tmp_path: Path) -> None:
 
 
 def test_evaluation_is_on_the_average_and_training_on_the_raw_weights(tmp_path: Path) -> None:
-    average, module = WeightAverage(0.9), Digits()
+    average, module = WeightAveraging(0.9), Digits()
     run = trainer(tmp_path, average, max_epochs=2)
     run.fit(module, loader(), loader())
     raw, mean = module.net[0].weight.detach().clone(), average.ema.module.net[0].weight
@@ -172,14 +172,14 @@ def test_evaluation_is_on_the_average_and_training_on_the_raw_weights(tmp_path: 
 
 def test_another_track_or_the_raw_weights_are_evaluated_on_request(tmp_path: Path) -> None:
     for evaluate in ("long", "raw"):
-        average, module = WeightAverage({"short": 0.5, "long": 0.9}, evaluate=evaluate), Digits()
+        average, module = WeightAveraging({"short": 0.5, "long": 0.9}, evaluate=evaluate), Digits()
         trainer(tmp_path, average, max_epochs=1).fit(module, loader(), loader())
         expected = module if evaluate == "raw" else average.ema.module_of(evaluate)
         assert torch.equal(module.seen["validation"], expected.net[0].weight)
 
 
 def test_an_exception_in_validation_leaves_the_raw_weights(tmp_path: Path) -> None:
-    average, module = WeightAverage(0.9), Digits(fail=True)
+    average, module = WeightAveraging(0.9), Digits(fail=True)
     run = trainer(tmp_path, average, max_epochs=1)
     with pytest.raises(RuntimeError, match="the evaluation failed"):
         run.fit(module, loader(), loader())
@@ -192,7 +192,7 @@ def test_an_exception_in_validation_leaves_the_raw_weights(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("options", [{}, {"precision": "bf16-mixed"}], ids=str)
 def test_micro_batches_are_no_steps(options: dict[str, Any], tmp_path: Path) -> None:
-    average, module = WeightAverage(0.9), Digits()
+    average, module = WeightAveraging(0.9), Digits()
     run = trainer(tmp_path, average, accumulate_grad_batches=4, max_epochs=1, **options)
     run.fit(module, loader(), loader())
     assert average.ema.step == run.global_step == 4
@@ -200,7 +200,7 @@ def test_micro_batches_are_no_steps(options: dict[str, Any], tmp_path: Path) -> 
 
 
 def test_a_checkpoint_holds_both_and_says_which(tmp_path: Path) -> None:
-    average, module = WeightAverage({"short": 0.5, "long": 0.9}, exclude="net.3.*"), Digits()
+    average, module = WeightAveraging({"short": 0.5, "long": 0.9}, exclude="net.3.*"), Digits()
     run = trainer(tmp_path, average, each_epoch(tmp_path), max_epochs=1, enable_checkpointing=True)
     run.fit(module, loader(), loader())
     run.save_checkpoint(tmp_path / "after.ckpt")
@@ -222,7 +222,7 @@ def test_a_save_in_the_middle_of_a_validation_holds_the_raw_weights(tmp_path: Pa
         def on_validation_batch_end(self, trainer: Any, *_: Any) -> None:
             trainer.save_checkpoint(tmp_path / "eager.ckpt")
 
-    average, module = WeightAverage(0.9), Digits()
+    average, module = WeightAveraging(0.9), Digits()
     trainer(tmp_path, average, Eager(), max_epochs=1).fit(module, loader(), loader())
     written = torch.load(tmp_path / "eager.ckpt", weights_only=True)
     assert same(written["state_dict"], module.state_dict())
@@ -231,7 +231,7 @@ def test_a_save_in_the_middle_of_a_validation_holds_the_raw_weights(tmp_path: Pa
 
 def test_a_fresh_process_tests_the_average_in_the_checkpoint(tmp_path: Path) -> None:
     whole = fit(tmp_path)
-    module, average = Digits(), WeightAverage(polyak.Warmup(0.99), every=3)
+    module, average = Digits(), WeightAveraging(polyak.Warmup(0.99), every=3)
     with pytest.raises(polyak.PlanError, match="no average before"):
         average.ema  # noqa: B018
     run = trainer(tmp_path, average, max_epochs=1)
@@ -247,17 +247,17 @@ def test_a_checkpoint_without_an_average_is_not_evaluated_as_one(tmp_path: Path)
     plain, module = trainer(tmp_path, max_epochs=1), Digits()
     plain.fit(module, loader())
     plain.save_checkpoint(tmp_path / "plain.ckpt")
-    run = trainer(tmp_path, WeightAverage(0.9))
+    run = trainer(tmp_path, WeightAveraging(0.9))
     with pytest.raises(polyak.CheckpointError, match=r"plain\.ckpt holds no average to evaluate"):
         run.test(module, loader(), ckpt_path=tmp_path / "plain.ckpt")
     with pytest.raises(polyak.CheckpointError, match="holds no average of polyak"):
         load(tmp_path / "plain.ckpt", Digits())
-    raw = WeightAverage(0.9, evaluate="raw")
+    raw = WeightAveraging(0.9, evaluate="raw")
     trainer(tmp_path, raw).test(module, loader(), ckpt_path=tmp_path / "plain.ckpt", verbose=False)
 
 
 def test_a_checkpoint_of_the_weights_only_holds_the_average_too(tmp_path: Path) -> None:
-    average, module = WeightAverage(0.9), Digits()
+    average, module = WeightAveraging(0.9), Digits()
     saver = each_epoch(tmp_path, save_weights_only=True)
     run = trainer(tmp_path, average, saver, max_epochs=1, enable_checkpointing=True)
     run.fit(module, loader(), loader())
@@ -268,26 +268,26 @@ def test_a_checkpoint_of_the_weights_only_holds_the_average_too(tmp_path: Path) 
     assert roles(path) == {"average": "average", "raw": "raw"}
     assert same(load(path, Digits()).module.state_dict(), average.ema.module.state_dict())
     fresh = Digits()
-    trainer(tmp_path, WeightAverage(0.9)).test(fresh, loader(), ckpt_path=path, verbose=False)
+    trainer(tmp_path, WeightAveraging(0.9)).test(fresh, loader(), ckpt_path=path, verbose=False)
     assert torch.equal(fresh.seen["test"], average.ema.module.net[0].weight)
 
 
 def roles(path: Path) -> dict[str, str]:
     found = describe(path)
-    assert isinstance(found, Checkpoint)
+    assert isinstance(found, CheckpointSummary)
     return {one.name: one.role for one in found.parts if one.role != "optimizer"}
 
 
-def several() -> list[WeightAverage]:
+def several() -> list[WeightAveraging]:
     return [
-        WeightAverage(0.5),
-        WeightAverage(0.99, name="slow", evaluate="raw"),
-        WeightAverage({"a": 0.9, "b": 0.8}, name="head", evaluate="raw", include="net.3.*"),
+        WeightAveraging(0.5),
+        WeightAveraging(0.99, name="slow", evaluate="raw"),
+        WeightAveraging({"a": 0.9, "b": 0.8}, name="head", evaluate="raw", include="net.3.*"),
     ]
 
 
 def test_several_averages_of_one_module_resume_each_from_its_own_key(tmp_path: Path) -> None:
-    def fit(epochs: int, averages: list[WeightAverage], path: Path | None = None) -> Any:
+    def fit(epochs: int, averages: list[WeightAveraging], path: Path | None = None) -> Any:
         options: dict[str, Any] = {"logger": CSVLogger(tmp_path), "log_every_n_steps": 5}
         saver = each_epoch(tmp_path)
         run = trainer(tmp_path, *averages, saver, max_epochs=epochs, enable_checkpointing=True, **options)
@@ -321,8 +321,8 @@ def test_several_averages_of_one_module_resume_each_from_its_own_key(tmp_path: P
 
 def test_averages_that_would_be_mixed_up_are_refused(tmp_path: Path) -> None:
     for one, other, words in (
-        (WeightAverage(0.5), WeightAverage(0.9, evaluate="raw"), "several WeightAverage have name=''"),
-        (WeightAverage(0.5), WeightAverage(0.9, name="b"), "'b' and '' would both evaluate net.0.bias"),
+        (WeightAveraging(0.5), WeightAveraging(0.9, evaluate="raw"), "several WeightAveraging have name=''"),
+        (WeightAveraging(0.5), WeightAveraging(0.9, name="b"), "'b' and '' would both evaluate net.0.bias"),
     ):
         with pytest.raises(polyak.ConfigError, match=words):
             trainer(tmp_path, one, other, max_epochs=1).fit(Digits(), loader())
@@ -334,8 +334,8 @@ def test_halves_of_a_module_are_evaluated_together_and_saved_raw_meanwhile(tmp_p
             for name, light in (("whole", False), ("light", True)):
                 trainer.save_checkpoint(tmp_path / f"{name}.ckpt", weights_only=light)
 
-    first = WeightAverage(0.9, name="first", include="net.0.*")
-    last, module = WeightAverage(0.5, name="last", include="net.3.*"), Digits()
+    first = WeightAveraging(0.9, name="first", include="net.0.*")
+    last, module = WeightAveraging(0.5, name="last", include="net.3.*"), Digits()
     trainer(tmp_path, first, last, Eager(), max_epochs=1).fit(module, loader(), loader())
     assert torch.equal(module.seen["validation"], first.ema.module.net[0].weight)
     for name in ("whole", "light"):
@@ -374,8 +374,8 @@ class Seen(pl.Callback):
         self.steps.append((copy, [p.requires_grad for p in pl_module.parameters()]))
 
 
-def finetune(folder: Path, resume: Path | None, before: bool) -> tuple[WeightAverage, Seen]:
-    average, schedule, seen = WeightAverage({"a": 0.9, "b": 0.99}), Schedule(), Seen()
+def finetune(folder: Path, resume: Path | None, before: bool) -> tuple[WeightAveraging, Seen]:
+    average, schedule, seen = WeightAveraging({"a": 0.9, "b": 0.99}), Schedule(), Seen()
     callbacks = (average, schedule, seen) if before else (seen, schedule, average)
     saver = [] if resume else [each_epoch(folder, every_n_train_steps=8)]
     run = trainer(folder, *callbacks, *saver, enable_checkpointing=not resume)
@@ -404,14 +404,14 @@ def test_layers_frozen_and_unfrozen_resume_from_any_point(before: bool, tmp_path
             assert track.profile == whole.ema.tracks[name].profile, step
 
 
-def averages_of(average: WeightAverage) -> dict[str, torch.Tensor]:
+def averages_of(average: WeightAveraging) -> dict[str, torch.Tensor]:
     return dict(average.ema.tracks["average"].tensors)
 
 
 def test_averaging_can_begin_in_a_run_that_had_none(tmp_path: Path) -> None:
     trainer(tmp_path, each_epoch(tmp_path), max_epochs=1, enable_checkpointing=True).fit(Digits(), loader())
     raw = torch.load(tmp_path / "step=16.ckpt", weights_only=True)["state_dict"]
-    average, module = WeightAverage(0.9, every=20), Digits()
+    average, module = WeightAveraging(0.9, every=20), Digits()
     trainer(tmp_path, average, max_epochs=2).fit(module, loader())
     assert average.ema.step == 32
     run = trainer(tmp_path, average, max_epochs=2)
@@ -423,7 +423,7 @@ def test_averaging_can_begin_in_a_run_that_had_none(tmp_path: Path) -> None:
 @pytest.mark.parametrize("decay", [0.9, {"a": 0.9, "b": 0.5}], ids=str)
 def test_any_logger_gets_the_numbers(decay: Any, tmp_path: Path) -> None:
     logging: dict[str, Any] = {"logger": CSVLogger(tmp_path), "log_every_n_steps": 5}
-    run = trainer(tmp_path, WeightAverage(decay), max_epochs=1, **logging)
+    run = trainer(tmp_path, WeightAveraging(decay), max_epochs=1, **logging)
     run.fit(Digits(), loader())
     with open(Path(run.logger.log_dir) / "metrics.csv") as file:
         rows = [row for row in csv.DictReader(file) if row["ema/skipped"]]
@@ -438,7 +438,7 @@ def test_any_logger_gets_the_numbers(decay: Any, tmp_path: Path) -> None:
 def test_compiled_modules_are_averaged(tmp_path: Path) -> None:
     whole = {}
     for compiled in (False, True):
-        average, module = WeightAverage(0.9), Digits()
+        average, module = WeightAveraging(0.9), Digits()
         if compiled:
             module.net = torch.compile(module.net, backend="eager")
         trainer(tmp_path, average, max_epochs=1).fit(module, loader(), loader())
@@ -453,7 +453,7 @@ def test_the_older_package_name_is_served_too(tmp_path: Path) -> None:
     module = Old()
     module.net, module.kill_at, module.fail, module.seen = Digits().net, -1, False, {}
     module.first = module.net[0]
-    average = WeightAverage(0.9)
+    average = WeightAveraging(0.9)
     trainer(tmp_path, average, package=package, max_epochs=1).fit(module, loader(), loader())
     assert average.ema.step == 16
     assert torch.equal(module.seen["validation"], average.ema.module.net[0].weight)
@@ -477,25 +477,25 @@ class Two(Digits):
 
 def test_of_several_optimizers_one_must_be_named(tmp_path: Path) -> None:
     with pytest.raises(polyak.ConfigError, match="2 optimizers; say which"):
-        trainer(tmp_path, WeightAverage(0.9), max_epochs=1).fit(Two(), loader())
+        trainer(tmp_path, WeightAveraging(0.9), max_epochs=1).fit(Two(), loader())
     with pytest.raises(polyak.ConfigError, match="optimizer=2: the module has 2"):
-        trainer(tmp_path, WeightAverage(0.9, optimizer=2), max_epochs=1).fit(Two(), loader())
-    average = WeightAverage(0.9, optimizer=1)
+        trainer(tmp_path, WeightAveraging(0.9, optimizer=2), max_epochs=1).fit(Two(), loader())
+    average = WeightAveraging(0.9, optimizer=1)
     trainer(tmp_path, average, max_epochs=1).fit(Two(), loader())
     assert average.ema.step == 4
 
 
 def test_wrong_arguments_are_told_at_once() -> None:
     with pytest.raises(polyak.ConfigError, match="evaluate='wide': must be 'short', 'long', 'raw' or None"):
-        WeightAverage({"short": 0.5, "long": 0.9}, evaluate="wide")
+        WeightAveraging({"short": 0.5, "long": 0.9}, evaluate="wide")
     with pytest.raises(polyak.ConfigError):
-        WeightAverage(1.5)
+        WeightAveraging(1.5)
 
 
 def ddp(folder: Path) -> None:
     """Two processes, each with its own half of the images."""
     warnings.simplefilter("ignore")
-    average, module = WeightAverage(0.9), Digits()
+    average, module = WeightAveraging(0.9), Digits()
     run = trainer(folder, average, max_epochs=1, devices=2, strategy="ddp", accumulate_grad_batches=2)
     run.fit(module, loader(), loader())
     torch.save(averages(average.ema) | {"step": average.ema.step}, folder / f"{run.global_rank}.pt")

@@ -26,7 +26,7 @@ from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger, WandbLogg
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # noqa: E402
 from wandb.proto.wandb_internal_pb2 import Record  # noqa: E402
 
-from polyak.trainers.accelerate import average, numbers  # noqa: E402
+from polyak.trainers.accelerate import numbers, weight_averaging  # noqa: E402
 from tests.trainers import test_ignite as ignite  # noqa: E402
 from tests.trainers import test_lightning as lightning  # noqa: E402
 from tests.trainers import test_transformers as hf  # noqa: E402
@@ -129,14 +129,14 @@ def test_lightning(tmp_path: Path) -> None:
         MLFlowLogger(tracking_uri=tracking(tmp_path)),
     ]
     options: dict[str, Any] = {"max_epochs": 1, "logger": loggers, "log_every_n_steps": 5}
-    run = lightning.trainer(tmp_path, lightning.WeightAverage(TRACKS), **options)
+    run = lightning.trainer(tmp_path, lightning.WeightAveraging(TRACKS), **options)
     run.fit(lightning.Digits(), lightning.loader())
     check(tmp_path, [4, 9, 14], {})
 
 
 def test_transformers(tmp_path: Path) -> None:
     run = hf.trainer(tmp_path, logging_strategy="steps", logging_steps=6, report_to=list(READERS))
-    hf.WeightAverage(run, TRACKS)
+    hf.WeightAveraging(TRACKS).attach(run)
     run.train()
     check(tmp_path, [6, 12], {"tensorboard": "train/", "wandb": "train/"})
 
@@ -168,7 +168,7 @@ def test_accelerate(tmp_path: Path) -> None:
     model = network()
     optimizer: Any = torch.optim.SGD(model.parameters(), lr=1e-2)
     model, optimizer = accelerator.prepare(model, optimizer)
-    ema = average(accelerator, model, optimizer, TRACKS)
+    ema = weight_averaging(accelerator, model, optimizer, TRACKS)
     for step in range(4):
         accelerator.backward(loss(model, step))
         optimizer.step()

@@ -15,7 +15,7 @@ import torch
 from sklearn.datasets import load_digits
 
 import polyak
-from polyak.cli.describe import Checkpoint, describe
+from polyak.cli.describe import CheckpointSummary, describe
 from tests.shims import torchvision_without_ops
 
 torchvision_without_ops()
@@ -23,7 +23,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 transformers = pytest.importorskip("transformers")
 from transformers import BertConfig, BertForSequenceClassification, TrainerCallback  # noqa: E402
 
-from polyak.trainers.transformers import WeightAverage  # noqa: E402
+from polyak.trainers.transformers import WeightAveraging  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 # What PEFT still asks of transformers.
@@ -81,9 +81,9 @@ def trainer(folder: Path, *callbacks: Any, model: Any = None, **options: Any) ->
     )
 
 
-def fit(folder: Path, kill_at: int = -1, resume: Any = None, model: Any = None) -> WeightAverage:
+def fit(folder: Path, kill_at: int = -1, resume: Any = None, model: Any = None) -> WeightAveraging:
     run = trainer(folder, Watch(kill_at), model=model, save_strategy="steps", save_steps=4)
-    average = WeightAverage(run, polyak.Warmup(0.99), every=3)
+    average = WeightAveraging(polyak.Warmup(0.99), every=3).attach(run)
     run.train(resume_from_checkpoint=resume)
     return average
 
@@ -99,7 +99,7 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 def roles(folder: Path) -> list[tuple[str, str, int | None]]:
     """What inspect says of the weights in a folder."""
     found = describe(folder)
-    assert isinstance(found, Checkpoint)
+    assert isinstance(found, CheckpointSummary)
     return [(one.name, one.role, found.step) for one in found.parts]
 
 
@@ -117,7 +117,7 @@ def test_a_killed_run_goes_on_to_the_same_average(tmp_path: Path) -> None:
 def test_evaluation_is_on_the_average_and_training_on_the_raw_weights(tmp_path: Path) -> None:
     watch = Watch()
     run = trainer(tmp_path, watch, eval_strategy="steps", eval_steps=6)
-    average = WeightAverage(run, 0.9)
+    average = WeightAveraging(0.9).attach(run)
     run.train()
     raw, mean = weight(run.model), weight(average.ema.module)
     assert not torch.equal(raw, mean)
@@ -134,7 +134,7 @@ def test_evaluation_is_on_the_average_and_training_on_the_raw_weights(tmp_path: 
 def test_another_track_or_the_raw_weights_are_evaluated_on_request(evaluate: str, tmp_path: Path) -> None:
     watch = Watch()
     run = trainer(tmp_path, watch)
-    average = WeightAverage(run, {"short": 0.5, "long": 0.9}, evaluate=evaluate)
+    average = WeightAveraging({"short": 0.5, "long": 0.9}, evaluate=evaluate).attach(run)
     run.train()
     run.evaluate()
     expected = run.model if evaluate == "raw" else average.ema.module_of(evaluate)
@@ -144,7 +144,7 @@ def test_another_track_or_the_raw_weights_are_evaluated_on_request(evaluate: str
 def test_an_exception_in_an_evaluation_leaves_the_raw_weights(tmp_path: Path) -> None:
     watch = Watch(fail=True)
     run = trainer(tmp_path, watch, eval_strategy="steps", eval_steps=6)
-    average = WeightAverage(run, 0.9)
+    average = WeightAveraging(0.9).attach(run)
     with pytest.raises(RuntimeError, match="the evaluation failed"):
         run.train()
     assert average.ema.live == "raw"
@@ -156,7 +156,7 @@ def test_an_exception_in_an_evaluation_leaves_the_raw_weights(tmp_path: Path) ->
 
 def test_micro_batches_are_no_steps(tmp_path: Path) -> None:
     run = trainer(tmp_path, gradient_accumulation_steps=4, max_steps=3, per_device_train_batch_size=2)
-    average = WeightAverage(run, 0.9)
+    average = WeightAveraging(0.9).attach(run)
     run.train()
     assert average.ema.step == run.state.global_step == 3
 
@@ -180,7 +180,7 @@ def test_the_best_model_is_the_best_average(tmp_path: Path) -> None:
         tmp_path, eval_strategy="steps", save_strategy="steps", eval_steps=4, save_steps=4,
         load_best_model_at_end=True, metric_for_best_model="loss", greater_is_better=True,
     )  # fmt: skip
-    average = WeightAverage(run, 0.9)
+    average = WeightAveraging(0.9).attach(run)
     run.train()
     best = Path(run.state.best_model_checkpoint)
     assert best.name == "checkpoint-4", "of losses that fall the first is the greatest"
@@ -202,7 +202,7 @@ def test_what_is_pushed_to_the_hub_holds_the_average(tmp_path: Path, monkeypatch
     run = trainer(tmp_path)
     run.hub_model_id = "somebody/digits"
     run.args.push_to_hub = True
-    average = WeightAverage(run, 0.9)
+    average = WeightAveraging(0.9).attach(run)
     run.args.push_to_hub = False  # while it trains
     run.train()
     run.args.push_to_hub = True
@@ -222,7 +222,7 @@ def test_what_is_pushed_to_the_hub_holds_the_average(tmp_path: Path, monkeypatch
 
 def test_a_model_is_not_saved_as_raw_while_it_holds_the_average(tmp_path: Path) -> None:
     run = trainer(tmp_path)
-    average = WeightAverage(run, 0.9)
+    average = WeightAveraging(0.9).attach(run)
     run.train()
     with average.ema.average_parameters(), pytest.raises(polyak.SwapError, match="would be saved as the raw"):
         run.save_model()
@@ -233,14 +233,14 @@ def test_a_checkpoint_without_an_average_is_refused(tmp_path: Path) -> None:
     run = trainer(tmp_path, save_strategy="steps", save_steps=12)
     run.train()
     run = trainer(tmp_path, max_steps=16)
-    WeightAverage(run, 0.9)
+    WeightAveraging(0.9).attach(run)
     with pytest.raises(polyak.CheckpointError, match=r"checkpoint-12 holds no polyak\.safetensors"):
         run.train(resume_from_checkpoint=True)
 
 
 def test_the_numbers_are_in_the_log(tmp_path: Path) -> None:
     run = trainer(tmp_path, logging_strategy="steps", logging_steps=6)
-    average = WeightAverage(run, {"a": 0.9, "b": 0.5})
+    average = WeightAveraging({"a": 0.9, "b": 0.5}).attach(run)
     with pytest.raises(polyak.PlanError, match="no average before"):
         average.ema  # noqa: B018
     run.train()
@@ -287,7 +287,7 @@ def test_a_model_of_ones_own_is_saved_too(tmp_path: Path) -> None:
             return self.inner(input_ids, labels=labels)
 
     run = trainer(tmp_path, model=Own())
-    average = WeightAverage(run, 0.9)
+    average = WeightAveraging(0.9).attach(run)
     run.train()
     average.save_pretrained(tmp_path / "out")
     saved = polyak.load(tmp_path / "out" / "model.safetensors")
@@ -296,7 +296,12 @@ def test_a_model_of_ones_own_is_saved_too(tmp_path: Path) -> None:
 
 def test_wrong_arguments_are_told_at_once(tmp_path: Path) -> None:
     with pytest.raises(polyak.ConfigError, match="evaluate='wide': must be 'average', 'raw' or None"):
-        WeightAverage(trainer(tmp_path), 0.9, evaluate="wide")
+        WeightAveraging(0.9, evaluate="wide")
+
+
+def test_a_callback_that_was_never_attached_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(polyak.ConfigError, match=r"WeightAveraging\(…\)\.attach\(trainer\)"):
+        trainer(tmp_path, WeightAveraging(0.9)).train()
 
 
 def test_a_trainer_that_will_shard_the_model_is_refused(
@@ -306,7 +311,7 @@ def test_a_trainer_that_will_shard_the_model_is_refused(
     kind = type(run.accelerator.distributed_type).FSDP  # which Accelerate has on no CPU
     monkeypatch.setattr(type(run.accelerator), "distributed_type", property(lambda _: kind))
     with pytest.raises(polyak.ConfigError, match="distributed_type=FSDP shards the model"):
-        WeightAverage(run)
+        WeightAveraging().attach(run)
 
 
 class ScheduleFree(torch.optim.SGD):
@@ -343,7 +348,7 @@ def test_a_schedule_free_optimizer_moves_the_raw_weights_and_not_the_average(tmp
         optimizer = ScheduleFree(model.parameters(), lr=0.01)
         run = trainer(tmp_path, watch, model=model, eval_strategy="steps", eval_steps=every)
         run.optimizer = optimizer
-        average = WeightAverage(run, 0.9)
+        average = WeightAveraging(0.9).attach(run)
         run.train()
         optimizer.train()
         return optimizer, weight(model), weight(average.ema.module), watch.seen

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 import polyak
-from polyak.cli.describe import Checkpoint, describe
+from polyak.cli.describe import CheckpointSummary, describe
 from tests.shims import torchvision_with_nms
 from tests.trainers.digits import same
 from tests.trainers.drawn import pictures, shapes
@@ -30,7 +30,7 @@ from ultralytics.data import build_dataloader  # noqa: E402
 from ultralytics.models.yolo.classify import ClassificationTrainer  # noqa: E402
 from ultralytics.models.yolo.detect import DetectionTrainer  # noqa: E402
 
-from polyak.trainers.ultralytics import use  # noqa: E402
+from polyak.trainers.ultralytics import WeightAveraging  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 DETECTOR, CLASSIFIER = "yolov8n.yaml", "yolov8n-cls.yaml"
@@ -76,7 +76,7 @@ def ordered(
 ) -> Any:
     """A run that can be repeated, begun anew by the name of a model or continued from a file."""
     model = YOLO(weights)
-    average = use(model, polyak.Warmup(0.99), every=2)
+    average = WeightAveraging(polyak.Warmup(0.99), every=2).attach(model)
 
     def batch_end(trainer: Any) -> None:
         if trainer.epoch == kill_at:
@@ -131,7 +131,7 @@ def test_a_loss_that_is_no_number_goes_back_to_the_raw_weights_and_their_average
 )
 def test_files_hold_the_average_and_the_raw_weights(kind: str, tmp_path: Path) -> None:
     model = YOLO(kind)
-    average = use(model, polyak.Warmup(0.99))
+    average = WeightAveraging(polyak.Warmup(0.99)).attach(model)
     train(tmp_path, model, epochs=1)
     assert average.ema.step == 4
     weights, mean = tmp_path / "runs" / "weights", average.ema.module.state_dict()
@@ -145,7 +145,7 @@ def test_files_hold_the_average_and_the_raw_weights(kind: str, tmp_path: Path) -
     # Stripped of the optimizer since they were first noted. A classifier's has its pictures' transforms.
     for name in ("last.pt", "best.pt") if kind == DETECTOR else ():
         found = describe(weights / name)
-        assert isinstance(found, Checkpoint)
+        assert isinstance(found, CheckpointSummary)
         assert (found.library, found.step, found.run) == ("ultralytics", 4, average.ema.run)
         assert [(one.role, one.profile) for one in found.parts] == [
             ("average", average.ema.tracks["average"].profile)
@@ -164,7 +164,7 @@ def test_an_exception_in_validation_and_micro_batches_leave_the_raw_weights(
     kind: str, tmp_path: Path
 ) -> None:
     model = YOLO(kind)
-    average = use(model, {"short": 0.5, "long": 0.9}, evaluate="long")
+    average = WeightAveraging({"short": 0.5, "long": 0.9}, evaluate="long").attach(model)
     with pytest.raises(polyak.PlanError, match="no average before"):
         average.ema  # noqa: B018
     raw: list[torch.Tensor] = []
@@ -195,12 +195,12 @@ def test_tensorboard_has_the_numbers(tmp_path: Path) -> None:
         "from tests.shims import torchvision_with_nms\n"
         "torchvision_with_nms()\n"
         "from ultralytics import YOLO, settings\n"
-        "from polyak.trainers.ultralytics import use\n"
+        "from polyak.trainers.ultralytics import WeightAveraging\n"
         "from tests.trainers.drawn import shapes\n"
         "settings.update({'tensorboard': True})\n"
         f"folder = Path({str(tmp_path)!r})\n"
         "model = YOLO('yolov8n.yaml')\n"
-        "use(model, {'short': 0.5, 'long': 0.9})\n"
+        "WeightAveraging({'short': 0.5, 'long': 0.9}).attach(model)\n"
         "model.train(data=str(shapes(folder / 'data')), epochs=2, imgsz=32, batch=8, device='cpu',\n"
         "            plots=False, project=str(folder), name='runs')\n"
     )
@@ -222,16 +222,16 @@ def test_several_devices_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
     properties = SimpleNamespace(name="a GPU", total_memory=1 << 30, multi_processor_count=1)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
     model = YOLO(DETECTOR)
-    use(model)
+    WeightAveraging().attach(model)
     with pytest.raises(polyak.ConfigError, match=r"device='0,1': .* name one device"):
         train(tmp_path, model, device="0,1")
 
 
 def test_what_cannot_be_done_is_told(tmp_path: Path) -> None:
     with pytest.raises(polyak.ConfigError, match=r"best\.pt and last\.pt hold an average"):
-        use(YOLO(CLASSIFIER), 0.9, evaluate="raw")
+        WeightAveraging(0.9, evaluate="raw")
     with pytest.raises(polyak.ConfigError, match="evaluate='wide'"):
-        use(YOLO(CLASSIFIER), 0.9, evaluate="wide")
+        WeightAveraging(0.9, evaluate="wide")
     last = tmp_path / "runs" / "weights" / "last.pt"
     with pytest.raises(KeyboardInterrupt):
         ordered(tmp_path, CLASSIFIER, stop_at=2)

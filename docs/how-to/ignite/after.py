@@ -6,7 +6,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 import polyak
-from polyak.trainers.ignite import WeightAverage
+from polyak.trainers.ignite import WeightAveraging
 
 images, labels = map(torch.tensor, load_digits(return_X_y=True))
 batches = list(zip((images.float() / 16).split(50), labels.split(50), strict=True))
@@ -15,7 +15,7 @@ optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
 
 trainer = create_supervised_trainer(model, optimizer, nn.functional.cross_entropy)
 evaluator = create_supervised_evaluator(model, {"accuracy": Accuracy()})
-average = WeightAverage(model, optimizer, polyak.Warmup(0.999))
+average = WeightAveraging(polyak.Warmup(0.999), model=model, optimizer=optimizer)
 average.attach(trainer, evaluator)
 everything = {"trainer": trainer, "model": model, "optimizer": optimizer, "ema": average.ema}
 trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda: evaluator.run(batches[30:]))

@@ -2,7 +2,7 @@ import keras
 from sklearn.datasets import load_digits
 
 import polyak
-from polyak.trainers.keras import WeightAverage, load
+from polyak.trainers.keras import WeightAveraging, load
 
 images, labels = load_digits(return_X_y=True)
 held_out = images[1500:], labels[1500:]
@@ -18,7 +18,7 @@ model = keras.Sequential(
 )
 loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 model.compile(keras.optimizers.Adam(1e-2), loss, metrics=["accuracy"])
-average = WeightAverage(polyak.Warmup(0.999))
+average = WeightAveraging(polyak.Warmup(0.999))
 callbacks = [
     average,
     keras.callbacks.BackupAndRestore("runs/backup"),

@@ -6,7 +6,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import polyak
-from polyak.trainers.lightning import WeightAverage, load
+from polyak.trainers.lightning import WeightAveraging, load
 
 
 class Classifier(LightningModule):
@@ -29,7 +29,7 @@ data = TensorDataset(images.float() / 16, labels)
 train = DataLoader(data, batch_size=64, sampler=range(1500))
 held_out = DataLoader(data, batch_size=297, sampler=range(1500, 1797))
 best = ModelCheckpoint("runs", filename="best", monitor="val_loss")
-average = WeightAverage(polyak.Warmup(0.999))
+average = WeightAveraging(polyak.Warmup(0.999))
 trainer = Trainer(callbacks=[best, average], max_epochs=3, accelerator="cpu", logger=False)
 model = Classifier()
 trainer.fit(model, train, held_out)

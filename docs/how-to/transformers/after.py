@@ -3,7 +3,7 @@ from sklearn.datasets import load_digits
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
 
 import polyak
-from polyak.trainers.transformers import WeightAverage
+from polyak.trainers.transformers import WeightAveraging
 
 images, labels = map(torch.tensor, load_digits(return_X_y=True))
 rows = [{"input_ids": i, "labels": y} for i, y in zip(images.long(), labels, strict=True)]  # a pixel, a word
@@ -17,7 +17,7 @@ arguments = TrainingArguments(
 )  # fmt: skip
 model = BertForSequenceClassification(config)
 trainer = Trainer(model, arguments, train_dataset=rows[:1500], eval_dataset=rows[1500:])
-average = WeightAverage(trainer, polyak.Warmup(0.999))
+average = WeightAveraging(polyak.Warmup(0.999)).attach(trainer)
 trainer.train()  # or trainer.train(resume_from_checkpoint=True)
 
 averaged = BertForSequenceClassification.from_pretrained("runs/checkpoint-24/average")

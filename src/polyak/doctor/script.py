@@ -14,9 +14,9 @@ from polyak.doctor.by_hand import Loop, Updater
 _AVERAGE = re.compile(
     r"(?<![A-Z])EMA(Model|V\d)?$|Ema(V\d)?$|ExponentialMovingAverage|AveragedModel|StochasticWeightAverage$"
 )
-# What updates an average by itself: callbacks, timm's tasks, trainers' own functions.
+# What updates an average by itself: callbacks, timm's tasks.
 _KEEPER = re.compile(
-    r"WeightAverag(e|ing)$|(EMA|Ema|SWA)(Callback|Hook|Handler)$|\.setup_ema$|^polyak\.trainers\.\w+\.(average|use)$"
+    r"WeightAverag(e|ing)$|weight_averaging$|(EMA|Ema|SWA)(Callback|Hook|Handler)$|\.setup_ema$"
 )
 _SAME = ("to", "cuda", "cpu", "eval", "train", "requires_grad_", "float", "double")  # return what they are of
 _OPTIMIZER = re.compile(r"(^|[._])(optim|optimizer|opt)(_?\w*)?$", re.IGNORECASE)

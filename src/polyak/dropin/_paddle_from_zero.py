@@ -1,4 +1,4 @@
-"""What PaddleDetection's and PaddleOCR's averages share: a sum begun at zero, divided by its weights."""
+"""PaddleDetection's and PaddleOCR's average: a weighted sum that starts at zero, divided by its weights."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class FromZero:
         check_same(model, self._ema, "update")
         self._ema.update()
 
-    def _go_on(self, verb: str, state: Mapping[str, Tensor], step: int, divided: bool) -> None:
+    def _resume(self, verb: str, state: Mapping[str, Tensor], step: int, divided: bool) -> None:
         """Continue from averages or, if not ``divided``, from sums after ``step`` updates."""
         mine = self._ema.state_dict()
         track = mine["tracks"][_TRACK]
@@ -72,13 +72,13 @@ class FromZero:
 
 
 def check_same(model: nn.Layer, ema: EMA, verb: str) -> None:
-    """Refuse another layer than the one the average was made for, wrapped or not.
+    """Refuse a layer other than the one the average was made for, wrapped or not.
 
     Raises:
         ConfigError: it is another one.
     """
     if unwrap(model) is not unwrap(ema.model):
-        raise ConfigError(f"{verb}: the model is another one; make an average of its own for it.")
+        raise ConfigError(f"{verb}: the model is another one than is averaged; make a new average for it.")
 
 
 def schedule(decay: float, ema_decay_type: DecayType, tau: int = 2000) -> Decay:

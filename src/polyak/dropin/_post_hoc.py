@@ -31,15 +31,16 @@ class KarrasEMA(ByName, nn.Module):
     ``βₙ = ((n+1-k)/(n+1))^(γ+1)``, n = step, k = update_every
 
     Args:
-        model: what to average.
+        model: the model to average.
         sigma_rel: the width as a share of the run, or
         gamma: γ; exactly one of the two.
-        ema_model: the module that holds the averages, or what makes it; by default a copy of the model.
+        ema_model: the module that holds the averages, or a function that makes it; by default a copy of
+            the model.
         update_every: act on each k-th call, with the decay of k calls.
-        frozen: leave the averages as they are.
+        frozen: do not change the averages.
         param_or_buffer_names_no_ema: copied instead of averaged.
-        ignore_names: left as they are.
-        ignore_startswith_names: likewise, by how the names begin.
+        ignore_names: left alone.
+        ignore_startswith_names: prefixes of names that are left alone.
         allow_different_devices: accepted; they always may differ.
         move_ema_to_online_device: follow the model when it moves.
 
@@ -97,7 +98,7 @@ class KarrasEMA(ByName, nn.Module):
 
     @property
     def count(self) -> int:
-        """``step`` as a number, which seldom asks the device."""
+        """``step`` as a number, seldom read from the device."""
         return self._steps.of(self.step)
 
     @property
@@ -113,11 +114,11 @@ class KarrasEMA(ByName, nn.Module):
         return self.ema_model(*args, **kwargs)
 
     def restore_ema_model_device(self) -> None:
-        """Move the averages to where this module's counters are."""
+        """Move the averages to the device of this module's counters."""
         self.ema_model.to(self.initted.device)
 
     def copy_params_from_model_to_ema(self) -> None:
-        """Start again from the model as it is now."""
+        """Start again from the present model."""
         self._whole.copy(self.ema_model, self.model)
 
     def copy_params_from_ema_to_model(self) -> None:
@@ -144,16 +145,16 @@ class KarrasEMA(ByName, nn.Module):
         self._follower.update(ma_model, current_model, self.beta)
 
     def iter_all_ema_params_and_buffers(self) -> Iterator[Tensor]:
-        """What is averaged."""
+        """The averaged tensors."""
         return iter(self.averaged().values())
 
     def averaged(self) -> dict[str, Tensor]:
-        """What is averaged, by name."""
+        """The averaged tensors by name."""
         named = (*self.ema_model.named_parameters(), *self.ema_model.named_buffers())
         return {name: t for name, t in named if inexact(t) and self.names.role([name]) == "average"}
 
     def profile(self, gamma: float, step: int) -> Profile:
-        """What an average with that γ and this pace is made of at a step: θ₁ first, then every k-th."""
+        """The profile at a step of an average with that γ and this pace: θ₁ first, then every k-th."""
         count = (step - 1) // self.update_every
         body = Run(Power(gamma=gamma), 2, count, self.update_every, self.update_every)
         return Profile(((1.0, (Run(COPY, 0, 1, 1, 1), *([body] if count else []))),))
@@ -166,16 +167,16 @@ class _File(NamedTuple):
 
 
 class PostHocEMA(nn.Module):
-    """Several averages of growing width, from whose checkpoints any other width is made afterwards.
+    """Several averages of growing width, whose checkpoints give any other width afterwards.
 
     Args:
-        model: what to average.
+        model: the model to average.
         ema_model: makes a module that holds averages; by default copies of the model.
         sigma_rels: widths as shares of the run, at least two, or
         gammas: the γ themselves.
         checkpoint_every_num_steps: steps between checkpoints, or "manual".
-        checkpoint_folder: of ``{average}.{step}.pt``; made if missing.
-        checkpoint_dtype: of floating tensors in it; one that would overflow keeps its own.
+        checkpoint_folder: the folder of ``{average}.{step}.pt``; made if missing.
+        checkpoint_dtype: the dtype of floating tensors in it; a tensor that would overflow keeps its own.
         kwargs: for each ``KarrasEMA``.
 
     Raises:
@@ -234,11 +235,11 @@ class PostHocEMA(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the counters are."""
+        """The device of the counters."""
         return self.step.device
 
     def copy_params_from_model_to_ema(self) -> None:
-        """Start every average again from the model as it is now."""
+        """Start every average again from the present model."""
         for average in self._all:
             average.copy_params_from_model_to_ema()
 
@@ -259,7 +260,7 @@ class PostHocEMA(nn.Module):
             self.checkpoint()
 
     def checkpoint(self) -> None:
-        """Write one file for each average; each is complete or not there."""
+        """Write one file for each average, complete or not at all."""
         for place, average in enumerate(self._all):
             path = self.checkpoint_folder / f"{place}.{int(self.step)}.pt"
             part = path.with_suffix(".part")
@@ -274,10 +275,10 @@ class PostHocEMA(nn.Module):
         Args:
             gamma: its γ, or
             sigma_rel: its width as a share of the run.
-            step: where to stand; by default at the newest checkpoint. Later ones are not looked at.
+            step: the step of the average; by default that of the newest checkpoint. Later ones are not used.
 
         Returns:
-            It, with what is not averaged from the model as it is now.
+            The average; tensors that are not averaged are those of the present model.
 
         Raises:
             ConfigError: none or both widths are given, or ``step`` lies outside the checkpoints.

@@ -42,9 +42,9 @@ class EMAModel:
         decay: the largest β, in [0, 1].
         min_decay: the least β once s > 0.
         update_after_step: copy up to this step.
-        use_ema_warmup: which warm-up.
+        use_ema_warmup: use the second warm-up.
         inv_gamma: γ, of the second warm-up.
-        power: p, likewise.
+        power: p, of the second warm-up.
         foreach: accepted; the fastest engine is taken.
         model_cls: the model's class, for ``save_pretrained``.
         model_config: its configuration, likewise.
@@ -175,7 +175,7 @@ class EMAModel:
         self.shadow_params = moved(self.shadow_params, device, dtype, non_blocking)
 
     def state_dict(self) -> dict[str, Any]:
-        """All of it, under diffusers' keys; the tensors are not copies."""
+        """The complete state under diffusers' keys; the tensors are not copies."""
         return {
             "decay": self.decay,
             "min_decay": self.min_decay,
@@ -192,7 +192,7 @@ class EMAModel:
         self.temp_stored_params = [p.detach().to("cpu", copy=True) for p in self._lives(parameters)]
 
     def restore(self, parameters: Parameters) -> None:
-        """Overwrite the parameters with the copy, and let go of it.
+        """Overwrite the parameters with the copy, and drop it.
 
         Raises:
             RuntimeError: there is none.
@@ -204,7 +204,7 @@ class EMAModel:
         """Continue from a state of this class or of diffusers'; what is missing stays as it is.
 
         Raises:
-            ConfigError: a value is none that ``state_dict`` writes. Nothing is changed then.
+            ConfigError: a value is of the wrong kind. Nothing is changed then.
         """
         given = {name: state_dict[name] for name in _KINDS if name in state_dict}
         for name, value in given.items():

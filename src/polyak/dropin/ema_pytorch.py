@@ -28,8 +28,9 @@ class EMA(ByName, nn.Module):
     ``βₜ = clip(1-(1+s/γ)^(-p), min_value, beta)``, ``s = step - update_after_step - 1``; 0 where s ≤ 0
 
     Args:
-        model: what to average.
-        ema_model: the module that holds the averages, or what makes it; by default a copy of the model.
+        model: the model to average.
+        ema_model: the module that holds the averages, or a function that makes it; by default a copy of
+            the model.
         beta: the largest β, in [0, 1]; 1 freezes the average.
         update_after_step: copy the model up to this step.
         update_every: act on each k-th call. β acts once for each, as in the original.
@@ -37,13 +38,13 @@ class EMA(ByName, nn.Module):
         power: p.
         min_value: the least β of the warm-up.
         param_or_buffer_names_no_ema: copied instead of averaged.
-        ignore_names: left as they are.
-        ignore_startswith_names: likewise, by how the names begin.
+        ignore_names: left alone.
+        ignore_startswith_names: prefixes of names that are left alone.
         include_online_model: keep the model in this module, so that ``state_dict`` holds it.
         allow_different_devices: accepted; they always may differ.
         use_foreach: accepted; the fastest engine is taken.
-        update_model_with_ema_every: every so many calls move the model towards its average.
-        update_model_with_ema_beta: what the model keeps of itself then.
+        update_model_with_ema_every: calls between two moves of the model towards its average.
+        update_model_with_ema_beta: the share of itself that the model keeps then.
         forward_method_names: methods of ``ema_model`` to offer here.
         move_ema_to_online_device: follow the model when it moves.
         coerce_dtype: accepted; dtypes always may differ.
@@ -159,11 +160,11 @@ class EMA(ByName, nn.Module):
         return self._averages(*args, **kwargs)
 
     def restore_ema_model_device(self) -> None:
-        """Move the averages to where this module's counters are."""
+        """Move the averages to the device of this module's counters."""
         self._averages.to(self.initted.device)
 
     def copy_params_from_model_to_ema(self) -> None:
-        """Start again from the model as it is now."""
+        """Start again from the present model."""
         self._whole.copy(self._averages, self.model)
 
     def copy_params_from_ema_to_model(self) -> None:

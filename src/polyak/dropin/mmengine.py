@@ -17,14 +17,14 @@ from polyak.schedules.decay import check_whole
 
 
 class _Refused(ConfigError, AssertionError):
-    """mmengine asserts, and code that catches an assertion goes on doing so."""
+    """An assertion too, since mmengine asserts and code may catch that."""
 
 
 class BaseAveragedModel(nn.Module, ABC):
-    """A copy of a model that follows it; how, ``avg_func`` says.
+    """A copy of a model that follows it by the rule of ``avg_func``.
 
     Args:
-        model: what to average; ``module`` is a copy of it without gradients.
+        model: the model to average; ``module`` is a copy of it without gradients.
         interval: average at each k-th update only.
         device: where the copy lives; by default beside the model.
         update_buffers: average floating buffers too instead of copying them at each update.
@@ -66,7 +66,7 @@ class BaseAveragedModel(nn.Module, ABC):
 
     @property
     def avg_parameters(self) -> dict[str, Tensor]:
-        """What is averaged, by name."""
+        """The averaged tensors by name."""
         return dict(self.module.state_dict() if self.update_buffers else self.module.named_parameters())
 
     @abstractmethod
@@ -95,11 +95,11 @@ class BaseAveragedModel(nn.Module, ABC):
 
 
 class _ByDecay(BaseAveragedModel):
-    """Those whose rule is a decay."""
+    """The averages whose rule is a decay."""
 
     @abstractmethod
     def beta(self, steps: int) -> float:
-        """β after so many updates."""
+        """β after this number of updates."""
 
     def avg_func(self, averaged_param: Tensor, source_param: Tensor, steps: Any) -> None:
         """Move one average in place, as ``update_parameters`` moves all of them."""
@@ -112,7 +112,7 @@ class StochasticWeightAverage(_ByDecay):
     ``avg ← avg + (θ - avg)/(n+1)``, n the averages taken before
 
     Args:
-        model: what to average; ``module`` is a copy of it without gradients.
+        model: the model to average; ``module`` is a copy of it without gradients.
         interval: average at each k-th update only.
         device: where the copy lives; by default beside the model.
         update_buffers: average floating buffers too instead of copying them at each update.
@@ -129,7 +129,7 @@ class StochasticWeightAverage(_ByDecay):
     """
 
     def beta(self, steps: int) -> float:
-        """β after so many updates."""
+        """β after this number of updates."""
         return Uniform()(steps // self.interval + 1)
 
 
@@ -137,7 +137,7 @@ class ExponentialMovingAverage(_ByDecay):
     """``avg ← (1-momentum)·avg + momentum·θ``
 
     Args:
-        model: what to average; ``module`` is a copy of it without gradients.
+        model: the model to average; ``module`` is a copy of it without gradients.
         momentum: 1-β, in (0, 1); it acts once for each ``interval``, as in the original.
         interval: average at each k-th update only.
         device: where the copy lives; by default beside the model.
@@ -173,7 +173,7 @@ class ExponentialMovingAverage(_ByDecay):
         self.momentum = momentum
 
     def beta(self, steps: int) -> float:
-        """β after so many updates."""
+        """β after this number of updates."""
         return 1 - self.momentum
 
 
@@ -181,9 +181,9 @@ class MomentumAnnealingEMA(ExponentialMovingAverage):
     """``avg ← (1-mₜ)·avg + mₜ·θ``, ``mₜ = max(momentum, gamma/(gamma+t))``
 
     Args:
-        model: what to average; ``module`` is a copy of it without gradients.
-        momentum: 1-β at last, in (0, 1).
-        gamma: how slowly it gets there, above 0.
+        model: the model to average; ``module`` is a copy of it without gradients.
+        momentum: the final 1-β, in (0, 1).
+        gamma: steps of the annealing, above 0.
         interval: average at each k-th update only.
         device: where the copy lives; by default beside the model.
         update_buffers: average floating buffers too instead of copying them at each update.
@@ -214,5 +214,5 @@ class MomentumAnnealingEMA(ExponentialMovingAverage):
         self.gamma = gamma
 
     def beta(self, steps: int) -> float:
-        """β after so many updates."""
+        """β after this number of updates."""
         return 1 - max(self.momentum, self.gamma / (self.gamma + steps))

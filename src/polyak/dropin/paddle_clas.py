@@ -50,6 +50,6 @@ class ExponentialMovingAverage:
         self._ema.update()
 
     def set(self, model: nn.Layer) -> None:
-        """Begin again from the layer as it is."""
+        """Start again from the layer's present values."""
         check_same(model, self._ema, "set")
         self._ema.reset()

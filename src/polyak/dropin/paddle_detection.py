@@ -12,7 +12,7 @@ from polyak.schedules import Profile
 
 
 class ModelEMA(FromZero):
-    """The average of everything in a layer's ``state_dict``, begun at zero and corrected for it.
+    """An average of everything in a layer's ``state_dict``: a sum that starts at zero, with bias correction.
 
     ``vₜ = βₜ·vₜ₋₁ + (1-βₜ)·θₜ``, ``v₀ = 0``, ``avgₜ = vₜ / (1 - β₁·β₂·…·βₜ)``
 
@@ -24,9 +24,9 @@ class ModelEMA(FromZero):
         decay: β.
         ema_decay_type: "threshold" is ``min(β, t/(9+t))``, "exponential" ``β·(1 - exp(-t/2000))``,
             "normal" β.
-        cycle_epoch: begin anew at each so manieth ``apply``; never if not positive.
+        cycle_epoch: reset after this many calls to ``apply``; disabled if ≤ 0.
         ema_black_list: parts of names that are not averaged; those tensors are the layer's own.
-        ema_filter_no_grad: nor are frozen parameters.
+        ema_filter_no_grad: frozen parameters are not averaged either.
 
     Raises:
         ConfigError: ``ema_decay_type`` is none of these.
@@ -85,15 +85,15 @@ class ModelEMA(FromZero):
         return tensors
 
     def resume(self, state_dict: Mapping[str, Tensor], step: int = 0) -> None:
-        """Go on from an average that ``apply`` returned after ``step`` updates.
+        """Continue from an average that ``apply`` returned after ``step`` updates.
 
         Raises:
             CheckpointError: a tensor is missing or has another shape. Nothing is changed then.
         """
-        self._go_on("resume", state_dict, step, divided=True)
+        self._resume("resume", state_dict, step, divided=True)
 
     def reset(self) -> None:
-        """Begin anew."""
+        """Start again at zero."""
         self.epoch = 0
         self._ema.reset()
         self._to_zero()
@@ -108,11 +108,11 @@ def corrected(
     """An average that the original saved, divided as it should have been.
 
     ``avg = saved · (1 - βₜᵗ) / (1 - β₁·…·βₜ)``, where the original divided at all. It holds for a run that
-    was never resumed; each resume of the original divided once more, by an amount the file does not tell.
+    was never resumed; each resume of the original divided once more, by an amount that is not in the file.
 
     Args:
-        state_dict: of a ``.pdparams`` of theirs: everything in it that is floating was averaged.
-        step: updates until it was saved, epochs · batches.
+        state_dict: of one of their ``.pdparams`` files: everything floating in it was averaged.
+        step: updates before it was saved: epochs · batches.
         decay: β of that run.
         ema_decay_type: of that run.
 

@@ -1,4 +1,4 @@
-"""PaddleOCR's ``ModelEMA``: PaddleDetection's sums, under arguments and verbs of its own."""
+"""PaddleOCR's ``ModelEMA``: PaddleDetection's average with other arguments and methods."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from polyak.schedules.decay import check
 
 
 class ModelEMA(FromZero):
-    """The average of everything in a layer's ``state_dict``, begun at zero and corrected for it.
+    """An average of everything in a layer's ``state_dict``: a sum that starts at zero, with bias correction.
 
     ``vₜ = βₜ·vₜ₋₁ + (1-βₜ)·θₜ``, ``v₀ = 0``, ``avgₜ = vₜ / (1 - β₁·β₂·…·βₜ)``
 
@@ -27,7 +27,7 @@ class ModelEMA(FromZero):
         gamma: updates over which "exponential" warms up.
         ema_decay_type: "threshold" is ``min(β, t/(9+t))``, "exponential" ``β·(1 - exp(-t/gamma))``,
             "normal" β.
-        ema_filter_no_grad: for the original's sake: frozen parameters are the layer's own either way.
+        ema_filter_no_grad: accepted; frozen parameters are never averaged.
 
     Raises:
         ConfigError: ``ema_decay_type`` is none of these, or ``gamma`` is not positive.
@@ -79,11 +79,11 @@ class ModelEMA(FromZero):
         return self._averages()
 
     def state_dict_for_save(self) -> dict[str, Any]:
-        """``{"ema_state": vₜ by name, "step": t}``; the original goes on from it too."""
+        """``{"ema_state": vₜ by name, "step": t}``; the original can continue from it too."""
         return {"ema_state": self._sums(), "step": self.step}
 
     def set_state_dict(self, d: Mapping[str, Any]) -> None:
-        """Go on from what ``state_dict_for_save`` returned, here or in the original.
+        """Continue from what ``state_dict_for_save`` returned, here or in the original.
 
         Raises:
             CheckpointError: ``d`` is something else, or a tensor is missing or has another shape. Nothing is
@@ -94,4 +94,4 @@ class ModelEMA(FromZero):
                 f"set_state_dict: {', '.join(map(repr, d))} given; must hold 'ema_state' and 'step', as "
                 "state_dict_for_save() returns them. Nothing was loaded."
             )
-        self._go_on("set_state_dict", d["ema_state"], d["step"], divided=False)
+        self._resume("set_state_dict", d["ema_state"], d["step"], divided=False)

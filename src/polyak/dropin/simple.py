@@ -15,7 +15,7 @@ class EMA(Shadow):
     ``avg ← β·avg + (1-β)·θ``
 
     Args:
-        model: what to average.
+        model: the model to average.
         beta: β, in [0, 1].
 
     Raises:

@@ -40,7 +40,7 @@ class _Rule:
     decay: Decay
 
     def beta(self, averaged: int) -> float:
-        """β when so many models are in the average; the next is number ``averaged + 1``."""
+        """β when ``averaged`` models are in the average already."""
         return self.decay(averaged + 1)
 
 
@@ -117,10 +117,10 @@ def get_swa_avg_fn() -> AvgFn:
 class AveragedModel(nn.Module):
     """An average of a model's parameters: by default the plain mean.
 
-    ``avg ← avg + (θ - avg)/(n+1)``, or whatever ``avg_fn`` or ``multi_avg_fn`` make of it; n = 0 copies.
+    ``avg ← avg + (θ - avg)/(n+1)``, or the rule of ``avg_fn`` or ``multi_avg_fn``; n = 0 copies.
 
     Args:
-        model: what to average; ``module`` is a copy of it.
+        model: the model to average; ``module`` is a copy of it.
         device: where the copy lives; by default beside the model.
         avg_fn: (average, parameter, n) to the new average, one tensor at a time.
         multi_avg_fn: moves a list of averages in place, given the parameters and n. Both are called
@@ -199,7 +199,7 @@ def _buffers_too(holder: Holder, entry: TensorEntry[Tensor]) -> Role:
 def update_bn(
     loader: Iterable[Any], model: nn.Module, device: int | str | torch.device | None = None
 ) -> None:
-    """Measure the BatchNorm statistics of ``model`` anew, in one pass over the data.
+    """Recompute the BatchNorm statistics of ``model`` in one pass over the data.
 
     Everything but BatchNorm runs in evaluation mode, as it will when the statistics are used.
 

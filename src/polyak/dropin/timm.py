@@ -21,7 +21,7 @@ class ModelEmaV3(nn.Module):
     ``βₜ = clip(1-(1+s/γ)^(-p), min_decay, decay)``, ``s = step - update_after_step - 1``; 0 where s ≤ 0
 
     Args:
-        model: what to average; ``module`` is a copy of it in evaluation mode.
+        model: the model to average; ``module`` is a copy of it in evaluation mode.
         decay: β, in [0, 1].
         min_decay: the least β of the warm-up.
         update_after_step: copy the model up to this step.
@@ -29,7 +29,7 @@ class ModelEmaV3(nn.Module):
         warmup_gamma: γ.  warmup_power: p.
         device: where the copy lives; by default beside the model.
         dtype: of the copy; by default the model's.
-        stochastic_rounding: accepted; 16-bit averages are always rounded so, or they would stand still.
+        stochastic_rounding: accepted; 16-bit averages are always rounded so, or they would stop moving.
         stochastic_rounding_seed: of the random bits.
         foreach: accepted; the fastest engine is taken.
         exclude_buffers: copy buffers instead of averaging them.
@@ -92,11 +92,11 @@ class ModelEmaV3(nn.Module):
         apply(model, self.get_decay(step))
 
     def apply_update_(self, model: nn.Module, decay: float) -> None:
-        """``update`` with a β of one's own, buffers averaged."""
+        """``update`` with the given β, buffers averaged."""
         self._all.update(self.module, model, decay)
 
     def apply_update_no_buffers_(self, model: nn.Module, decay: float) -> None:
-        """``update`` with a β of one's own, buffers copied, those that no state_dict holds as well."""
+        """``update`` with the given β, buffers copied, those that no state_dict holds as well."""
         self._without_buffers.update(self.module, model, decay)
 
     def set(self, model: nn.Module) -> None:
@@ -111,7 +111,7 @@ class ModelEmaV2(nn.Module):
     """An average of everything in a model's ``state_dict`` with a constant β.
 
     Args:
-        model: what to average; ``module`` is a copy of it in evaluation mode.
+        model: the model to average; ``module`` is a copy of it in evaluation mode.
         decay: β, in [0, 1].
         device: where the copy lives; by default beside the model.
 
@@ -152,8 +152,8 @@ class ModelEma:
         model: what to average.
         decay: β, in [0, 1].
         device: where the copy lives; by default beside the model.
-        resume: a timm training checkpoint whose ``state_dict_ema`` to go on with. Where it holds none,
-            a warning says so and the average begins at the model.
+        resume: a timm training checkpoint whose ``state_dict_ema`` to continue from. If it has none,
+            a warning says so and the average starts at the model.
 
     Examples:
         >>> model = nn.Linear(2, 1)
@@ -175,7 +175,7 @@ class ModelEma:
 
     @property
     def module(self) -> nn.Module:
-        """``ema``, where ``timm.utils.unwrap_model`` looks for it."""
+        """``ema``, under the name that ``timm.utils.unwrap_model`` reads."""
         return self.ema
 
     def update(self, model: nn.Module) -> None:
@@ -188,7 +188,7 @@ class ModelEma:
         if "state_dict_ema" not in checkpoint:
             warnings.warn(
                 f"resume={checkpoint_path} holds {', '.join(checkpoint)} and no state_dict_ema: "
-                "the average begins at the model.",
+                "the average starts at the model.",
                 stacklevel=3,
             )
             return

@@ -84,13 +84,13 @@ class ExponentialMovingAverage:
         return Block(None, lambda: exchange_of(self._lives(parameters), self.shadow_params))
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> None:
-        """Move what is kept; floating tensors change their dtype too."""
+        """Move the averages and the stored weights; floating tensors change their dtype too."""
         self.shadow_params = moved(self.shadow_params, device, dtype)
         if self.collected_params is not None:
             self.collected_params = moved(self.collected_params, device, dtype)
 
     def state_dict(self) -> dict[str, Any]:
-        """All of it, under torch_ema's keys; the tensors are not copies."""
+        """The complete state under torch_ema's keys; the tensors are not copies."""
         names = ("decay", "num_updates", "shadow_params", "collected_params")
         return {name: getattr(self, name) for name in names}
 
@@ -98,7 +98,7 @@ class ExponentialMovingAverage:
         """Continue from a state of this class or of torch_ema's.
 
         Raises:
-            ConfigError: a value is none that ``state_dict`` writes. Nothing is changed then.
+            ConfigError: a value is of the wrong kind. Nothing is changed then.
         """
         state = state_dict
         check_beta("decay", state["decay"])

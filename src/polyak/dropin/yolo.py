@@ -13,7 +13,7 @@ class ModelEMA(Shadow):
     ``avg ← β·avg + (1-β)·θ``
 
     Args:
-        model: what to average.
+        model: the model to average.
         decay: β, in [0, 1].
 
     ``backup`` holds the raw weights between ``apply_shadow`` and ``restore``, and is empty otherwise.

@@ -1,22 +1,21 @@
-"""Accelerate: ``ema = average(accelerator, model, optimizer, 0.9999)``, before or after ``prepare``."""
+"""Accelerate: ``ema = weight_averaging(accelerator, model, optimizer, 0.9999)``."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from torch import nn
 from torch.optim import Optimizer
 
 from polyak.errors import MissingExtraError
-from polyak.schedules import Decay
 from polyak.torch import EMA
-from polyak.trainers.common import check_not_sharded
+from polyak.trainers.common import Decays, EMAOptions, check_not_sharded
 from polyak.trainers.common import numbers as numbers
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from accelerate.optimizer import AcceleratedOptimizer
+    from typing_extensions import Unpack
 else:
     try:
         from accelerate import Accelerator
@@ -27,20 +26,20 @@ else:
         raise MissingExtraError("accelerate", "accelerate") from error
 
 
-def average(
+def weight_averaging(
     accelerator: Accelerator,
     model: nn.Module,
     optimizer: Optimizer,
-    decay: float | Decay | Mapping[str, float | Decay] = 0.9999,
-    **options: Any,
+    decay: Decays = 0.9999,
+    **options: Unpack[EMAOptions],
 ) -> EMA:
-    """Average a model's weights after each step the optimizer takes; saved and loaded with the accelerator.
+    """Average a model's weights after each optimizer step; the accelerator saves and loads the average.
 
     Micro-batches under ``accelerator.accumulate`` and steps that its scaler skips do not count.
     ``load_state`` continues bit for bit; what ``save_state`` writes for the model are the raw weights.
 
     Args:
-        accelerator: its ``save_state`` and ``load_state`` include the average from now on.
+        accelerator: its ``save_state`` and ``load_state`` will include the average.
         model: prepared or not.
         optimizer: prepared or not.
         decay: β, a schedule, or several by name.

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from polyak.errors import CheckpointError
 from polyak.torch import EMA
-from polyak.trainers.common import begun_from
+from polyak.trainers.common import EMAOptions, arguments_in
 
-KEY = "polyak"  # in a checkpoint: {"state_dict": "raw", "ema": the state}, the former what `state_dict` holds
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+KEY = "polyak"  # in a checkpoint: {"state_dict": "raw", "ema": the state}; "raw" is what `state_dict` holds
 
 
 def key_of(name: str) -> str:
-    """Where a checkpoint has the average of this name."""
+    """The key of the average of this name in a checkpoint."""
     return f"{KEY}.{name}" if name else KEY
 
 
@@ -26,21 +29,21 @@ def load(
     *,
     name: str = "",
     weights_only: bool = True,
-    **options: Any,
+    **options: Unpack[EMAOptions],
 ) -> EMA:
     """Read a checkpoint: the raw weights into ``model``, the average into the EMA that is returned.
 
     From there ``ema.save("average.safetensors")``, ``ema.copy_to()`` or ``ema.module``.
 
     Args:
-        path: written while ``WeightAverage`` was among the callbacks.
+        path: written while ``WeightAveraging`` was among the callbacks.
         model: the module, built as for training.
-        name: of the ``WeightAverage``, where the run had several.
+        name: of the ``WeightAveraging``, where the run had several.
         weights_only: refuse a file that holds Python objects, as ``torch.load`` does.
-        options: ``include``, ``exclude``, ``buffers``, ``dtype`` … that ``WeightAverage`` was given.
+        options: ``include``, ``exclude``, ``buffers``, ``dtype`` … that ``WeightAveraging`` was given.
 
     Returns:
-        The average, ready to go on.
+        The average, ready to continue.
 
     Raises:
         CheckpointError: the file holds no average, or does not match the model or the options.
@@ -51,7 +54,11 @@ def load(
         raise CheckpointError(
             f"{path} holds no average of the name {name!r}, but of {', '.join(map(repr, others))}: say name=…"
             if others
-            else f"{path} holds no average of polyak. Save while WeightAverage is among the callbacks."
+            else f"{path} holds no average of polyak. Save while WeightAveraging is among the callbacks."
         )
     model.load_state_dict(checkpoint["state_dict"])
-    return begun_from(checkpoint[key_of(name)]["ema"], model, options)
+    state = checkpoint[key_of(name)]["ema"]
+    decays, settings = arguments_in(state)
+    ema = EMA(model, decays, **(settings | options))
+    ema.load_state_dict(state)
+    return ema

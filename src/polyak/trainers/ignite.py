@@ -1,8 +1,7 @@
-"""Ignite: ``WeightAverage(model, optimizer, 0.9999).attach(trainer, evaluator)``."""
+"""Ignite: ``WeightAveraging(0.9999, model=model, optimizer=optimizer).attach(trainer, evaluator)``."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, cast
 
@@ -10,13 +9,12 @@ from torch import nn
 from torch.optim import Optimizer
 
 from polyak.errors import MissingExtraError
-from polyak.schedules import Decay
 from polyak.schedules.decay import check_whole
-from polyak.torch import EMA
-from polyak.trainers.common import check_evaluate, closing, numbers
+from polyak.trainers.common import Averaging, Decays, EMAOptions, closing, numbers
 
 if TYPE_CHECKING:
     from ignite.engine import Engine, Events
+    from typing_extensions import Unpack
 else:
     try:
         from ignite.engine import Engine, Events
@@ -26,16 +24,16 @@ else:
         raise MissingExtraError("Ignite", "ignite") from error
 
 
-class WeightAverage:
+class WeightAveraging(Averaging):
     """Average a model's weights after each optimizer step, and run evaluators on the average.
 
     Evaluators hold the average from the start of an epoch to its end, so handlers of their ``COMPLETED`` find
     the raw weights again. Give ``Checkpoint`` both: ``{"model": model, "ema": average.ema, …}``.
 
     Args:
-        model: what is trained.
-        optimizer: whose steps count.
         decay: β, a schedule, or several by name.
+        model: the model in training.
+        optimizer: the optimizer whose steps count.
         evaluate: the track to evaluate on; the first if None. "raw" for the raw weights.
         log_every: iterations between two sets of ``ema/…`` numbers in ``trainer.state.metrics``.
         options: every other argument of ``polyak.EMA``.
@@ -46,26 +44,26 @@ class WeightAverage:
 
     def __init__(
         self,
+        decay: Decays = 0.9999,
+        *,
         model: nn.Module,
         optimizer: Optimizer,
-        decay: float | Decay | Mapping[str, float | Decay] = 0.9999,
-        *,
         evaluate: str | None = None,
         log_every: int = 100,
-        **options: Any,
+        **options: Unpack[EMAOptions],
     ) -> None:
         check_whole("log_every", log_every, 1)
-        self.ema = EMA(model, decay, **options)
-        check_evaluate(evaluate, self.ema.tracks)
-        self._evaluate, self._log_every = evaluate, log_every
-        self.ema.attach(optimizer)
+        super().__init__(decay, evaluate, options)
+        self._log_every = log_every
+        self._make(model)
+        self._follow(optimizer)
 
     def attach(self, trainer: Engine, *evaluators: Engine) -> None:
         """Log in one engine and evaluate in others.
 
         Args:
-            trainer: gets the numbers.
-            evaluators: run on the average.
+            trainer: the engine that gets the numbers.
+            evaluators: the engines that run on the average.
         """
         trainer.add_event_handler(Events.ITERATION_COMPLETED(every=self._log_every), self._log)
         for evaluator in evaluators:
@@ -79,5 +77,4 @@ class WeightAverage:
         trainer.state.metrics.update(numbers(self.ema))
 
     def _enter(self, evaluator: Engine, live: ExitStack) -> None:
-        if self._evaluate != "raw":
-            live.enter_context(self.ema.average_parameters(self._evaluate))
+        live.enter_context(self._evaluating())

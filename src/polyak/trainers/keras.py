@@ -1,4 +1,4 @@
-"""Keras 3 on its torch backend: ``model.fit(…, callbacks=[WeightAverage(0.9999)])``."""
+"""Keras 3 on its torch backend: ``model.fit(…, callbacks=[WeightAveraging(0.9999)])``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import io
 import os
 import threading
 import warnings
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -14,18 +14,25 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import nn
 
-from polyak._core.track import check_counts_steps, named_decays
+from polyak._core.track import check_counts_steps
 from polyak._files.header import Header
 from polyak._foreign.keras import MARK, mark
 from polyak.errors import CheckpointError, ConfigError, MissingExtraError, PlanError
-from polyak.schedules import Decay
-from polyak.torch import EMA
-from polyak.trainers.common import asked_of, check_evaluate, closing, header_of, numbers
+from polyak.trainers.common import (
+    Averaging,
+    Decays,
+    EMAOptions,
+    arguments_in,
+    closing,
+    header_of,
+    numbers,
+)
 
 if TYPE_CHECKING:
     from keras import Operation
     from keras.callbacks import Callback
     from keras.config import backend
+    from typing_extensions import Unpack
 else:
     try:
         from keras import Operation
@@ -40,7 +47,7 @@ PLACE = "polyak_average"  # attribute of the model, and so the group in the file
 STATISTICS = ("moving_mean", "moving_variance")
 
 
-class WeightAverage(Callback):
+class WeightAveraging(Averaging, Callback):
     """Average the model's weights after each optimizer step; validate, evaluate and predict on the average.
 
     Training, the model after ``fit`` and the weights in Keras's files are the raw ones. Beside them each file
@@ -56,39 +63,28 @@ class WeightAverage(Callback):
         ConfigError: an argument is outside its rule, or Keras runs on another backend.
     """
 
+    _begins = "the first epoch of model.fit() begins"
+
     def __init__(
         self,
-        decay: float | Decay | Mapping[str, float | Decay] = 0.9999,
+        decay: Decays = 0.9999,
         *,
         evaluate: str | None = None,
-        **options: Any,
+        **options: Unpack[EMAOptions],
     ) -> None:
-        super().__init__()
+        Averaging.__init__(self, decay, evaluate, options)
+        Callback.__init__(self)
         if cast(str, backend()) != "torch":
             raise ConfigError(
                 f"Keras runs on {backend()}: set KERAS_BACKEND=torch in the environment before its import."
             )
-        check_evaluate(evaluate, named_decays(decay))
-        self._decay, self._evaluate, self._options = decay, evaluate, options
-        self._ema: EMA | None = None
         self._given: Any = None  # the model that is trained or evaluated now
         self._averaged: Any = None  # the model that there is an average of
         self._names: list[str] = []
-        self.kept = _Kept(self)
-        self._steps = 0  # that the optimizer had taken at the last look
+        self.part = _SavedPart(self)
+        self._steps = 0  # that the optimizer had taken at the last call
         self._thread = 0
         self._live = ExitStack()  # open while the average is in the model
-
-    @property
-    def ema(self) -> EMA:
-        """The average.
-
-        Raises:
-            PlanError: training has not begun, so there is nothing to average yet.
-        """
-        if self._ema is None:
-            raise PlanError("there is no average before the first epoch of model.fit() begins.")
-        return self._ema
 
     def save(self, path: str | os.PathLike[str], track: str | None = None) -> None:
         """Write the average as ``model.save`` writes a model; it opens without polyak.
@@ -97,14 +93,14 @@ class WeightAverage(Callback):
             path: ends in ``.keras``.
             track: which average; the evaluated one if None.
         """
-        track = track or (None if self._evaluate == "raw" else self._evaluate)
-        with self.ema.average_parameters(track), self.kept.left_out(header_of(self.ema, track)):
+        track = self._saved_track(track)
+        with self.ema.average_parameters(track), self.part.left_out(header_of(self.ema, track)):
             self._averaged.save(path)
 
     def set_model(self, model: Any) -> None:
         super().set_model(model)
         self._given = model
-        setattr(model, PLACE, self.kept)
+        setattr(model, PLACE, self.part)
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         self.begin()  # no sooner: while training begins, other callbacks load weights
@@ -114,8 +110,8 @@ class WeightAverage(Callback):
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         if threading.get_ident() != self._thread:
             raise ConfigError(
-                "callbacks=WeightAverage(…): outside a list Keras calls it while the next step is running. "
-                "Write callbacks=[WeightAverage(…)]."
+                "callbacks=WeightAveraging(…): outside a list Keras calls it while the next step is running. "
+                "Write callbacks=[WeightAveraging(…)]."
             )
         self.follow()
 
@@ -133,7 +129,7 @@ class WeightAverage(Callback):
                 f"there is no average of {self._given.name} to evaluate: train it with this callback first, "
                 "or take the callback out of a file with polyak.trainers.keras.load."
             )
-        self._live.enter_context(self.ema.average_parameters(self._evaluate))
+        self._live.enter_context(self._evaluating())
 
     def on_test_end(self, logs: Any = None) -> None:
         self._live.close()
@@ -141,19 +137,19 @@ class WeightAverage(Callback):
     on_predict_begin, on_predict_end = on_test_begin, on_test_end
 
     def begin(self) -> None:
-        """Have the average that belongs to the weights the model has now."""
-        model, kept = self._given, self.kept
-        if self._averaged is model and not kept.was_read:
+        """Make the average of the model's present weights, or take the one that was loaded with them."""
+        model, part = self._given, self.part
+        if self._averaged is model and not part.was_read:
             return
-        found = kept.found
+        found = part.found
         self._names = found["names"] if found else _paths(model)
-        self._ema = EMA(weights(model, self._names), self._decay, **self._options)
-        check_counts_steps(self._ema.tracks.values())
+        ema = self._make(weights(model, self._names))
+        check_counts_steps(ema.tracks.values())
         if found:
-            self._ema.load_state_dict(found["ema"])
-        elif kept.was_read:
-            warnings.warn("the weights that were loaded came without an average: it begins.", stacklevel=2)
-        kept.found, kept.was_read = None, False
+            ema.load_state_dict(found["ema"])
+        elif part.was_read:
+            warnings.warn("the loaded weights contain no average; averaging starts from them.", stacklevel=2)
+        part.found, part.was_read = None, False
         if self._averaged is not model:
             self._averaged = model
             # No event is sure to come after an exception or an interrupt.
@@ -161,9 +157,9 @@ class WeightAverage(Callback):
             model.predict = closing(self._live, model.predict)
 
     def follow(self) -> None:
-        """Take the steps of the optimizer since the last look into the average."""
+        """Update the average with the optimizer steps since the last call."""
         steps = int(self._averaged.optimizer.iterations)
-        if steps > self._steps:  # a micro-batch is no step
+        if steps > self._steps:  # a micro-batch does not count
             self.ema.update(steps - self._steps)
         self._steps = steps
 
@@ -172,8 +168,8 @@ class WeightAverage(Callback):
         """Whether there is an average."""
         return self._ema is not None
 
-    def told(self) -> dict[str, Any] | None:
-        """What a file of the model is to hold of its average."""
+    def saved_state(self) -> dict[str, Any] | None:
+        """The state of the average for a file of the model."""
         if self._ema is None:
             return None
         if self._ema.live == "raw":
@@ -182,34 +178,34 @@ class WeightAverage(Callback):
 
 
 def load(
-    path: str | os.PathLike[str], model: Any, *, evaluate: str | None = None, **options: Any
-) -> WeightAverage:
+    path: str | os.PathLike[str], model: Any, *, evaluate: str | None = None, **options: Unpack[EMAOptions]
+) -> WeightAveraging:
     """Read a file of Keras: the raw weights into ``model``, the average into the callback that is returned.
 
     From there ``average.save("average.keras")``, ``model.fit(…, callbacks=[average])`` or ``average.ema``.
 
     Args:
-        path: a ``.keras`` or ``.weights.h5``, written while ``WeightAverage`` was among the callbacks.
+        path: a ``.keras`` or ``.weights.h5``, written while ``WeightAveraging`` was among the callbacks.
         model: built, or what ``keras.saving.load_model`` made of the file.
-        evaluate: as of ``WeightAverage``.
-        options: ``include``, ``exclude``, ``buffers``, ``dtype`` … that ``WeightAverage`` was given.
+        evaluate: as of ``WeightAveraging``.
+        options: ``include``, ``exclude``, ``buffers``, ``dtype`` … that ``WeightAveraging`` was given.
 
     Returns:
-        The callback, ready to evaluate and to go on.
+        The callback, ready to evaluate and to continue.
 
     Raises:
         CheckpointError: the file holds no average, or does not match the model or the options.
     """
-    kept = _Kept(None)
-    setattr(model, PLACE, kept)
+    part = _SavedPart(None)
+    setattr(model, PLACE, part)
     if model.optimizer is not None and not model.optimizer.built:
         model.optimizer.build(model.trainable_variables)  # Keras passes over the state of one that is not
     model.load_weights(path)
-    if kept.found is None:
-        raise CheckpointError(f"{path} holds no average: WeightAverage was not among the callbacks.")
-    decays, settings = asked_of(kept.found["ema"])
-    average = WeightAverage(decays, evaluate=evaluate, **{**settings, **options})
-    average.kept.found = kept.found
+    if part.found is None:
+        raise CheckpointError(f"{path} holds no average: WeightAveraging was not among the callbacks.")
+    decays, settings = arguments_in(part.found["ema"])
+    average = WeightAveraging(decays, evaluate=evaluate, **(settings | options))
+    average.part.found = part.found
     average.set_model(model)
     average.begin()
     return average
@@ -234,9 +230,9 @@ def weights(model: Any, names: Sequence[str] | None = None) -> nn.Module:
         CheckpointError: there are more names or fewer than weights.
 
     Examples:
-        >>> import keras
+        >>> import keras, polyak
         >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, name="head")])
-        >>> ema = EMA(weights(model), decay=0.999)
+        >>> ema = polyak.EMA(weights(model), decay=0.999)
         >>> list(ema.tracks["average"].tensors)
         ['head.kernel', 'head.bias']
     """
@@ -268,10 +264,10 @@ def _paths(model: Any) -> list[str]:
     return paths
 
 
-class _Kept(Operation):
-    """What Keras finds as a part of the model when it writes or reads a file."""
+class _SavedPart(Operation):
+    """A part of the model for Keras, which writes and reads the average with it."""
 
-    def __init__(self, average: WeightAverage | None) -> None:
+    def __init__(self, average: WeightAveraging | None) -> None:
         super().__init__(name=PLACE)
         self._average = average
         self._header: Header | None = None  # of a file without the average beside its weights
@@ -287,13 +283,13 @@ class _Kept(Operation):
             self._average, self._header = average, None
 
     def save_own_variables(self, store: Any) -> None:
-        if self._average is not None and (told := self._average.told()) is not None:
+        if self._average is not None and (state := self._average.saved_state()) is not None:
             file = io.BytesIO()
-            torch.save(told, file)
+            torch.save(state, file)
             store["state"] = torch.frombuffer(file.getbuffer(), dtype=torch.uint8)
 
     def save_assets(self, folder: str) -> None:
-        """What the weights in a ``.keras`` file are, where ``polyak inspect`` finds it without Keras."""
+        """Say in a ``.keras`` file what its weights are, for ``polyak inspect`` without Keras."""
         if (headers := self._headers()) is not None:
             (Path(folder) / MARK).write_text(mark(*headers))
 

@@ -1,9 +1,9 @@
-"""Lightning: ``Trainer(callbacks=[WeightAverage(0.9999)])``."""
+"""Lightning: ``Trainer(callbacks=[WeightAveraging(0.9999)])``."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
 from copy import deepcopy
 from functools import partial
@@ -11,17 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from polyak._core.track import named_decays
-from polyak.errors import CheckpointError, ConfigError, MissingExtraError, PlanError
-from polyak.schedules import Decay
-from polyak.torch import EMA
-from polyak.torch.optimizer_hook import Attachment
+from polyak.errors import CheckpointError, ConfigError, MissingExtraError
 from polyak.trainers.checkpoint import key_of
 from polyak.trainers.checkpoint import load as load
-from polyak.trainers.common import check_evaluate, numbers
+from polyak.trainers.common import Averaging, Decays, EMAOptions, numbers
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback, LightningModule, Trainer
+    from typing_extensions import Unpack
 else:
     try:
         from lightning.pytorch import Callback, LightningModule, Trainer
@@ -36,7 +33,7 @@ else:
             raise MissingExtraError("Lightning", "lightning") from error
 
 
-class WeightAverage(Callback):
+class WeightAveraging(Averaging, Callback):
     """Average the module's weights after each optimizer step; validate, test and predict on the average.
 
     Training, ``state_dict`` in checkpoints and the module after ``fit`` are the raw weights. The average is
@@ -46,7 +43,7 @@ class WeightAverage(Callback):
     Args:
         decay: β, a schedule, or several by name.
         evaluate: the track to validate, test and predict on; the first if None. "raw" for the raw weights.
-        optimizer: which optimizer's steps count, where the module has several.
+        optimizer: the index of the optimizer whose steps count, if the module has several.
         name: tells several of these callbacks apart, which average a generator and a critic, or one module
             twice: ``"polyak.name"`` in checkpoints, ``ema/name/…`` in logs.
         options: every other argument of ``polyak.EMA``.
@@ -55,45 +52,31 @@ class WeightAverage(Callback):
         ConfigError: an argument is outside its rule.
     """
 
+    _begins = "fit() begins or a checkpoint that holds one is tested"
+
     def __init__(
         self,
-        decay: float | Decay | Mapping[str, float | Decay] = 0.9999,
+        decay: Decays = 0.9999,
         *,
         evaluate: str | None = None,
         optimizer: int | None = None,
         name: str = "",
-        **options: Any,
+        **options: Unpack[EMAOptions],
     ) -> None:
-        super().__init__()
-        check_evaluate(evaluate, named_decays(decay))
+        super().__init__(decay, evaluate, options)
         self.name, self._key, self._group = name, key_of(name), f"ema/{name}" if name else "ema"
-        self._decay, self._evaluate, self._optimizer, self._options = decay, evaluate, optimizer, options
-        self._ema: EMA | None = None
-        self._attachment: Attachment | None = None
+        self._optimizer = optimizer
         self._live = ExitStack()  # open while the average is in the module
         self._found: dict[str, Any] | None = None  # in the checkpoint of this run
         self._strategy: Any = None  # whose checkpoints hold the average
         self._stage = ""
         self._logged = 0
 
-    @property
-    def ema(self) -> EMA:
-        """The average.
-
-        Raises:
-            PlanError: training has not begun, so there is nothing to average yet.
-        """
-        if self._ema is None:
-            raise PlanError(
-                "there is no average before fit() begins or a checkpoint that holds one is tested."
-            )
-        return self._ema
-
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if [one.name for one in _averages(trainer)].count(self.name) > 1:
             raise ConfigError(
-                f"callbacks: several WeightAverage have name={self.name!r}, and a checkpoint holds one "
-                'average of each name. Give them names, as in WeightAverage(0.9999, name="slow").'
+                f"callbacks: several WeightAveraging have name={self.name!r}, and a checkpoint holds one "
+                'average of each name. Give them names, as in WeightAveraging(0.9999, name="slow").'
             )
         self._stage, self._found = stage, None
         if self._strategy is not trainer.strategy:
@@ -105,7 +88,7 @@ class WeightAverage(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.strategy.restore_checkpoint_after_setup:
             raise ConfigError(
-                f"strategy={type(trainer.strategy).__name__} shards the model: WeightAverage needs it whole "
+                f"strategy={type(trainer.strategy).__name__} shards the model: the average needs it whole "
                 'in each process. Use strategy="ddp" or a single device.'
             )
         self._begin(trainer, pl_module)
@@ -114,12 +97,11 @@ class WeightAverage(Callback):
         if which is None and len(trainer.optimizers) != 1:
             raise ConfigError(
                 f"optimizer=None: the module has {len(trainer.optimizers)} optimizers; say which one's steps "
-                "count, as in WeightAverage(optimizer=0)."
+                "count, as in WeightAveraging(optimizer=0)."
             )
         if which is not None and not 0 <= which < len(trainer.optimizers):
             raise ConfigError(f"optimizer={which}: the module has {len(trainer.optimizers)}, counted from 0.")
-        self._let_go()
-        self._attachment = self.ema.attach(trainer.optimizers[which or 0])
+        self._follow(trainer.optimizers[which or 0])
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -127,9 +109,9 @@ class WeightAverage(Callback):
         step = self.ema.step
         every: int = trainer.log_every_n_steps  # pyright: ignore
         if step != self._logged and every and step % every == 0:
-            self._logged, told = step, numbers(self.ema, self._group)
+            self._logged, logs = step, numbers(self.ema, self._group)
             for logger in trainer.loggers:
-                logger.log_metrics(told, step=trainer.global_step - 1)  # Lightning's own count begins at 0
+                logger.log_metrics(logs, step=trainer.global_step - 1)  # Lightning's own count begins at 0
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         averages = _averages(trainer)
@@ -174,12 +156,12 @@ class WeightAverage(Callback):
         self._found = checkpoint.get(self._key)
 
     def _begin(self, trainer: Trainer, module: LightningModule) -> None:
-        """Have the average that belongs to the weights this run begins with."""
+        """Make the average of the weights this run begins with, or load the one that belongs to them."""
         path, found = trainer.ckpt_path, self._found
         self._found = None
         if self._stage == "fit" or found is not None:
             if self._ema is None or self._ema.model is not module:
-                self._ema = EMA(module, self._decay, **self._options)
+                self._make(module)
             elif path and found is None:
                 self._ema.reset()
         if found is not None:
@@ -190,15 +172,15 @@ class WeightAverage(Callback):
             )
         elif path and self._evaluate != "raw":
             raise CheckpointError(
-                f"{path} holds no average to evaluate under {self._key!r}. Save while WeightAverage is among "
-                'the callbacks, or evaluate what there is: WeightAverage(evaluate="raw").'
+                f"{path} holds no average to evaluate under {self._key!r}. Save while WeightAveraging "
+                'is among the callbacks, or evaluate the raw weights: WeightAveraging(evaluate="raw").'
             )
 
     def _evaluates(self, module: LightningModule) -> bool:
         return self._ema is not None and self._ema.model is module and self._evaluate != "raw"
 
     def _go_live(self) -> None:
-        self._live.enter_context(self.ema.average_parameters(self._evaluate))
+        self._live.enter_context(self._evaluating())
 
     def _refuse_two_at_once(self, trainer: Trainer) -> None:
         """A parameter can hold one average at a time."""
@@ -208,7 +190,7 @@ class WeightAverage(Callback):
                 continue
             if shared := self._averaged() & other._averaged():
                 raise ConfigError(
-                    f"callbacks: WeightAverage {self.name!r} and {other.name!r} would both evaluate "
+                    f"callbacks: WeightAveraging {self.name!r} and {other.name!r} would both evaluate "
                     f'{min(shared)}. Give one of them evaluate="raw", or use one callback with two tracks.'
                 )
 
@@ -230,10 +212,8 @@ class WeightAverage(Callback):
 
     def _let_go(self) -> None:
         self._live.close()
-        if self._attachment is not None:
-            self._attachment.remove()
-            self._attachment = None
+        self._unfollow()
 
 
-def _averages(trainer: Trainer) -> list[WeightAverage]:
-    return [one for one in trainer.callbacks if isinstance(one, WeightAverage)]  # pyright: ignore
+def _averages(trainer: Trainer) -> list[WeightAveraging]:
+    return [one for one in trainer.callbacks if isinstance(one, WeightAveraging)]  # pyright: ignore
