@@ -63,6 +63,7 @@ PACKAGES: dict[str, set[str]] = {
     "ml_dtypes": {"_dtypes", "_files"},
     "fsspec": {"_files"},
     "torch": {"torch", "dropin", "trainers", "demo", "bench"},
+    "typing_extensions": {"trainers"},  # for type checkers; torch brings it
     "paddle": {"paddle", "dropin", "demo"},
     "triton": {"torch"},
     "lightning": {"trainers"},
