@@ -21,7 +21,7 @@ from torch import nn
 import polyak
 from polyak import EMA, Archive, CheckpointError, ConfigError, HalfLife, Power, synthesize
 from polyak._foreign.open_any import open_weights
-from polyak.archive import recorder
+from polyak.archive import recorder, snapshots
 from polyak.archive import synthesize as synthesis
 
 from .archive_worker import move
@@ -400,3 +400,24 @@ def test_a_damaged_snapshot_is_no_thinned_one(tmp_path: Path) -> None:
     next(iter(tmp_path.glob("000000010-*"))).write_bytes(b"half a file")
     with pytest.raises(CheckpointError, match="000000010"):
         synthesize(tmp_path, HalfLife(steps=12), max_error=0.9)
+
+
+def test_each_header_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the run that writes the archive, by one who reads it, and again only where a file was replaced."""
+    opened: list[str] = []
+    monkeypatch.setattr(
+        snapshots, "open_weights", lambda path: opened.append(path.name) or open_weights(path)
+    )
+    ema = EMA(network(), TRACKS)
+    with Archive(tmp_path, ema, every=1, keep="log"):
+        run(ema, 40)
+    assert len(opened) == len(set(opened)) == 1 + 40 * 2
+    opened.clear()
+    archive = Archive(tmp_path)
+    files = sorted(snapshot.path.name for snapshot in archive.snapshots)
+    assert (archive.steps[-1], archive.run) == (40, ema.run)
+    synthesize(archive, HalfLife(steps=10), max_error=1)
+    assert sorted(opened) == files
+    (tmp_path / files[0]).write_bytes(b"not a snapshot")
+    with pytest.raises(CheckpointError, match=files[0]):
+        archive.run  # noqa: B018

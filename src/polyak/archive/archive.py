@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from polyak.archive.recorder import Recorder, Watched
-from polyak.archive.snapshots import Keep, Snapshot, check_keep, found_in
+from polyak._core.ema import BaseEMA
+from polyak.archive.recorder import Recorder
+from polyak.archive.snapshots import Keep, Snapshot, SnapshotFolder, check_keep
 from polyak.errors import CheckpointError, ConfigError
 
 _DTYPES = ("float16", "bfloat16", "float32")
@@ -20,8 +21,8 @@ class Archive:
     within ``ema.update()`` and written by a thread of their own. A failed write is a warning, not the end
     of the training; ``close`` raises it.
 
-    A resumed run goes on with its folder: load the EMA's state first. Snapshots later than the step it
-    resumes from are of a future that will not be; they are moved to ``abandoned/``.
+    A resumed run continues its folder: load the EMA's state first. Snapshots newer than the step it
+    resumes from are moved to ``abandoned/``.
 
     Args:
         folder: made if missing. It belongs to one run.
@@ -52,7 +53,7 @@ class Archive:
     def __init__(
         self,
         folder: str | os.PathLike[str],
-        ema: Watched | None = None,
+        ema: BaseEMA[Any, Any] | None = None,
         every: int | Literal["auto"] = "auto",
         dtype: object = "float16",
         keep: Keep = "log",
@@ -64,17 +65,18 @@ class Archive:
             raise ConfigError(f'every={every!r}: must be a whole number of steps, at least 1, or "auto".')
         check_keep(keep)
         self.folder = Path(folder)
-        self._recorder = None if ema is None else Recorder(self.folder, ema, every, name, keep)
+        self._snapshots = SnapshotFolder(self.folder)
+        self._recorder = None if ema is None else Recorder(self._snapshots, ema, every, name, keep)
 
     @property
     def snapshots(self) -> list[Snapshot]:
-        """The files with their headers, oldest first.
+        """The files with their headers, oldest first; a header is read once however often this is called.
 
         Raises:
             CheckpointError: there are none, one is damaged, or they are of several runs.
         """
         self.flush()
-        found = found_in(self.folder)
+        found = self._snapshots.scan()
         if not found:
             raise CheckpointError(f"{self.folder} holds no snapshots.")
         runs = sorted({snapshot.header.run for snapshot in found})

@@ -4,49 +4,19 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal
 
 from polyak._core.capture import Captured
+from polyak._core.ema import BaseEMA
 from polyak._files.locks import Lock
 from polyak._files.write import sweep_all
-from polyak.archive.snapshots import Keep, Snapshot, found_in, superfluous, write_snapshot
+from polyak.archive.snapshots import Keep, Snapshot, SnapshotFolder, superfluous, write_snapshot
 from polyak.errors import CheckpointError
-from polyak.schedules import Profile
 
 ABANDONED = "abandoned"
 _PATIENCE = 0.2  # seconds to wait for the lock: a run holds it until it ends, a reader never does
 _HALF = 0.5 * (1 + 1e-9)  # a half-life is a half however it was multiplied up
-
-
-class Removable(Protocol):
-    """A handle that ends what it stands for."""
-
-    def remove(self) -> None: ...
-
-
-class Tracked(Protocol):
-    """One average of an EMA: the decay it applied last, and its profile."""
-
-    beta: float
-
-    @property
-    def profile(self) -> Profile: ...
-
-
-class Watched(Protocol):
-    """What is needed of an EMA, of whatever framework."""
-
-    run: str
-
-    @property
-    def step(self) -> int: ...
-    @property
-    def tracks(self) -> Mapping[str, Tracked]: ...
-    def capture(self, track: str, dtype: str) -> Captured: ...
-    def watch(self, watcher: Callable[[], None]) -> Removable: ...
 
 
 class Recorder:
@@ -57,9 +27,15 @@ class Recorder:
     """
 
     def __init__(
-        self, folder: Path, ema: Watched, every: int | Literal["auto"], dtype: str, keep: Keep
+        self,
+        snapshots: SnapshotFolder,
+        ema: BaseEMA[Any, Any],
+        every: int | Literal["auto"],
+        dtype: str,
+        keep: Keep,
     ) -> None:
-        self._folder, self._ema, self._dtype = folder, ema, dtype
+        self._snapshots, self._ema, self._dtype = snapshots, ema, dtype
+        self._folder = folder = snapshots.path
         self._every: int | None = None if every == "auto" else every
         self._keep: Keep = keep
         try:
@@ -81,8 +57,7 @@ class Recorder:
             raise CheckpointError(f"{folder} cannot be written: {error}") from error
         try:
             sweep_all(folder)
-            snapshots = self._rewound()
-            if not any(snapshot.number == 0 for snapshot in snapshots):
+            if not any(snapshot.number == 0 for snapshot in self._rewound()):
                 self._write([ema.capture("raw", "float32")], 0)
         except BaseException:
             self._lock.release()
@@ -152,7 +127,7 @@ class Recorder:
     def _rewound(self) -> list[Snapshot]:
         """What the folder holds of this run up to the present step; what is later is put aside."""
         kept: list[Snapshot] = []
-        for snapshot in found_in(self._folder):
+        for snapshot in self._snapshots.scan():
             if snapshot.header.run != self._ema.run:
                 raise CheckpointError(
                     f"{self._folder} belongs to run {snapshot.header.run}, this EMA to run {self._ema.run}. "
@@ -181,5 +156,5 @@ class Recorder:
         for moment in captured:
             write_snapshot(self._folder, moment, number)
         if self._keep != "all":
-            for path in superfluous(found_in(self._folder), self._keep):
+            for path in superfluous(self._snapshots.scan(), self._keep):
                 path.unlink(missing_ok=True)

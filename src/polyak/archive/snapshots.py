@@ -51,23 +51,46 @@ def check_keep(keep: Keep) -> None:
         raise ConfigError(f'keep={keep!r}: must be "all", "log", "even" or how many, at least 1.')
 
 
-def found_in(folder: Path) -> list[Snapshot]:
-    """The snapshots of a folder, the base first, then as they were taken; only headers are read.
+def holds_snapshots(folder: Path) -> bool:
+    """Whether a folder has files that are named like snapshots."""
+    return folder.is_dir() and any(_NAME.fullmatch(path.name) for path in folder.iterdir())
 
-    Raises:
-        CheckpointError: one is damaged.
-    """
-    found: list[Snapshot] = []
-    for path in folder.iterdir() if folder.is_dir() else ():
-        if _NAME.fullmatch(path.name):
-            try:
-                with open_weights(path) as weights:
-                    found.append(Snapshot(path, header_of(weights)))
-            except (CheckpointError, FileNotFoundError):
-                if path.exists():
-                    raise
-                # a writer beside this reader thinned it out, or put it aside, after it was listed
-    return sorted(found, key=lambda snapshot: (snapshot.number, snapshot.path.name))
+
+class SnapshotFolder:
+    """The snapshots of a folder. The header of a file is read once, and again when the file was replaced."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._known: dict[str, tuple[tuple[int, ...], Snapshot]] = {}
+
+    def scan(self) -> list[Snapshot]:
+        """The snapshots there are now, the base first, then as they were taken.
+
+        Raises:
+            CheckpointError: one is damaged.
+        """
+        found: dict[str, tuple[tuple[int, ...], Snapshot]] = {}
+        for path in self.path.iterdir() if self.path.is_dir() else ():
+            if _NAME.fullmatch(path.name):
+                try:
+                    about = path.stat()
+                    identity = (about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns)
+                    known, snapshot = self._known.get(path.name, ((), None))
+                    if snapshot is None or known != identity:
+                        snapshot = _read(path)
+                    found[path.name] = identity, snapshot
+                except (CheckpointError, FileNotFoundError):
+                    if path.exists():
+                        raise
+                    # another process thinned it out, or moved it away, after it was listed
+        self._known = found
+        ordered = [snapshot for _, snapshot in found.values()]
+        return sorted(ordered, key=lambda snapshot: (snapshot.number, snapshot.path.name))
+
+
+def _read(path: Path) -> Snapshot:
+    with open_weights(path) as weights:
+        return Snapshot(path, header_of(weights))
 
 
 def write_snapshot(folder: Path, captured: Captured, number: int) -> None:

@@ -21,7 +21,7 @@ from polyak._foreign.own import is_own
 from polyak._foreign.parts import Part
 from polyak._foreign.recognize import recognise
 from polyak.archive.archive import Archive
-from polyak.archive.snapshots import found_in
+from polyak.archive.snapshots import holds_snapshots
 from polyak.archive.synthesize import Reach, synthesizable
 from polyak.errors import CheckpointError
 from polyak.schedules import Decay, Profile
@@ -160,7 +160,7 @@ def describe(where: Where, verify: bool = True) -> CheckpointSummary | Snapshots
         >>> found.role, found.integrity, found.parts[0].tensors.elements
         ('average', 'verified', 3)
     """
-    if not is_url(where) and Path(where).is_dir() and found_in(Path(where)):
+    if not is_url(where) and holds_snapshots(Path(where)):
         return _archive(Path(where))
     with open_weights(where) as weights:
         integrity = _verify(weights) if verify else "not checked"
@@ -220,7 +220,8 @@ def size_of(slots: Iterable[LazyTensor]) -> Tensors:
 
 
 def _archive(folder: Path) -> Snapshots:
-    snapshots = Archive(folder).snapshots
+    archive = Archive(folder)
+    snapshots = archive.snapshots
     taken = [snapshot for snapshot in snapshots if snapshot.number]
     return Snapshots(
         where=str(folder),
@@ -229,7 +230,7 @@ def _archive(folder: Path) -> Snapshots:
         tracks=tuple(sorted({snapshot.header.track for snapshot in taken})),
         files=len(snapshots),
         nbytes=sum(snapshot.path.stat().st_size for snapshot in snapshots),
-        reach=tuple(synthesizable(folder)) if taken else (),
+        reach=tuple(synthesizable(archive)) if taken else (),
     )
 
 
