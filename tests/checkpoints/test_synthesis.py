@@ -145,7 +145,8 @@ def test_a_profile_is_a_target(trained: Trained) -> None:
 def test_what_cannot_be_met_is_refused_and_nothing_written(trained: Trained, tmp_path: Path) -> None:
     out = tmp_path / "narrow.safetensors"
     with pytest.raises(
-        CheckpointError, match=r"can be met to \d+\.\d% only; max_error is 2\.0%\. .*synthesizable"
+        CheckpointError,
+        match=r"with an expected error of \d+\.\d% of .*; max_error is 2\.0%\. .*synthesizable",
     ):
         polyak.synthesize(trained.folder / "float16-1", HalfLife(steps=2), out=out)
     assert list(tmp_path.iterdir()) == []

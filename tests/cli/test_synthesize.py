@@ -86,7 +86,7 @@ def test_without_a_file_it_lists_what_is_reachable(archive: str) -> None:
         ([], "exactly one of --half-life"),
         (["--half-life", "3", "--decay", "0.9"], "exactly one of --half-life"),
         (["--half-life", "-3"], "steps=-3"),
-        (["--half-life", "0.5"], r"can be met to"),
+        (["--half-life", "0.5"], r"with an expected error of"),
         (["--half-life", "60", "--at", "9999"], "at=9999"),
         (["--last", "5", "--shape", "round"], "--shape round"),
     ],

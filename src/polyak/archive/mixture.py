@@ -1,4 +1,4 @@
-"""Stored averages mixed into the one wanted, tensor by tensor.
+"""Stored averages mixed into the target, tensor by tensor.
 
 Tensors with one history share one set of coefficients; usually that is all of them. One that joined the
 averages late, or was reset, has a history of its own and is solved for by itself.
@@ -39,7 +39,8 @@ class Mixture:
     Args:
         sums: of each tensor.
         solution: coefficients, error and noise gain of most tensors, over the snapshots in order.
-        error: the largest error of any tensor.
+        error: the largest ``Solution.error`` of any history: expected distance from the target, as a share
+            of the target's from the raw weights.
     """
 
     sums: Mapping[str, TensorSum]
@@ -48,11 +49,11 @@ class Mixture:
 
 
 def mix(stored: Sequence[Stored], wanted: Profile) -> Mixture:
-    """The mixture of snapshots nearest to a profile.
+    """The mixture of snapshots with the least expected error for a target.
 
     Args:
         stored: the snapshots, oldest first, the base among them.
-        wanted: the profile to come near to.
+        wanted: the target's profile.
 
     Raises:
         CheckpointError: a tensor that no average holds is not in the base either.

@@ -1,7 +1,7 @@
 """Any average of a run, made afterwards from what an archive kept of it.
 
-The stored averages are mixed with the coefficients that bring the sum of their profiles nearest to the
-profile wanted; a tensor that joined the averages late is mixed by the profiles it has itself.
+The stored averages are mixed with the coefficients for which the least error is expected
+(``schedules.posthoc``); a tensor that joined the averages late is mixed by its own profiles.
 """
 
 from __future__ import annotations
@@ -33,9 +33,10 @@ class Synthesis:
 
     Args:
         tensors: NumPy arrays by the model's names, float32 where averaged; empty when written to a file.
-        header: with the exact profile of what was made, not of what was asked for.
-        error: ``‖w - w*‖ / ‖w*‖``, the relative distance of that profile from the one asked for; of the
-            tensor farthest from it.
+        header: with the exact profile of the result, not that of the target.
+        error: ``√(E‖Σcᵢ·avgᵢ - avg*‖² / E‖avg* - θ_T‖²)``: the expected distance between this average and
+            the target, rounding of the snapshots included, as a share of the target's expected distance from
+            the raw weights θ_T at its step; the largest of any tensor's history.
         noise_gain: ``Σ|cᵢ|``, by how much rounding errors of the snapshots may have grown; 1 is best.
         coefficients: cᵢ by the snapshot's file name.
     """
@@ -48,7 +49,11 @@ class Synthesis:
 
 
 class Reach(NamedTuple):
-    """How well one half-life, in training steps, can be synthesised."""
+    """How well one half-life can be synthesised.
+
+    half_life: in training steps.  error: as in ``Synthesis``, of tensors that were averaged from the
+    beginning.  noise_gain: ``Σ|cᵢ|``.
+    """
 
     half_life: float
     error: float
@@ -67,7 +72,7 @@ def synthesize(
 ) -> Synthesis:
     """The average that another decay would have given, made from the snapshots of a run.
 
-    ``Σ cᵢ·avgᵢ`` with ``min ‖Sᵀc - w*‖``, ``Σc = 1``, over every snapshot up to ``at``.
+    ``Σ cᵢ·avgᵢ`` over every snapshot up to ``at``, with ``min E‖Σ cᵢ·avgᵢ - avg*‖²`` subject to ``Σc = 1``.
 
     Args:
         archive: the archive or its folder.
@@ -75,12 +80,13 @@ def synthesize(
             ``Anneal(k)`` with ``last=k`` what annealing the learning rate over them would have given.
         at: the training step to stand at; by default the newest snapshot's.
         last: begin averaging only this many steps before ``at``.
-        max_error: refuse when the profile cannot be met better than this, relative to its norm.
+        max_error: refuse when ``error`` of the result would be larger: the expected distance from the target,
+            as a share of the target's distance from the raw weights.
         out: write the average to this ``.safetensors`` file instead of returning its tensors, piece by piece.
         progress: called with the bytes made so far and those to make in all.
 
     Returns:
-        The tensors or the file's header, with profile error and noise gain.
+        The tensors or the file's header, with expected error and noise gain.
 
     Raises:
         ConfigError: ``at`` or ``last`` lies outside the run, or the target counts in a unit it does not.
@@ -105,9 +111,9 @@ def synthesize(
         mixture = mix(stored, wanted)
         if mixture.error > max_error:
             raise CheckpointError(
-                f"the profile wanted can be met to {mixture.error:.1%} only; max_error is {max_error:.1%}. "
-                "polyak.synthesizable(archive) lists what can be met; denser snapshots or another track "
-                "widen it."
+                f"the requested average can only be made with an expected error of {mixture.error:.1%} of"
+                f" its distance from the raw weights; max_error is {max_error:.1%}. Denser snapshots or "
+                "another track allow more; polyak.synthesizable(archive) lists what can be made."
             )
         coefficients = mixture.solution.coefficients.tolist()
         header = Header(
@@ -145,7 +151,7 @@ def synthesizable(
         half_lives: in training steps; by default 25 from ``at``/1000 to ``at``, on a logarithmic scale.
 
     Returns:
-        One row each: half-life, profile error, noise gain.
+        One row each: half-life, expected error, noise gain.
 
     Raises:
         ConfigError: ``at`` lies outside the run.

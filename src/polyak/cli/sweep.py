@@ -34,7 +34,9 @@ def sweep(
     ] = None,
     points: Annotated[int, typer.Option(help="Half-lives on the logarithmic grid.")] = 7,
     refine: Annotated[int, typer.Option(help="Golden sections around the best after it.")] = 6,
-    max_error: Annotated[float, typer.Option(help="Largest error of a synthesised average.")] = 0.02,
+    max_error: Annotated[
+        float, typer.Option(help="Largest expected error, as a share of the distance to the raw weights.")
+    ] = 0.02,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder to write to.", show_default="ARCHIVE/sweep")
     ] = None,

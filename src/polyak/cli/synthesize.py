@@ -64,7 +64,9 @@ def synthesize(
     at: Annotated[
         int | None, typer.Option(help="Training step to stand at.", show_default="the last")
     ] = None,
-    max_error: Annotated[float, typer.Option(help="Refuse when the expected error is larger.")] = 0.02,
+    max_error: Annotated[
+        float, typer.Option(help="Largest expected error, as a share of the distance to the raw weights.")
+    ] = 0.02,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Make another average of a run from its snapshots."""

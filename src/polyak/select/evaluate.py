@@ -123,7 +123,7 @@ class Trial:
         half_life: in training steps.
         metric: None if there is none.
         failure: then, why.
-        error: of the synthesised profile.
+        error: expected, of the synthesised average, as a share of its distance from the raw weights.
         noise_gain: of its coefficients.
         seconds: that the command took.
     """

@@ -31,7 +31,8 @@ class Sweep:
         at: the training step to stand at; by default the newest snapshot's.
         points: on the logarithmic grid over the half-lives that can be synthesised.
         refine: golden sections after it, around the best.
-        max_error: of the half-lives that count as synthesisable, the largest profile error.
+        max_error: largest expected error of a synthesised average, as a share of its distance from the raw
+            weights; half-lives above it are left out.
 
     Raises:
         ConfigError: an argument is outside its rule.
