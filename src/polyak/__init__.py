@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 from polyak._foreign.load import Average as Average
 from polyak._foreign.load import load as load
 from polyak.archive.archive import Archive as Archive
-from polyak.archive.synthesize import synthesizable as synthesizable
-from polyak.archive.synthesize import synthesize as synthesize
+from polyak.archive.synthesis import synthesizable as synthesizable
+from polyak.archive.synthesis import synthesize as synthesize
 from polyak.errors import CheckpointError as CheckpointError
 from polyak.errors import ConfigError as ConfigError
 from polyak.errors import MissingExtraError as MissingExtraError
@@ -30,7 +30,7 @@ from polyak.errors import NonFiniteError as NonFiniteError
 from polyak.errors import PlanError as PlanError
 from polyak.errors import PolyakError as PolyakError
 from polyak.errors import SwapError as SwapError
-from polyak.merge.average_checkpoints import average as average
+from polyak.merge.average import average_checkpoints as average_checkpoints
 from polyak.schedules import Anneal as Anneal
 from polyak.schedules import Capped as Capped
 from polyak.schedules import Constant as Constant
@@ -83,7 +83,7 @@ __all__ = [
     "SwapError",
     "Uniform",
     "Warmup",
-    "average",
+    "average_checkpoints",
     "compose",
     "load",
     "synthesizable",

@@ -21,8 +21,7 @@ from torch import nn
 import polyak
 from polyak import EMA, Archive, CheckpointError, ConfigError, HalfLife, Power, synthesize
 from polyak._foreign.open_any import open_weights
-from polyak.archive import recorder, snapshots
-from polyak.archive import synthesize as synthesis
+from polyak.archive import recorder, snapshots, synthesis
 
 from .archive_worker import move
 

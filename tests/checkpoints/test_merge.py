@@ -1,4 +1,4 @@
-"""polyak.average: against the sum written out, from every layout, and what it refuses."""
+"""polyak.average_checkpoints: against the sum written out, from every layout, and what it refuses."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 import polyak
-from polyak import CheckpointError, ConfigError, HalfLife, Profile, Recency, average
+from polyak import CheckpointError, ConfigError, HalfLife, Profile, Recency, average_checkpoints
 from polyak._dtypes import BY_NAME, is_float
 from polyak._files import layout, weighted_sum
 from polyak._files.checkpoint import Checkpoint, ComputedTensor, LazyTensor
@@ -146,7 +146,7 @@ def test_it_is_the_weighted_sum_from_any_mixture_of_layouts(
             folder.mkdir()
             paths.append(layouts[i](folder, tensors))
         out = Path(name, "out.safetensors")
-        report = average(paths, out, weights, dtype, accumulate)
+        report = average_checkpoints(paths, out, weights, dtype, accumulate)
         made = tensors_of(out)
     assert report.weights == tuple(weight / math.fsum(weights) for weight in weights)
     assert {*report.averaged, *report.copied} == set(made) == set(checkpoints[0])
@@ -172,7 +172,7 @@ def test_what_is_equal_everywhere_comes_out_bit_for_bit(seed: int, others: list[
     tensors["F8_E8M0"] = np.array([2.0, 0.25], BY_NAME["F8_E8M0"])
     with TemporaryDirectory() as name:
         path = single(Path(name), tensors)
-        average([path] * len(weights), Path(name, "out.safetensors"), weights)
+        average_checkpoints([path] * len(weights), Path(name, "out.safetensors"), weights)
         made = tensors_of(Path(name, "out.safetensors"))
     assert all(same_bits(made[name], array) for name, array in tensors.items())
 
@@ -187,7 +187,7 @@ def two(folder: Path, first: Mapping[str, Any], second: Mapping[str, Any]) -> li
 def test_float64_is_added_in_float64_unasked(tmp_path: Path) -> None:
     tiny = 2.0**-40
     paths = two(tmp_path, {"w": np.float64(1 + tiny)}, {"w": np.float64(1 + 3 * tiny)})
-    average(paths, tmp_path / "o.safetensors")
+    average_checkpoints(paths, tmp_path / "o.safetensors")
     assert tensors_of(tmp_path / "o.safetensors")["w"] == 1 + 2 * tiny
 
 
@@ -197,14 +197,14 @@ def test_accumulating_in_float64_rounds_once(tmp_path: Path) -> None:
     weights = [1 - 2**-20, 2**-20]
     paths = two(tmp_path, {"w": low}, {"w": high})
     for accumulate, expected in (("float32", 1.0), ("float64", 1 + 2**-7)):
-        average(paths, tmp_path / "o.safetensors", weights, "bfloat16", accumulate)  # pyright: ignore
+        average_checkpoints(paths, tmp_path / "o.safetensors", weights, "bfloat16", accumulate)  # pyright: ignore
         assert tensors_of(tmp_path / "o.safetensors")["w"] == expected
 
 
 def test_a_mean_within_range_is_reached_without_leaving_it(tmp_path: Path) -> None:
     top = np.finfo(np.float32).max
     paths = two(tmp_path, {"w": top, "h": np.float16(65504)}, {"w": top, "h": np.float16(65504)})
-    average([*paths, paths[0]], tmp_path / "o.safetensors")
+    average_checkpoints([*paths, paths[0]], tmp_path / "o.safetensors")
     made = tensors_of(tmp_path / "o.safetensors")
     assert (made["w"], made["h"]) == (top, 65504)
 
@@ -215,7 +215,7 @@ def test_a_mean_within_range_is_reached_without_leaving_it(tmp_path: Path) -> No
 def refusal(paths: Sequence[Any], out: Path, *arguments: Any, **words: Any) -> str:
     before = {path: path.read_bytes() for path in out.parent.rglob("*") if path.is_file()}
     with pytest.raises((CheckpointError, ConfigError)) as caught:
-        average(paths, out, *arguments, **words)
+        average_checkpoints(paths, out, *arguments, **words)
     assert {path: path.read_bytes() for path in out.parent.rglob("*") if path.is_file()} == before
     return str(caught.value)
 
@@ -283,7 +283,7 @@ def test_what_is_the_same_infinity_in_all_files_stays_it(
     monkeypatch.setattr(weighted_sum, "PIECE", SMALL_PIECE)
     if whole:
         monkeypatch.setattr(inputs, "open_weights", lambda path: held(open_weights(path), [0, 0]))
-    average([tmp_path / f"{i}.safetensors" for i in range(3)], tmp_path / "o.safetensors")
+    average_checkpoints([tmp_path / f"{i}.safetensors" for i in range(3)], tmp_path / "o.safetensors")
     found = tensors_of(tmp_path / "o.safetensors")
     mean = made[0]["mask"].copy()
     mean[np.isfinite(mean)] = 3
@@ -309,7 +309,7 @@ def test_files_without_tensors_are_refused(tmp_path: Path) -> None:
 MANY = """
 import resource, sys
 from pathlib import Path
-from polyak import average
+from polyak import average_checkpoints as average
 resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
 average(sorted(Path(sys.argv[1]).iterdir()), sys.argv[2])
 """
@@ -332,7 +332,7 @@ def test_leaving_the_range_of_the_result_is_refused(tmp_path: Path) -> None:
     assert refusal(paths, tmp_path / "o.safetensors", dtype="float16").startswith(
         "w: the average is beyond the range of float16, or was on the way there in float32."
     )
-    average(paths, tmp_path / "o.safetensors", dtype="bfloat16")
+    average_checkpoints(paths, tmp_path / "o.safetensors", dtype="bfloat16")
 
 
 @pytest.mark.parametrize("tensor", ["w", "n"])
@@ -348,7 +348,7 @@ def test_a_flipped_bit_in_a_file_of_polyaks_is_seen(tensor: str, place: int, tmp
     with patch.object(weighted_sum, "PIECE", SMALL_PIECE):
         message = refusal(paths, tmp_path / "o.safetensors")
         assert message.startswith(f"{paths[1]} is damaged: {tensor} is not what was written.")
-        average([paths[0]] * 2, tmp_path / "o.safetensors")
+        average_checkpoints([paths[0]] * 2, tmp_path / "o.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -373,7 +373,7 @@ def test_arguments_outside_their_rule(change: dict[str, Any], message: str, tmp_
     words: dict[str, Any] = {"paths": paths, "out": tmp_path / "o.safetensors", **change}
     before = sorted(tmp_path.iterdir())
     with pytest.raises(ConfigError, match=re.escape(message)):
-        average(**words)
+        average_checkpoints(**words)
     assert sorted(tmp_path.iterdir()) == before
 
 
@@ -396,7 +396,7 @@ def test_a_header_is_arranged_once_for_each_file(
     tensors = {f"t{i}": np.ones(10, np.float32) for i in range(3)}
     paths = two(tmp_path, tensors, tensors)
     calls.clear()
-    average(paths, tmp_path / "o.safetensors", max_shard_size=None if files == 1 else 40)
+    average_checkpoints(paths, tmp_path / "o.safetensors", max_shard_size=None if files == 1 else 40)
     assert len(calls) == files
 
 
@@ -407,7 +407,7 @@ def test_the_result_may_replace_an_input(size: int | None, tmp_path: Path) -> No
         (tmp_path / folder).mkdir()
         (single if size is None else shards)(tmp_path / folder, tensors)
     paths = [tmp_path / "a" / "model.safetensors", tmp_path / "b" / "model.safetensors"]
-    average(paths, paths[0], max_shard_size=size)
+    average_checkpoints(paths, paths[0], max_shard_size=size)
     made = tensors_of(paths[0])
     assert all(np.all(made[f"t{i}"] == i + 1) for i in range(4))
     assert len(list((tmp_path / "a").iterdir())) == (1 if size is None else 5)
@@ -416,7 +416,7 @@ def test_the_result_may_replace_an_input(size: int | None, tmp_path: Path) -> No
 def test_shards_are_what_hugging_face_libraries_read(tmp_path: Path) -> None:
     tensors = {f"t{i}": np.full(i, i, np.float32) for i in range(30)} | {"n": np.int64(3)}
     paths = two(tmp_path, tensors, tensors)
-    average(paths, tmp_path / "o.safetensors", max_shard_size=300)
+    average_checkpoints(paths, tmp_path / "o.safetensors", max_shard_size=300)
     index = json.loads((tmp_path / "o.safetensors.index.json").read_text())
     assert len(set(index["weight_map"].values())) > 3
     for name, file in index["weight_map"].items():
@@ -428,10 +428,12 @@ def test_what_all_headers_say_is_kept(tmp_path: Path) -> None:
     for name, own in (("a", "x"), ("b", "y")):
         save_file({"w": np.ones(2)}, tmp_path / name, {"format": "pt", "own": own, "polyak_sums": ""})
     with pytest.raises(CheckpointError):
-        average([tmp_path / "a", tmp_path / "b"], tmp_path / "o.safetensors")  # sums that are none
+        average_checkpoints(
+            [tmp_path / "a", tmp_path / "b"], tmp_path / "o.safetensors"
+        )  # sums that are none
     for name, own in (("a", "x"), ("b", "y")):
         save_file({"w": np.ones(2)}, tmp_path / name, {"format": "pt", "own": own})
-    average([tmp_path / "a", tmp_path / "b"], tmp_path / "o.safetensors")
+    average_checkpoints([tmp_path / "a", tmp_path / "b"], tmp_path / "o.safetensors")
     with safe_open(tmp_path / "o.safetensors", "numpy") as made:
         assert set(made.metadata()) == {"format", "polyak", "polyak_sums"}
         assert made.metadata()["format"] == "pt"
@@ -439,7 +441,7 @@ def test_what_all_headers_say_is_kept(tmp_path: Path) -> None:
 
 KILLED = """
 import os, signal, sys
-from polyak import average
+from polyak import average_checkpoints as average
 def progress(done, total):
     if done > total / 2:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -456,7 +458,7 @@ def test_killed_half_way_it_leaves_what_was_there(tmp_path: Path) -> None:
         command = [sys.executable, "-c", KILLED, *map(str, paths), str(out)]
         assert subprocess.run(command, check=False).returncode == -9
         assert (out.read_bytes() if out.exists() else None) == before
-        average(paths, out)  # and sweeps away what the killed one could not
+        average_checkpoints(paths, out)  # and sweeps away what the killed one could not
         assert not list(tmp_path.glob(".*.part"))
 
 
@@ -468,7 +470,7 @@ def test_interrupted_it_leaves_neither_files_nor_threads(tmp_path: Path) -> None
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        average(paths, tmp_path / "o.safetensors", progress=interrupt)
+        average_checkpoints(paths, tmp_path / "o.safetensors", progress=interrupt)
     assert sorted(tmp_path.iterdir()) == paths
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("polyak")]
 
@@ -477,7 +479,7 @@ def test_progress_counts_the_bytes_read(tmp_path: Path) -> None:
     tensors = {"w": np.ones(50, np.float32), "n": np.ones(9, np.int64), "e": np.ones(0), "s": np.float16(1)}
     calls: list[tuple[int, int]] = []
     with patch.object(weighted_sum, "PIECE", SMALL_PIECE):
-        average(
+        average_checkpoints(
             two(tmp_path, tensors, tensors),
             tmp_path / "o.safetensors",
             progress=lambda *call: calls.append(call),
@@ -524,11 +526,11 @@ def test_tensors_given_whole_come_out_the_same_one_at_a_time(
         tensors = {name: draw_values(generator, (5, 9), BY_NAME[name]) for name in (*FLOATS, *WHOLE)}
         write_arrays(path, tensors | {"one": np.float32(generator.random()), "none": np.ones((0, 3))}, {})
     monkeypatch.setattr(weighted_sum, "PIECE", SMALL_PIECE)
-    average(paths, tmp_path / "o.safetensors", [0.5, -0.5, 1.0])
+    average_checkpoints(paths, tmp_path / "o.safetensors", [0.5, -0.5, 1.0])
     expected = tensors_of(tmp_path / "o.safetensors")
     alive = [0, 0]
     monkeypatch.setattr(inputs, "open_weights", lambda path: held(open_weights(path), alive))
-    average(paths, tmp_path / "o.safetensors", [0.5, -0.5, 1.0])
+    average_checkpoints(paths, tmp_path / "o.safetensors", [0.5, -0.5, 1.0])
     made = tensors_of(tmp_path / "o.safetensors")
     assert all(same_bits(made[name], array) for name, array in expected.items())
     assert alive == [0, 1]
@@ -551,7 +553,7 @@ def test_of_tensors_given_whole_two_are_in_memory(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(inputs, "open_weights", lambda path: Checkpoint(str(path), "pytorch", slots))
     monkeypatch.setattr(weighted_sum, "PIECE", 1000)
     tracemalloc.start()
-    average(["a", "b", "c"], tmp_path / "o.safetensors")
+    average_checkpoints(["a", "b", "c"], tmp_path / "o.safetensors")
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert 2 * 4 * count <= peak < 2.4 * 4 * count
@@ -559,7 +561,7 @@ def test_of_tensors_given_whole_two_are_in_memory(tmp_path: Path, monkeypatch: p
 
 MEMORY = """
 import sys
-from polyak import average
+from polyak import average_checkpoints as average
 average(sys.argv[1:4], sys.argv[4], dtype="bfloat16")
 [line] = [line for line in open("/proc/self/status") if line.startswith("VmHWM")]
 print(int(line.split()[1]) * 1024)
@@ -600,7 +602,7 @@ def test_profiles_are_mixed(tmp_path: Path) -> None:
     paths = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
     for path, profile in zip(paths, profiles, strict=True):
         raw(path, profile.steps, role="average", profile=profile, joined={"w": 4})
-    report = average(paths, tmp_path / "o.safetensors", [0.25, 0.75])
+    report = average_checkpoints(paths, tmp_path / "o.safetensors", [0.25, 0.75])
     header = header_in(tmp_path / "o.safetensors")
     assert header == report.header
     assert header == Header(
@@ -613,13 +615,13 @@ def test_profiles_are_mixed(tmp_path: Path) -> None:
 def test_what_is_not_known_of_all_is_not_claimed(change: dict[str, Any], tmp_path: Path) -> None:
     a, b = raw(tmp_path / "a.safetensors", 10), raw(tmp_path / "b.safetensors", 20, "other", **change)
     for paths in ([a, b], [b, a]):
-        header = average(paths, tmp_path / "o.safetensors").header
+        header = average_checkpoints(paths, tmp_path / "o.safetensors").header
         assert (header.profile, header.joined, header.step, header.run) == (None, {}, 20, "")
 
 
 def test_a_step_one_file_does_not_know_is_nobodys(tmp_path: Path) -> None:
     paths = [raw(tmp_path / "a.safetensors", 10), raw(tmp_path / "b.safetensors", None)]
-    assert average(paths, tmp_path / "o.safetensors").header.step is None
+    assert average_checkpoints(paths, tmp_path / "o.safetensors").header.step is None
 
 
 def test_a_shard_is_no_checkpoint(tmp_path: Path) -> None:
@@ -634,7 +636,9 @@ def test_a_file_that_says_nothing_makes_a_result_that_says_nothing(tmp_path: Pat
         rewritten = {key: text for key, text in file.metadata().items() if key == "polyak"}
     save_file({"w": np.ones(1, np.float32)}, tmp_path / "rewritten", rewritten)
     for other in ("foreign", "rewritten"):
-        header = average([tmp_path / "a.safetensors", tmp_path / other], tmp_path / "o.safetensors").header
+        header = average_checkpoints(
+            [tmp_path / "a.safetensors", tmp_path / other], tmp_path / "o.safetensors"
+        ).header
         files = [["a.safetensors", 10, 0.5], [other, None, 0.5]]
         state = {"weights_of_files": files}
         assert header == Header("average", None, None, None, "average", "", state=state)
@@ -653,7 +657,7 @@ def test_a_training_state_is_refused(tmp_path: Path) -> None:
 def test_a_decay_interpolates_between_the_steps_in_the_headers(tmp_path: Path) -> None:
     steps = [100, 200, 300]
     paths = [raw(tmp_path / f"x{i}-1.safetensors", step, value=step) for i, step in enumerate(steps)]
-    report = average(paths, tmp_path / "o.safetensors", HalfLife(steps=60))
+    report = average_checkpoints(paths, tmp_path / "o.safetensors", HalfLife(steps=60))
     wanted = Profile.from_decay(HalfLife(steps=60), 300)
     assert report.weights == tuple(solve([Profile.raw(step) for step in steps], wanted).coefficients)
     assert tensors_of(tmp_path / "o.safetensors")["w"][0] == pytest.approx(
@@ -677,7 +681,7 @@ def test_steps_stand_in_names(names: list[str], steps: list[int], tmp_path: Path
         (tmp_path / name).parent.mkdir(exist_ok=True)
         save_file({"w": np.ones(1, np.float32)}, tmp_path / name)
     profile = Profile.from_decay(0.95, 35)
-    report = average([tmp_path / name for name in names], tmp_path / "o.safetensors", profile)
+    report = average_checkpoints([tmp_path / name for name in names], tmp_path / "o.safetensors", profile)
     assert report.weights == tuple(solve([Profile.raw(step) for step in steps], profile).coefficients)
     assert report.header.profile == Profile.mix([Profile.raw(step) for step in steps], report.weights)
 
@@ -719,7 +723,7 @@ def test_steps_that_do_not_rise_are_refused(steps: tuple[int, ...], said: str, t
     paths = [raw(tmp_path / f"{n}.safetensors", step) for n, step in zip("abc", steps, strict=True)]
     for weights in (HalfLife(steps=3), Recency(3), "1-sqrt"):
         assert said in refusal(paths, tmp_path / "o.safetensors", weights)
-    average(paths, tmp_path / "o.safetensors")  # uniform needs none
+    average_checkpoints(paths, tmp_path / "o.safetensors")  # uniform needs none
 
 
 def test_the_step_inside_comes_before_the_one_in_the_name(tmp_path: Path) -> None:
@@ -728,7 +732,7 @@ def test_the_step_inside_comes_before_the_one_in_the_name(tmp_path: Path) -> Non
     paths = [tmp_path / name for name in files]
     for path, said in zip(paths, files.values(), strict=True):
         torch.save({"model": {"w": torch.ones(2)}, **said}, path)
-    made = average(paths, tmp_path / "o.safetensors", Recency(100))
+    made = average_checkpoints(paths, tmp_path / "o.safetensors", Recency(100))
     assert [(one.step, one.source) for one in made.files] == [
         (300, "global_step"),
         (400, "meta.iter"),
@@ -744,7 +748,9 @@ def test_the_trainers_state_beside_a_model_has_its_step(tmp_path: Path) -> None:
         folder.mkdir()
         save_file({"w": np.ones(1, np.float32)}, folder / "model.safetensors")
         (folder / "trainer_state.json").write_text(json.dumps({"global_step": step, "log_history": []}))
-    made = average([tmp_path / "run-7-5", tmp_path / "run-9-5"], tmp_path / "o.safetensors", "linear")
+    made = average_checkpoints(
+        [tmp_path / "run-7-5", tmp_path / "run-9-5"], tmp_path / "o.safetensors", "linear"
+    )
     assert [(one.step, one.source) for one in made.files] == [
         (7, "trainer_state.json"),
         (9, "trainer_state.json"),
@@ -754,8 +760,8 @@ def test_the_trainers_state_beside_a_model_has_its_step(tmp_path: Path) -> None:
 
 def test_weights_are_divided_by_their_sum(tmp_path: Path) -> None:
     paths = two(tmp_path, {"w": np.float32(1)}, {"w": np.float32(2)})
-    assert average(paths, tmp_path / "o.safetensors", [1, 3]).weights == (0.25, 0.75)
-    assert average(paths, tmp_path / "o.safetensors", [3, -1]).weights == (1.5, -0.5)
+    assert average_checkpoints(paths, tmp_path / "o.safetensors", [1, 3]).weights == (0.25, 0.75)
+    assert average_checkpoints(paths, tmp_path / "o.safetensors", [3, -1]).weights == (1.5, -0.5)
 
 
 def test_integers_are_those_of_the_newest(tmp_path: Path) -> None:
@@ -763,7 +769,7 @@ def test_integers_are_those_of_the_newest(tmp_path: Path) -> None:
         tensors = {"w": np.ones(2, np.float32), "n": np.array(step)}
         save_file(tensors, tmp_path / f"step-{step}.safetensors")
     paths = [tmp_path / f"step-{step}.safetensors" for step in (10, 30, 20)]
-    made = average(paths, tmp_path / "o.safetensors")
+    made = average_checkpoints(paths, tmp_path / "o.safetensors")
     assert tensors_of(tmp_path / "o.safetensors")["n"] == 30
     assert made.newest == str(paths[1])
 
@@ -778,10 +784,10 @@ def test_averages_of_no_known_profile_are_no_points_of_a_trajectory(tmp_path: Pa
     message = refusal(paths, tmp_path / "o.safetensors", HalfLife(steps=50), part="average")
     assert "holds an average whose profile is not known" in message
     assert "--part raw" in message
-    made = average(paths, tmp_path / "o.safetensors", Recency(100), part="average").header
+    made = average_checkpoints(paths, tmp_path / "o.safetensors", Recency(100), part="average").header
     assert (made.profile, made.step) == (None, 200)
     assert list(made.state) == ["weights_of_files"]
-    made = average(paths, tmp_path / "o.safetensors", HalfLife(steps=50), part="raw").header
+    made = average_checkpoints(paths, tmp_path / "o.safetensors", HalfLife(steps=50), part="raw").header
     assert made.profile is not None
     assert made.profile.initial_weight == 0
 
@@ -790,13 +796,13 @@ def test_who_asks_for_a_half_life_says_that_the_files_are_raw(tmp_path: Path) ->
     for step in (100, 200):
         save_file({"w": np.ones(1, np.float32)}, tmp_path / f"step-{step}.safetensors")
     paths = [tmp_path / f"step-{step}.safetensors" for step in (100, 200)]
-    header = average(paths, tmp_path / "o.safetensors", HalfLife(steps=50)).header
+    header = average_checkpoints(paths, tmp_path / "o.safetensors", HalfLife(steps=50)).header
     assert header.profile == Profile.mix(
         [Profile.raw(100), Profile.raw(200)],
         solve([Profile.raw(100), Profile.raw(200)], Profile.from_decay(HalfLife(steps=50), 200)).coefficients,
     )
     assert "if the files merged were raw weights" in describe(tmp_path / "o.safetensors").notes[-1]
-    assert average(paths, tmp_path / "o.safetensors").header.profile is None
+    assert average_checkpoints(paths, tmp_path / "o.safetensors").header.profile is None
 
 
 def test_a_set_is_named_by_its_key_too_and_moments_are_never_averaged(tmp_path: Path) -> None:
@@ -813,10 +819,13 @@ def test_a_set_is_named_by_its_key_too_and_moments_are_never_averaged(tmp_path: 
             dcp.save(tree | {"ema": net.state_dict()}, checkpoint_id=tmp_path / f"both-step-{step}")
     plain = [tmp_path / f"step-{step}" for step in (100, 200)]
     both = [tmp_path / f"both-step-{step}" for step in (100, 200)]
-    assert average(plain, tmp_path / "o.safetensors", HalfLife(steps=9)).averaged == ("bias", "weight")
+    assert average_checkpoints(plain, tmp_path / "o.safetensors", HalfLife(steps=9)).averaged == (
+        "bias",
+        "weight",
+    )
     assert "one is needed" in refusal(both, tmp_path / "o.safetensors")
     for part in ("model", "raw", "ema", "average"):
-        assert average(both, tmp_path / "o.safetensors", part=part).averaged == ("bias", "weight")
+        assert average_checkpoints(both, tmp_path / "o.safetensors", part=part).averaged == ("bias", "weight")
     torch.save(optimizer.state_dict(), tmp_path / "optimizer.pt")
     message = refusal([tmp_path / "optimizer.pt"] * 2, tmp_path / "p.safetensors")
     assert "holds no weights of a model" in message
@@ -829,7 +838,7 @@ def test_averages_are_mixed_by_their_own_profiles(tmp_path: Path) -> None:
         header = Header("average", 200, None, profile, "average", "a-run")
         write_arrays(tmp_path / f"{i}.safetensors", {"w": np.ones(2, np.float32)}, header.to_metadata())
     paths = [tmp_path / f"{i}.safetensors" for i in range(2)]
-    report = average(paths, tmp_path / "o.safetensors", 0.25 * held[0] + 0.75 * held[1])
+    report = average_checkpoints(paths, tmp_path / "o.safetensors", 0.25 * held[0] + 0.75 * held[1])
     assert report.weights == pytest.approx((0.25, 0.75))
 
 
@@ -842,7 +851,7 @@ def test_a_file_with_several_sets_of_weights_wants_to_know_which(tmp_path: Path)
     message = refusal(paths, tmp_path / "o.safetensors")
     assert "average (average, under 'state_dict_ema')" in message
     assert "Say which with part= (--part)" in message
-    average(paths, tmp_path / "o.safetensors", part="average")
+    average_checkpoints(paths, tmp_path / "o.safetensors", part="average")
     made = tensors_of(tmp_path / "o.safetensors")
     assert made["w"].tolist() == [6, 6]
     assert made["n"] == 4
@@ -860,15 +869,15 @@ def test_a_part_that_polyak_averaged_brings_its_profile(tmp_path: Path) -> None:
             paths.append(tmp_path / f"{step}.pt")
             torch.save({"model": model.state_dict(), "ema": ema.state_dict()}, paths[-1])
             held.append(ema.tracks["average"].profile)
-    made = average(paths, tmp_path / "o.safetensors", [0.25, 0.75], part="average").header
+    made = average_checkpoints(paths, tmp_path / "o.safetensors", [0.25, 0.75], part="average").header
     assert made.profile is not None
     assert made.profile.weights() == pytest.approx(Profile.mix(held, [0.25, 0.75]).weights())
     assert (made.step, made.run) == (20, ema.run)
-    wanted = average(paths, tmp_path / "p.safetensors", HalfLife(steps=5), part="average")
+    wanted = average_checkpoints(paths, tmp_path / "p.safetensors", HalfLife(steps=5), part="average")
     assert wanted.weights == pytest.approx(
         solve(held, Profile.from_decay(HalfLife(steps=5), 20)).coefficients
     )
-    raws = average(paths, tmp_path / "q.safetensors", part="raw").header.profile
+    raws = average_checkpoints(paths, tmp_path / "q.safetensors", part="raw").header.profile
     assert raws == Profile.mix([Profile.raw(10), Profile.raw(20)], [0.5, 0.5])
 
 
@@ -927,10 +936,10 @@ def test_a_web_server_is_read_in_ranges(server: str, tmp_path: Path) -> None:
     tensors = {"w": np.arange(3_000_000, dtype=np.float32), "n": np.int64(7)}
     [a, b] = two(tmp_path, tensors, {"w": tensors["w"] + 2, "n": np.int64(8)})
     Ranges.files = {"/a.safetensors": a.read_bytes()}
-    average([f"{server}/a.safetensors", b], tmp_path / "o.safetensors")
+    average_checkpoints([f"{server}/a.safetensors", b], tmp_path / "o.safetensors")
     made = tensors_of(tmp_path / "o.safetensors")
     np.testing.assert_array_equal(made["w"], tensors["w"] + 1)
     assert made["n"] == 8
     assert 12_000_000 < Ranges.sent < 40_000_000
     with pytest.raises(CheckpointError, match=r"missing\.safetensors"):
-        average([f"{server}/missing.safetensors", b], tmp_path / "o.safetensors")
+        average_checkpoints([f"{server}/missing.safetensors", b], tmp_path / "o.safetensors")

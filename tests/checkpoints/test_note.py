@@ -113,7 +113,7 @@ def test_averages_are_averaged_as_what_their_notes_say(tmp_path: Path) -> None:
     paths = [save(tmp_path / f"step-{step}.safetensors") for step in (10, 20)]
     for path, step in zip(paths, (10, 20), strict=True):
         write_note(path, replace(AVERAGE, step=step, profile=Profile.from_decay(0.9, step)))
-    polyak.average(paths, tmp_path / "both.safetensors")
+    polyak.average_checkpoints(paths, tmp_path / "both.safetensors")
     profiles = [Profile.from_decay(0.9, step) for step in (10, 20)]
     made = polyak.load(tmp_path / "both.safetensors").header.profile
     assert made is not None

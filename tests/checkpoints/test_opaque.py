@@ -81,7 +81,7 @@ def test_a_tensor_that_is_no_array_is_named_as_what_it_is(tmp_path: Path, kind: 
     path = tmp_path / "a.pt"
     torch.save({"w": value, "b": torch.ones(2)}, path)
     for refused in (
-        lambda: polyak.average([path, path], tmp_path / "o.safetensors"),
+        lambda: polyak.average_checkpoints([path, path], tmp_path / "o.safetensors"),
         lambda: convert(path, tmp_path / "o.safetensors"),
     ):
         with pytest.raises(CheckpointError, match=says):
@@ -140,7 +140,7 @@ def test_a_flipped_bit_in_a_storage_is_found(tmp_path: Path, tensor: torch.Tenso
     with open_weights(path) as weights, pytest.raises(CheckpointError, match="damaged"):
         weights.slots["w"].read()
     with pytest.raises(CheckpointError, match="damaged"):
-        polyak.average([path], tmp_path / "o.safetensors")
+        polyak.average_checkpoints([path], tmp_path / "o.safetensors")
 
 
 def test_a_file_without_sums_is_read(tmp_path: Path) -> None:

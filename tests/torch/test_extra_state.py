@@ -31,7 +31,7 @@ def test_an_extra_state_that_is_a_tensor_is_saved_and_loads_strictly(tmp_path: P
     other = nn.Sequential(Scaled(torch.zeros(1, dtype=torch.uint8)), nn.Linear(2, 2))
     other.load_state_dict(load_file(tmp_path / "a.safetensors"))
     assert other[0].state.tolist() == [7]
-    polyak.average([tmp_path / "a.safetensors"] * 2, tmp_path / "b.safetensors")
+    polyak.average_checkpoints([tmp_path / "a.safetensors"] * 2, tmp_path / "b.safetensors")
     assert load_file(tmp_path / "b.safetensors")["0._extra_state"].tolist() == [7]
 
 

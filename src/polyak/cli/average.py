@@ -13,7 +13,7 @@ import typer
 from polyak.cli.printing import printable, say
 from polyak.cli.progress import progress
 from polyak.errors import ConfigError
-from polyak.merge import average_checkpoints as merge
+from polyak.merge import average_checkpoints
 from polyak.merge.weighting import Contribution
 from polyak.schedules import Constant, HalfLife, Recency
 from polyak.schedules.pointwise import Shape
@@ -30,7 +30,7 @@ class Options:
     shape: str | None = None
 
     def weighting(self) -> Any:
-        """The ``weights`` of ``polyak.average``.
+        """The ``weights`` of ``polyak.average_checkpoints``.
 
         Raises:
             ConfigError: several were given, or the numbers are none.
@@ -90,7 +90,7 @@ def average(
     weighting = Options(weights, half_life, decay, recency, shape).weighting()
     words: dict[str, Any] = {"dtype": dtype, "accumulate": accumulate}  # average checks them
     with progress("averaging") as moved:
-        made = merge.average(
+        made = average_checkpoints(
             checkpoints, out, weighting, max_shard_size=max_shard_size, part=part, progress=moved, **words
         )
     if as_json:

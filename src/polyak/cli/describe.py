@@ -22,7 +22,7 @@ from polyak._foreign.parts import Part
 from polyak._foreign.recognize import recognise
 from polyak.archive.archive import Archive
 from polyak.archive.snapshots import holds_snapshots
-from polyak.archive.synthesize import Reach, synthesizable
+from polyak.archive.synthesis import Reach, synthesizable
 from polyak.errors import CheckpointError
 from polyak.schedules import Decay, Profile
 

@@ -11,8 +11,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from polyak.archive.synthesize import synthesizable
-from polyak.archive.synthesize import synthesize as make
+from polyak.archive.synthesis import synthesizable
+from polyak.archive.synthesis import synthesize as make
 from polyak.cli.printing import say
 from polyak.cli.progress import progress
 from polyak.errors import ConfigError

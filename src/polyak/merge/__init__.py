@@ -1,3 +1,4 @@
-"""Checkpoints averaged into one: ``polyak.average`` and ``polyak average``."""
+"""Checkpoints averaged into one: ``polyak.average_checkpoints`` and ``polyak average``."""
 
-from polyak.merge.average_checkpoints import Averaged as Averaged
+from polyak.merge.average import Averaged as Averaged
+from polyak.merge.average import average_checkpoints as average_checkpoints

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from polyak.archive.archive import Archive
-from polyak.archive.synthesize import synthesizable, synthesize
+from polyak.archive.synthesis import synthesizable, synthesize
 from polyak.errors import CheckpointError
 from polyak.schedules import HalfLife
 from polyak.schedules.decay import check_whole

@@ -30,7 +30,7 @@ _DTYPES = dict(zip(get_args(RealType), (BY_NAME[n] for n in ("F64", "F32", "F16"
 
 @dataclass(frozen=True)
 class Averaged:
-    """What ``average`` did.
+    """What ``average_checkpoints`` did.
 
     Args:
         averaged: the tensors that are means.
@@ -49,7 +49,7 @@ class Averaged:
     newest: str = field(repr=False)
 
 
-def average(
+def average_checkpoints(
     paths: Sequence[Where],
     out: str | os.PathLike[str],
     weights: Weighting = "uniform",
@@ -100,7 +100,7 @@ def average(
         >>> for step in (10, 20):
         ...     write_arrays(folder / f"{step}.safetensors", {"w": np.full(3, step, np.float32)}, {})
         >>> files = sorted(folder.iterdir())
-        >>> average(files, folder / "average.safetensors", weights=[0.75, 0.25]).averaged
+        >>> average_checkpoints(files, folder / "average.safetensors", weights=[0.75, 0.25]).averaged
         ('w',)
         >>> with open_weights(folder / "average.safetensors") as made:
         ...     made.slots["w"].read()
