@@ -1,11 +1,11 @@
-"""Locks between processes and threads that say who holds them, and that die with their holder.
+"""Locks between processes and threads that name their holder and end with it.
 
-A lock is a file of its own, there only while it is held: nobody who merely reads a folder, or locks it for
-purposes of his own, stands in the way. The system frees it when its holder dies; the file that is left
-then is taken over by the next, and removed. A forked child does not hold what its parent does.
+A lock is a file of its own that exists only while it is held: nobody who merely reads a folder, or locks it
+for purposes of their own, is in the way. The system releases it when its holder dies; the file left behind is
+taken over by the next holder, and removed. A forked child does not hold its parent's locks.
 
 Where the system or the disk has no locks (Windows, some network file systems) nobody is kept out.
-The library ``filelock`` was looked at and left: it leaves its files behind, beside every checkpoint.
+Not the library ``filelock``: it names no holder, leaves its files behind and cannot lock an open file.
 """
 
 from __future__ import annotations
