@@ -15,8 +15,7 @@ from polyak._files import shards
 from polyak._files.header import Header
 from polyak._files.layout import Spec
 from polyak._files.shards import write_sharded
-from polyak._files.targets import Rights
-from polyak._files.write import claimed
+from polyak._files.write import Rights, claimed
 from polyak._foreign.load import load
 from polyak._foreign.open_any import open_weights
 from polyak.errors import CheckpointError, ConfigError

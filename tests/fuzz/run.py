@@ -24,7 +24,7 @@ except ModuleNotFoundError:
 with atheris.instrument_imports(include=["polyak._files", "polyak._foreign"]):
     from polyak._files.header import KEY, Header
     from polyak._files.layout import Spec
-    from polyak._files.safetensors import INDEX
+    from polyak._files.open import INDEX
     from polyak._files.shards import write_sharded
     from polyak._foreign.load import load
     from polyak._foreign.open_any import open_weights

@@ -1,24 +1,68 @@
-"""What a file of polyak's says of itself."""
+"""Opening a safetensors file, or a set of shards with its index, and what polyak wrote in its header."""
 
 from __future__ import annotations
 
-from polyak._files.checkpoint import Checkpoint
+import json
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+
+from polyak._files.checkpoint import Checkpoint, LazyTensor
 from polyak._files.header import Header
-from polyak._files.layout import SUMS
-from polyak._files.safetensors import SET
+from polyak._files.layout import HEADER_LIMIT, SUMS, parse, parse_json
+from polyak._files.source import Source, Where, beside, open_source
 from polyak.errors import CheckpointError
+
+INDEX = ".index.json"
+SET = "polyak_set"  # in the metadata of polyak's shards and of their index: the same in all of one set
+
+
+def read_safetensors(source: Source) -> Checkpoint:
+    """The tensors of one file."""
+    spans, metadata = parse(source)
+    return Checkpoint(source.name, "safetensors", spans, metadata, sources=(source,))
+
+
+def read_index(where: Where, read: Callable[[Source], Checkpoint] = read_safetensors) -> Checkpoint:
+    """The tensors of all files that an index names (``model.safetensors.index.json``).
+
+    Args:
+        where: the index.
+        read: what reads one of its files; those of older models are pickles.
+
+    Raises:
+        CheckpointError: the index is malformed, names a file outside its folder, or a tensor that the
+            file does not hold; or the files are not all of one set of polyak's.
+    """
+    places, mark = _index(where)
+    with ExitStack() as opened:
+        shards = {
+            name: opened.enter_context(open_source(beside(where, name)))
+            for name in sorted(set(places.values()))
+        }
+        files = {name: read(source) for name, source in shards.items()}
+        slots: dict[str, LazyTensor] = {}
+        for name, file in places.items():
+            if name not in files[file].slots:
+                raise CheckpointError(f"{where} says that {name} is in {file}, which does not hold it.")
+            slots[name] = files[file].slots[name]
+        _check_set(where, mark, files, len(slots))
+        opened.pop_all()
+    first = next(iter(files.values()), Checkpoint(str(where), "safetensors", {}))
+    metadata = {key: value for key, value in first.metadata.items() if key != SET}
+    return Checkpoint(str(where), first.format, slots, metadata, sources=tuple(shards.values()))
 
 
 def header_of(weights: Checkpoint) -> Header:
-    """What a file of polyak's says of itself.
+    """The header of a file that polyak wrote.
 
     Raises:
-        CheckpointError: it is not one, or another program wrote it anew without its checksums.
+        CheckpointError: it has none, or no checksums because another program has rewritten it; or it is one
+            shard of a set.
     """
     header = Header.from_metadata(weights.metadata, weights.where)
     if SUMS not in weights.metadata:
         raise CheckpointError(
-            f"{weights.where} says it is polyak's but has no checksums: another program wrote it anew. "
+            f"{weights.where} has polyak's header but no checksums, so another program has rewritten it. "
             "Read it as plain weights, or use the original."
         )
     if SET in weights.metadata:
@@ -26,3 +70,47 @@ def header_of(weights: Checkpoint) -> Header:
             f"{weights.where} is one of several shards, a part of the tensors: open their index instead."
         )
     return header
+
+
+def _index(where: Where) -> tuple[dict[str, str], str | None]:
+    """Tensor to file, and the mark of the set."""
+    with open_source(where) as source:
+        if source.size > HEADER_LIMIT:
+            raise CheckpointError(
+                f"{where} is no index of safetensors files: it has {source.size:,} bytes, "
+                f"at most {HEADER_LIMIT:,} are read."
+            )
+        text = source.read(0, source.size)
+    try:
+        index = parse_json(text.strip(), whole=float, fraction=float)  # a total_size may be 1.5e9
+        places, about = index["weight_map"], index.get("metadata", {})
+        if not isinstance(places, dict) or not all(isinstance(v, str) for v in places.values()):  # pyright: ignore
+            raise ValueError("weight_map must map names of tensors to names of files")
+        mark = about.get(SET) if isinstance(about, dict) else None  # pyright: ignore
+    except (ValueError, KeyError, RecursionError) as error:
+        raise CheckpointError(f"{where} is no index of safetensors files: {error!r}") from error
+    return places, mark  # pyright: ignore[reportUnknownVariableType]
+
+
+def _check_set(where: Where, mark: str | None, files: Mapping[str, Checkpoint], named: int) -> None:
+    """A set of polyak's is whole: its index has no checksum, its shards say what it must name."""
+    for name, file in files.items():
+        if file.metadata.get(SET) != mark:
+            raise CheckpointError(f"{name} is not of the set that {where} is the index of: not read.")
+    if mark is None:
+        return
+    for name, file in files.items():
+        if SUMS not in file.metadata:
+            raise CheckpointError(
+                f"{name} is damaged: it has no checksums, which all of its set are written with."
+            )
+    try:
+        count = int(json.loads(mark)[2])
+    except (ValueError, TypeError, LookupError) as error:
+        raise CheckpointError(f"{where} has the malformed mark {mark[:80]!r}.") from error
+    held = sum(len(file.slots) for file in files.values())
+    if (len(files), named) != (count, held):
+        raise CheckpointError(
+            f"{where} was shortened: it names {named} tensors in {len(files)} files; the set has {count} "
+            f"files, and those it names hold {held}."
+        )

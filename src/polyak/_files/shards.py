@@ -23,10 +23,21 @@ from pathlib import Path
 
 from polyak._files.layout import Spec, arrange, parse
 from polyak._files.locks import Lock
-from polyak._files.safetensors import INDEX, SET
+from polyak._files.open import INDEX, SET
 from polyak._files.source import Where, is_url, open_source
-from polyak._files.targets import Rights, hidden, real, rights_of
-from polyak._files.write import Pieces, claimed, place, refusals, sweep, sync_folder, write_body
+from polyak._files.write import (
+    Pieces,
+    Rights,
+    claimed,
+    hidden,
+    place,
+    real,
+    refusals,
+    rights_of,
+    sweep,
+    sync_folder,
+    write_body,
+)
 from polyak.errors import CheckpointError, ConfigError
 
 _PATIENCE = 30.0  # seconds to wait for another who gives a save its names

@@ -17,7 +17,7 @@ from polyak._files.checkpoint import Checkpoint
 from polyak._files.crc import crc_of_both
 from polyak._files.header import KEY, Header
 from polyak._files.layout import parse_json
-from polyak._files.safetensors import INDEX
+from polyak._files.open import INDEX
 from polyak._files.source import Source, Where, exists, is_folder, open_source
 from polyak._files.write import atomic
 from polyak._foreign.open_any import open_weights

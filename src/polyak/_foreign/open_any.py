@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from polyak._files import safetensors
 from polyak._files.checkpoint import Checkpoint
+from polyak._files.open import INDEX, read_index, read_safetensors
 from polyak._files.source import Source, Where, exists, inside, is_folder, open_source
 from polyak._foreign import bare_pickle as plain
 from polyak._foreign import dcp, keras
@@ -46,11 +46,11 @@ def open_weights(where: Where) -> Checkpoint:
     """
     if is_folder(where):
         return _open_folder(where)
-    if str(where).endswith(safetensors.INDEX):
-        return safetensors.read_index(where, read_file)
-    index = f"{where}{safetensors.INDEX}"
+    if str(where).endswith(INDEX):
+        return read_index(where, read_file)
+    index = f"{where}{INDEX}"
     if not exists(where) and exists(index):  # written in shards under this name
-        return safetensors.read_index(index, read_file)
+        return read_index(index, read_file)
     source = open_source(where)
     try:
         return read_file(source)
@@ -69,7 +69,7 @@ def read_file(source: Source) -> Checkpoint:
     # A safetensors file begins with the length of its header, which may be the first bytes of any other
     # kind. Its ninth byte is a brace, which in none of the others can stand there.
     if head[8:9] == b"{":
-        return safetensors.read_file(source)
+        return read_safetensors(source)
     if head.startswith(_ZIP):
         return keras.read_zip(source) or pytorch.read_zip(source)
     if head.startswith(_PICKLE):
@@ -80,7 +80,7 @@ def read_file(source: Source) -> Checkpoint:
     for start, (what, way_out) in _OTHERS.items():
         if beginning.startswith(start):
             raise CheckpointError(f"{source.name} is {what}. {way_out}.")
-    return safetensors.read_file(source)
+    return read_safetensors(source)
 
 
 def _open_folder(folder: Where) -> Checkpoint:

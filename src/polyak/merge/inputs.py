@@ -10,7 +10,7 @@ from typing import NamedTuple
 from polyak._dtypes import is_float
 from polyak._files.checkpoint import Checkpoint, LazyTensor
 from polyak._files.header import KEY, Header
-from polyak._files.safetensors import SET
+from polyak._files.open import SET
 from polyak._files.source import Where
 from polyak._foreign.open_any import open_weights
 from polyak._foreign.parts import Role
