@@ -33,6 +33,7 @@ _OPTIONS = np.get_printoptions()
 
 # What takes longest by processor time: whole trainings, interpreted kernels, kills, interrupts, huge files.
 SLOW = (
+    "src/polyak/trainers/",
     "tests/architecture/test_build.py",
     "tests/checkpoints/test_best.py::test_a_process_killed",
     "tests/checkpoints/test_crash.py",
@@ -42,8 +43,14 @@ SLOW = (
     "tests/checkpoints/test_layout.py::test_more_than_two_gigabytes",
     "tests/checkpoints/test_mutated.py",
     "tests/cli/test_bench.py",
+    "tests/cli/test_cli.py::test_a_missing_extra",
+    "tests/cli/test_cli.py::test_a_run_ends",
+    "tests/cli/test_cli.py::test_ctrl_c",
+    "tests/cli/test_cli.py::test_json",
+    "tests/cli/test_sweep.py",
     "tests/demo/test_run.py",
     "tests/docs/",
+    "tests/dropin/test_migrating.py",
     "tests/paddle/test_interrupts.py",
     "tests/paddle/test_ocr.py",
     "tests/paddle/test_pages.py",
@@ -53,11 +60,19 @@ SLOW = (
     "tests/torch/engines/test_triton_usable.py",
     "tests/torch/test_compiled_step.py",
     "tests/torch/test_interrupts.py",
+    "tests/torch/test_low_precision.py::test_ten_thousand_steps",
     "tests/torch/test_models.py::test_inductor",
+    "tests/torch/test_resume.py::test_continuing",
     "tests/torch/test_resume_file.py::test_a_tensor_of_more_than_two_gigabytes",
     "tests/torch/test_resume_file.py::test_continuing",
     "tests/trainers/",
 )
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Import nothing that is left out as a whole: the trainers' packages take seconds to import."""
+    here = collection_path.relative_to(config.rootpath).as_posix() + "/" * collection_path.is_dir()
+    return True if config.option.markexpr == "not slow" and here.startswith(SLOW) else None
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest looks at the marks
