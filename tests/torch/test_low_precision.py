@@ -2,7 +2,7 @@
 parts, because they lose nothing."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 import polyak
-from polyak.torch._engines.base import Pair
+from polyak.torch._engines.base import Engine, Pair
 from polyak.torch._engines.foreach import Foreach
-from polyak.torch._engines.native import Native
 from polyak.torch._engines.rounding import draw_key, join, random_bits, stochastic_round
+from tests.torch.engines.cases import native
 
 ALL = torch.arange(65_536, dtype=torch.int32)  # every value the random bits can have, once
 HALVES = [torch.bfloat16, torch.float16]
@@ -252,12 +252,12 @@ def test_subnormal_float16_on_their_grid_stay_there(numerator: int) -> None:
 def settled(compensated: bool, steps: int) -> float:
     """How far from its target of 1.9 an average ends that began at 1."""
     average = torch.ones(64)
-    lows = (torch.zeros(64),) if compensated else ()
-    one = Pair("w", torch.full((64,), 1.9), (average,), lows)
-    engine = Native([one], 0)
+    residuals = (torch.zeros(64),) if compensated else ()
+    one = Pair("w", torch.full((64,), 1.9), (average,), residuals)
+    engine = native([one], 0)
     for step in range(steps):
         engine.update((1e-4,), step, True)
-    ends = join(average, lows[0]) if compensated else average.double()
+    ends = join(average, residuals[0]) if compensated else average.double()
     return float((1.9 - ends).abs().max()) / 0.9
 
 
@@ -268,8 +268,10 @@ def test_only_a_compensated_average_reaches_a_target_that_stands_still() -> None
     assert settled(True, steps) < 1e-7
 
 
-@pytest.mark.parametrize("make", [Native, Foreach])
-def test_a_hundred_thousand_steps_of_plain_float32_have_no_bias(make: type[Native]) -> None:
+@pytest.mark.parametrize("make", [native, Foreach])
+def test_a_hundred_thousand_steps_of_plain_float32_have_no_bias(
+    make: Callable[[list[Pair], int], Engine],
+) -> None:
     size = 512
     noise = torch.randn(size * 9, generator=torch.Generator().manual_seed(6)) * 0.1 + 1
     theta, average, exact = torch.ones(size), torch.ones(size), torch.ones(size, dtype=torch.float64)

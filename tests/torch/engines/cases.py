@@ -8,8 +8,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from polyak.torch._engines.base import Engine, Pair
+from polyak.torch._engines.base import Engine, Marks, Pair, storage_dtype
 from polyak.torch._engines.rounding import join, split
+from polyak.torch._engines.select import make_engine
 
 LIVE = {"f32": torch.float32, "f64": torch.float64, "bf16": torch.bfloat16, "f16": torch.float16}
 STORES = (*LIVE, "split", "compensated")
@@ -36,8 +37,8 @@ def stored(value: Tensor, store: str) -> tuple[Tensor, Tensor | None]:
 def pair(name: str, live: Tensor, store: str, tracks: int, random: torch.Generator) -> Pair:
     kept = [stored(values(live.shape, random), store) for _ in range(tracks)]
     averages = tuple(torch.empty_like(live, dtype=a.dtype).copy_(a) for a, _ in kept)
-    lows = tuple(torch.empty_like(live, dtype=b.dtype).copy_(b) for _, b in kept if b is not None)
-    return Pair(name, live, averages, lows)
+    residuals = tuple(torch.empty_like(live, dtype=b.dtype).copy_(b) for _, b in kept if b is not None)
+    return Pair(name, live, averages, residuals)
 
 
 def pairs(live: str, store: str, tracks: int, sizes: Sequence[int] = SIZES) -> list[Pair]:
@@ -53,7 +54,7 @@ def spoilt(clean: Sequence[Pair]) -> list[Pair]:
     for one in clean[1::2]:
         theta = one.live.as_strided((one.live.numel(),), (1,))
         theta[::97], theta[5::101], theta[7::103] = NAN, INF, -INF
-        limit = torch.finfo(one.storage).max
+        limit = torch.finfo(storage_dtype(one)).max
         if limit < torch.finfo(theta.dtype).max:
             theta[11::107] = torch.tensor(limit, dtype=torch.float64).mul(1.01).to(theta.dtype)
     return list(clean)
@@ -62,13 +63,13 @@ def spoilt(clean: Sequence[Pair]) -> list[Pair]:
 def copied(of: Sequence[Pair]) -> list[Pair]:
     """The same values, averages in memory of their own."""
     return [
-        Pair(p.name, p.live, tuple(a.clone() for a in p.averages), tuple(b.clone() for b in p.lows))
+        Pair(p.name, p.live, tuple(a.clone() for a in p.averages), tuple(b.clone() for b in p.residuals))
         for p in of
     ]
 
 
 def parts(of: Sequence[Pair]) -> list[Tensor]:
-    return [tensor for pair in of for tensor in (*pair.averages, *pair.lows)]
+    return [tensor for pair in of for tensor in (*pair.averages, *pair.residuals)]
 
 
 def same(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
@@ -82,7 +83,7 @@ def _bits(tensor: Tensor) -> Tensor:
 
 def whole(of: Pair, track: int) -> Tensor:
     """All digits of an average, in float64."""
-    return (join(of.averages[track], of.lows[track]) if of.lows else of.averages[track]).double()
+    return (join(of.averages[track], of.residuals[track]) if of.residuals else of.averages[track]).double()
 
 
 def gap(value: Tensor, dtype: torch.dtype) -> Tensor:
@@ -91,11 +92,16 @@ def gap(value: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.exp2(torch.floor(torch.log2(value.abs().clamp(min=info.tiny)))) * info.eps
 
 
-def marked(engine: Engine, marks: Tensor | None) -> set[str]:
+def native(of: Sequence[Pair], seed: int = SEED) -> Engine:
+    """The engine on the C kernel."""
+    return make_engine("native", of, seed)
+
+
+def marked(engine: Engine, marks: Marks) -> set[str]:
     """The tensors an update found elements in that cannot be stored."""
     if marks is None:
         return set()
-    return {pair.name for pair, mark in zip(engine.pairs, marks.tolist(), strict=True) if mark}
+    return {pair.name for pair, mark in zip(engine.pairs, list(marks), strict=True) if mark}
 
 
 @contextmanager

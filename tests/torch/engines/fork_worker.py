@@ -13,23 +13,23 @@ from pathlib import Path
 
 import torch
 
-from polyak.torch._engines.native import Native
-from tests.torch.engines.cases import SEED, copied, pairs, parts, threads
+from polyak.torch._engines.base import Engine
+from tests.torch.engines.cases import copied, native, pairs, parts, threads
 
 SIZES = [400_000, 100_001]
 BEFORE = pairs("f32", "bf16", 2, SIZES)
 WEIGHTS = (0.3, 0.7)
 
 
-def averaged(kernel: Native, updates: int = 3) -> list[bytes]:
+def averaged(kernel: Engine, updates: int = 3) -> list[bytes]:
     for step in range(updates):
         kernel.update(WEIGHTS, step, True)
     return [tensor.view(torch.int16).numpy().tobytes() for tensor in parts(kernel.pairs)[:4]]
 
 
-def fresh() -> Native:
+def fresh() -> Engine:
     """Made before the fork: torch's own parallel operations hang in a child."""
-    return Native(copied(BEFORE), SEED)
+    return native(copied(BEFORE))
 
 
 def alone() -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from polyak.torch._engines.base import Pair
+from polyak.torch._engines.base import Pair, storage_dtype
 from polyak.torch._engines.blocked import Blocked
 from polyak.torch._engines.chunks import CHUNK
 from polyak.torch._engines.foreach import Foreach
@@ -26,11 +26,11 @@ def large(live: str, store: str, shape: str) -> Pair:
 def held(one: Pair, track: int) -> torch.Tensor:
     """An average with all its digits, in float64."""
     average = one.averages[track].to(torch.float64, copy=True)
-    if not one.lows:
+    if not one.residuals:
         return average
-    if one.storage == torch.bfloat16:
-        return join(one.averages[track], one.lows[track]).double()
-    return average + one.lows[track].double()
+    if storage_dtype(one) == torch.bfloat16:
+        return join(one.averages[track], one.residuals[track]).double()
+    return average + one.residuals[track].double()
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -69,7 +69,7 @@ def test_what_cannot_be_stored_in_the_last_of_them_keeps_its_average(engine: str
 @pytest.mark.parametrize("engine", ENGINES)
 def test_each_has_random_bits_of_its_own(engine: str, store: str) -> None:
     one = pair("large", torch.full([2 * CHUNK], 1 + 2**-20), store, 1, torch.Generator())
-    for tensor, value in ((one.averages[0], 1), *((low, 0) for low in one.lows)):
+    for tensor, value in ((one.averages[0], 1), *((low, 0) for low in one.residuals)):
         tensor.fill_(value)
     ENGINES[engine]([one], SEED).update((0.5,), STEP, True)
     first, second = (held(one, 0) > 1).view(2, CHUNK)

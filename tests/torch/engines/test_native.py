@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -15,10 +15,9 @@ from torch import Tensor, nn
 import polyak
 from polyak import reference
 from polyak._kernel import _native
-from polyak.torch._engines.base import Pair
+from polyak.torch._engines.base import Engine, Pair, arithmetic_dtype, storage_dtype
 from polyak.torch._engines.blocked import Blocked
 from polyak.torch._engines.foreach import Foreach
-from polyak.torch._engines.native import Native
 from polyak.torch._engines.rounding import draw_key, random_bits
 from tests.torch.engines.cases import (
     INF,
@@ -30,6 +29,7 @@ from tests.torch.engines.cases import (
     copied,
     gap,
     marked,
+    native,
     pairs,
     parts,
     same,
@@ -39,7 +39,7 @@ from tests.torch.engines.cases import (
 )
 
 WEIGHTS = (1e-4, 0.3, 0.5, 0.7, 1.0, 0.0)
-ENGINES = {"foreach": Foreach, "blocked": Blocked, "native": Native}
+ENGINES = {"foreach": Foreach, "blocked": Blocked, "native": native}
 
 
 @pytest.fixture(params=_native.variants())
@@ -59,15 +59,15 @@ def close(a: Pair, b: Pair, before: Pair, track: int, weight: float) -> tuple[bo
     theta = theta.where(theta.isfinite(), 0)
     scale = torch.maximum(old.abs(), theta.abs())
     apart = (x - y).abs()
-    if a.storage == torch.float64:
+    if storage_dtype(a) == torch.float64:
         return bool((apart <= gap(scale, torch.float64)).all()), apart > 0
     one = gap(scale, torch.float32)
-    if a.storage == torch.float32 and a.lows:
-        step = weight * (theta - old).abs() + before.lows[track].double().abs()
+    if storage_dtype(a) == torch.float32 and a.residuals:
+        step = weight * (theta - old).abs() + before.residuals[track].double().abs()
         return bool((apart <= 4 * gap(step, torch.float32)).all()), apart > 0
-    if a.storage == torch.float32:
+    if storage_dtype(a) == torch.float32:
         return bool((apart <= one).all()), apart > 0
-    step = gap(torch.maximum(x.abs(), y.abs()), a.storage) / (256 if a.lows else 1)
+    step = gap(torch.maximum(x.abs(), y.abs()), storage_dtype(a)) / (256 if a.residuals else 1)
     return bool((apart <= step + one).all()), apart > 0
 
 
@@ -79,7 +79,7 @@ def test_every_variant_agrees_with_plain_torch(variant: str, live: str, store: s
     for weights in (*((w,) for w in WEIGHTS), WEIGHTS[::2], WEIGHTS[1::2]):
         before = pairs(live, store, len(weights))
         before = spoilt(before) if skip else before
-        plain, kernel = Foreach(copied(before), SEED), Native(copied(before), SEED)
+        plain, kernel = Foreach(copied(before), SEED), native(copied(before), SEED)
         expected, found = plain.update(weights, STEP, skip), kernel.update(weights, STEP, skip)
         assert marked(kernel, found) == marked(plain, expected)
         assert set(kernel.bad()) == set(plain.bad()) == marked(plain, expected)
@@ -98,12 +98,12 @@ def test_every_variant_agrees_with_plain_torch(variant: str, live: str, store: s
 @pytest.mark.parametrize("store", STORES)
 def test_elements_that_cannot_be_stored_keep_every_bit(variant: str, live: str, store: str) -> None:
     before = spoilt(pairs(live, store, 2))
-    kernel = Native(copied(before), SEED)
+    kernel = native(copied(before), SEED)
     kernel.update((0.3, 0.7), STEP, True)
     touched = 0
     for old, new in zip(before, kernel.pairs, strict=True):
-        limit = torch.finfo(old.storage).max
-        bad = ~(old.live.to(old.arithmetic).abs() <= limit)
+        limit = torch.finfo(storage_dtype(old)).max
+        bad = ~(old.live.to(arithmetic_dtype(old)).abs() <= limit)
         touched += int(bad.sum())
         for x, y in zip(parts([old]), parts([new]), strict=True):
             assert torch.equal(x[bad], y[bad])
@@ -115,7 +115,7 @@ def test_what_the_storage_just_holds_is_averaged(variant: str) -> None:
     for store, limit in {"f16": 65504.0, "bf16": torch.finfo(torch.bfloat16).max}.items():
         theta = torch.tensor([limit, -limit, limit * (1 + 2**-20)])
         one = Pair("w", theta, (torch.zeros(3, dtype=LIVE[store]),))
-        kernel = Native([one], SEED)
+        kernel = native([one], SEED)
         assert marked(kernel, kernel.update((1.0,), STEP, True)) == {"w"}
         assert one.averages[0].tolist() == [limit, -limit, 0.0]
 
@@ -125,7 +125,7 @@ def test_a_nan_let_in_stays_a_nan_whatever_its_bits() -> None:
     for make in ENGINES.values():
         for store in STORES:
             before = pairs("f32", store, 1, [4])[0]
-            one = Pair("w", theta, before.averages, before.lows)
+            one = Pair("w", theta, before.averages, before.residuals)
             make([one], SEED).update((0.3,), STEP, False)
             assert one.averages[0].isnan().all(), (make, store)
 
@@ -135,9 +135,9 @@ def test_every_pattern_of_16_bits_widens_exactly(variant: str, live: str) -> Non
     theta = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16).view(LIVE[live])
     zeros = torch.zeros(1 << 16)
     kept = Pair("w", theta, (zeros.clone(),), (zeros.clone(),))
-    Native([kept], SEED).update((1.0,), STEP, False)
+    native([kept], SEED).update((1.0,), STEP, False)
     single = Pair("w", theta, (zeros.clone(),))
-    Native([single], SEED).update((1.0,), STEP, False)
+    native([single], SEED).update((1.0,), STEP, False)
     exact = theta.float()
     real = ~exact.isnan()
     assert torch.equal(kept.averages[0].view(torch.int32)[real], exact.view(torch.int32)[real])
@@ -170,7 +170,7 @@ def test_float16_on_every_variant_is_rounded_alike(variant: str) -> None:
         "w", theta.to(torch.int32).view(torch.float32), (torch.zeros(len(theta), dtype=torch.float16),)
     )
     other = copied([one])
-    Native([one], SEED).update((1.0,), STEP, False)
+    native([one], SEED).update((1.0,), STEP, False)
     Foreach(other, SEED).update((1.0,), STEP, False)
     assert same(parts([one]), parts(other))
 
@@ -178,14 +178,14 @@ def test_float16_on_every_variant_is_rounded_alike(variant: str) -> None:
 @pytest.mark.parametrize("store", ["bf16", "f16", "split"])
 def test_what_is_on_the_grid_stays_there(variant: str, store: str) -> None:
     before = pairs("bf16", store, 1)[-2]
-    held = Pair("w", whole(before, 0).float(), before.averages, before.lows)
+    held = Pair("w", whole(before, 0).float(), before.averages, before.residuals)
     expected = [tensor.clone() for tensor in parts([held])]
     for step in range(20):
-        Native([held], SEED).update((0.3,), step, False)
+        native([held], SEED).update((0.3,), step, False)
     assert all(map(torch.equal, parts([held]), expected))
 
 
-def drawn(make: type[Native] | type[Foreach] | type[Blocked], size: int, tracks: int) -> list[Tensor]:
+def drawn(make: Callable[[list[Pair], int], Engine], size: int, tracks: int) -> list[Tensor]:
     """The random bits an engine rounds with, found by halving: 1 + m·2⁻²³ goes up where bits + m ≥ 2¹⁶."""
     found = [torch.zeros(size, dtype=torch.int32) for _ in range(tracks)]
     for bit in reversed(range(16)):
@@ -209,7 +209,7 @@ def test_every_engine_draws_the_bits_of_the_formula(engine: str) -> None:
 def test_every_variant_draws_the_same_bits(variant: str) -> None:
     key = Pair("layer.w", torch.ones(1), (torch.ones(1),)).key
     expected = random_bits(0, 2500, draw_key(SEED, STEP, key, 0), torch.device("cpu"))
-    assert torch.equal(drawn(Native, 2500, 1)[0], expected)
+    assert torch.equal(drawn(native, 2500, 1)[0], expected)
 
 
 def test_the_formula_draws_what_it_always_drew() -> None:
@@ -227,7 +227,7 @@ def test_any_number_of_threads_gives_the_same_bits(live: str, store: str) -> Non
     results: list[list[Tensor]] = []
     for count in (1, 2, 5):
         with threads(count):
-            kernel = Native(copied(before), SEED)
+            kernel = native(copied(before), SEED)
             found = [marked(kernel, kernel.update((1e-4, 0.5, 0.9), STEP + i, True)) for i in range(3)]
             assert found == [{"of 300000", "of 33000", "channels last"}] * 3
             assert set(kernel.bad()) == found[0]

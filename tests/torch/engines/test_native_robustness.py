@@ -18,8 +18,7 @@ from torch import nn
 
 import polyak
 from polyak._kernel import _native
-from polyak.torch._engines.native import Native
-from tests.torch.engines.cases import NAN, SEED, copied, pairs, parts, same, threads
+from tests.torch.engines.cases import NAN, copied, native, pairs, parts, same, threads
 
 ROOT = Path(__file__).parents[3]
 
@@ -28,7 +27,7 @@ def test_two_threads_updating_at_once_do_what_they_do_one_after_the_other() -> N
     before = [pairs("f32", "bf16", 2, [300_000]), pairs("bf16", "f32", 2, [200_000, 150_000])]
 
     def averaged(which: int) -> list[torch.Tensor]:
-        kernel = Native(copied(before[which]), SEED)
+        kernel = native(copied(before[which]))
         for step in range(400):
             kernel.update((0.1, 0.7), step, True)
         return parts(kernel.pairs)
@@ -58,7 +57,7 @@ def test_children_of_fork_average_too_also_when_forked_amid_an_update() -> None:
 
 def test_other_python_threads_run_during_an_update() -> None:
     """Python itself switches threads only every 1000 s here, so an update that kept the lock would show."""
-    kernel = Native(pairs("f32", "bf16", 3, [2_000_000]), SEED)
+    kernel = native(pairs("f32", "bf16", 3, [2_000_000]))
     gate, ran = threading.Lock(), threading.Event()
     gate.acquire()
 
@@ -82,7 +81,7 @@ def test_other_python_threads_run_during_an_update() -> None:
 
 def test_the_number_of_threads_may_change_between_updates() -> None:
     before = pairs("f32", "split", 2, [400_000, 1025])
-    steady, changing = Native(copied(before), SEED), Native(copied(before), SEED)
+    steady, changing = native(copied(before)), native(copied(before))
     for step, count in enumerate((1, 4, 2, 300, 3, 1, 5)):
         steady.update((0.1, 0.7), step, True)
         with threads(count):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from polyak.errors import ConfigError
-from polyak.torch._engines.base import Pair
+from polyak.torch._engines.base import Pair, arithmetic_dtype
 from polyak.torch._engines.foreach import Foreach
 from polyak.torch._engines.rounding import join
 
@@ -105,7 +105,8 @@ def test_it_is_the_formula(ran: dict[str, Any], live: torch.dtype, store: str, w
         worker.pairs(live, store), ran["averaged"][str(live), store, which], strict=True
     ):
         for track, weight in enumerate(worker.WEIGHTS[which]):
-            old, theta = whole(pair.averages, pair.lows, track), pair.live.to(pair.arithmetic).double()
+            old = whole(pair.averages, pair.residuals, track)
+            theta = pair.live.to(arithmetic_dtype(pair)).double()
             new = old + weight * (theta - old)
             error = (whole(averages, lows, track) - new).abs()
             rule = 1.01 * spacing(largest(pair, track), digits)
@@ -136,7 +137,7 @@ def test_what_cannot_be_stored_keeps_its_average_and_is_counted(ran: dict[str, A
         for i, (where, _) in bad.items():
             averages, lows = done["parts"][update][i]
             assert torch.equal(averages[0][where], before[i].averages[0][where])
-            assert not lows or torch.equal(lows[0][where], before[i].lows[0][where])
+            assert not lows or torch.equal(lows[0][where], before[i].residuals[0][where])
             before[i].live[where] = 0  # where it went nowhere it says nothing about the spacing
             tensors[i] += 1
         agree(before, [0.3], done["parts"][update], worker.parts(plain))

@@ -72,7 +72,7 @@ def test_each_variant_of_the_kernel_is_tried_once(monkeypatch: pytest.MonkeyPatc
     for _ in range(3):
         assert select.engine_for(on_gpu(), "auto", skip=True) == "triton"
     select.engine_for(on_gpu(), "auto", skip=False)
-    float32 = ("float32", (torch.float32, None), 1)
+    float32 = ("float32", ("float32", None), 1)
     assert tried == [(*float32, True, False), (*float32, False, False)]
 
 

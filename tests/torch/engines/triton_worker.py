@@ -69,8 +69,8 @@ def pair(name: str, live: Tensor, store: str, tracks: int, generator: torch.Gene
         stored(torch.empty_like(live).float().copy_(values(live.shape, generator)), store, generator)
         for _ in range(tracks)
     ]
-    lows = tuple(low for _, low in parts if low is not None)
-    return Pair(name, live, tuple(average for average, _ in parts), lows)
+    residuals = tuple(low for _, low in parts if low is not None)
+    return Pair(name, live, tuple(average for average, _ in parts), residuals)
 
 
 def pairs(live: torch.dtype, store: str, seed: int = 0) -> list[Pair]:
@@ -108,18 +108,19 @@ def moved(before: Sequence[Pair], device: str) -> list[Pair]:
         return base.as_strided(tensor.shape, tensor.stride(), first).copy_(tensor)
 
     return [
-        Pair(p.name, copy(p.live), tuple(map(copy, p.averages)), tuple(map(copy, p.lows))) for p in before
+        Pair(p.name, copy(p.live), tuple(map(copy, p.averages)), tuple(map(copy, p.residuals)))
+        for p in before
     ]
 
 
 def within(of: Sequence[Pair]) -> bool:
     """Whether nothing was written behind the tensors that ``moved`` made."""
-    tensors = [t for p in of for t in (p.live, *p.averages, *p.lows)]
+    tensors = [t for p in of for t in (p.live, *p.averages, *p.residuals)]
     return all((t.as_strided([GUARD], [1], t.storage_offset() + t.numel()) == 7).all() for t in tensors)
 
 
 def parts(of: Sequence[Pair]) -> list[tuple[list[Tensor], list[Tensor]]]:
-    return [([t.cpu().clone() for t in p.averages], [t.cpu().clone() for t in p.lows]) for p in of]
+    return [([t.cpu().clone() for t in p.averages], [t.cpu().clone() for t in p.residuals]) for p in of]
 
 
 def averaged(device: str) -> dict[tuple[str, str, int], Any]:
@@ -130,7 +131,7 @@ def averaged(device: str) -> dict[tuple[str, str, int], Any]:
             for which, weights in enumerate(WEIGHTS if live == torch.float32 else WEIGHTS[:1]):
                 run = moved(pairs(live, store), device)
                 assert all(map(triton.takes, run))
-                triton.Triton(run, SEED, beside=which == 1).update(weights, STEP, skip=which == 0)
+                triton.Triton(run, SEED, concurrent=which == 1).update(weights, STEP, skip=which == 0)
                 assert within(run), (live, store)
                 out[str(live), store, which] = parts(run)
     return out

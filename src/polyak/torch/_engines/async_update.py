@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from polyak._core.several import Several
-from polyak.torch._engines.base import Counts, Engine, Pair
+from polyak.torch._engines.base import Counts, Engine, Marks, Pair
 from polyak.torch._engines.copies import Copies
 from polyak.torch._engines.foreach import bad_names
 from polyak.torch._engines.pinned import pinned_like
@@ -150,7 +150,7 @@ class Offload(AsyncUpdate):
     def bad(self) -> list[str]:
         return bad_names(self._device_pairs)
 
-    def update(self, weights: Sequence[float], step: int, skip: bool) -> Tensor | None:
+    def update(self, weights: Sequence[float], step: int, skip: bool) -> None:
         """Start an update after the previous one has finished; raises what that one raised on its thread."""
         self.wait()
         self.began = step
@@ -175,7 +175,7 @@ class Offload(AsyncUpdate):
         if any(mark is not None for mark in marks):
             each_engine = zip(marks, self._inner, strict=True)
             each = [
-                torch.zeros(len(e.pairs), dtype=torch.bool, device="cpu") if m is None else m
+                torch.as_tensor([0] * len(e.pairs) if m is None else m, dtype=torch.bool, device="cpu")
                 for m, e in each_engine
             ]
             _count(self.counts, torch.cat(each))
@@ -190,14 +190,14 @@ class Overlapped(AsyncUpdate):
     """
 
     def __init__(self, inner: Engine, worker: StreamWorker) -> None:
-        tensors = [t for pair in inner.pairs for t in (pair.live, *pair.averages, *pair.lows)]
+        tensors = [t for pair in inner.pairs for t in pair.tensors]
         super().__init__(worker, tensors)
         self._inner = inner
         self.pairs, self.bad = inner.pairs, inner.bad
         self.name = f"{inner.name}, overlapped"
         self.counts = inner.counts or Counts.of(inner.pairs)
 
-    def update(self, weights: Sequence[float], step: int, skip: bool) -> Tensor | None:
+    def update(self, weights: Sequence[float], step: int, skip: bool) -> None:
         """Start an update."""
 
         def job() -> None:
@@ -208,7 +208,8 @@ class Overlapped(AsyncUpdate):
         self.ended = step
 
 
-def _count(counts: Counts, marks: Tensor | None) -> None:
-    if marks is not None:
+def _count(counts: Counts, found: Marks) -> None:
+    if found is not None:
+        marks = torch.as_tensor(found, dtype=torch.bool, device=counts.tensors.device)
         counts.tensors.add_(marks)
         counts.updates.add_(marks.any())

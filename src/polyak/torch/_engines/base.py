@@ -2,53 +2,17 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
+from polyak._kernel.pair import Pair as KernelPair
 
-@dataclass(frozen=True)
-class Pair:
-    """θ and its averages, one per track.
-
-    averages: all of one dtype and device.
-    lows: what is kept of each average below its own precision: int8 under bfloat16 ("split"), float32
-        under float32 ("compensated"), or nothing.
-    buffer: θ is a buffer, which forward passes write, not only the optimizer.
-    """
-
-    name: str
-    live: Tensor
-    averages: tuple[Tensor, ...]
-    lows: tuple[Tensor, ...] = ()
-    buffer: bool = False
-    key: int = field(init=False)  # tells the random bits of this tensor from those of others, in any order
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "key", zlib.crc32(self.name.encode()))
-
-    @property
-    def storage(self) -> torch.dtype:
-        return self.averages[0].dtype
-
-    @property
-    def arithmetic(self) -> torch.dtype:
-        """The dtype θ is averaged in."""
-        return self.storage if self.storage.itemsize >= 4 else torch.float32
-
-    @property
-    def dense(self) -> bool:
-        """Whether θ and averages fill their memory in one order, so that element i of one is i of all."""
-        tensors = (self.live, *self.averages, *self.lows)
-        order = sorted(range(self.live.dim()), key=lambda d: -self.live.stride(d))
-        return (
-            all(t.stride() == self.live.stride() for t in tensors)
-            and self.live.permute(order).is_contiguous()
-        )
+Pair: TypeAlias = KernelPair[Tensor]
+Marks: TypeAlias = Tensor | Sequence[int] | None
 
 
 @dataclass(frozen=True)
@@ -89,7 +53,7 @@ class Engine(Protocol):
         """Whether the averages took the update of this step; None if an interrupt came in its middle."""
         ...
 
-    def update(self, weights: Sequence[float], step: int, skip: bool) -> Tensor | None:
+    def update(self, weights: Sequence[float], step: int, skip: bool) -> Marks:
         """``avg ← avg + w·(θ - avg)`` in every track; ``weights[k]`` is 1-β of track k.
 
         Args:
@@ -98,7 +62,24 @@ class Engine(Protocol):
             skip: elements that cannot be stored keep their average.
 
         Returns:
-            bool [pairs], where the averages are: which had such elements. None if none had, or if the
-            engine counts them itself.
+            [pairs], where the averages are: which had such elements. None if none had, or if the engine
+            counts them itself.
         """
         ...
+
+
+def storage_dtype(pair: Pair) -> torch.dtype:
+    """The dtype of the averages."""
+    return pair.averages[0].dtype
+
+
+def arithmetic_dtype(pair: Pair) -> torch.dtype:
+    """The dtype θ is averaged in."""
+    return storage_dtype(pair) if storage_dtype(pair).itemsize >= 4 else torch.float32
+
+
+def is_dense(pair: Pair) -> bool:
+    """Whether θ and averages fill their memory in one order, so that element i of one is i of all."""
+    live = pair.live
+    order = sorted(range(live.dim()), key=lambda d: -live.stride(d))
+    return all(t.stride() == live.stride() for t in pair.tensors) and live.permute(order).is_contiguous()

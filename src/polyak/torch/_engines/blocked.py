@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from polyak._core.several import Several
-from polyak.torch._engines.base import Counts, Pair
+from polyak.torch._engines.base import Counts, Pair, is_dense, storage_dtype
 from polyak.torch._engines.chunks import CHUNK, blend_pair, looks_storable, shaped
 from polyak.torch._engines.foreach import bad_names, is_direct
 
@@ -73,7 +73,7 @@ class _Block:
             self._converted = shaped(scratch, self._live)
             self._looked = [scratch[: sum(_sizes(members))]]
         self._direct = is_direct(pairs[0]) or scratch is not None
-        self._storage = pairs[0].storage
+        self._storage = storage_dtype(pairs[0])
         self._can_look = self._looked[0].dtype.itemsize > 1
 
     def convert(self) -> None:
@@ -99,7 +99,7 @@ class _Block:
 def _blocks(pairs: Sequence[Pair], seed: int) -> list[_Block]:
     groups: dict[object, list[list[tuple[int, Pair]]]] = {}
     for i, pair in enumerate(pairs):
-        group = groups.setdefault((pair.live.dtype, pair.storage, len(pair.lows)), [[]])
+        group = groups.setdefault((pair.live.dtype, storage_dtype(pair), len(pair.residuals)), [[]])
         for piece in _pieces(pair):
             if group[-1] and sum(_sizes(group[-1])) + piece.live.numel() > CHUNK:
                 group.append([])
@@ -114,7 +114,7 @@ def _blocks(pairs: Sequence[Pair], seed: int) -> list[_Block]:
 
 def _pieces(pair: Pair) -> list[Pair]:
     """A large tensor as several of a block each; not if it is rounded, where elements know their place."""
-    if not pair.dense or pair.lows or pair.storage.itemsize < 4 or pair.live.numel() <= CHUNK:
+    if not is_dense(pair) or pair.residuals or storage_dtype(pair).itemsize < 4 or pair.live.numel() <= CHUNK:
         return [pair]
     flat = [t.detach().as_strided((t.numel(),), (1,)) for t in (pair.live, *pair.averages)]
     starts = range(0, pair.live.numel(), CHUNK)
@@ -127,9 +127,9 @@ def _scratch(pair: Pair) -> Tensor | None:
 
     16-bit averages are rounded chunk by chunk instead.
     """
-    if pair.storage.itemsize < 4 or pair.lows or is_direct(pair):
+    if storage_dtype(pair).itemsize < 4 or pair.residuals or is_direct(pair):
         return None
-    return torch.empty(CHUNK, dtype=pair.storage, device="cpu")
+    return torch.empty(CHUNK, dtype=storage_dtype(pair), device="cpu")
 
 
 def _no_marks(size: int) -> Tensor:

@@ -11,7 +11,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor
 
-from polyak.torch._engines.base import Pair
+from polyak.torch._engines.base import Pair, arithmetic_dtype, is_dense, storage_dtype
 from polyak.torch._engines.rounding import compensate, draw_key, join, random_bits, split, stochastic_round
 
 CHUNK = 1 << 19  # elements at a time: 2 MiB of float32, which caches hold; half of it took 10 % longer
@@ -24,14 +24,14 @@ class Chunk(NamedTuple):
     first: int
     live: Tensor
     averages: list[Tensor]
-    lows: list[Tensor]
+    residuals: list[Tensor]
 
 
 def chunks(pair: Pair) -> Iterator[Chunk]:
     """Slices of at most ``chunk_for`` elements, or one slice across the longest dimension."""
-    tensors = [pair.live, *pair.averages, *pair.lows]
+    tensors = list(pair.tensors)
     tracks = len(pair.averages)
-    if pair.dense:
+    if is_dense(pair):
         tensors = [tensor.as_strided((tensor.numel(),), (1,)) for tensor in tensors]
     shape = tensors[0].shape
     longest = max(range(len(shape)), key=shape.__getitem__)
@@ -39,7 +39,7 @@ def chunks(pair: Pair) -> Iterator[Chunk]:
     first = 0
     for i in range(0, shape[longest], rows):
         live, *kept = [t.narrow(longest, i, min(rows, shape[longest] - i)) for t in tensors]
-        yield Chunk(first, live.to(kept[0].device, pair.arithmetic), kept[:tracks], kept[tracks:])
+        yield Chunk(first, live.to(kept[0].device, arithmetic_dtype(pair)), kept[:tracks], kept[tracks:])
         first += live.numel()
 
 
@@ -55,7 +55,7 @@ def shaped(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
 
 
 def storable(value: Tensor, storage: torch.dtype) -> Tensor:
-    """Finite in the storage too: one infinity in an average stays for ever, and float16 ends at 65504."""
+    """Finite in the storage too: one infinity in an average stays forever, and float16 ends at 65504."""
     if storage.itemsize >= 4:
         return torch.isfinite(value)
     return value.abs() <= torch.finfo(storage).max
@@ -106,12 +106,12 @@ def blend_pair(pair: Pair, weights: Sequence[float], seed: int, step: int, skip:
     found: Tensor | None = None
     for chunk in chunks(pair):
         fine: Tensor | None = None
-        if skip and not (chunk.live.is_cpu and looks_storable([chunk.live], pair.storage)):
-            fine = storable(chunk.live, pair.storage)
+        if skip and not (chunk.live.is_cpu and looks_storable([chunk.live], storage_dtype(pair))):
+            fine = storable(chunk.live, storage_dtype(pair))
             bad = ~fine.all()
             found = bad if found is None else found | bad
         for track, weight in enumerate(weights):
-            low = chunk.lows[track] if chunk.lows else None
+            low = chunk.residuals[track] if chunk.residuals else None
             key = draw_key(seed, step, pair.key, track)
             _blend(chunk, chunk.averages[track], low, weight, key, fine)
     return torch.tensor(False, device="cpu") if skip and found is None else found

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from polyak._core.several import Several
-from polyak.torch._engines.base import Counts, Pair
+from polyak.torch._engines.base import Counts, Pair, arithmetic_dtype, storage_dtype
 from polyak.torch._engines.chunks import (
     DEVICE_CHUNK,
     blend_pair,
@@ -87,10 +87,10 @@ def _blend_batch(
         Under ``skip`` which tensors were not finite throughout, bool [] each.
     """
     live = [pair.live for pair in batch]
-    if skip and live[0].is_cpu and is_direct(batch[0]) and looks_storable(live, batch[0].storage):
+    if skip and live[0].is_cpu and is_direct(batch[0]) and looks_storable(live, storage_dtype(batch[0])):
         _lerp(batch, weights)
         return [torch.tensor(False, device="cpu")] * len(batch)
-    theta = torch.cat([tensor.reshape(-1) for tensor in live]).to(batch[0].arithmetic)
+    theta = torch.cat([tensor.reshape(-1) for tensor in live]).to(arithmetic_dtype(batch[0]))
     fine = torch.isfinite(theta) if skip else None
     for track, weight in enumerate(weights):
         averages = [pair.averages[track] for pair in batch]
@@ -124,24 +124,26 @@ def is_direct(pair: Pair) -> bool:
     """Whether θ goes into the averages as it is: same dtype and device, one part, no rounding."""
     average = pair.averages[0]
     same = (average.dtype, average.device) == (pair.live.dtype, pair.live.device)
-    return same and average.dtype.itemsize >= 4 and not pair.lows
+    return same and average.dtype.itemsize >= 4 and not pair.residuals
 
 
 def _unrounded(pair: Pair) -> bool:
     """Whether θ goes into the averages at most converted."""
     average = pair.averages[0]
-    return average.dtype.itemsize >= 4 and average.device == pair.live.device and not pair.lows
+    return average.dtype.itemsize >= 4 and average.device == pair.live.device and not pair.residuals
 
 
 def bad_names(pairs: Sequence[Pair]) -> list[str]:
     """Those of which some elements cannot be stored. Where there are none, waits for each device once."""
     largest = largest_values([pair.live for pair in pairs])
-    bad = [p for p, value in zip(pairs, largest, strict=True) if not value <= torch.finfo(p.storage).max]
-    return [p.name for p in bad if not all(bool(storable(c.live, p.storage).all()) for c in chunks(p))]
+    bad = [
+        p for p, value in zip(pairs, largest, strict=True) if not value <= torch.finfo(storage_dtype(p)).max
+    ]
+    return [p.name for p in bad if not all(bool(storable(c.live, storage_dtype(p)).all()) for c in chunks(p))]
 
 
 def _alike(pairs: Sequence[Pair]) -> list[list[Pair]]:
     groups: dict[object, list[Pair]] = {}
     for pair in pairs:
-        groups.setdefault((pair.live.device, pair.live.dtype, pair.storage), []).append(pair)
+        groups.setdefault((pair.live.device, pair.live.dtype, storage_dtype(pair)), []).append(pair)
     return list(groups.values())

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from typing import cast
 
 import torch
-from torch import Tensor
 
-from polyak.torch._engines.base import Counts, Engine
+from polyak.torch._engines.base import Counts, Engine, Marks
 
 
 class NonFiniteCounter:
@@ -32,9 +31,10 @@ class NonFiniteCounter:
         uncounted = [c for c, engine in zip(counts, held, strict=True) if engine.counts is None]
         self._before, self._engines, self._counts, self._uncounted = before, held, counts, uncounted
 
-    def add(self, marks: Sequence[Tensor | None]) -> None:
+    def add(self, marks: Sequence[Marks]) -> None:
         """One update: for each engine bool [pairs], or None if it found nothing or counts by itself."""
-        found = [(counts, mark) for counts, mark in zip(self._counts, marks, strict=True) if mark is not None]
+        each = zip(self._counts, marks, strict=True)
+        found = [(c, torch.as_tensor(m, device=c.tensors.device)) for c, m in each if m is not None]
         if not found:
             return
         updates = self._uncounted[0].updates

@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from polyak._kernel import NO_KERNEL
+import torch
+from torch import Tensor
+
+from polyak._kernel import NO_KERNEL, native, why_not
+from polyak._kernel.pair import describe as describe_engine
 from polyak.errors import ConfigError
-from polyak.torch._engines.base import Engine, Pair
+from polyak.torch._engines.base import Engine, Pair, is_dense
 from polyak.torch._engines.blocked import Blocked
 from polyak.torch._engines.foreach import Foreach
 
@@ -15,16 +19,11 @@ if TYPE_CHECKING:
     from polyak.torch._engines.triton import Triton
 
 try:
-    from polyak.torch._engines import native
-except ImportError:
-    native = None
-try:
     from polyak.torch._engines import triton
 except ImportError:
     triton = None
 
 _NO_TRITON = "triton 3.2 or newer is not installed: it comes with torch 2.6, or pip install -U triton"
-_UNKNOWN = "the C kernel does not take {}, {}, or not in this layout"
 
 EngineName: TypeAlias = Literal["auto", "foreach", "blocked", "native", "triton"]
 NAMES: tuple[EngineName, ...] = ("auto", "foreach", "blocked", "native", "triton")
@@ -59,12 +58,17 @@ def engine_for(pair: Pair, asked: EngineName, skip: bool, concurrent: bool = Fal
     able: list[EngineName] = []
     if _triton_runs(pair, asked, skip, concurrent):
         able.append("triton")
-    if native is not None and native.takes(pair):
+    if _native_runs(pair):
         able.append("native")
     if all(tensor.device.type == "cpu" for tensor in (pair.live, *pair.averages)):
         able.append("blocked")
     able.append("foreach")
     return asked if asked in able else able[0]
+
+
+def _native_runs(pair: Pair) -> bool:
+    on_cpu = all(tensor.device.type == "cpu" for tensor in pair.tensors)
+    return native is not None and on_cpu and native.takes(pair) and is_dense(pair)
 
 
 def _triton_runs(pair: Pair, asked: EngineName, skip: bool, concurrent: bool) -> bool:
@@ -82,7 +86,7 @@ def make_engine(name: EngineName, pairs: Sequence[Pair], seed: int, concurrent: 
     """The engine of that name."""
     if name == "native":
         assert native is not None
-        return native.Native(pairs, seed)
+        return native.Native(pairs, seed, Tensor.detach, torch.get_num_threads)
     if name == "triton":
         assert triton is not None
         return triton.Triton(pairs, seed, concurrent)
@@ -109,14 +113,12 @@ def recordable(engine: Engine) -> Triton:
 
 def describe(engine: Engine, asked: EngineName, skip: bool) -> str:
     """The engine's name, and why it is not a faster one."""
-    pair = engine.pairs[0]
-    if engine.name == asked:
-        return f"{asked} (asked for)"
-    if engine.name not in ("blocked", "foreach"):
-        return engine.name
+    pair, reason = engine.pairs[0], ""
     if engine.name == "blocked":
-        return f"blocked ({NO_KERNEL if native is None else _UNKNOWN.format(pair.name, pair.live.dtype)})"
-    return f"foreach ({_no_triton(pair, skip)})"
+        reason = why_not(pair, pair.live.device)
+    elif engine.name == "foreach":
+        reason = _no_triton(pair, skip)
+    return describe_engine(engine.name, asked, reason)
 
 
 def _no_triton(pair: Pair, skip: bool) -> str:

@@ -23,24 +23,17 @@ from torch import Tensor
 from triton import JITFunction
 
 from polyak._core.several import Several
+from polyak._kernel.pair import Store
 from polyak.errors import ConfigError
 from polyak.torch._engines import triton_kernels as kernels
-from polyak.torch._engines.base import Counts, Pair
+from polyak.torch._engines.base import Counts, Pair, is_dense
 from polyak.torch._engines.foreach import bad_names
 
-_LIVE = {
-    torch.float32: "float32",
-    torch.float64: "float64",
-    torch.bfloat16: "bfloat16",
-    torch.float16: "float16",
-}
-_STORE: dict[tuple[torch.dtype, torch.dtype | None], str] = {
-    (torch.float32, None): "float32",
-    (torch.float64, None): "float64",
-    (torch.bfloat16, None): "bfloat16",
-    (torch.float16, None): "float16",
-    (torch.bfloat16, torch.int8): "split",
-    (torch.float32, torch.float32): "compensated",
+_LIVE = ("float32", "float64", "bfloat16", "float16")
+_STORE: dict[Store, str] = {
+    **{(name, None): name for name in _LIVE},
+    ("bfloat16", "int8"): "split",
+    ("float32", "float32"): "compensated",
 }
 _BLOCK = cast(int, kernels.BLOCK.value)
 _WIDE = 16  # bytes one access can move, if the address is a multiple of them
@@ -83,11 +76,11 @@ class Triton(Several):
         self.pairs, self._seed, self._number = pairs, _signed(seed), 0
         device = _device(pairs)
         self._programs = _room(device) if concurrent else None
-        groups: dict[tuple[str, str], list[int]] = {}
+        groups: dict[tuple[str, Store], list[int]] = {}
         for place, pair in enumerate(pairs):
-            groups.setdefault((_LIVE[pair.live.dtype], _store(pair)), []).append(place)
+            groups.setdefault((pair.dtype, pair.store), []).append(place)
         # Aliases, so that the memory stays even if somebody points the averages elsewhere.
-        self._kept = [tensor.detach() for pair in pairs for tensor in (*pair.averages, *pair.lows)]
+        self._kept = [tensor.detach() for pair in pairs for tensor in pair.kept]
         self._tracks = len(pairs[0].averages)
         self._groups = [_group(pairs, places, *key) for key, places in groups.items()]
         self.counts = Counts.of(pairs)
@@ -139,23 +132,21 @@ def takes(pair: Pair) -> bool:
     Interpreted, it sees the host's memory instead.
     """
     device = pair.live.device
-    known = pair.live.dtype in _LIVE and _storage(pair) in _STORE
+    known = pair.dtype in _LIVE and pair.store in _STORE
     seen = device.type in (("cpu", "cuda") if INTERPRETED else ("cuda",))
-    return known and seen and all(t.device == device for t in (*pair.averages, *pair.lows)) and pair.dense
+    return known and seen and all(t.device == device for t in pair.kept) and is_dense(pair)
 
 
 def failure(pair: Pair, skip: bool, concurrent: bool = False) -> str:
     """Why the variant of the kernel that this pair needs does not run on its device; "" if it does."""
-    return _failure(
-        pair.live.device, _LIVE[pair.live.dtype], _storage(pair), len(pair.averages), skip, concurrent
-    )
+    return _failure(pair.live.device, pair.dtype, pair.store, len(pair.averages), skip, concurrent)
 
 
 @cache
 def _failure(
     device: torch.device,
     live: str,
-    storage: tuple[torch.dtype, torch.dtype | None],
+    store: Store,
     tracks: int,
     skip: bool,
     concurrent: bool,
@@ -165,7 +156,7 @@ def _failure(
     try:
         if device.type == "cuda" and torch.cuda.get_device_capability(device) < _OLDEST:
             return f"{torch.cuda.get_device_name(device)} is too old: compute capability below {_OLDEST}"
-        _launch_nothing(device, live, storage, tracks, skip, concurrent)
+        _launch_nothing(device, live, store, tracks, skip, concurrent)
     except Exception as error:  # of Triton, its compiler, the C compiler, the driver, the file system
         first = str(error).strip().partition("\n")[0]
         return f"Triton does not run here: {type(error).__name__}: {first}"
@@ -175,7 +166,7 @@ def _failure(
 def _launch_nothing(
     device: torch.device,
     live: str,
-    storage: tuple[torch.dtype, torch.dtype | None],
+    store: Store,
     tracks: int,
     skip: bool,
     concurrent: bool,
@@ -186,7 +177,7 @@ def _launch_nothing(
         return torch.zeros(shape, dtype=dtype, device=device)
 
     table = zeros(1, cast(int, kernels.COLUMNS.value) + 2 * tracks)
-    group = _Group(table, zeros(1, 2, dtype=torch.int32), live, _STORE[storage], torch.finfo(storage[0]).max)
+    group = _Group(table, zeros(1, 2, dtype=torch.int32), live, _STORE[store], _largest(store))
     counts = Counts(zeros(1, dtype=torch.int32), zeros(dtype=torch.int32))
     _launch(
         group,
@@ -243,29 +234,25 @@ def _device(pairs: Sequence[Pair]) -> torch.device:
     return device
 
 
-def _storage(pair: Pair) -> tuple[torch.dtype, torch.dtype | None]:
-    return pair.storage, pair.lows[0].dtype if pair.lows else None
+def _largest(store: Store) -> float:
+    return torch.finfo(getattr(torch, store[0])).max
 
 
-def _store(pair: Pair) -> str:
-    return _STORE[_storage(pair)]
-
-
-def _group(pairs: Sequence[Pair], places: Sequence[int], live: str, store: str) -> _Group:
+def _group(pairs: Sequence[Pair], places: Sequence[int], live: str, store: Store) -> _Group:
     members = [pairs[place] for place in places]
     rows = [_row(pair, place) for pair, place in zip(members, places, strict=True)]
     device = members[0].live.device
     table = torch.tensor(rows, dtype=torch.int64, device=device)
-    return _Group(table, _blocks(members).to(device), live, store, torch.finfo(members[0].storage).max)
+    return _Group(table, _blocks(members).to(device), live, _STORE[store], _largest(store))
 
 
 def _row(pair: Pair, place: int) -> list[int]:
     """What the kernel's table says of a pair: see there."""
-    addresses = [tensor.data_ptr() for tensor in (pair.live, *pair.averages, *pair.lows)]
+    addresses = [tensor.data_ptr() for tensor in pair.tensors]
     size = pair.live.numel()
     aligned = size if all(address % _WIDE == 0 for address in addresses) else 0
     live, *kept = addresses
-    return [live, size, aligned, pair.key, place, *kept, *([] if pair.lows else [0] * len(kept))]
+    return [live, size, aligned, pair.key, place, *kept, *([] if pair.residuals else [0] * len(kept))]
 
 
 def _blocks(pairs: Sequence[Pair]) -> Tensor:
