@@ -1,7 +1,9 @@
 """The engine for any CPU in plain torch: blocks that fit in cache, read from memory once.
 
-A block is converted if need be into one scratch memory, looked at by its sum or its norms, and blended into
-every track before the next is touched: further tracks and conversions then cost no further reads of θ.
+A block is converted, where dtypes differ, into one scratch buffer, checked by its sum or its norms, and
+blended into every track before the next block is read: more tracks and conversions cost no further reads of
+θ. Where no C kernel was built this takes 0.7 to 0.9 of the time of ``foreach`` in float32, and far less from
+bfloat16 into float32 (benchmarks/results/without_compiler-2026-11-29.md).
 """
 
 from __future__ import annotations
