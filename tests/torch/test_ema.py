@@ -273,3 +273,18 @@ def test_metrics_of_several_tracks_have_their_names() -> None:
         distance = (average - theta).norm() / theta.norm()
         assert metrics[f"{name}/distance"] == pytest.approx(distance.item())
     assert metrics["long/distance"] > metrics["short/distance"] > 0
+
+
+def test_repr_is_one_line_and_shows_no_tensor() -> None:
+    ema = polyak.EMA(nn.Linear(2, 2), 0.5)
+    ema.update()
+    assert repr(ema) == "EMA(Linear, decay=Constant(beta=0.5), step=1)"
+    assert repr(ema.tracks["average"]) == "Track('average', decay=Constant(beta=0.5), 2 tensors)"
+    several = polyak.EMA(nn.Linear(2, 2), {"a": 0.5, "b": polyak.Warmup(0.9)})
+    assert "\n" not in repr(several)
+    assert "{'a': Constant(beta=0.5), 'b': Warmup(" in repr(several)
+
+
+def test_only_the_model_and_its_decay_go_by_place() -> None:
+    with pytest.raises(TypeError, match="positional"):
+        polyak.EMA(nn.Linear(2, 2), 0.5, "weight")  # pyright: ignore

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import polyak
+from polyak._core.persistence import capture
 from polyak._foreign.open_any import open_weights
 
 KINDS: dict[str, dict[str, Any]] = {"split": {"dtype": "split"}, "compensated": {"compensated": True}}
@@ -269,7 +270,7 @@ def test_the_module_is_on_the_first_parts_and_follows(kind: str) -> None:
 def test_a_captured_copy_has_all_digits_and_no_later_update_reaches_it(kind: str) -> None:
     ema = trained(KINDS[kind])
     expected = {name: ema.tracks["a"].value(name).to(torch.float32) for name in ema.tracks["a"].residuals}
-    captured = ema.capture("a", "float32")
+    captured = capture(ema, "a", "float32")
     apart = sum(
         float((ema.tracks["a"].value(name).double() - theta.detach().double()).square().sum())
         for name, theta in ema.model.named_parameters()

@@ -1,18 +1,17 @@
 """The tensors behind an EMA: every track's averages, kept in step with a model that may change.
 
-``AverageSet`` says what happens; a framework's subclass says how it is done with its tensors: find
-them, store them, average them, put them into the model and take them out again.
+``AverageSet`` decides what happens; the parts in ``framework``, which torch and Paddle hand in, do it.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Generic
 
 from polyak._core.averaged_module import ModelT, Twin
+from polyak._core.framework import Models, Swapper, TensorStore, UpdaterFactory
 from polyak._core.kept import Kept
 from polyak._core.nonfinite import NonFinitePolicy, refuse_start
 from polyak._core.state_dict import Loaded, State, fill
@@ -28,21 +27,22 @@ from polyak._core.tensor_map import (
 )
 from polyak._core.tensors import T, TensorOps
 from polyak._core.track import Track
-from polyak._core.updater import Skipped, Updater
+from polyak._core.updater import Skipped
 from polyak.errors import PlanError
 from polyak.schedules import Decay
 
 _LOOK = 100  # see ``fill_nonfinite``
 
 
-class AverageSet(ABC, Generic[ModelT, T]):
-    """One model's plan, the averages of each track, and the copied buffers.
+class AverageSet(Generic[ModelT, T]):
+    """One model's tensor map, the averages of each track, and the copied buffers.
 
     Args:
         model: the model to follow.
         decays: the tracks, by name.
         selection: which of its tensors.
-        policy: what to do with elements of θ that are not finite.
+        policy: what to do with non-finite elements of θ.
+        models, store, updaters, swapper: the framework's parts; see ``framework``.
 
     Raises:
         ConfigError: a glob matches nothing.
@@ -50,30 +50,33 @@ class AverageSet(ABC, Generic[ModelT, T]):
         NonFiniteError: θ is not finite to begin with, under "raise".
     """
 
-    ops: TensorOps[T]  # the framework's
-
     def __init__(
         self,
         model: ModelT,
         decays: Mapping[str, Decay],
         selection: Selection,
         policy: NonFinitePolicy,
+        models: Models[ModelT, T],
+        store: TensorStore[T],
+        updaters: UpdaterFactory[T],
+        swapper: Swapper[T],
     ) -> None:
         self.model, self._policy = model, policy
+        self._models, self._store, self._updaters, self._swapper = models, store, updaters, swapper
         self._unfit: set[str] = set()  # tensors of which some element has not been finite yet
-        self._mended = 0  # updates with such tensors
+        self._filled = 0  # updates with such tensors
         self.tracks = {name: Track(name, decay, self.ops.value_of) for name, decay in decays.items()}
         self._selection = selection
         self.copies: dict[str, T] = {}
-        self.updater = self.make_updater((), (), (0, {}))
-        self.plan = self.planned(selection)
+        self.updater = updaters.make((), (), {}, (), (0, {}))
+        self.plan = self._map(())
         selection.check_against(self.plan.entries)
         self._adopt(self.plan, {}, 0)
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but engines, which know addresses: a copy makes its own at its next use.
 
-        Not at once, since a model that holds its EMA is not whole yet then.
+        Not at once, since a model that holds its EMA is still incomplete then.
         """
         self.synchronize()
         return {key: self.__dict__[key] for key in self._copied} | {"skipped": self.updater.skipped()}
@@ -86,68 +89,53 @@ class AverageSet(ABC, Generic[ModelT, T]):
             track.tensors = {name: own(tensor) for name, tensor in track.tensors.items()}
             track.residuals = {name: own(tensor) for name, tensor in track.residuals.items()}
         self.copies = {name: own(tensor) for name, tensor in self.copies.items()}
-        self.updater = self.make_updater((), (), skipped)
+        self.updater = self._updaters.make((), (), self.copies, (), skipped)
         self._kept = Kept[T]({}, self.ops)
 
     # What a copy takes along; the model first, so that the plan's tensors are those of its copy.
-    _copied = "model", "settings", "tracks", "copies", "plan", "_selection", "_policy", "_unfit", "_mended"
+    _copied = (
+        *("model", "_models", "_store", "_updaters", "_swapper", "tracks", "copies", "plan"),
+        *("_selection", "_policy", "_unfit", "_filled"),
+    )
 
-    @abstractmethod
-    def planned(self, selection: Selection, averaged: Sequence[TensorEntry[T]] = ()) -> TensorMap[T]:
-        """The model's tensors now; those ``averaged`` so far stay averaged."""
+    @property
+    def ops(self) -> TensorOps[T]:
+        """The framework's tensor operations."""
+        return self._models.ops
 
-    @abstractmethod
-    def stored(self, live: T) -> tuple[T, T | None]:
-        """θ as an average to begin with, and its low part."""
+    def exchange(self, track: Track[T]) -> Exchange:
+        """What puts a track's averages into the live model and takes them out again."""
+        averages, shown = self.tensors_of(track), self.eval_tensors(track)
+        return self._swapper.exchange(self.plan, track.name, averages, shown, self)
 
-    @abstractmethod
-    def on_device(self, tensor: T, entry: TensorEntry[T], copy: bool) -> T:
-        """An average kept so far where this entry's belongs; in memory of its own if ``copy``."""
+    def extra_states(self) -> dict[str, T]:
+        """What modules save besides parameters and buffers."""
+        return self._models.extra_states(self.model)
 
-    @abstractmethod
-    def copied(self, entry: TensorEntry[T], kept: T | None) -> T:
-        """A copied buffer's present values, in the memory of the copy ``kept`` so far where it still fits."""
+    def class_name(self) -> str:
+        """The model's class, without wrappers."""
+        return self._models.class_name(self.model)
 
-    @abstractmethod
-    def make_updater(
-        self, averaged: Sequence[TensorEntry[T]], copied: Sequence[TensorEntry[T]], skipped: Skipped
-    ) -> Updater:
-        """What updates the averages of these entries in all tracks; its counts start at ``skipped``."""
-
-    def update(self, betas: Sequence[float], step: int) -> None:
-        """θ into every average with the composed decay of each track, and buffers copied."""
-        self.updater.update(betas, step)
+    def intact(self) -> bool:
+        """Whether model and averages are still where the updater was made for."""
+        return all(check() for check in (*self.plan.checks, self._kept.unchanged))
 
     def record(self) -> None:
-        """Record an update into the graph being captured; only where ``updater.capturing()``."""
-        raise NotImplementedError
+        """Record an update into the CUDA graph that is being captured.
+
+        Raises:
+            ConfigError: not all of it can be captured.
+            PlanError: tensors moved since the last update.
+        """
+        if not self.intact():
+            raise PlanError(
+                "the model's tensors or averages moved after the last update: let a step run, then capture."
+            )
+        self._updaters.record(self.plan)
 
     def synchronize(self) -> None:
         """Wait for updates in flight: the averages are about to be read."""
         self.updater.wait()
-
-    @abstractmethod
-    def exchange(self, track: Track[T]) -> Exchange:
-        """What puts a track's averages into the live model and takes them out again."""
-
-    @abstractmethod
-    def own(self, entry: TensorEntry[T]) -> T:
-        """A copy of a tensor that is neither averaged nor copied, where the averages lie."""
-
-    @abstractmethod
-    def cloned(self, tensors: Mapping[str, T]) -> tuple[ModelT, list[tuple[T, T]]]:
-        """A model on tensors of these names, in evaluation mode, and its copies of what else it needs.
-
-        The copies are paired with the live tensors they are of.
-        """
-
-    @abstractmethod
-    def plan_of(self, model: ModelT) -> TensorMap[T]:
-        """The tensors of another model."""
-
-    def extra_states(self) -> dict[str, T]:
-        """What modules save besides parameters and buffers; a framework that has no such thing has none."""
-        return {}
 
     @property
     def first(self) -> Track[T]:
@@ -174,17 +162,13 @@ class AverageSet(ABC, Generic[ModelT, T]):
                 Nothing is changed then.
         """
         if not all(check() for check in self.plan.checks):
-            plan = self.planned(self._selection, self.plan.having("average"))
+            plan = self._map(self.plan.having("average"))
             self._kept.check()
             self._adopt(plan, match_averages(self.plan.entries, plan.entries, self.first.tensors), step)
         elif not self._kept.unchanged():
             self._kept.check()
             self.synchronize()
             self._prepare(self.updater.skipped())
-
-    def intact(self) -> bool:
-        """Whether model and averages are still where the updater was made for."""
-        return all(check() for check in (*self.plan.checks, self._kept.unchanged))
 
     def fill_nonfinite(self) -> None:
         """Elements that had nothing finite to begin with begin with θ now; all others stay as they are.
@@ -200,9 +184,9 @@ class AverageSet(ABC, Generic[ModelT, T]):
                 self.ops.fill_nonfinite(
                     track.tensors[name], track.residuals.get(name), self.plan.entries[name].live
                 )
-        self._mended += 1
+        self._filled += 1
         if (
-            self._mended & (self._mended - 1) == 0 or self._mended % _LOOK == 0
+            self._filled & (self._filled - 1) == 0 or self._filled % _LOOK == 0
         ):  # a power of two, or each 100th
             self._look(self._unfit)
 
@@ -213,7 +197,7 @@ class AverageSet(ABC, Generic[ModelT, T]):
             What does it, and may be called twice; nothing is changed before.
         """
         if names is None:
-            plan = self.planned(self._selection)
+            plan = self._map(())
             self._check_start(self._averaged(plan))  # before the old averages are given up
 
             def start() -> None:
@@ -222,7 +206,7 @@ class AverageSet(ABC, Generic[ModelT, T]):
                 self._adopt(plan, {}, 0)
 
             return start
-        plan = self.planned(self._selection, self.plan.having("average"))
+        plan = self._map(self.plan.having("average"))
         patterns = as_patterns(names)
         refuse_unmatched("names", patterns, plan.names("average"), "averaged tensor")
         chosen = Selection.of(patterns, None, "auto")
@@ -237,7 +221,7 @@ class AverageSet(ABC, Generic[ModelT, T]):
         frozen = [entry for entry in self.plan.frozen() if entry.name in names]
         if not frozen:
             return self.plan, dict(self.tracks)
-        plan = self.planned(self._selection, [*self.plan.having("average"), *frozen])
+        plan = self._map([*self.plan.having("average"), *frozen])
         joined = dict.fromkeys([entry.name for entry in frozen], step) if step else {}
         heirs, tracks = {name: name for name in self.first.tensors}, dict[str, Track[T]]()
         for name, track in self.tracks.items():
@@ -275,10 +259,13 @@ class AverageSet(ABC, Generic[ModelT, T]):
     def _twin(self, track: Track[T], step: int) -> Twin[ModelT, T]:
         held = self.tensors_of(track)
         rest = [entry for name, entry in self.plan.entries.items() if name not in held]
-        own = {entry.name: self.own(entry) for entry in rest}
-        module, others = self.cloned(held | own)
+        own = {entry.name: self._store.duplicate(entry.live) for entry in rest}
+        tensors = held | own
+        places = {id(t): tensors[e.name] for e in self.plan.entries.values() for t in e.tensors}
+        module, others = self._models.clone(self.model, places)
         follows = [(own[entry.name], entry.live) for entry in rest] + others
-        return Twin(module, self.plan_of(module), held | own, follows, step, self.ops)
+        plan = self._models.tensor_map(module, self._selection)
+        return Twin(module, plan, tensors, follows, step, self.ops)
 
     def copy_to(self, model: ModelT | None, track: Track[T]) -> None:
         """Write a track's tensors over a model's, all or none; over another model's the frozen ones too.
@@ -286,7 +273,7 @@ class AverageSet(ABC, Generic[ModelT, T]):
         Raises:
             PlanError: one of them is missing there or has another shape.
         """
-        plan = self.plan if model is None else self.plan_of(model)
+        plan = self.plan if model is None else self._models.tensor_map(model, self._selection)
         places = {name: e.tensors for e in plan.entries.values() for name in e.names}
         held = self.eval_tensors(track)
         if model is not None:  # what the live model has as it is
@@ -306,6 +293,9 @@ class AverageSet(ABC, Generic[ModelT, T]):
 
         finished(write)
 
+    def _map(self, averaged: Sequence[TensorEntry[T]]) -> TensorMap[T]:
+        return self._models.tensor_map(self.model, self._selection, averaged)
+
     def _adopt(self, plan: TensorMap[T], heirs: Mapping[str, str], step: int) -> None:
         """Take a plan over: heirs keep their averages, newcomers start at the model's present values."""
         averaged = self._averaged(plan)
@@ -323,13 +313,16 @@ class AverageSet(ABC, Generic[ModelT, T]):
                 track.tensors, track.residuals, track.joined, track.twin = tensors, residuals, joined, None
             self.plan = plan
             self._look([entry.name for entry in newcomers] + [n for n in self._unfit if n in names])
-            self.copies = {e.name: self.copied(e, self.copies.get(e.name)) for e in plan.having("copy")}
+            buffers = plan.having("copy")
+            self.copies = {e.name: self._store.buffer(e.live, self.copies.get(e.name)) for e in buffers}
             self._prepare(self.updater.skipped())
 
         finished(take_over)
 
     def _prepare(self, skipped: Skipped) -> None:
-        self.updater = self.make_updater(self.plan.having("average"), self.plan.having("copy"), skipped)
+        averaged, copied = self.plan.having("average"), self.plan.having("copy")
+        self._swapper.forget()
+        self.updater = self._updaters.make(averaged, copied, self.copies, list(self.tracks.values()), skipped)
         self._kept = Kept(self._all_kept(), self.ops)
 
     def _all_kept(self) -> dict[str, T]:
@@ -342,7 +335,7 @@ class AverageSet(ABC, Generic[ModelT, T]):
 
     def _check_start(self, entries: Sequence[TensorEntry[T]]) -> None:
         if self._policy == "raise":
-            finite = [self.ops.all_finite([self.stored(entry.live)[0]])[0] for entry in entries]
+            finite = [self.ops.all_finite([self._store.initial(entry.live)[0]])[0] for entry in entries]
             refuse_start([entry.name for entry, fit in zip(entries, finite, strict=True) if not fit])
 
     def _look(self, names: Collection[str]) -> None:
@@ -356,12 +349,9 @@ class AverageSet(ABC, Generic[ModelT, T]):
         if averaged := plan.having("average"):
             return averaged
         raise PlanError(
-            f"{self._kind_of_model()} has nothing to average: every parameter is frozen or left out. "
+            f"{self.class_name()} has nothing to average: every parameter is frozen or left out. "
             "Unfreeze some or widen include=."
         )
-
-    def _kind_of_model(self) -> str:
-        return type(self.model).__name__
 
     def _tensors(
         self, entries: Sequence[TensorEntry[T]], track: Track[T], heirs: Mapping[str, str]
@@ -372,11 +362,11 @@ class AverageSet(ABC, Generic[ModelT, T]):
         for entry in entries:
             source = heirs.get(entry.name)
             if source is None:
-                tensors[entry.name], residuals[entry.name] = self.stored(entry.live)
+                tensors[entry.name], residuals[entry.name] = self._store.initial(entry.live)
                 continue
             again = source in taken  # of tensors that came apart, the first keeps the memory they shared
             taken.add(source)
-            tensors[entry.name] = self.on_device(track.tensors[source], entry, copy=again)
+            tensors[entry.name] = self._store.on_device(track.tensors[source], entry.live, again)
             low = track.residuals.get(source)
-            residuals[entry.name] = None if low is None else self.on_device(low, entry, copy=again)
+            residuals[entry.name] = None if low is None else self._store.on_device(low, entry.live, again)
         return tensors, {name: low for name, low in residuals.items() if low is not None}

@@ -9,11 +9,11 @@ from functools import partial
 from threading import get_ident
 from typing import Any
 
-from polyak._core.average_set import AverageSet, ModelT
+from polyak._core.average_set import AverageSet
 from polyak._core.clock import Clock
 from polyak._core.metrics import metrics_of
 from polyak._core.optimizer_hook import Attachment, Witness, averaged_of
-from polyak._core.persistence import Persistent
+from polyak._core.persistence import ModelT_co, Persistent
 from polyak._core.swap_guard import Block, Exchange, active_exchanges, finished
 from polyak._core.tensor_map import Patterns
 from polyak._core.tensors import T
@@ -35,7 +35,7 @@ class Watch:
             self._watchers.remove(self)
 
 
-class BaseEMA(Persistent[ModelT, T]):
+class BaseEMA(Persistent[ModelT_co, T]):
     """An EMA but for how it is made; see ``polyak.EMA``.
 
     Args:
@@ -45,7 +45,7 @@ class BaseEMA(Persistent[ModelT, T]):
         seed: of the random bits that round 16-bit averages.
     """
 
-    def __init__(self, averages: AverageSet[ModelT, T], every: int, start: int, seed: int) -> None:
+    def __init__(self, averages: AverageSet[ModelT_co, T], every: int, start: int, seed: int) -> None:
         self._averages = averages
         self.every, self.start, self._seed = every, start, seed
         self.run = secrets.token_hex(8)
@@ -65,8 +65,14 @@ class BaseEMA(Persistent[ModelT, T]):
         self._refuse_while_swapped("copy")
         return self.__dict__ | {"_watches": [], "_attachment": None, "_pending": None}
 
+    def __repr__(self) -> str:
+        decays = [track.decay for track in self._averages.tracks.values()]
+        named = ", ".join(f"{name!r}: {track.decay}" for name, track in self._averages.tracks.items())
+        decay = f"{decays[0]}" if len(decays) == 1 else f"{{{named}}}"
+        return f"EMA({self._averages.class_name()}, decay={decay}, step={self.step})"
+
     @property
-    def model(self) -> ModelT:
+    def model(self) -> ModelT_co:
         """The live model."""
         return self._averages.model
 
@@ -96,11 +102,11 @@ class BaseEMA(Persistent[ModelT, T]):
         return exchange.track if exchange is not None and exchange.owner is self._averages else "raw"
 
     @property
-    def module(self) -> ModelT:
+    def module(self) -> ModelT_co:
         """The first track's average as a module of its own; see ``module_of``."""
         return self.module_of()
 
-    def module_of(self, track: str | None = None) -> ModelT:
+    def module_of(self, track: str | None = None) -> ModelT_co:
         """A module of its own for ``track``, in evaluation mode; writing to it never changes the model.
 
         It lies on the averaged tensors themselves and follows every update. Of what is not averaged, frozen
@@ -142,7 +148,7 @@ class BaseEMA(Persistent[ModelT, T]):
         if self._averages.updater.capturing():
             self._averages.record()
         else:
-            self._advance(steps, samples, tokens, self._averages.update)
+            self._advance(steps, samples, tokens, self._averages.updater.update)
 
     def _advance(
         self,
@@ -207,7 +213,7 @@ class BaseEMA(Persistent[ModelT, T]):
                 "load_state_dict(…), or start again from the model with ema.reset()."
             )
 
-    def average_parameters(self, track: str | None = None) -> Block[ModelT]:
+    def average_parameters(self, track: str | None = None) -> Block[ModelT_co]:
         """The live model holds the average while the block runs, the raw weights after, whatever happens.
 
         Where dtype and device agree the model points at the average's own memory: nothing is copied. So
@@ -224,7 +230,7 @@ class BaseEMA(Persistent[ModelT, T]):
         """
         return Block(self.model, partial(self._exchange, track))
 
-    def copy_to(self, model: ModelT | None = None, track: str | None = None) -> None:
+    def copy_to(self, model: Any = None, track: str | None = None) -> None:
         """Overwrite a model's weights with the average, for good.
 
         Another model gets everything that is not excluded by name: the averages, and the live model's frozen

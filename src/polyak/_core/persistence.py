@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from functools import partial
-from typing import Generic, Literal, overload
+from typing import Any, Generic, Literal, TypeVar, overload
 
-from polyak._core.average_set import AverageSet, ModelT
+from polyak._core.average_set import AverageSet
 from polyak._core.background_save import (
     Saving,
     host_copies,
@@ -25,8 +25,10 @@ from polyak._core.tensors import T
 from polyak._core.track import Track
 from polyak.errors import CheckpointError
 
+ModelT_co = TypeVar("ModelT_co", covariant=True)
 
-class Persistent(ABC, Generic[ModelT, T]):
+
+class Persistent(ABC, Generic[ModelT_co, T]):
     """The verbs that save and load; ``core.ema.BaseEMA`` has the rest.
 
     _clock: where the EMA stands in time.
@@ -34,7 +36,7 @@ class Persistent(ABC, Generic[ModelT, T]):
     run: the training run.
     """
 
-    _averages: AverageSet[ModelT, T]
+    _averages: AverageSet[ModelT_co, T]
     _clock: Clock
     _pending: tuple[Clock, list[float], bool, int] | None
     run: str
@@ -188,7 +190,7 @@ class Persistent(ABC, Generic[ModelT, T]):
         """
         return self.load_state_dict(read_state(path, self._averages.ops), strict)
 
-    def capture(self, track: str, dtype: str) -> Captured:
+    def _capture(self, track: str, dtype: str) -> Captured:
         """A copy of a track, without what never changes and rounded to ``dtype``, or of the "raw" model."""
         self._refuse_while_swapped("capture")
         self._sync_with_model()
@@ -210,3 +212,17 @@ class Persistent(ABC, Generic[ModelT, T]):
     def _moment(self) -> int | None:
         """The last step that was averaged; None while another is."""
         return self._clock.step - self._clock.waiting if self._pending is None else None
+
+
+def capture(ema: Persistent[Any, Any], track: str, dtype: str) -> Captured:
+    """A copy of a track for an archive, without what never changes and rounded to ``dtype``.
+
+    Args:
+        ema: of either framework.
+        track: which average; "raw" for the model's own weights, which are copied exactly.
+        dtype: "float32", "float16" or "bfloat16".
+
+    Raises:
+        SwapError: the model holds an average now.
+    """
+    return ema._capture(track, dtype)  # pyright: ignore[reportPrivateUsage]

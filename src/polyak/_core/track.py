@@ -14,7 +14,7 @@ from polyak.errors import ConfigError, PlanError
 from polyak.schedules import Decay, History, Profile, as_decay, compose
 
 
-@dataclass
+@dataclass(repr=False)
 class Track(Generic[T]):
     """One of the averages an ``EMA`` keeps.
 
@@ -29,7 +29,7 @@ class Track(Generic[T]):
 
     name: str
     _decay: Decay
-    value_of: Callable[[T, T | None], T] = field(repr=False)
+    value_of: Callable[[T, T | None], T]
     tensors: dict[str, T] = field(default_factory=dict[str, Any])
     residuals: dict[str, T] = field(default_factory=dict[str, Any])
     clock: int = 0
@@ -38,11 +38,14 @@ class Track(Generic[T]):
     history: History = field(default_factory=History)
     twin: Twin[Any, T] | None = None
     _known: tuple[int, float] = (0, 1.0)  # a constant decay's advance and what it composes to
-    _entered: Clock | None = field(default=None, repr=False, compare=False)  # what the last update led to
+    _entered: Clock | None = field(default=None, compare=False)  # what the last update led to
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy makes a module on its own tensors."""
         return self.__dict__ | {"twin": None}
+
+    def __repr__(self) -> str:
+        return f"Track({self.name!r}, decay={self.decay}, {len(self.tensors)} tensors)"
 
     @property
     def decay(self) -> Decay:

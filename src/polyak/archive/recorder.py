@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from polyak._core.capture import Captured
 from polyak._core.ema import BaseEMA
+from polyak._core.persistence import capture
 from polyak._files.locks import Lock
 from polyak._files.write import sweep_all
 from polyak.archive.snapshots import Keep, Snapshot, SnapshotFolder, superfluous, write_snapshot
@@ -58,7 +59,7 @@ class Recorder:
         try:
             sweep_all(folder)
             if not any(snapshot.number == 0 for snapshot in self._rewound()):
-                self._write([ema.capture("raw", "float32")], 0)
+                self._write([capture(ema, "raw", "float32")], 0)
         except BaseException:
             self._lock.release()
             raise
@@ -73,7 +74,7 @@ class Recorder:
         """A snapshot of the present step, if there is none yet."""
         if self._forked or (self._number and self._ema.step == self._step):
             return
-        captured = [self._ema.capture(name, self._dtype) for name in self._ema.tracks]
+        captured = [capture(self._ema, name, self._dtype) for name in self._ema.tracks]
         self._number += 1
         self._mark(self._ema.step)
         self.wait()

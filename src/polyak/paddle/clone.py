@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from paddle import Tensor, nn
 from paddle.base.framework import EagerParamBase
@@ -14,10 +14,10 @@ from polyak._core.deepcopy import Copier
 from polyak.paddle.tensor_map import unwrap
 from polyak.paddle.tensors import alias, duplicate, holds_values
 
+LayerT = TypeVar("LayerT", bound=nn.Layer)
 
-def clone_onto(
-    layer: nn.Layer, tensors: Mapping[int, Tensor]
-) -> tuple[nn.Layer, list[tuple[Tensor, Tensor]]]:
+
+def clone_onto(layer: LayerT, tensors: Mapping[int, Tensor]) -> tuple[LayerT, list[tuple[Tensor, Tensor]]]:
     """A copy of ``layer`` in evaluation mode whose tensors are the given ones.
 
     Args:

@@ -10,6 +10,7 @@ import paddle
 import paddle.distributed as dist
 from paddle import Tensor, nn
 from paddle.optimizer import Optimizer
+from typing_extensions import TypeVar  # whose type variables have defaults
 
 from polyak._core.clock import check_pace
 from polyak._core.ema import BaseEMA
@@ -18,14 +19,16 @@ from polyak._core.optimizer_hook import as_several
 from polyak._core.ranks import synchronize_buffers
 from polyak._core.tensor_map import Buffers, Patterns, Selection
 from polyak._core.track import named_decays, warn_if_swapped
-from polyak.paddle.average_set import AverageSet
+from polyak.paddle.average_set import average_set
 from polyak.paddle.optimizer_hook import Attachment, parameters_of
 from polyak.paddle.ranks import first_of, mean_over
 from polyak.paddle.store import EngineName, Settings
 from polyak.schedules import Decay
 
+LayerT = TypeVar("LayerT", bound=nn.Layer, covariant=True, default=nn.Layer)
 
-class EMA(BaseEMA[nn.Layer, Tensor]):
+
+class EMA(BaseEMA[LayerT, Tensor]):
     """One or several averages of a layer's weights, updated after each optimizer step.
 
     ``avgₜ = βₜ·avgₜ₋₁ + (1-βₜ)·θₜ``, ``avg₀ = θ₀``
@@ -75,13 +78,13 @@ class EMA(BaseEMA[nn.Layer, Tensor]):
 
     def __init__(
         self,
-        layer: nn.Layer,
+        layer: LayerT,
         decay: float | Decay | Mapping[str, float | Decay] = 0.9999,
+        *,
         include: Patterns = None,
         exclude: Patterns = None,
         buffers: Buffers = "auto",
         dtype: Any = None,
-        *,
         every: int = 1,
         start: int = 0,
         on_nonfinite: NonFinitePolicy = "skip",
@@ -92,7 +95,7 @@ class EMA(BaseEMA[nn.Layer, Tensor]):
         check_pace(every, start)
         settings = Settings.of(dtype, compensated, on_nonfinite, seed, engine)
         chosen = Selection.of(include, exclude, buffers)
-        super().__init__(AverageSet(layer, named_decays(decay), chosen, settings), every, start, seed)
+        super().__init__(average_set(layer, named_decays(decay), chosen, settings), every, start, seed)
         warn_if_swapped(decay)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

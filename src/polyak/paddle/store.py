@@ -10,7 +10,7 @@ from paddle import Tensor
 
 from polyak._core.nonfinite import NonFinitePolicy, check_policy
 from polyak.errors import ConfigError
-from polyak.paddle.tensors import cast, laid_out_as, put
+from polyak.paddle.tensors import cast, copied_to, duplicate, laid_out_as, overwrite, put
 
 EngineName: TypeAlias = Literal["auto", "native", "ops"]
 
@@ -51,24 +51,48 @@ class Settings:
         low = paddle.int8 if dtype == "split" else paddle.float32 if compensated else None
         return cls(chosen, low, policy, seed, engine)
 
-    def stored(self, live: Tensor) -> tuple[Tensor, Tensor | None]:
-        """θ as an average to begin with, and its low part."""
-        dtype = self._dtype_of(live)
-        with paddle.no_grad():
-            average = laid_out_as(live, cast(live.detach(), dtype).clone())
-            if self.low is None or dtype not in (paddle.float32, paddle.bfloat16):
-                return average, None
-            low = laid_out_as(live, paddle.zeros_like(average, dtype=self.low))
-            put(average, low, live)
-        return average, low
-
-    def _dtype_of(self, live: Tensor) -> Any:
+    def dtype_of(self, live: Tensor) -> Any:
         """The asked dtype for real tensors; by default float32, or the tensor's own where that is wider."""
         if live.is_complex():
             return live.dtype
         if self.dtype is not None:
             return self.dtype
         return live.dtype if live.dtype == paddle.float64 else paddle.float32
+
+
+@dataclass(frozen=True)
+class TensorStore:
+    """Makes the tensors that averages are kept in; see ``polyak._core.framework.TensorStore``."""
+
+    settings: Settings
+
+    def initial(self, live: Tensor) -> tuple[Tensor, Tensor | None]:
+        dtype, low = self.settings.dtype_of(live), self.settings.low
+        with paddle.no_grad():
+            average = laid_out_as(live, cast(live.detach(), dtype).clone())
+            if low is None or dtype not in (paddle.float32, paddle.bfloat16):
+                return average, None
+            residual = laid_out_as(live, paddle.zeros_like(average, dtype=low))
+            put(average, residual, live)
+        return average, residual
+
+    def on_device(self, average: Tensor, live: Tensor, copy: bool) -> Tensor:
+        if copy or average.place != live.place:
+            average = copied_to(average, live.place)
+        return laid_out_as(live, average)
+
+    def buffer(self, live: Tensor, previous: Tensor | None) -> Tensor:
+        if previous is None or _layout(previous) != _layout(live):
+            return laid_out_as(live, live.detach().clone())
+        overwrite(previous, live)  # so that a layer made on it goes on following
+        return previous
+
+    def duplicate(self, live: Tensor) -> Tensor:
+        return duplicate(live)
+
+
+def _layout(tensor: Tensor) -> tuple[object, ...]:
+    return tensor.dtype, tensor.shape, tensor.place, tensor.strides if tensor.is_dense() else None
 
 
 def _dtype(asked: Any) -> Any:

@@ -17,6 +17,23 @@ from polyak._core.tensor_map import TensorMap
 from polyak.paddle.tensors import alias, cast, laid_out_as, to
 
 
+class Swapper:
+    """Makes a ``LayerExchange`` each time; see ``polyak._core.framework.Swapper``."""
+
+    def exchange(
+        self,
+        plan: TensorMap[Tensor],
+        track: str,
+        averages: Mapping[str, Tensor],
+        eval_tensors: Mapping[str, Tensor],
+        owner: object,
+    ) -> Exchange:
+        return LayerExchange(plan, eval_tensors, track, owner)
+
+    def forget(self) -> None:
+        """Nothing is kept."""
+
+
 class LayerExchange(Exchange):
     """The averages of one track on their way into the live layer.
 

@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Mapping
 from contextlib import suppress
 from types import FunctionType
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
@@ -21,9 +21,10 @@ from polyak.torch.tensor_map import unwrap
 _BY_NODES = "keras.src.models.functional"
 
 
-def clone_onto(
-    model: nn.Module, tensors: Mapping[int, Tensor]
-) -> tuple[nn.Module, list[tuple[Tensor, Tensor]]]:
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+
+def clone_onto(model: ModuleT, tensors: Mapping[int, Tensor]) -> tuple[ModuleT, list[tuple[Tensor, Tensor]]]:
     """A copy of ``model`` in evaluation mode whose tensors are the given ones.
 
     Args:
@@ -53,7 +54,7 @@ def clone_onto(
             copier.fill(
                 memo[id(module)], module, [key for key in module.__dict__ if not _compiled(module, key)]
             )
-    twin: nn.Module = memo[id(model)]
+    twin: ModuleT = memo[id(model)]
     with suppress(NotImplementedError):  # torch.export's have no modes
         twin.eval()
     return twin, copier.tensors

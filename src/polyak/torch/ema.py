@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from typing_extensions import TypeVar  # whose type variables have defaults
 
 from polyak._core.clock import check_pace
 from polyak._core.ema import BaseEMA
@@ -18,18 +19,22 @@ from polyak._core.optimizer_hook import as_several
 from polyak._core.ranks import synchronize_buffers
 from polyak._core.tensor_map import Buffers, Patterns, Selection
 from polyak._core.track import named_decays, warn_if_swapped
+from polyak.errors import PlanError
 from polyak.schedules import Decay
 from polyak.torch._engines.select import EngineName
 from polyak.torch._engines.updater import Graph
-from polyak.torch.average_set import AverageSet
+from polyak.torch.average_set import average_set
 from polyak.torch.optimizer_hook import Attachment, check_hooked, parameters_of
 from polyak.torch.ranks import first_of, mean_over
 from polyak.torch.store import DType, Settings
 from polyak.torch.untraced import untraced_methods
+from polyak.torch.update import Updates
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module, covariant=True, default=nn.Module)
 
 
 @untraced_methods("update", "replay")
-class EMA(BaseEMA[nn.Module, Tensor]):
+class EMA(BaseEMA[ModuleT, Tensor]):
     """One or several averages of a model's weights, updated after each optimizer step.
 
     ``avgₜ = βₜ·avgₜ₋₁ + (1-βₜ)·θₜ``, ``avg₀ = θ₀``
@@ -91,14 +96,14 @@ class EMA(BaseEMA[nn.Module, Tensor]):
 
     def __init__(
         self,
-        model: nn.Module,
+        model: ModuleT,
         decay: float | Decay | Mapping[str, float | Decay] = 0.9999,
+        *,
         include: Patterns = None,
         exclude: Patterns = None,
         buffers: Buffers = "auto",
         dtype: DType = None,
         device: str | torch.device | None = None,
-        *,
         every: int = 1,
         start: int = 0,
         on_nonfinite: NonFinitePolicy = "skip",
@@ -110,10 +115,10 @@ class EMA(BaseEMA[nn.Module, Tensor]):
         check_pace(every, start)
         settings = Settings.of(dtype, compensated, device, on_nonfinite, seed, engine, overlap)
         chosen = Selection.of(include, exclude, buffers)
-        averages = AverageSet(model, named_decays(decay), chosen, settings)
+        self._updates = Updates(settings)
+        averages = average_set(model, named_decays(decay), chosen, settings, self._updates)
         super().__init__(averages, every, start, seed)
         warn_if_swapped(decay)
-        self._steps = averages  # hears of an optimizer's steps
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Forward through ``ema.module`` without gradients."""
@@ -146,7 +151,7 @@ class EMA(BaseEMA[nn.Module, Tensor]):
         for one in optimizers:
             check_hooked(one)
         witness = self._witness_of((type(one).__name__, parameters_of(one)) for one in optimizers)
-        self._attachment = Attachment(optimizers, self.update, witness, self._steps)
+        self._attachment = Attachment(optimizers, self.update, witness, self._updates)
         self._attachment.start()
         return self._attachment
 
@@ -198,7 +203,12 @@ class EMA(BaseEMA[nn.Module, Tensor]):
             ...     inputs.copy_(batch)
             ...     ema.replay(graph)
         """
-        self._steps.check_captured()
+        if not (self._averages.intact() and self._updates.captured()):
+            raise PlanError(
+                "no update of the model's present tensors was captured: capture a graph in which "
+                "ema.update() is called, and again whenever the model's tensors have moved, a state was "
+                "loaded or the average was reset."
+            )
         self._refuse_while_swapped("replay")
-        if not self._advance(steps, samples, tokens, partial(self._steps.replay, graph)):
+        if not self._advance(steps, samples, tokens, partial(self._updates.replay, graph)):
             graph.replay()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from polyak._core.nonfinite import NonFinitePolicy, check_policy
 from polyak.errors import ConfigError
@@ -85,23 +86,47 @@ class Settings:
         """What is kept below it: nothing of float64 and complex averages, which need no more digits."""
         return self.low if self.dtype_of(live) in (torch.float32, torch.bfloat16) else None
 
-    def stored(self, live: Tensor) -> tuple[Tensor, Tensor | None]:
-        """θ as an average to begin with, and its low part.
+
+@dataclass(frozen=True)
+class TensorStore:
+    """Makes the tensors that averages are kept in; see ``polyak._core.framework.TensorStore``."""
+
+    settings: Settings
+
+    def initial(self, live: Tensor) -> tuple[Tensor, Tensor | None]:
+        """θ as an average to start from, and its residual.
 
         Raises:
             ConfigError: compensated averages would live on a device without float64.
         """
-        average, low = stored(live, self.dtype_of(live), self.device), None
-        if dtype := self.low_of(live):
+        average, residual = _copy(live, self.settings.dtype_of(live), self.settings.device), None
+        if dtype := self.settings.low_of(live):
             if dtype == torch.float32 and average.device.type in _NO_FLOAT64:
                 raise ConfigError(
                     f"compensated=True with averages on {average.device}: their two parts add up in float64, "
                     'which does not exist there. device="cpu" keeps them on the host.'
                 )
             with outside_inference_mode():
-                low = torch.zeros_like(average, dtype=dtype, memory_format=torch.preserve_format)
-                put(average, low, live)
-        return average, low
+                residual = torch.zeros_like(average, dtype=dtype, memory_format=torch.preserve_format)
+                put(average, residual, live)
+        return average, residual
+
+    def on_device(self, average: Tensor, live: Tensor, copy: bool) -> Tensor:
+        with outside_inference_mode():
+            return laid_out_as(live, average).to(self.settings.device or live.device, copy=copy)
+
+    def buffer(self, live: Tensor, previous: Tensor | None) -> Tensor:
+        fresh = _copy(live, live.dtype, self.settings.device)
+        if previous is None or _layout(previous) != _layout(fresh):
+            return fresh
+        with outside_inference_mode():  # so that a module made on it goes on following
+            return previous.copy_(fresh)
+
+    def duplicate(self, live: Tensor) -> Tensor:
+        if type(live) in (Tensor, nn.Parameter):
+            return self.buffer(live, None)
+        with outside_inference_mode():
+            return copy.deepcopy(live)  # of a class of its own: quantised weights know how
 
 
 @contextmanager
@@ -111,7 +136,11 @@ def outside_inference_mode() -> Generator[None]:
         yield
 
 
-def stored(live: Tensor, dtype: torch.dtype, device: torch.device | None) -> Tensor:
+def _layout(tensor: Tensor) -> tuple[object, ...]:
+    return tensor.dtype, tensor.shape, tensor.device, tensor.stride()
+
+
+def _copy(live: Tensor, dtype: torch.dtype, device: torch.device | None) -> Tensor:
     """A copy of a tensor: same strides, own memory."""
     with outside_inference_mode():
         return live.detach().to(device or live.device, dtype, copy=True, memory_format=torch.preserve_format)

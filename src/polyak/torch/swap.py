@@ -19,7 +19,7 @@ from torch import Tensor
 
 from polyak._core.change_detection import AttributeSnapshot, attributes_unchanged, snapshot_attributes
 from polyak._core.swap_guard import NOTHING, Changed, Exchange
-from polyak.torch.tensor_map import TensorMap
+from polyak._core.tensor_map import TensorMap
 
 # A module's dictionary, and the tensors that belong there.
 Place: TypeAlias = tuple[dict[str, Any], dict[str, Any]]
@@ -40,7 +40,7 @@ class Swap:
         averages: what is to take their place, by name.
     """
 
-    def __init__(self, plan: TensorMap, averages: Mapping[str, Tensor]) -> None:
+    def __init__(self, plan: TensorMap[Tensor], averages: Mapping[str, Tensor]) -> None:
         entries = [entry for entry in plan.entries.values() if entry.name in averages]
         self._names = {id(tensor): entry.name for entry in entries for tensor in entry.tensors}
         self._places = _places(plan, self._names)
@@ -68,6 +68,31 @@ class Swap:
         lives = self._exchanged + [live for live, _ in cast]
         memories = self._memories + [memory for _, memory in cast]
         return ModelExchange(self._names, lives, memories, fixed, self._places, self._buffers, track, owner)
+
+
+class Swapper:
+    """Keeps the ``Swap`` of each track; see ``polyak._core.framework.Swapper``."""
+
+    def __init__(self) -> None:
+        self._swaps: dict[str, Swap] = {}
+
+    def __reduce__(self) -> tuple[type[Swapper], tuple[()]]:
+        return Swapper, ()
+
+    def exchange(
+        self,
+        plan: TensorMap[Tensor],
+        track: str,
+        averages: Mapping[str, Tensor],
+        eval_tensors: Mapping[str, Tensor],
+        owner: object,
+    ) -> Exchange:
+        if track not in self._swaps:
+            self._swaps[track] = Swap(plan, averages)
+        return self._swaps[track].exchange(eval_tensors, track, owner)
+
+    def forget(self) -> None:
+        self._swaps = {}
 
 
 class ModelExchange(Exchange):
@@ -153,13 +178,13 @@ def _point_all(lives: Sequence[Tensor], memories: Sequence[Tensor]) -> None:
     deque(map(setattr, lives, repeat("data"), memories), maxlen=0)
 
 
-def _places(plan: TensorMap, ids: Collection[int]) -> list[Place]:
+def _places(plan: TensorMap[Tensor], ids: Collection[int]) -> list[Place]:
     """Where the tensors are: ``.half()`` and some forward passes put new buffers in their place."""
     found = [(store, {key: t for key, t in store.items() if id(t) in ids}) for store in plan.contents.stores]
     return [(store, tensors) for store, tensors in found if tensors]
 
 
-def _sharing_memory(plan: TensorMap) -> set[object]:
+def _sharing_memory(plan: TensorMap[Tensor]) -> set[object]:
     """Memories that more than one planned entry lies in."""
     seen: set[object] = set()
     shared: set[object] = set()

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 import polyak
+from polyak._core.persistence import capture
 from polyak.torch._engines import updater as updater
 from polyak.torch._engines.base import Pair
 from polyak.torch._engines.blocked import Blocked
@@ -182,7 +183,7 @@ READERS: dict[str, Callable[[polyak.EMA], object]] = {
     "state_dict": lambda ema: ema.state_dict()["tracks"]["average"]["tensors"]["weight"].clone(),
     "module": lambda ema: ema.module.weight.clone(),
     "call": lambda ema: ema(torch.eye(4)).T.clone(),
-    "capture": lambda ema: torch.from_numpy(ema.capture("average", "float32").tensors["weight"].copy()),
+    "capture": lambda ema: torch.from_numpy(capture(ema, "average", "float32").tensors["weight"].copy()),
 }
 
 
@@ -387,7 +388,7 @@ def test_a_step_in_a_graph_is_refused_before_anything_waits(
     model, ema, handle = in_flight(1.0)
     monkeypatch.setattr(updater.Updater, "capturing", lambda self: True)
     with pytest.raises(polyak.ConfigError, match="captured in a CUDA graph while its EMA runs"):
-        ema._averages.before_step()
+        ema._averages._updaters.before_step()
     monkeypatch.undo()
     gate.set()
     handle.remove()

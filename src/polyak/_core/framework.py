@@ -1,0 +1,120 @@
+"""What a framework hands to ``AverageSet``: four parts with one job each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from polyak._core.averaged_module import ModelT
+from polyak._core.swap_guard import Exchange
+from polyak._core.tensor_map import Selection, TensorEntry, TensorMap
+from polyak._core.tensors import T, TensorOps
+from polyak._core.track import Track
+from polyak._core.updater import Skipped, Updater
+
+
+class Models(Protocol[ModelT, T]):
+    """Reads and copies whole models."""
+
+    @property
+    def ops(self) -> TensorOps[T]:
+        """The framework's tensor operations."""
+        ...
+
+    def tensor_map(
+        self, model: ModelT, selection: Selection, averaged: Sequence[TensorEntry[T]] = (), /
+    ) -> TensorMap[T]:
+        """The model's tensors; those ``averaged`` so far stay averaged, though frozen or renamed."""
+        ...
+
+    def clone(self, model: ModelT, tensors: Mapping[int, T], /) -> tuple[ModelT, list[tuple[T, T]]]:
+        """A copy of a model in evaluation mode, on the tensors given by the ``id`` of the live ones.
+
+        Returns:
+            The copy, and (copy, live) pairs of the tensors it needs besides.
+        """
+        ...
+
+    def extra_states(self, model: ModelT, /) -> dict[str, T]:
+        """What modules save besides parameters and buffers."""
+        ...
+
+    def class_name(self, model: ModelT, /) -> str:
+        """The model's class, without wrappers."""
+        ...
+
+
+class TensorStore(Protocol[T]):
+    """Makes the tensors that averages and copied buffers are kept in."""
+
+    def initial(self, live: T, /) -> tuple[T, T | None]:
+        """θ as an average to start from, and its residual."""
+        ...
+
+    def on_device(self, average: T, live: T, copy: bool, /) -> T:
+        """The existing average on the device where that of ``live`` belongs; always a copy if ``copy``."""
+        ...
+
+    def buffer(self, live: T, previous: T | None, /) -> T:
+        """The present values of a copied buffer, in the memory of its previous copy where that still fits."""
+        ...
+
+    def duplicate(self, live: T, /) -> T:
+        """A copy of a tensor that is neither averaged nor copied, on the averages' device."""
+        ...
+
+
+class UpdaterFactory(Protocol[T]):
+    """Makes an ``Updater`` for each state of the tensor map. A copy or a pickle keeps its settings only."""
+
+    def make(
+        self,
+        averaged: Sequence[TensorEntry[T]],
+        copied: Sequence[TensorEntry[T]],
+        copies: Mapping[str, T],
+        tracks: Sequence[Track[T]],
+        skipped: Skipped,
+        /,
+    ) -> Updater:
+        """What updates the averages of these entries in all tracks.
+
+        Args:
+            averaged: entries that each track has an average of.
+            copied: buffers that are copied.
+            copies: their copies, by name.
+            tracks: all tracks.
+            skipped: the counts to start from.
+        """
+        ...
+
+    def record(self, plan: TensorMap[T], /) -> None:
+        """Record an update into the graph that is being captured; only where ``updater.capturing()``."""
+        ...
+
+
+class Swapper(Protocol[T]):
+    """Exchanges the live model's tensors for averages."""
+
+    def exchange(
+        self,
+        plan: TensorMap[T],
+        track: str,
+        averages: Mapping[str, T],
+        eval_tensors: Mapping[str, T],
+        owner: object,
+        /,
+    ) -> Exchange:
+        """What puts a track's averages into the live model and takes them out again.
+
+        Args:
+            plan: the live model's tensors.
+            track: the track's name.
+            averages: its averages and the copied buffers.
+            eval_tensors: the same, in all digits where they have to be cast for the model anyway.
+            owner: the ``AverageSet`` that they belong to.
+        """
+        ...
+
+    def forget(self) -> None:
+        """Drop what was prepared for the previous tensors."""
+        ...

@@ -1,0 +1,45 @@
+"""What updates the averages of one Paddle EMA."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from paddle import Tensor
+
+from polyak._core.tensor_map import TensorEntry, TensorMap
+from polyak._core.track import Track
+from polyak._core.updater import Skipped
+from polyak.paddle.engine import Pair, Updater
+from polyak.paddle.store import Settings
+
+
+@dataclass(frozen=True)
+class Updates:
+    """Makes updaters; see ``polyak._core.framework.UpdaterFactory``."""
+
+    settings: Settings
+
+    def make(
+        self,
+        averaged: Sequence[TensorEntry[Tensor]],
+        copied: Sequence[TensorEntry[Tensor]],
+        copies: Mapping[str, Tensor],
+        tracks: Sequence[Track[Tensor]],
+        skipped: Skipped,
+    ) -> Updater:
+        pairs = [
+            Pair(
+                e.name,
+                e.live,
+                tuple([t.tensors[e.name] for t in tracks]),
+                tuple([t.residuals[e.name] for t in tracks if e.name in t.residuals]),
+            )
+            for e in averaged
+            if 0 not in e.live.shape
+        ]
+        buffers = [(copies[e.name], e.live) for e in copied]
+        return Updater(pairs, buffers, self.settings, skipped)
+
+    def record(self, plan: TensorMap[Tensor]) -> None:
+        """Never called, since Paddle captures no graphs here."""

@@ -1,0 +1,97 @@
+"""What updates the averages of one torch EMA, and the CUDA graphs that hold one of its updates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from polyak._core.tensor_map import TensorEntry, TensorMap
+from polyak._core.track import Track
+from polyak._core.updater import Skipped
+from polyak.errors import ConfigError
+from polyak.torch._engines.base import Pair
+from polyak.torch._engines.nonfinite_counter import NonFiniteCounter
+from polyak.torch._engines.updater import Graph, Updater
+from polyak.torch.store import Settings, outside_inference_mode
+
+
+class Updates:
+    """Makes updaters, and passes on to the present one what optimizers and graphs need of it.
+
+    Args:
+        settings: policy, seed, preferred engine, overlap.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._guards = 0  # optimizers that call before_step
+        # Graphs hold addresses of engines' tables and of averages: all of them stay as long as this does.
+        self._captured: list[Updater] = []
+        self._updater = Updater((), (), settings, NonFiniteCounter())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Updates, (self._settings,)
+
+    def make(
+        self,
+        averaged: Sequence[TensorEntry[Tensor]],
+        copied: Sequence[TensorEntry[Tensor]],
+        copies: Mapping[str, Tensor],
+        tracks: Sequence[Track[Tensor]],
+        skipped: Skipped,
+    ) -> Updater:
+        pairs = [
+            Pair(
+                e.name,
+                e.live,
+                tuple([t.tensors[e.name] for t in tracks]),
+                tuple([t.residuals[e.name] for t in tracks if e.name in t.residuals]),
+                e.kind == "buffer",
+            )
+            for e in averaged
+        ]
+        buffers = [(copies[e.name], e.live) for e in copied]
+        with outside_inference_mode():
+            self._updater = Updater(pairs, buffers, self._settings, NonFiniteCounter(*skipped))
+        self._updater.guard(self._guards > 0)
+        return self._updater
+
+    def record(self, plan: TensorMap[Tensor]) -> None:
+        _refuse_host_buffers(plan)
+        self._updater.record()
+        if not self.captured():
+            self._captured.append(self._updater)
+
+    def captured(self) -> bool:
+        """Whether some CUDA graph holds an update of the present updater."""
+        return self._updater in self._captured
+
+    def replay(self, graph: Graph, betas: Sequence[float], step: int) -> None:
+        """The update that ``graph`` holds, with these decays, and all else in the graph."""
+        self._updater.replay(graph, betas, step)
+
+    def guard(self, guards: int) -> None:
+        """Count this many more or fewer optimizers that call ``before_step``."""
+        self._guards += guards
+        self._updater.guard(self._guards > 0)
+
+    def capturing(self) -> bool:
+        """Whether a CUDA graph is being captured."""
+        return self._updater.capturing()
+
+    def before_step(self) -> None:
+        """θ is about to be written by an optimizer."""
+        self._updater.before_step()
+
+
+def _refuse_host_buffers(plan: TensorMap[Tensor]) -> None:
+    devices = {entry.live.device for entry in plan.having("average")}
+    for entry in plan.having("copy"):
+        if entry.live.device not in devices:
+            raise ConfigError(
+                f"{entry.name} is a buffer on {entry.live.device} that the average copies: a graph would "
+                "copy it while captured and never again. Move it to the model's device, or leave it out "
+                f"(exclude={entry.name!r}), or call ema.update() after graph.replay() instead."
+            )
