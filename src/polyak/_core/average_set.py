@@ -120,6 +120,10 @@ class AverageSet(Generic[ModelT, T]):
         """Whether model and averages are still where the updater was made for."""
         return all(check() for check in (*self.plan.checks, self._kept.unchanged))
 
+    def update(self, betas: Sequence[float], step: int) -> None:
+        """θ into every average with the composed decay of each track, and buffers copied."""
+        self.updater.update(betas, step)
+
     def record(self) -> None:
         """Record an update into the CUDA graph that is being captured.
 

@@ -148,7 +148,7 @@ class BaseEMA(Persistent[ModelT_co, T]):
         if self._averages.updater.capturing():
             self._averages.record()
         else:
-            self._advance(steps, samples, tokens, self._averages.updater.update)
+            self._advance(steps, samples, tokens, self._averages.update)
 
     def _advance(
         self,
