@@ -66,6 +66,7 @@ PACKAGES: dict[str, set[str]] = {
     "typing_extensions": {"trainers"},  # for type checkers; torch brings it
     "paddle": {"paddle", "dropin", "demo"},
     "triton": {"torch"},
+    "typing_extensions": {"torch", "paddle"},  # both frameworks depend on it
     "lightning": {"trainers"},
     "pytorch_lightning": {"trainers"},
     "transformers": {"trainers"},
