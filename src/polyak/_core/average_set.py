@@ -62,7 +62,7 @@ class AverageSet(Generic[ModelT, T]):
         swapper: Swapper[T],
     ) -> None:
         self.model, self._policy = model, policy
-        self._models, self._store, self._updaters, self._swapper = models, store, updaters, swapper
+        self._models, self._store, self.updaters, self._swapper = models, store, updaters, swapper
         self._unfit: set[str] = set()  # tensors of which some element has not been finite yet
         self._filled = 0  # updates with such tensors
         self.tracks = {name: Track(name, decay, self.ops.value_of) for name, decay in decays.items()}
@@ -89,12 +89,12 @@ class AverageSet(Generic[ModelT, T]):
             track.tensors = {name: own(tensor) for name, tensor in track.tensors.items()}
             track.residuals = {name: own(tensor) for name, tensor in track.residuals.items()}
         self.copies = {name: own(tensor) for name, tensor in self.copies.items()}
-        self.updater = self._updaters.make((), (), self.copies, (), skipped)
+        self.updater = self.updaters.make((), (), self.copies, (), skipped)
         self._kept = Kept[T]({}, self.ops)
 
     # What a copy takes along; the model first, so that the plan's tensors are those of its copy.
     _copied = (
-        *("model", "_models", "_store", "_updaters", "_swapper", "tracks", "copies", "plan"),
+        *("model", "_models", "_store", "updaters", "_swapper", "tracks", "copies", "plan"),
         *("_selection", "_policy", "_unfit", "_filled"),
     )
 
@@ -135,7 +135,7 @@ class AverageSet(Generic[ModelT, T]):
             raise PlanError(
                 "the model's tensors or averages moved after the last update: let a step run, then capture."
             )
-        self._updaters.record(self.plan)
+        self.updaters.record(self.plan)
 
     def synchronize(self) -> None:
         """Wait for updates in flight: the averages are about to be read."""
@@ -326,7 +326,7 @@ class AverageSet(Generic[ModelT, T]):
     def _prepare(self, skipped: Skipped) -> None:
         averaged, copied = self.plan.having("average"), self.plan.having("copy")
         self._swapper.forget()
-        self.updater = self._updaters.make(averaged, copied, self.copies, list(self.tracks.values()), skipped)
+        self.updater = self.updaters.make(averaged, copied, self.copies, list(self.tracks.values()), skipped)
         self._kept = Kept(self._all_kept(), self.ops)
 
     def _all_kept(self) -> dict[str, T]:

@@ -388,7 +388,7 @@ def test_a_step_in_a_graph_is_refused_before_anything_waits(
     model, ema, handle = in_flight(1.0)
     monkeypatch.setattr(updater.Updater, "capturing", lambda self: True)
     with pytest.raises(polyak.ConfigError, match="captured in a CUDA graph while its EMA runs"):
-        ema._averages._updaters.before_step()
+        ema._averages.updaters.before_step()
     monkeypatch.undo()
     gate.set()
     handle.remove()
