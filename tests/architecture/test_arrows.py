@@ -63,10 +63,9 @@ PACKAGES: dict[str, set[str]] = {
     "ml_dtypes": {"_dtypes", "_files"},
     "fsspec": {"_files"},
     "torch": {"torch", "dropin", "trainers", "demo", "bench"},
-    "typing_extensions": {"trainers"},  # for type checkers; torch brings it
+    "typing_extensions": {"torch", "paddle", "trainers"},  # both frameworks bring it
     "paddle": {"paddle", "dropin", "demo"},
     "triton": {"torch"},
-    "typing_extensions": {"torch", "paddle"},  # both frameworks depend on it
     "lightning": {"trainers"},
     "pytorch_lightning": {"trainers"},
     "transformers": {"trainers"},
