@@ -84,11 +84,9 @@ def test_json_is_all_that_is_printed(paths: list[str], tmp_path: Path) -> None:
     ("extra", "words"),
     [
         (["--weights", "1,-2,1"], "weights=[1.0, -2.0, 1.0] sum to 0"),
-        (["--shape", "square"], "--shape square: must be one of linear, cosine, 1-sqrt."),
         (["--recency", "0"], "Recency(steps=0.0): must be a positive number of training steps."),
         (["--weights", "a,b"], "--weights a,b: must be uniform, or numbers like 0.2,0.3,0.5."),
         (["--decay", "0.9", "--weights", "uniform"], "--weights and --decay: give one of these."),
-        (["--dtype", "int4"], "dtype='int4': must be None or one of float64,"),
         (["missing-50.safetensors"], "missing-50.safetensors cannot be opened"),
     ],
 )

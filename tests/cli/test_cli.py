@@ -13,6 +13,9 @@ from pathlib import Path
 
 import pytest
 from safetensors.numpy import load_file
+from typer.testing import CliRunner
+
+from polyak.cli import app
 
 POLYAK = [sys.executable, "-c", "from polyak.cli import main; main()"]
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "80", "NO_COLOR": "1"}
@@ -72,8 +75,6 @@ def test_any_other_missing_module_keeps_its_traceback() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--data", "imagenet"], "data='imagenet' is not known; choose one of"),
-        (["--epochs", "0"], "epochs=0 must be at least 1"),
         (["--decay", "2"], "beta=2"),
         (["--device", "toaster"], "device='toaster' cannot be used here"),
     ],
@@ -87,6 +88,29 @@ def test_bad_input_is_one_line_and_nothing_is_written(
     assert message in answer.stderr
     assert answer.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["demo", "--data", "imagenet"], "is not one of 'auto', 'fashion-mnist', 'cifar10', 'digits'"),
+        (["demo", "--framework", "jax"], "'jax' is not one of 'auto', 'torch', 'paddle'"),
+        (["demo", "--epochs", "0"], "should be greater than or equal to 1"),
+        (["demo", "--root", "nowhere"], "'nowhere' does not exist"),
+        (["average", "--shape", "square"], "'square' is not one of 'linear', 'cosine', '1-sqrt'"),
+        (["average", "--dtype", "int4"], "'int4' is not one of 'float64', 'float32', 'float16', 'bfloat16'"),
+        (["average", "--accumulate", "int"], "'int' is not one of 'float32', 'float64'"),
+        (["synthesize", "--shape", "round"], "'round' is not one of 'linear', 'cosine'"),
+        (["gate", "--mode", "most"], "'most' is not one of 'max', 'min'"),
+        (["sweep", "--mode", "most"], "'most' is not one of 'max', 'min'"),
+    ],
+)
+def test_a_value_outside_its_choices_is_a_usage_error(
+    arguments: list[str], message: str, tmp_path: Path
+) -> None:
+    answer = CliRunner().invoke(app, arguments, env={"COLUMNS": "80", "NO_COLOR": "1"})
+    assert answer.exit_code == 2
+    assert message in " ".join(answer.output.replace("│", " ").split())
 
 
 def test_a_run_ends_with_the_table(tmp_path: Path) -> None:

@@ -117,7 +117,7 @@ def test_torch_is_asked_for_where_it_is_needed(tmp_path: Path) -> None:
         ("out.safetensors", ["--raw", "x"], "--raw and --updates are for another library's format"),
         ("out.safetensors", ["--part", "teacher"], "part='teacher'"),
         ("out.safetensors", ["--names", "none.json"], "names='none.json'"),
-        ("out.safetensors", ["--invert"], "--invert turns the rules of --names round"),
+        ("out.safetensors", ["--invert"], "--invert reverses the rules of --names"),
         ("out.pt", ["--to", "ultralytics"], "polyak cannot write this library's files"),
         ("out.pt", ["--to", "timm", "--max-shard-size", "5GB"], "--max-shard-size is for safetensors files"),
         ("out.pt", ["--to", "swa_utils"], "give the number with --updates"),

@@ -386,7 +386,7 @@ def test_an_interrupted_sweep_goes_on_to_the_same_end(
     if how == signal.SIGINT:
         assert process.returncode == 130
         assert said == ""
-        assert errors == f"polyak: interrupted; the same command goes on from {out / 'sweep.json'}\n"
+        assert errors == f"polyak: interrupted; the same command resumes from {out / 'sweep.json'}\n"
         assert [path.name for path in out.iterdir()] == ["sweep.json"]
     assert gone(last)
     evaluation.will("")

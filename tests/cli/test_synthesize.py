@@ -88,7 +88,6 @@ def test_without_a_file_it_lists_what_is_reachable(archive: str) -> None:
         (["--half-life", "-3"], "steps=-3"),
         (["--half-life", "0.5"], r"with an expected error of"),
         (["--half-life", "60", "--at", "9999"], "at=9999"),
-        (["--last", "5", "--shape", "round"], "--shape round"),
     ],
 )
 def test_what_cannot_be_made_is_one_line_and_status_1(

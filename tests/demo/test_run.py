@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-import io
 import json
 import signal
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 from safetensors.torch import load_file
 
 import polyak
 from polyak.demo.data import read_digits
 from polyak.demo.in_torch import TorchLearner
 from polyak.demo.options import Options
-from polyak.demo.run import Result, run, stop_on_interrupt
+from polyak.demo.run import run, stop_on_interrupt
 from polyak.errors import ConfigError
-
-
-def quiet(options: Options) -> Result:
-    return run(options, Console(file=io.StringIO()))
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_on_fashion_mnist_the_average_has_the_lower_loss(
     fashion_mnist: Path, tmp_path: Path, seed: int
 ) -> None:
-    result = quiet(Options(data="fashion-mnist", root=fashion_mnist, epochs=3, seed=seed, out=tmp_path))
+    result = run(Options(data="fashion-mnist", root=fashion_mnist, epochs=3, seed=seed, out=tmp_path))
     raw, ema = result.summary.raw, result.summary.ema
     assert ema.train_loss < raw.train_loss
     assert ema.test_loss < raw.test_loss
@@ -35,8 +29,10 @@ def test_on_fashion_mnist_the_average_has_the_lower_loss(
 
 
 def test_what_is_written_is_what_happened(tmp_path: Path) -> None:
-    screen = io.StringIO()
-    result = run(Options(data="digits", epochs=2, out=tmp_path / "a" / "b"), Console(file=screen, width=80))
+    shown: list[str] = []
+    ticks: list[tuple[int, int]] = []
+    options = Options(data="digits", epochs=2, out=tmp_path / "a" / "b")
+    result = run(options, shown.append, lambda *tick: ticks.append(tick))
     assert result.folder == tmp_path / "a" / "b"
     assert sorted(path.name for path in result.folder.iterdir()) == ["average.safetensors", "metrics.jsonl"]
 
@@ -53,14 +49,15 @@ def test_what_is_written_is_what_happened(tmp_path: Path) -> None:
     assert learner.evaluate(*test).accuracy == pytest.approx(lines[-1]["ema_accuracy"])
     assert polyak.load(result.folder / "average.safetensors").header.step == 46
 
-    text = screen.getvalue()
+    text = "\n".join(shown)
     assert "1,437 training and 360 test images" in text
     for line in lines:
         if line["kind"] == "loss":
             assert f"loss {line['loss']:.4f}  EMA loss {line['ema_loss']:.4f}" in text
         else:
             assert f"accuracy {line['accuracy']:.2%}  EMA accuracy {line['ema_accuracy']:.2%}" in text
-    assert "46/46" in text
+    assert ticks == [(step, 46) for step in range(1, 47)]
+    assert (result.steps, result.total) == (46, 46)
 
 
 def test_each_run_without_a_name_gets_a_new_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,23 +66,23 @@ def test_each_run_without_a_name_gets_a_new_folder(tmp_path: Path, monkeypatch: 
 
 
 def test_a_finished_run_is_never_overwritten(tmp_path: Path) -> None:
-    quiet(Options(data="digits", epochs=1, out=tmp_path))
+    run(Options(data="digits", epochs=1, out=tmp_path))
     before = (tmp_path / "metrics.jsonl").read_bytes()
     with pytest.raises(ConfigError, match="already holds a run"):
-        quiet(Options(data="digits", epochs=1, out=tmp_path))
+        run(Options(data="digits", epochs=1, out=tmp_path))
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
 
 
 def test_an_out_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(ConfigError, match="cannot be made"):
-        quiet(Options(data="digits", epochs=1, out=tmp_path / "file"))
+        run(Options(data="digits", epochs=1, out=tmp_path / "file"))
     assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_a_device_that_is_not_there_writes_nothing(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="device"):
-        quiet(Options(data="digits", device="toaster", out=tmp_path / "out"))
+        run(Options(data="digits", device="toaster", out=tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 
@@ -93,9 +90,9 @@ def test_the_first_ctrl_c_is_noted_the_second_is_pythons() -> None:
     before = signal.default_int_handler  # set here: a background job of a shell starts with SIGINT ignored
     outer = signal.signal(signal.SIGINT, before)
     with stop_on_interrupt() as stop:
-        assert not stop.asked
+        assert not stop.is_set()
         signal.raise_signal(signal.SIGINT)
-        assert stop.asked
+        assert stop.is_set()
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert signal.signal(signal.SIGINT, outer) is before

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import subprocess
@@ -14,7 +13,6 @@ import numpy as np
 import paddle
 import pytest
 from paddle.nn.functional import cross_entropy
-from rich.console import Console
 
 import polyak
 from polyak.demo import data
@@ -142,7 +140,7 @@ def test_a_device_that_is_not_there_is_refused(name: str) -> None:
 def test_on_fashion_mnist_the_average_has_the_lower_loss(tmp_path: Path) -> None:
     if not DEBIAN.is_dir() and not os.environ.get("POLYAK_REQUIRE_IMAGES"):
         pytest.skip("apt-get install dataset-fashion-mnist")
-    result = run(Options("fashion-mnist", DEBIAN, epochs=1, out=tmp_path), Console(file=io.StringIO()))
+    result = run(Options("fashion-mnist", DEBIAN, epochs=1, out=tmp_path))
     raw, ema = result.summary.raw, result.summary.ema
     assert ema.train_loss < raw.train_loss
     assert ema.test_loss < raw.test_loss

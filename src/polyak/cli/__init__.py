@@ -9,12 +9,12 @@ import typer
 
 from polyak.cli.average import average
 from polyak.cli.bench import bench
+from polyak.cli.console import complain
 from polyak.cli.convert import convert
 from polyak.cli.demo import demo
 from polyak.cli.doctor import doctor
 from polyak.cli.gate import gate
 from polyak.cli.inspect import inspect
-from polyak.cli.printing import complain
 from polyak.cli.sweep import sweep
 from polyak.cli.synthesize import synthesize
 from polyak.errors import PolyakError
@@ -31,8 +31,8 @@ app.command()(sweep)
 app.command()(synthesize)
 
 
-def _print_version(asked: bool) -> None:
-    if asked:
+def _print_version(requested: bool) -> None:
+    if requested:
         print(f"polyak {version('polyak')}")
         raise typer.Exit
 
@@ -41,16 +41,14 @@ def _print_version(asked: bool) -> None:
 def polyak(
     version: Annotated[
         bool,
-        typer.Option(
-            "--version", callback=_print_version, is_eager=True, help="Print the version and leave."
-        ),
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
     ] = False,
 ) -> None:
     """Average the weights of a neural network while it trains."""
 
 
 def main() -> None:
-    """Run the command line; an error made by polyak is one line and exit status 1."""
+    """Run the command line; an error of polyak is one line on stderr and exit status 1."""
     try:
         app()
     except PolyakError as error:

@@ -6,34 +6,34 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated
 
 import typer
 
-from polyak.cli.printing import printable, say
-from polyak.cli.progress import progress
+from polyak.cli.console import printable, progress, say
 from polyak.errors import ConfigError
 from polyak.merge import average_checkpoints
-from polyak.merge.weighting import Contribution
+from polyak.merge.average import Accumulate, RealType
+from polyak.merge.weighting import Contribution, Weighting
 from polyak.schedules import Constant, HalfLife, Recency
 from polyak.schedules.pointwise import Shape
 
 
 @dataclass(frozen=True)
 class Options:
-    """What each checkpoint shall weigh; at most one of these is given."""
+    """The weights of the checkpoints; at most one of these is given."""
 
     weights: str | None = None
     half_life: float | None = None
     decay: float | None = None
     recency: float | None = None
-    shape: str | None = None
+    shape: Shape | None = None
 
-    def weighting(self) -> Any:
-        """The ``weights`` of ``polyak.average_checkpoints``.
+    def weighting(self) -> Weighting:
+        """The argument ``weights`` of ``polyak.average_checkpoints``.
 
         Raises:
-            ConfigError: several were given, or the numbers are none.
+            ConfigError: several were given, or ``weights`` is not a list of numbers.
         """
         given = [f"--{name.replace('_', '-')}" for name, value in asdict(self).items() if value is not None]
         if len(given) > 1:
@@ -45,8 +45,6 @@ class Options:
         if self.recency is not None:
             return Recency(steps=self.recency)
         if self.shape is not None:
-            if self.shape not in get_args(Shape):
-                raise ConfigError(f"--shape {self.shape}: must be one of {', '.join(get_args(Shape))}.")
             return self.shape
         if self.weights is None or self.weights == "uniform":
             return "uniform"
@@ -62,49 +60,49 @@ def average(
     checkpoints: Annotated[list[str], typer.Argument(help="Files, folders of shards, or URLs.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The .safetensors file to write.")],
     weights: Annotated[
-        str | None, typer.Option(help="Like 2,3,5, one for each.", show_default="uniform")
+        str | None, typer.Option(help="Numbers like 2,3,5, one for each.", show_default="uniform")
     ] = None,
-    half_life: Annotated[
-        float | None, typer.Option(help="In training steps, over those the checkpoints were written at.")
-    ] = None,
-    decay: Annotated[float | None, typer.Option(help="The same, said as β per training step.")] = None,
+    half_life: Annotated[float | None, typer.Option(help="Half-life in training steps.")] = None,
+    decay: Annotated[float | None, typer.Option(help="The same as β per training step.")] = None,
     recency: Annotated[
         float | None,
-        typer.Option(help="Weights that halve with so many steps of age, of any files."),
+        typer.Option(help="Steps of age in which a weight halves."),
     ] = None,
     shape: Annotated[
-        str | None, typer.Option(help="As if the learning rate had fallen: linear, cosine or 1-sqrt.")
+        Shape | None,
+        typer.Option(help="Imitate a learning rate that fell to 0."),
     ] = None,
     dtype: Annotated[
-        str | None,
-        typer.Option(help="float32, float16, bfloat16 or float64.", show_default="the first one's"),
+        RealType | None,
+        typer.Option(
+            metavar="DTYPE",
+            help="float64, float32, float16 or bfloat16.",
+            show_default="the first file's",
+        ),
     ] = None,
     part: Annotated[
-        str | None, typer.Option(help="Of files with several sets of weights: raw, average, or a name.")
+        str | None, typer.Option(help="In files with several sets of weights: raw, average or a name.")
     ] = None,
-    accumulate: Annotated[str, typer.Option(help="What to add in: float32 or float64.")] = "float32",
-    max_shard_size: Annotated[str | None, typer.Option(help="Above it, write shards: 5GB.")] = None,
+    accumulate: Annotated[Accumulate, typer.Option(help="Dtype of the sums.")] = "float32",
+    max_shard_size: Annotated[str | None, typer.Option(help="Write shards above this size: 5GB.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Average checkpoints of any kind into one file."""
     weighting = Options(weights, half_life, decay, recency, shape).weighting()
-    words: dict[str, Any] = {"dtype": dtype, "accumulate": accumulate}  # average checks them
-    with progress("averaging") as moved:
-        made = average_checkpoints(
-            checkpoints, out, weighting, max_shard_size=max_shard_size, part=part, progress=moved, **words
-        )
+    with progress("averaging") as tick:
+        made = average_checkpoints(checkpoints, out, weighting, dtype, accumulate, max_shard_size, part, tick)
     if as_json:
         figures = {"averaged": made.averaged, "copied": made.copied, "weights": made.weights}
         files = [one._asdict() for one in made.files]
-        told = {"step": made.header.step, "run": made.header.run, "newest": made.newest, "files": files}
-        print(json.dumps({"out": str(out), **told, **figures}))
+        about = {"step": made.header.step, "run": made.header.run, "newest": made.newest, "files": files}
+        print(json.dumps({"out": str(out), **about, **figures}))
         return
     say(*_table(made.files))
     say(f"wrote {out}: {len(made.averaged)} averaged; {len(made.copied)} copied from {made.newest}")
 
 
 def _table(files: Sequence[Contribution]) -> Iterator[str]:
-    """Each file with its step, where that was found, and its weight; whose weights, where a file says."""
+    """Each file with its step and the source of that, its weight in the average, and its role if known."""
     rows = [("file", "step", "weight", "")]
     for one in files:
         step = "not known" if one.step is None else f"{one.step:,} ({one.source})"

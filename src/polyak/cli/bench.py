@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-from rich.progress import TimeRemainingColumn as RemainingColumn
-from rich.table import Table
 
 from polyak.bench.cost import LIMIT
 from polyak.bench.options import Engine, Options, Params, Store
+from polyak.cli.console import progress, say, say_table
 from polyak.cli.extras import needs
 
 if TYPE_CHECKING:
+    from polyak.bench.measure import Figures
     from polyak.bench.run import Report
 
 _PADDLE = (
@@ -65,41 +62,36 @@ def bench(
     with needs("torch", "torch", instead=_PADDLE):
         from polyak.bench.run import run
 
-        with _progress() as tick:
+        with progress("rounds", "count") as tick:
             report = run(options, tick)
     if as_json:
         print(json.dumps(asdict(report) | {"bandwidth": report.measured.bandwidth}))
     else:
-        _show(report, Console(highlight=False))
+        _show(report)
 
 
-def _show(report: Report, console: Console) -> None:
-    measured, table = report.measured, Table()
-    table.add_column()
-    for heading in ("update, ms", "of the limit", "swap, ms", "memory, MB", "of a step"):
-        table.add_column(heading, justify="right")
-    limit = _number(measured.limit, 1e3)
-    table.add_row("memory limit", limit, "1.00", "", "", _part(measured.limit_share))
-    for name, one in measured.figures.items():
-        swap = None if one.enter is None or one.leave is None else one.enter + one.leave
-        memory = "" if one.memory is None else f"{one.memory / 1e6:.1f}"
-        update = _number(one.update, 1e3)
-        table.add_row(name, update, f"{one.ratio:.2f}", _number(swap, 1e3), memory, _part(one.share))
-    console.print(
+def _show(report: Report) -> None:
+    measured = report.measured
+    say(
         f"{report.model}: {measured.parameters:,} parameters in {report.tensors} tensors of {report.params}, "
-        f"{report.tracks} average(s) in {report.dtype}; {report.device}, {report.threads} thread(s)",
-        soft_wrap=True,
-        markup=False,
+        f"{report.tracks} average(s) in {report.dtype}; {report.device}, {report.threads} thread(s)"
     )
-    console.print(table)
-    for line in _words(report):
-        console.print(line, soft_wrap=True, markup=False)
+    limit = ("memory limit", _milliseconds(measured.limit), "1.00", "", "", _part(measured.limit_share))
+    rows = [_row(name, figures) for name, figures in measured.figures.items()]
+    say_table(("", "update, ms", "of the limit", "swap, ms", "memory, MB", "of a step"), [limit, *rows])
+    say(*_lines(report))
 
 
-def _words(report: Report) -> Generator[str]:
+def _row(name: str, one: Figures) -> tuple[str, ...]:
+    swap = None if one.enter is None or one.leave is None else one.enter + one.leave
+    memory = "" if one.memory is None else f"{one.memory / 1e6:.1f}"
+    return name, _milliseconds(one.update), f"{one.ratio:.2f}", _milliseconds(swap), memory, _part(one.share)
+
+
+def _lines(report: Report) -> Iterator[str]:
     measured, advice = report.measured, report.advice
     yield f"limit      one lerp_ over flat float32 buffers: {measured.bandwidth / 1e9:.1f} GB/s"
-    apart = f"; {report.moved_apart} if kept apart" if report.moved_apart != report.moved else ""
+    apart = f"; {report.moved_apart} in separate EMAs" if report.moved_apart != report.moved else ""
     yield f"bytes      {report.moved} per parameter, {report.moved / LIMIT:.2f} of the limit's {LIMIT}{apart}"
     yield f"engine     {next(iter(measured.figures.values())).engine}"
     yield from (f"wrong      {name}: {one.wrong}" for name, one in measured.figures.items() if one.wrong)
@@ -115,23 +107,9 @@ def _argument(dtype: str) -> str:
     return '"split"' if dtype == "split" else f"torch.{dtype}"
 
 
-def _number(value: float | None, scale: float) -> str:
-    return "" if value is None else f"{value * scale:.3g}"
+def _milliseconds(seconds: float | None) -> str:
+    return "" if seconds is None else f"{1e3 * seconds:.3g}"
 
 
 def _part(share: float | None) -> str:
     return "" if share is None else f"{share:.2%}"
-
-
-@contextmanager
-def _progress() -> Generator[Callable[[int, int], None]]:
-    """A bar on stderr where a person looks, moved by calling what is yielded."""
-    console = Console(stderr=True)
-    columns = TextColumn("rounds"), BarColumn(), MofNCompleteColumn(), RemainingColumn()
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=None)
-
-        def move(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
-
-        yield move

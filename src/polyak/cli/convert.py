@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from polyak.cli.console import say
 from polyak.cli.extras import needs
-from polyak.cli.printing import say
 from polyak.convert.convert import convert as to_polyak
 from polyak.convert.export import arranged, check_target, count_of, write_paddle
 from polyak.convert.rename_rules import NameMap, name_map
@@ -19,7 +19,7 @@ from polyak.errors import ConfigError
 
 @dataclass(frozen=True)
 class Options:
-    """What is asked for beside IN and OUT."""
+    """The options beside IN and OUT."""
 
     to: str | None
     part: str | None
@@ -29,10 +29,10 @@ class Options:
     max_shard_size: str | None
 
     def check(self) -> None:
-        """Refuse options that the direction has no use for.
+        """Refuse options that do not apply to this direction.
 
         Raises:
-            ConfigError: one was given.
+            ConfigError: one of them was given.
         """
         if self.to is not None:
             check_target(self.to)
@@ -54,18 +54,18 @@ def convert(
     raw: Annotated[
         str | None, typer.Option(help="With --to: the raw model to put beside the average.")
     ] = None,
-    updates: Annotated[int | None, typer.Option(help="With --to: how many made the average.")] = None,
+    updates: Annotated[int | None, typer.Option(help="With --to: number of updates of the average.")] = None,
     names: Annotated[
         str | None, typer.Option(help="torch-to-paddle, paddle-to-torch or a JSON file of rules.")
     ] = None,
-    invert: Annotated[bool, typer.Option("--invert", help="Apply the rules of --names backwards.")] = False,
+    invert: Annotated[bool, typer.Option("--invert", help="Apply the rules of --names in reverse.")] = False,
     max_shard_size: Annotated[str | None, typer.Option(help="Write shards above this size: 5GB.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Turn other libraries' checkpoints into polyak's files, and back."""
+    """Convert other libraries' checkpoints to polyak's files, and back."""
     rules = None if names is None else name_map(names)
     if invert and rules is None:
-        raise ConfigError("--invert turns the rules of --names round: give them too.")
+        raise ConfigError("--invert reverses the rules of --names: give them too.")
     rules = rules.inverse() if rules is not None and invert else rules
     options = Options(to, part, raw, updates, rules, max_shard_size)
     options.check()

@@ -8,26 +8,30 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from polyak.cli.console import progress, say, say_table
 from polyak.cli.extras import needs
-from polyak.demo.options import FRAMEWORKS, Options
+from polyak.demo.options import FRAMEWORKS, Data, Framework, Options
 
 
 def demo(
     data: Annotated[
-        str, typer.Option(help="auto, fashion-mnist, cifar10 or digits. Only a named one is fetched.")
+        Data,
+        typer.Option(metavar="DATA", help="fashion-mnist, cifar10, digits; auto downloads nothing."),
     ] = "auto",
-    root: Annotated[Path | None, typer.Option(help="Folder of the image files; downloads go there.")] = None,
-    epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 10,
-    decay: Annotated[float, typer.Option(help="β: the part of the average that one step keeps.")] = 0.9998,
+    root: Annotated[
+        Path | None,
+        typer.Option(exists=True, file_okay=False, help="Folder of the image files; downloads go there."),
+    ] = None,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 10,
+    decay: Annotated[float, typer.Option(help="β of the average.")] = 0.9998,
     warmup: Annotated[bool, typer.Option(help="Let the decay grow to β from 0.")] = True,
     seed: Annotated[int, typer.Option(help="Of the initial weights and the order of the images.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps; for Paddle gpu.")] = "auto",
     out: Annotated[
         Path | None, typer.Option(help="Folder to write to.", show_default="a new one in runs/")
     ] = None,
-    framework: Annotated[str, typer.Option(help="torch or paddle; auto takes the first installed.")] = "auto",
+    framework: Annotated[Framework, typer.Option(help="auto takes the first installed.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Train a small network on real images, raw weights against their average."""
@@ -36,14 +40,19 @@ def demo(
         from polyak.demo import screen
         from polyak.demo.run import run
 
-        console = Console(quiet=as_json)
-        result = run(options, console)
+        with progress("training", "count") as tick:
+            result = run(options, _discard if as_json else say, tick)
     if as_json:
         print(json.dumps({"folder": str(result.folder), **asdict(result.summary)}))
-    console.print(screen.table(result.summary))
-    console.print(screen.times(result.summary), highlight=False, soft_wrap=True)
-    console.print(
-        f"wrote {result.folder / 'metrics.jsonl'} and average.safetensors", highlight=False, soft_wrap=True
-    )
+    else:
+        epochs_done = screen.counted(result.summary.epochs, "epoch")
+        title = f"after {epochs_done}, {result.steps}/{result.total} steps"
+        say_table(("", "raw", "average"), screen.rows(result.summary), title)
+        files = f"{result.folder / 'metrics.jsonl'} and average.safetensors"
+        say(*screen.times(result.summary), f"wrote {files}")
     if result.interrupted:
         raise typer.Exit(130)
+
+
+def _discard(line: str) -> None:
+    """Show nothing: with --json the object is all that is printed."""

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from polyak.cli.printing import say
+from polyak.cli.console import say
 from polyak.doctor import Examination, examine
 
 
@@ -20,7 +20,7 @@ def doctor(
 ) -> None:
     """Find the mistakes training scripts make with averages.
 
-    It says which averages it recognised. The exit status is 0 if no mistake was found, and 1 otherwise.
+    It lists the averages it recognised. The exit status is 0 if no mistake was found, and 1 otherwise.
     """
     seen = {script: examine(script) for script in scripts}
     found = any(one.findings for one in seen.values())

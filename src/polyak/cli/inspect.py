@@ -7,11 +7,10 @@ from collections.abc import Iterator
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
+from polyak.cli.console import say, width
 from polyak.cli.describe import CheckpointSummary, Snapshots, Tensors, Weighting, describe, to_json
-from polyak.cli.printing import say
+from polyak.cli.synthesize import say_reach
 from polyak.errors import ConfigError
 from polyak.report.profile import draw
 
@@ -20,10 +19,10 @@ def inspect(
     where: Annotated[str, typer.Argument(metavar="FILE|DIR|URL", help="Any checkpoint, or an archive.")],
     plot: Annotated[bool, typer.Option("--plot", help="Draw the weight of each training step.")] = False,
     log: Annotated[bool, typer.Option("--log", help="Draw the weights on a logarithmic scale.")] = False,
-    verify: Annotated[bool, typer.Option(help="Compare all bytes with the checksums in the file.")] = True,
+    verify: Annotated[bool, typer.Option(help="Compare all bytes with the file's checksums.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Say what a checkpoint is and which weights are averages."""
+    """Show what a checkpoint is and which of its weights are averages."""
     found = describe(where, verify)
     profiles = [] if isinstance(found, Snapshots) else [one for one in found.parts if one.figures is not None]
     if (plot or log) and not profiles:
@@ -37,8 +36,8 @@ def inspect(
     say(*_checkpoint(found))
     for one in profiles if plot or log else ():
         if one.profile is not None:
-            say("", one.name)
-            print(draw(one.profile, Console().width, scale="log" if log else "linear"))
+            drawing = draw(one.profile, width(), scale="log" if log else "linear")
+            say("", one.name, *drawing.splitlines())
 
 
 def _checkpoint(found: CheckpointSummary) -> Iterator[str]:
@@ -77,10 +76,7 @@ def _print_archive(found: Snapshots) -> None:
     say(f"  {'snapshots':<18}{found.files} files, {_bytes(found.nbytes)}")
     say(f"  {'steps':<18}{len(found.steps)}, from {found.steps[0]:,} to {found.steps[-1]:,}")
     if found.reach:
-        table = Table("half-life, steps", "expected error", "noise gain")
-        for row in found.reach:
-            table.add_row(f"{row.half_life:,.0f}", f"{row.error:.2%}", f"{row.noise_gain:.1f}")
-        Console().print(table)
+        say_reach(found.reach)
 
 
 def _size(tensors: Tensors) -> str:
@@ -91,7 +87,7 @@ def _size(tensors: Tensors) -> str:
 
 
 def _bytes(count: int) -> str:
-    """In the unit that leaves fewest digits."""
+    """A size in the largest unit that fits."""
     for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if count >= size:
             return f"{count / size:.1f} {unit}"

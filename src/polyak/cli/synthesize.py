@@ -3,40 +3,40 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal, TypeAlias
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from polyak.archive.synthesis import synthesizable
+from polyak.archive.synthesis import Reach, synthesizable
 from polyak.archive.synthesis import synthesize as make
-from polyak.cli.printing import say
-from polyak.cli.progress import progress
+from polyak.cli.console import progress, say, say_table
 from polyak.errors import ConfigError
 from polyak.schedules import Anneal, Constant, Decay, HalfLife, Power
+
+Shape: TypeAlias = Literal["linear", "cosine"]
 
 
 @dataclass(frozen=True)
 class Options:
-    """Which average is asked for; exactly one of the four is given."""
+    """The target; exactly one of the first four is given."""
 
     half_life: float | None
     decay: float | None
     sigma_rel: float | None
     last: int | None
-    shape: str
+    shape: Shape
 
     def target(self) -> Decay:
-        """The decay that was asked for.
+        """The target as a decay.
 
         Raises:
-            ConfigError: none or several were.
+            ConfigError: none or several were given.
         """
-        asked = [self.half_life, self.decay, self.sigma_rel, self.last]
-        if sum(value is not None for value in asked) != 1:
+        given = [self.half_life, self.decay, self.sigma_rel, self.last]
+        if sum(value is not None for value in given) != 1:
             raise ConfigError("give exactly one of --half-life, --decay, --sigma-rel and --last.")
         if self.half_life is not None:
             return HalfLife(steps=self.half_life)
@@ -44,25 +44,23 @@ class Options:
             return Constant(self.decay)
         if self.sigma_rel is not None:
             return Power(sigma_rel=self.sigma_rel)
-        if self.shape not in ("linear", "cosine"):
-            raise ConfigError(f'--shape {self.shape}: must be "linear" or "cosine".')
-        return Anneal(self.last or 0, "linear" if self.shape == "linear" else "cosine")
+        return Anneal(self.last or 0, self.shape)
 
 
 def synthesize(
     archive: Annotated[Path, typer.Argument(help="Folder of snapshots that polyak.Archive wrote.")],
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="File to write; without, list what is reachable.")
+        Path | None, typer.Option("--out", "-o", help="File to write; if omitted, list what can be made.")
     ] = None,
-    half_life: Annotated[float | None, typer.Option(help="In training steps.")] = None,
+    half_life: Annotated[float | None, typer.Option(help="Half-life in training steps.")] = None,
     decay: Annotated[float | None, typer.Option(help="β of a plain average.")] = None,
     sigma_rel: Annotated[float | None, typer.Option(help="Width of a power-function average.")] = None,
-    last: Annotated[int | None, typer.Option(help="Over the last so many steps: their mean.")] = None,
+    last: Annotated[int | None, typer.Option(help="Average the last N steps.")] = None,
     shape: Annotated[
-        str, typer.Option(help="With --last: linear (the mean), or cosine, as a learning rate annealed.")
+        Shape, typer.Option(help="With --last: linear is their mean, cosine an annealed learning rate.")
     ] = "linear",
     at: Annotated[
-        int | None, typer.Option(help="Training step to stand at.", show_default="the last")
+        int | None, typer.Option(help="Training step of the average.", show_default="the last")
     ] = None,
     max_error: Annotated[
         float, typer.Option(help="Largest expected error, as a share of the distance to the raw weights.")
@@ -75,15 +73,12 @@ def synthesize(
         if as_json:
             print(json.dumps({"reachable": [row._asdict() for row in rows]}))
             return
-        table = Table("half-life, steps", "expected error", "noise gain")
-        for row in rows:
-            table.add_row(f"{row.half_life:,.0f}", f"{row.error:.2%}", f"{row.noise_gain:.1f}")
-        Console().print(table)
+        say_reach(rows)
         return
     options = Options(half_life, decay, sigma_rel, last, shape)
     target = options.target()
-    with progress("synthesizing") as moved:
-        made = make(archive, target, at, last=last, max_error=max_error, out=out, progress=moved)
+    with progress("synthesizing") as tick:
+        made = make(archive, target, at, last=last, max_error=max_error, out=out, progress=tick)
     figures = {"out": str(out), "step": made.header.step, "error": made.error, "noise_gain": made.noise_gain}
     if as_json:
         print(json.dumps(figures))
@@ -92,3 +87,9 @@ def synthesize(
             f"wrote {out}: step {made.header.step}, expected error {made.error:.2%} of its distance from "
             f"the raw weights, noise gain {made.noise_gain:.1f}"
         )
+
+
+def say_reach(rows: Sequence[Reach]) -> None:
+    """Print the half-lives that can be synthesised."""
+    cells = [(f"{row.half_life:,.0f}", f"{row.error:.2%}", f"{row.noise_gain:.1f}") for row in rows]
+    say_table(("half-life, steps", "expected error", "noise gain"), cells)

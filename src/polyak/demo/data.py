@@ -1,4 +1,4 @@
-"""Real images for the demo: found on this machine, or downloaded when asked for by name.
+"""Real images for the demo: found on this machine, or downloaded if requested by name.
 
 Fashion-MNIST (Xiao, Rasul, Vollgraf 2017, arXiv 1708.07747), CIFAR-10 (Krizhevsky 2009, the binary version,
 so that no pickle is read) and scikit-learn's copy of the UCI digits. Shapes: n images, c channels (1 or 3),
@@ -8,10 +8,11 @@ h rows, w columns.
 from __future__ import annotations
 
 import gzip
+import math
 import tarfile
 import zlib
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -29,7 +30,7 @@ CLASSES = 10
 
 
 class Split(NamedTuple):
-    """Images and what they show: `pixels` uint8 [n, c, 32, 32], `labels` int64 [n] in 0 … 9."""
+    """Images and their classes: `pixels` uint8 [n, c, 32, 32], `labels` int64 [n] in 0 … 9."""
 
     pixels: Pixels
     labels: Labels
@@ -57,48 +58,47 @@ class Source:
 
 
 def load(data: str, root: Path | None) -> Images:
-    """The images that `data` names, downloaded only when they are named and absent.
+    """The images named `data`, downloaded only if they are named and absent.
 
     Args:
         data: "auto", "fashion-mnist", "cifar10" or "digits".
-        root: a folder to look in first, and to download into.
+        root: the folder to look in first, and to download into.
 
     Raises:
-        ConfigError: the files cannot be fetched, do not have the published hash, or cannot be read.
+        ConfigError: the files cannot be downloaded, do not have the published hash, or cannot be read.
     """
-    if data == "digits":
-        return read_digits()
-    if data == "auto":
-        folder = find(FASHION_MNIST, root)
-        return FASHION_MNIST.read(folder) if folder else read_digits()
-    source = SOURCES[data]
-    return source.read(find(source, root) or download(source, root or cache(source)))
+    if data in SOURCES:
+        source = SOURCES[data]
+        return source.read(find(source, root) or download(source, root or cache(source)))
+    folder = find(FASHION_MNIST, root) if data == "auto" else None
+    return FASHION_MNIST.read(folder) if folder else read_digits()
 
 
 def find(source: Source, root: Path | None) -> Path | None:
-    """The first folder that holds every file: `root`, where a system package puts them, the cache."""
+    """The first folder that holds every file: `root`, that of a system package, the cache."""
     places = [*([root] if root else []), *source.installed, cache(source)]
     return next((place for place in places if all((place / name).is_file() for name in source.files)), None)
 
 
 def cache(source: Source) -> Path:
-    """Where downloads are kept: the user's cache folder, as pooch names it on each system."""
+    """The folder of downloads: in the user's cache, as pooch names it on each system."""
+    return Path(_pooch().os_cache("polyak")) / source.name
+
+
+def _pooch() -> Any:
     import pooch
 
-    return Path(cast(Any, pooch).os_cache("polyak")) / source.name
+    return pooch
 
 
 def download(source: Source, folder: Path) -> Path:
-    """Fetch the missing files into `folder`. A file appears there only after its hash has been checked."""
-    import pooch
-
-    fetch = cast(Any, pooch).retrieve
-    was_there = folder.is_dir()
+    """Download the missing files into `folder`. A file appears there only after its hash has been checked."""
+    existed = folder.is_dir()
     for name, known_hash in source.files.items():
         try:
-            fetch(f"{source.url}/{name}", known_hash=known_hash, fname=name, path=folder)
+            _pooch().retrieve(f"{source.url}/{name}", known_hash=known_hash, fname=name, path=folder)
         except (ValueError, OSError) as error:
-            if not was_there:
+            if not existed:
                 with suppress(OSError):  # it stays when an earlier file of the set is in it
                     folder.rmdir()
             raise ConfigError(
@@ -108,31 +108,40 @@ def download(source: Source, folder: Path) -> Path:
     return folder
 
 
+@contextmanager
+def reading(path: Path) -> Generator[None]:
+    """Report whatever is wrong with a file as one kind of error."""
+    try:
+        yield
+    except (OSError, EOFError, KeyError, ValueError, zlib.error, tarfile.TarError) as error:
+        raise ConfigError(
+            f"{path} cannot be read as image data: {error}. Remove it to have it fetched again"
+        ) from error
+
+
 def read_fashion_mnist(folder: Path) -> Images:
     """The four files of Fashion-MNIST: 60,000 training and 10,000 test images, 28×28, one channel."""
 
     def split(stem: str) -> Split:
         images = folder / f"{stem}-images-idx3-ubyte.gz"
-        pixels = read_idx(images, ndim=3)
-        labels = read_idx(folder / f"{stem}-labels-idx1-ubyte.gz", ndim=1)
-        return make_split(pixels[:, None], labels, images)
+        pixels, labels = read_idx(images, 3), read_idx(folder / f"{stem}-labels-idx1-ubyte.gz", 1)
+        with reading(images):
+            return make_split(pixels[:, None], labels)
 
     return Images("Fashion-MNIST", str(folder), split("train"), split("t10k"))
 
 
 def read_idx(path: Path, ndim: int) -> Pixels:
     """One gzipped IDX file of bytes: 0, 0, 8, ndim, then ndim big-endian uint32 sizes, then the values."""
-    try:
+    with reading(path):
         raw = gzip.decompress(path.read_bytes())
-    except (OSError, EOFError, zlib.error) as error:
-        raise unreadable(path, str(error)) from error
-    start = 4 + 4 * ndim
-    if raw[:4] != bytes((0, 0, 8, ndim)) or len(raw) < start:
-        raise unreadable(path, f"an IDX file of bytes in {ndim} dimensions starts with 0 0 8 {ndim}")
-    shape = tuple(int(size) for size in np.frombuffer(raw, ">u4", ndim, offset=4))
-    if len(raw) != start + int(np.prod(shape, dtype=np.int64)):
-        raise unreadable(path, f"its header says {shape}, its length is {len(raw) - start:,} bytes")
-    return np.frombuffer(raw, np.uint8, offset=start).reshape(shape)
+        if raw[:4] != bytes((0, 0, 8, ndim)):
+            raise ValueError(f"an IDX file of bytes in {ndim} dimensions starts with 0 0 8 {ndim}")
+        shape = tuple(np.frombuffer(raw, ">u4", ndim, offset=4).tolist())
+        values = np.frombuffer(raw, np.uint8, offset=4 + 4 * ndim)
+        if len(values) != math.prod(shape):
+            raise ValueError(f"its header says {shape}, its length is {len(values):,} bytes")
+        return values.reshape(shape)
 
 
 CIFAR_FILE = "cifar-10-binary.tar.gz"
@@ -141,26 +150,18 @@ CIFAR_RECORD = 1 + 3 * SIDE * SIDE  # a label, then 32×32 bytes of red, of gree
 
 def read_cifar10(folder: Path) -> Images:
     """CIFAR-10 out of the tar file itself: 50,000 training and 10,000 test images, 32×32, three channels."""
-    path = folder / CIFAR_FILE
 
-    def records(archive: tarfile.TarFile, stem: str) -> Pixels:
-        member = archive.extractfile(f"cifar-10-batches-bin/{stem}.bin")
-        raw = member.read() if member else b""
+    def split(archive: tarfile.TarFile, *stems: str) -> Split:
+        members = (archive.extractfile(f"cifar-10-batches-bin/{stem}.bin") for stem in stems)
+        raw = b"".join(member.read() for member in members if member)
         if not raw or len(raw) % CIFAR_RECORD:
-            raise unreadable(path, f"{stem}.bin holds {len(raw):,} bytes, not records of {CIFAR_RECORD:,}")
-        return np.frombuffer(raw, np.uint8).reshape(-1, CIFAR_RECORD)
+            raise ValueError(f"{', '.join(stems)} holds {len(raw):,} bytes, not records of {CIFAR_RECORD:,}")
+        rows = np.frombuffer(raw, np.uint8).reshape(-1, CIFAR_RECORD)
+        return make_split(rows[:, 1:].reshape(-1, 3, SIDE, SIDE), rows[:, 0])
 
-    try:
-        with tarfile.open(path, "r:gz") as archive:
-            train = np.concatenate([records(archive, f"data_batch_{i}") for i in range(1, 6)])
-            test = records(archive, "test_batch")
-    except (OSError, EOFError, KeyError, zlib.error, tarfile.TarError) as error:
-        raise unreadable(path, str(error)) from error
-
-    def split(rows: Pixels) -> Split:
-        return make_split(rows[:, 1:].reshape(-1, 3, SIDE, SIDE), rows[:, 0], path)
-
-    return Images("CIFAR-10", str(folder), split(train), split(test))
+    with reading(folder / CIFAR_FILE), tarfile.open(folder / CIFAR_FILE, "r:gz") as archive:
+        train = split(archive, *(f"data_batch_{i}" for i in range(1, 6)))
+        return Images("CIFAR-10", str(folder), train, split(archive, "test_batch"))
 
 
 def read_digits() -> Images:
@@ -169,21 +170,21 @@ def read_digits() -> Images:
 
     digits = cast(Any, datasets).load_digits()
     pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)[:, None]
-    labels = np.asarray(digits.target)
-    is_test = np.arange(len(labels)) % 5 == 0
-    origin = Path(datasets.__file__).parent
-    train, test = (make_split(pixels[part], labels[part], origin) for part in (~is_test, is_test))
-    return Images("scikit-learn digits", str(origin), train, test)
+    is_test = np.arange(len(pixels)) % 5 == 0
+    train, test = (make_split(pixels[part], digits.target[part]) for part in (~is_test, is_test))
+    return Images("scikit-learn digits", str(Path(datasets.__file__).parent), train, test)
 
 
-def make_split(pixels: Pixels, labels: npt.NDArray[np.integer[Any]], path: Path) -> Split:
-    """Pair images of any size up to 32×32 with their labels, after checking that they fit."""
+def make_split(pixels: Pixels, labels: npt.NDArray[np.integer[Any]]) -> Split:
+    """Pair images of any size up to 32×32 with their labels.
+
+    Raises:
+        ValueError: they do not belong together.
+    """
     if len(pixels) != len(labels) or len(labels) == 0:
-        raise unreadable(path, f"{len(pixels):,} images and {len(labels):,} labels")
+        raise ValueError(f"{len(pixels):,} images and {len(labels):,} labels")
     if labels.min() < 0 or labels.max() >= CLASSES:
-        raise unreadable(
-            path, f"its labels reach from {labels.min()} to {labels.max()}, not 0 to {CLASSES - 1}"
-        )
+        raise ValueError(f"its labels reach from {labels.min()} to {labels.max()}, not 0 to {CLASSES - 1}")
     return Split(to_side(pixels), labels.astype(np.int64))
 
 
@@ -192,17 +193,10 @@ def to_side(pixels: Pixels) -> Pixels:
 
     28×28 gets a border of 2, as LeNet-5 gave to MNIST; 8×8 is four times as large; 32×32 stays as it is.
     """
-    height, width = pixels.shape[2:]
-    times = SIDE // max(height, width)
+    times = SIDE // max(pixels.shape[2:])
     large = pixels.repeat(times, axis=2).repeat(times, axis=3)
-    rows, columns = SIDE - height * times, SIDE - width * times
-    border = [(0, 0), (0, 0), (rows // 2, rows - rows // 2), (columns // 2, columns - columns // 2)]
-    return np.pad(large, border)
-
-
-def unreadable(path: Path, why: str) -> ConfigError:
-    """The error for a file that is there but is not what it should be."""
-    return ConfigError(f"{path} cannot be read as image data: {why}. Remove it to have it fetched again")
+    missing = [SIDE - size for size in large.shape[2:]]
+    return np.pad(large, [(0, 0), (0, 0), *((m // 2, m - m // 2) for m in missing)])
 
 
 FASHION_MNIST = Source(

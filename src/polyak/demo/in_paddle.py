@@ -22,20 +22,10 @@ from polyak.errors import ConfigError
 
 def lenet() -> nn.Sequential:
     """Two convolutions and three linear layers: float [b, 3, 32, 32] in, scores [b, 10] out."""
-    return nn.Sequential(
-        nn.Conv2D(3, 6, 5),  # => [b, 6, 28, 28]
-        nn.ReLU(),
-        nn.MaxPool2D(2),  # => [b, 6, 14, 14]
-        nn.Conv2D(6, 16, 5),  # => [b, 16, 10, 10]
-        nn.ReLU(),
-        nn.MaxPool2D(2),  # => [b, 16, 5, 5]
-        nn.Flatten(),
-        nn.Linear(16 * 5 * 5, 120),
-        nn.ReLU(),
-        nn.Linear(120, 84),
-        nn.ReLU(),
-        nn.Linear(84, CLASSES),
-    )
+    first = nn.Conv2D(3, 6, 5), nn.ReLU(), nn.MaxPool2D(2)  # => [b, 6, 14, 14]
+    second = nn.Conv2D(6, 16, 5), nn.ReLU(), nn.MaxPool2D(2)  # => [b, 16, 5, 5]
+    linear = nn.Linear(400, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, CLASSES)
+    return nn.Sequential(*first, *second, nn.Flatten(), *linear)
 
 
 def to_input(pixels: Tensor) -> Tensor:
@@ -56,26 +46,21 @@ class PaddleLearner(Learner[Tensor]):
         self.order = np.random.default_rng(options.seed)
 
     def hold(self, split: Split) -> tuple[Tensor, Tensor]:
-        """The images as bytes and their labels, on the device."""
         return paddle.to_tensor(split.pixels), paddle.to_tensor(split.labels)
 
     def shuffled(self, pixels: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of inputs and labels, every image once, in a new order."""
         order = self.order.permutation(len(labels))
         for start in range(0, len(order), BATCH):
             batch = paddle.to_tensor(order[start : start + BATCH])
             yield to_input(pixels[batch]), labels[batch]
 
     def set_lr(self, lr: float) -> None:
-        """The learning rate of the steps to come."""
         self.optimizer.set_lr(lr)
 
     def watch(self, inputs: Tensor, labels: Tensor) -> Tensor:
-        """The average's loss on a batch."""
         return cross_entropy(self.ema(inputs), labels)
 
     def step(self, inputs: Tensor, labels: Tensor) -> Tensor:
-        """Train on a batch => the loss before."""
         self.model.train()
         loss = cross_entropy(self.model(inputs), labels)
         self.optimizer.clear_grad()
@@ -84,12 +69,10 @@ class PaddleLearner(Learner[Tensor]):
         return loss.detach()
 
     def mean(self, losses: Sequence[Tensor]) -> float:
-        """The mean of losses."""
         return float(paddle.stack([*losses]).mean())
 
     @paddle.no_grad()
     def evaluate(self, pixels: Tensor, labels: Tensor, batch: int = TEST_BATCH) -> Scores:
-        """What the live network, raw or average, does on all of these images."""
         self.model.eval()
         loss, right = 0.0, 0
         for start in range(0, len(labels), batch):
@@ -100,7 +83,6 @@ class PaddleLearner(Learner[Tensor]):
         return Scores(loss / len(labels), right / len(labels))
 
     def wait(self) -> None:
-        """Until the device has done what it was given."""
         if self.device != "cpu":
             paddle.device.synchronize()
 

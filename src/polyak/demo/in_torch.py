@@ -19,20 +19,10 @@ _WAIT: dict[str, Callable[[], None]] = {"cuda": torch.cuda.synchronize, "mps": t
 
 def lenet() -> nn.Sequential:
     """Two convolutions and three linear layers: float [b, 3, 32, 32] in, scores [b, 10] out."""
-    return nn.Sequential(
-        nn.Conv2d(3, 6, 5),  # => [b, 6, 28, 28]
-        nn.ReLU(),
-        nn.MaxPool2d(2),  # => [b, 6, 14, 14]
-        nn.Conv2d(6, 16, 5),  # => [b, 16, 10, 10]
-        nn.ReLU(),
-        nn.MaxPool2d(2),  # => [b, 16, 5, 5]
-        nn.Flatten(),
-        nn.Linear(16 * 5 * 5, 120),
-        nn.ReLU(),
-        nn.Linear(120, 84),
-        nn.ReLU(),
-        nn.Linear(84, CLASSES),
-    )
+    first = nn.Conv2d(3, 6, 5), nn.ReLU(), nn.MaxPool2d(2)  # => [b, 6, 14, 14]
+    second = nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2)  # => [b, 16, 5, 5]
+    linear = nn.Linear(400, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, CLASSES)
+    return nn.Sequential(*first, *second, nn.Flatten(), *linear)
 
 
 def to_input(pixels: Tensor) -> Tensor:
@@ -53,26 +43,21 @@ class TorchLearner(Learner[Tensor]):
         self.order = torch.Generator().manual_seed(options.seed)
 
     def hold(self, split: Split) -> tuple[Tensor, Tensor]:
-        """The images as bytes and their labels, on the device."""
         return torch.from_numpy(split.pixels).to(self.device), torch.from_numpy(split.labels).to(self.device)
 
     def shuffled(self, pixels: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of inputs and labels, every image once, in a new order."""
         order = torch.randperm(len(labels), generator=self.order).to(self.device)
         for batch in torch.split(order, BATCH):
             yield to_input(pixels[batch]), labels[batch]
 
     def set_lr(self, lr: float) -> None:
-        """The learning rate of the steps to come."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
 
     def watch(self, inputs: Tensor, labels: Tensor) -> Tensor:
-        """The average's loss on a batch."""
         return cross_entropy(self.ema(inputs), labels)
 
     def step(self, inputs: Tensor, labels: Tensor) -> Tensor:
-        """Train on a batch => the loss before."""
         self.model.train()
         loss = cross_entropy(self.model(inputs), labels)
         self.optimizer.zero_grad()
@@ -81,12 +66,10 @@ class TorchLearner(Learner[Tensor]):
         return loss.detach()
 
     def mean(self, losses: Sequence[Tensor]) -> float:
-        """The mean of losses."""
         return float(torch.stack([*losses]).mean())
 
     @torch.no_grad()
     def evaluate(self, pixels: Tensor, labels: Tensor, batch: int = TEST_BATCH) -> Scores:
-        """What the live network, raw or average, does on all of these images."""
         self.model.eval()
         loss, right = 0.0, 0
         for x, y in zip(torch.split(pixels, batch), torch.split(labels, batch), strict=True):
@@ -96,7 +79,6 @@ class TorchLearner(Learner[Tensor]):
         return Scores(loss / len(labels), right / len(labels))
 
     def wait(self) -> None:
-        """Until the device has done what it was given."""
         if self.device.type in _WAIT:
             _WAIT[self.device.type]()
 

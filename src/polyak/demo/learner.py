@@ -1,6 +1,6 @@
-"""What the demo asks of a framework: a small network, its average, and one step of training it.
+"""The demo's interface to a framework: a small network, its average, and one training step.
 
-``in_torch`` and ``in_paddle`` answer, each with LeNet-5 in its modern form (LeCun et al. 1998), 62,006
+``in_torch`` and ``in_paddle`` implement it with LeNet-5 in its modern form (LeCun et al. 1998), 62,006
 parameters, and AdamW. Images and losses stay on the device; T is the framework's tensor.
 """
 
@@ -22,7 +22,7 @@ TEST_BATCH = 1000
 
 
 class Scores(NamedTuple):
-    """How a network does on some images: mean cross-entropy, and accuracy in 0 … 1."""
+    """A network evaluated on some images: mean cross-entropy, and accuracy in 0 … 1."""
 
     loss: float
     accuracy: float
@@ -32,32 +32,18 @@ class Average(Protocol):
     """The part of ``EMA`` that the demo uses, the same in every framework."""
 
     @property
-    def step(self) -> int:
-        """Training steps so far."""
-        ...
-
-    def __call__(self, inputs: Any) -> Any:
-        """The average's own answer, without gradients."""
-        ...
-
-    def update(self) -> None:
-        """Take the model's present parameters in."""
-        ...
-
-    def average_parameters(self) -> AbstractContextManager[Any]:
-        """The live model holds the average while the block runs."""
-        ...
-
-    def save(self, path: Path) -> None:
-        """Write the average to a safetensors file."""
-        ...
+    def step(self) -> int: ...
+    def __call__(self, inputs: Any) -> Any: ...
+    def update(self) -> None: ...
+    def average_parameters(self) -> AbstractContextManager[Any]: ...
+    def save(self, path: Path) -> None: ...
 
 
 class Learner(ABC, Generic[T]):
     """A network in training and its average, both from ``options``.
 
     Raises:
-        ConfigError: the framework does not know the device, or this machine has no such.
+        ConfigError: the framework does not know the device, or this machine does not have it.
     """
 
     ema: Average
@@ -76,7 +62,7 @@ class Learner(ABC, Generic[T]):
 
     @abstractmethod
     def set_lr(self, lr: float) -> None:
-        """The learning rate of the steps to come."""
+        """Set the learning rate."""
 
     @abstractmethod
     def watch(self, inputs: T, labels: T) -> T:
@@ -92,18 +78,18 @@ class Learner(ABC, Generic[T]):
 
     @abstractmethod
     def evaluate(self, pixels: T, labels: T, batch: int = TEST_BATCH) -> Scores:
-        """What the live network, raw or average, does on all of these images."""
+        """Evaluate the live network, raw or averaged, on all of these images."""
 
     @abstractmethod
     def wait(self) -> None:
-        """Until the device has done what it was given."""
+        """Wait for the device."""
 
 
 def choose(options: Options) -> Learner[Any]:
-    """The one of the chosen framework, which is imported here.
+    """The learner of the chosen framework, which is imported here.
 
     Raises:
-        ConfigError: the framework does not know the device, or this machine has no such.
+        ConfigError: the framework does not know the device, or this machine does not have it.
     """
     if options.chosen == "torch":
         from polyak.demo.in_torch import TorchLearner

@@ -1,16 +1,15 @@
-"""The whole demo: find the images, train, show and write down what happens, save the average."""
+"""The demo: read the images, train, log and show the records, save the average."""
 
 from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from threading import Event
 from types import FrameType
-
-from rich.console import Console
 
 from polyak.demo import screen
 from polyak.demo.data import load
@@ -22,18 +21,29 @@ from polyak.demo.training import LossRecord, Record, Training
 
 @dataclass(frozen=True)
 class Result:
-    """What a run leaves: its figures, its folder, and whether Ctrl-C ended it early."""
+    """The figures of a run, its steps done and planned, its folder, and whether Ctrl-C ended it early."""
 
     summary: Summary
+    steps: int
+    total: int
     folder: Path
     interrupted: bool
 
 
-def run(options: Options, console: Console) -> Result:
+def run(
+    options: Options,
+    show: Callable[[str], object] = lambda line: None,
+    tick: Callable[[int, int], object] = lambda done, total: None,
+) -> Result:
     """Train a network and its average; write `metrics.jsonl` line by line, `average.safetensors` at the end.
 
-    The first Ctrl-C ends the run after the step it falls in, so that the average and its counters agree; a
+    The first Ctrl-C ends the run after the current step, so that the average and its counters agree; a
     second one ends it at once.
+
+    Args:
+        options: the run.
+        show: called with each line of text to display.
+        tick: called with the number of steps done and the total.
 
     Raises:
         ConfigError: an option cannot be followed; nothing has been written then.
@@ -41,35 +51,29 @@ def run(options: Options, console: Console) -> Result:
     learner = choose(options)
     images = load(options.data, options.root)
     training = Training(learner, images, options.epochs)
+    total = options.epochs * training.steps_per_epoch
     folder = options.make_folder()
-    console.print(
-        f"{images.name} from {images.origin}: {len(images.train.labels):,} training and "
-        f"{len(images.test.labels):,} test images\n"
+    train, test = len(images.train.labels), len(images.test.labels)
+    warmup = " with warm-up" if options.warmup else ""
+    show(f"{images.name} from {images.origin}: {train:,} training and {test:,} test images")
+    show(
         f"{screen.counted(options.epochs, 'epoch')} on {learner.where}, "
-        f"decay {options.decay}{' with warm-up' if options.warmup else ''}, seed {options.seed}; "
-        f"writing to {folder}",
-        highlight=False,
-        soft_wrap=True,
+        f"decay {options.decay}{warmup}, seed {options.seed}; writing to {folder}"
     )
     records: list[Record] = []
-    with (
-        stop_on_interrupt() as stop,
-        screen.progress(console) as bar,
-        (folder / "metrics.jsonl").open("x") as log,
-    ):
-        task = bar.add_task("training", total=options.epochs * training.steps_per_epoch)
+    with stop_on_interrupt() as stop, (folder / "metrics.jsonl").open("x") as log:
 
         def after_step() -> bool:
-            bar.advance(task)
-            return stop.asked
+            tick(training.ema.step, total)
+            return stop.is_set()
 
         for record in training.run(after_step):
             records.append(record)
             log.write(to_json(record) + "\n")
             log.flush()  # a killed run keeps what it showed
-            bar.console.print(screen.line(record), highlight=False, soft_wrap=True)
+            show(screen.line(record))
         training.ema.save(folder / "average.safetensors")
-    return Result(summarize(records), folder, stop.asked)
+    return Result(summarize(records), training.ema.step, total, folder, stop.is_set())
 
 
 def to_json(record: Record) -> str:
@@ -78,21 +82,14 @@ def to_json(record: Record) -> str:
     return json.dumps({"kind": kind, **asdict(record)})
 
 
-@dataclass
-class Stop:
-    """Whether Ctrl-C was pressed."""
-
-    asked: bool = False
-
-
 @contextmanager
-def stop_on_interrupt() -> Generator[Stop]:
-    """Note the first Ctrl-C instead of raising; from the second on Python's own rule holds again."""
-    stop = Stop()
+def stop_on_interrupt() -> Generator[Event]:
+    """Note the first Ctrl-C instead of raising; from the second on Python's own handler applies again."""
+    stop = Event()
     before = signal.getsignal(signal.SIGINT)
 
     def note(_signal: int, _frame: FrameType | None) -> None:
-        stop.asked = True
+        stop.set()
         signal.signal(signal.SIGINT, before)
 
     signal.signal(signal.SIGINT, note)

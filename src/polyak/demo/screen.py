@@ -1,23 +1,9 @@
-"""What the demo shows: a progress bar, a line per record, a table at the end. Losses are cross-entropy."""
+"""The demo's output as text: a line per record, the rows of the final table. Losses are cross-entropy."""
 
 from __future__ import annotations
 
-from typing import TypeAlias
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
-
 from polyak.demo.summary import Summary
 from polyak.demo.training import LossRecord, Record
-
-Number: TypeAlias = float | None
-
-
-def progress(console: Console) -> Progress:
-    """A bar over the steps of the run, with the time left."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=console)
 
 
 def line(record: Record) -> str:
@@ -33,30 +19,27 @@ def line(record: Record) -> str:
     )
 
 
-def table(summary: Summary) -> Table:
-    """Raw weights against their average."""
-    shown = Table(title=f"after {counted(summary.epochs, 'epoch')}", title_justify="left")
-    shown.add_column()
-    shown.add_column("raw", justify="right")
-    shown.add_column("average", justify="right")
+def rows(summary: Summary) -> list[tuple[str, str, str]]:
+    """A name, the figure of the raw weights, the figure of their average."""
     raw, ema = summary.raw, summary.ema
-    shown.add_row("best accuracy", percent(raw.best), percent(ema.best))
-    shown.add_row("last accuracy", percent(raw.last), percent(ema.last))
-    shown.add_row("mean jump from epoch to epoch", percent(raw.jump), percent(ema.jump))
-    shown.add_row("last loss, test images", plain(raw.test_loss), plain(ema.test_loss))
-    shown.add_row("last loss, training batches", plain(raw.train_loss), plain(ema.train_loss))
-    return shown
+    return [
+        ("best accuracy", percent(raw.best), percent(ema.best)),
+        ("last accuracy", percent(raw.last), percent(ema.last)),
+        ("mean jump from epoch to epoch", percent(raw.jump), percent(ema.jump)),
+        ("last loss, test images", plain(raw.test_loss), plain(ema.test_loss)),
+        ("last loss, training batches", plain(raw.train_loss), plain(ema.train_loss)),
+    ]
 
 
-def times(summary: Summary) -> str:
+def times(summary: Summary) -> list[str]:
     """Where the time went, the average's own cost first."""
     spent = summary.seconds
-    return (
+    return [
         f"updating the average took {summary.ema_share:.1%} of the training time "
-        f"({spent.ema:.2f} s of {spent.train + spent.ema:.2f} s).\n"
+        f"({spent.ema:.2f} s of {spent.train + spent.ema:.2f} s).",
         f"Only to show both curves: {spent.watch:.2f} s for its loss on the training batches, "
-        f"{spent.test:.2f} s and {spent.test_ema:.2f} s for the test images, raw and average."
-    )
+        f"{spent.test:.2f} s and {spent.test_ema:.2f} s for the test images, raw and average.",
+    ]
 
 
 def counted(n: int, noun: str) -> str:
@@ -64,11 +47,11 @@ def counted(n: int, noun: str) -> str:
     return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
-def percent(value: Number) -> str:
+def percent(value: float | None) -> str:
     """A share as a percentage, or a dash."""
     return "-" if value is None else f"{value:.2%}"
 
 
-def plain(value: Number) -> str:
+def plain(value: float | None) -> str:
     """A loss to four digits, or a dash."""
     return "-" if value is None else f"{value:.4f}"

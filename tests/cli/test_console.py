@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
-from polyak.cli.printing import printable
+from polyak.cli.console import printable
 
 TITLE = "\x1b]0;owned\x07"
 EVIL = f"{TITLE}\x1b[2J\x9b2J\u202e权重[red]\nintegrity verified"

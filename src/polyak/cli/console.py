@@ -1,0 +1,106 @@
+"""What commands print: lines, tables and progress bars. Text from files never acts on the terminal."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import contextmanager
+from typing import Literal
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+# Controls (C0 with the newline, C1), line separators, characters that change the direction of text, and the
+# lone surrogates in names of files that are not UTF-8.
+_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    r"""Escape every character that does anything else than appear.
+
+    A name in a checkpoint may hold anything: a title for the window, a command that clears the screen, a
+    newline and a line that says "integrity verified".
+
+    Examples:
+        >>> print(printable("权重 \x1b[2J\nok"))
+        权重 \x1b[2J\nok
+    """
+    return _UNSAFE.sub(lambda found: found.group().encode("unicode_escape").decode(), text)
+
+
+def say(*lines: str) -> None:
+    """Print lines on stdout."""
+    for line in lines:
+        print(printable(line))
+
+
+def complain(error: object) -> None:
+    """Print an error on stderr, in one line."""
+    print(printable(f"polyak: {error}"), file=sys.stderr)
+
+
+def say_table(headings: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> None:
+    """Print a table on stdout; columns without a heading hold words, the others numbers."""
+    table = Table(title=title, title_justify="left")
+    for heading in headings:
+        table.add_column(heading, justify="right" if heading else "left")
+    for row in rows:
+        table.add_row(*(Text(printable(cell)) for cell in row))
+    Console().print(table)
+
+
+def width() -> int:
+    """Columns of the terminal."""
+    return Console().width
+
+
+def ascii_only() -> bool:
+    """Whether stdout has an encoding that lacks most characters."""
+    return not Console().encoding.startswith("utf")
+
+
+class _PerMinute(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text("" if task.speed is None else f"{60 * task.speed:.3g}/min")
+
+
+@contextmanager
+def progress(what: str, unit: Literal["bytes", "count"] = "bytes") -> Generator[Callable[[int, int], None]]:
+    """A progress bar on stderr, if that is a terminal.
+
+    Args:
+        what: the text before the bar.
+        unit: of the amounts.
+
+    Yields:
+        The function that moves the bar, called with the amount done and the total.
+    """
+    amounts = (
+        (DownloadColumn(), TransferSpeedColumn()) if unit == "bytes" else (MofNCompleteColumn(), _PerMinute())
+    )
+    console = Console(stderr=True)
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        *amounts,
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+        redirect_stdout=sys.stdout.isatty(),  # else what goes to a file would go to the terminal
+    ) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
