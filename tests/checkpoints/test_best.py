@@ -165,7 +165,7 @@ def test_a_damaged_line_is_named(path: Path, line: str) -> None:
     BestCheckpoint(path).consider(ema, 0.7)
     with Path(f"{path}.jsonl").open("a") as log:
         log.write(line + "\n")
-    with pytest.raises(CheckpointError, match=r"best.safetensors.jsonl, line 2, is no decision"):
+    with pytest.raises(CheckpointError, match=r"best.safetensors.jsonl, line 2, is not a decision"):
         BestCheckpoint(path).consider(ema, 0.8)
 
 
@@ -184,7 +184,7 @@ def test_a_file_the_log_does_not_know_is_never_overwritten(path: Path) -> None:
     ema.save(path)
     theirs = path.read_bytes()
     for _ in range(2):
-        with pytest.raises(CheckpointError, match=r"not a file that best.safetensors.jsonl knows.*Move it"):
+        with pytest.raises(CheckpointError, match=r"not a file that best.safetensors.jsonl lists.*Move it"):
             BestCheckpoint(path).consider(ema, 0.9)
     assert path.read_bytes() == theirs
     path.unlink()

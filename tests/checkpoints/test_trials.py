@@ -46,9 +46,9 @@ def test_the_last_line_is_the_metric(tmp_path: Path, code: str, metric: float) -
 @pytest.mark.parametrize(
     ("code", "failure"),
     [
-        ("print('acc 0.93')", "the last line of its stdout is no number: 'acc 0.93'"),
-        ("print(0.5); print('done')", "the last line of its stdout is no number: 'done'"),
-        ("print('y' * 1000)", f"the last line of its stdout is no number: '{'y' * 200}'"),
+        ("print('acc 0.93')", "the last line of its stdout is not a number: 'acc 0.93'"),
+        ("print(0.5); print('done')", "the last line of its stdout is not a number: 'done'"),
+        ("print('y' * 1000)", f"the last line of its stdout is not a number: '{'y' * 200}'"),
         ("", "it printed nothing: the last line of its stdout must be the metric"),
         ("print('nan')", "its metric is nan"),
         ("print('-inf')", "its metric is -inf"),
@@ -99,7 +99,7 @@ def test_a_relative_path_arrives_absolute(tmp_path: Path, monkeypatch: pytest.Mo
 def test_only_a_shell_knows_pipes(tmp_path: Path) -> None:
     line = "echo {weights} 1 2 | wc -w"
     assert EvalCommand(line, shell=True).measure(tmp_path / "w").metric == 3
-    assert "no number" in (EvalCommand(line).measure(tmp_path / "w").failure or "")
+    assert "not a number" in (EvalCommand(line).measure(tmp_path / "w").failure or "")
 
 
 @POSIX

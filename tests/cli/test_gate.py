@@ -106,7 +106,7 @@ def test_the_command_gets_no_input(tmp_path: Path) -> None:
 def test_a_first_release_passes_only_when_it_may(tmp_path: Path) -> None:
     refused = gate(tmp_path, "0.5", None)
     assert refused.returncode == 2
-    assert "best is not there" in refused.stderr
+    assert "best does not exist" in refused.stderr
     passed = gate(tmp_path, "0.5", None, "--allow-missing")
     assert passed.returncode == 0
     assert "best  none yet\npassed: there is nothing to beat\n" in passed.stdout
@@ -168,7 +168,7 @@ def test_bad_input_is_one_line_and_status_2(tmp_path: Path, more: list[str], wor
 def test_files_that_cannot_be_compared_are_refused(tmp_path: Path) -> None:
     missing = gate(tmp_path, None, "0.5")
     assert missing.returncode == 2
-    assert "new is not there" in missing.stderr
+    assert "new does not exist" in missing.stderr
     (tmp_path / "new").symlink_to(tmp_path / "best")
     assert "are one file" in gate(tmp_path, None, "0.5").stderr
     (tmp_path / "new").unlink()

@@ -193,7 +193,7 @@ def test_a_failure_costs_its_point_only_and_is_tried_again(
     failures = [trial["failure"] for trial in trials if trial["metric"] is None]
     assert failures == [
         "it was killed after 5 seconds",
-        "the last line of its stdout is no number: 'done'",
+        "the last line of its stdout is not a number: 'done'",
         "exit status 1: no memory",
     ]
     assert len(trials) == 7

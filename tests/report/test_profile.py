@@ -88,7 +88,7 @@ def test_a_bar_that_dwarfs_all_others_is_cut_and_told() -> None:
     text = draw(profile)
     rows = bars_of(text)
     assert rows[0].startswith("▲")
-    assert "▲ this bar is cut: it stands for 82.1%" in text
+    assert "▲ this bar is cut: its steps have 82.1%" in text
     assert rows[3].count("█") > 20  # the others are seen
     assert "▲" not in draw(profile, scale="log")
     assert "▲" not in draw(Profile.raw(3))
@@ -107,5 +107,5 @@ def test_labels() -> None:
     text = draw(Profile.from_decay(0.999, steps=20_000))
     assert re.search(r"0\.00095\d? ┤", text)
     assert "20,000" in text
-    assert re.search(r"99\.9\d*% of it lies on those drawn", text)
+    assert re.search(r"99\.9\d*% of it is shown", text)
     assert "all of it" in draw(Profile.raw(5))

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from polyak import ConfigError
-from polyak.select.golden_section import Mode, best_of, check_min_gain, check_mode, gain, grid, refined
+from polyak.select.golden_section import best_of, grid, refined
+from polyak.select.metric import Mode, check_min_gain, check_mode, gain
 
 MODES = st.sampled_from(["max", "min"])
 

@@ -13,7 +13,7 @@ from polyak.cli.console import complain, say
 from polyak.errors import PolyakError
 from polyak.select.evaluate import EvalCommand
 from polyak.select.gate import Gate, Verdict, judge
-from polyak.select.golden_section import Mode
+from polyak.select.metric import Mode
 
 UNKNOWN = 2  # exit status: a file could not be evaluated
 

@@ -12,7 +12,7 @@ from polyak.cli.console import ascii_only, complain, progress, say, say_table, w
 from polyak.errors import MissingExtraError
 from polyak.report.curve import caption, drawing, picture
 from polyak.select.evaluate import EvalCommand, SweepRecord, Trial
-from polyak.select.golden_section import Mode
+from polyak.select.metric import Mode
 from polyak.select.sweep import BEST, RECORD, Sweep
 from polyak.select.sweep import sweep as run
 

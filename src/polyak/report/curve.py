@@ -13,7 +13,7 @@ from polyak.errors import MissingExtraError
 from polyak.select.evaluate import SweepRecord, Trial
 
 
-class _Signs(NamedTuple):
+class _Symbols(NamedTuple):
     best: str
     point: str
     between: str
@@ -23,8 +23,8 @@ class _Signs(NamedTuple):
     floor: str
 
 
-_UNICODE = _Signs("●", "○", "·", "┤", "│", "└", "─")
-_ASCII = _Signs("@", "o", ".", "+", "|", "+", "-")
+_UNICODE = _Symbols("●", "○", "·", "┤", "│", "└", "─")
+_ASCII = _Symbols("@", "o", ".", "+", "|", "+", "-")
 
 
 def drawing(record: SweepRecord, width: int = 80, height: int = 12, ascii_only: bool = False) -> str:
@@ -34,12 +34,12 @@ def drawing(record: SweepRecord, width: int = 80, height: int = 12, ascii_only: 
         record: with at least one metric.
         width: columns of the terminal, at least 40.
         height: lines of the plot, at least 3.
-        ascii_only: for a terminal that can show nothing else.
+        ascii_only: for a terminal without Unicode.
 
     Returns:
         Lines of text, none wider than ``width``.
     """
-    signs = _ASCII if ascii_only else _UNICODE
+    symbols = _ASCII if ascii_only else _UNICODE
     half_lives, metrics = zip(*_measured(record), strict=True)
     high, low = f"{max(metrics):.6g}", f"{min(metrics):.6g}"
     margin = max(len(high), len(low))
@@ -54,21 +54,21 @@ def drawing(record: SweepRecord, width: int = 80, height: int = 12, ascii_only: 
     marked = half_lives.index(record.best.half_life) if record.best is not None else 0
     labels = {max(y for _, y in cells): low, min(y for _, y in cells): high}
     lines = [
-        f"{labels.get(y, ''):>{margin}} {signs.tick if y in labels else signs.side}{line}".rstrip()
-        for y, line in enumerate(_canvas(cells, marked, room, height, signs))
+        f"{labels.get(y, ''):>{margin}} {symbols.tick if y in labels else symbols.side}{line}".rstrip()
+        for y, line in enumerate(_canvas(cells, marked, room, height, symbols))
     ]
-    return "\n".join([*lines, *_floor(half_lives[0], half_lives[-1], margin, room, signs)])
+    return "\n".join([*lines, *_floor(half_lives[0], half_lives[-1], margin, room, symbols)])
 
 
 def picture(record: SweepRecord, path: str | os.PathLike[str]) -> None:
-    """The same as a PNG; half-lives whose evaluation failed are crosses at the foot.
+    """Draw the same as a PNG; half-lives whose evaluation failed are crosses at the bottom.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
         CheckpointError: the file cannot be written.
     """
     try:
-        # Not pyplot, which keeps what it drew and asks for a display.
+        # Not pyplot, which keeps its figures and needs a display.
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
         raise MissingExtraError("matplotlib", "plot") from error
@@ -95,32 +95,32 @@ def _measured(record: SweepRecord) -> list[tuple[float, float]]:
 
 
 def _spread(values: Sequence[float], cells: int) -> list[int]:
-    """Where each value falls when the smallest has the first cell and the largest the last."""
+    """The cell of each value if the smallest has the first and the largest the last."""
     low, span = min(values), max(values) - min(values)
     return [round((value - low) / span * (cells - 1)) if span else cells // 2 for value in values]
 
 
 def _canvas(
-    cells: Sequence[tuple[int, int]], marked: int, width: int, height: int, signs: _Signs
+    cells: Sequence[tuple[int, int]], marked: int, width: int, height: int, symbols: _Symbols
 ) -> list[str]:
-    """Points at (column, row), straight lines between them, and the marked one over all others."""
+    """Points at (column, row), straight lines between them, the marked one on top."""
     canvas = [[" "] * width for _ in range(height)]
     for (x0, y0), (x1, y1) in pairwise(cells):
         for x in range(x0 + 1, x1):
-            canvas[round(y0 + (y1 - y0) * (x - x0) / (x1 - x0))][x] = signs.between
+            canvas[round(y0 + (y1 - y0) * (x - x0) / (x1 - x0))][x] = symbols.between
     for x, y in cells:
-        canvas[y][x] = signs.point
+        canvas[y][x] = symbols.point
     x, y = cells[marked]
-    canvas[y][x] = signs.best
+    canvas[y][x] = symbols.best
     return ["".join(line) for line in canvas]
 
 
-def _floor(first: float, last: float, margin: int, room: int, signs: _Signs) -> list[str]:
+def _floor(first: float, last: float, margin: int, room: int, symbols: _Symbols) -> list[str]:
     low, high = f"{first:,.4g}", f"{last:,.4g}"
     wide = room - len(low) - len(high)
     between = ("half-life, training steps" if wide > 26 else "steps").center(wide)
     indent = " " * (margin + 1)
-    return [f"{indent}{signs.corner}{signs.floor * room}", f"{indent} {low}{between}{high}"]
+    return [f"{indent}{symbols.corner}{symbols.floor * room}", f"{indent} {low}{between}{high}"]
 
 
 def caption(best: Trial) -> str:

@@ -14,15 +14,15 @@ Scale: TypeAlias = Literal["linear", "log"]
 
 _EIGHTHS, _HALVES = " ▁▂▃▄▅▆▇█", " ▀█"
 _DECADES = 6.0  # of a logarithmic drawing, from the greatest weight down
-_LEFT_OUT = {"linear": 1e-3, "log": 10**-_DECADES}  # share of the weight older than all that is drawn
+_LEFT_OUT = {"linear": 1e-3, "log": 10**-_DECADES}  # share of the weight before the first step drawn
 _LABEL = 9  # columns left of the axis
-_DWARFS, _CUT = 3, "▲"  # times as high as the next, a bar is cut and marked
+_DWARFS, _CUT = 3, "▲"  # a bar this many times as high as the next is cut and marked
 
 
 class Bars(NamedTuple):
     """Columns of a drawing: ``heights[i]`` is the mean weight of the ``widths[i]`` steps in its column.
 
-    first, last: the training steps at the ends.  share: of all weight, that of the steps between them.
+    first, last: the training steps at the ends.  share: of the weight, on the steps between them.
     """
 
     heights: Array
@@ -33,11 +33,11 @@ class Bars(NamedTuple):
 
 
 def draw(profile: Profile, width: int = 80, height: int = 10, scale: Scale = "linear") -> str:
-    """A profile over training steps, without the oldest ones on which hardly any weight lies.
+    """Draw a profile over training steps, without the oldest ones that have hardly any weight.
 
     Args:
-        profile: of an average; weights below 0 hang under the axis of a linear drawing.
-        width: columns of the terminal; fewer than 40 are taken as 40.
+        profile: of an average; negative weights are drawn below the axis of a linear drawing.
+        width: columns of the terminal, at least 40.
         height: lines of the bars, at least 2.
         scale: of the weights; "log" shows six decades.
 
@@ -51,7 +51,7 @@ def draw(profile: Profile, width: int = 80, height: int = 10, scale: Scale = "li
                 0 ┤            ▁▁▁▁▁▂▃▄▄▆▇█████
                    70                       100
         weight of each training step; 99.901% of
-        it lies on those drawn
+        it is shown
     """
     columns = max(width, 40) - _LABEL - 3
     bars = binned(profile, columns, scale)
@@ -71,7 +71,7 @@ def draw(profile: Profile, width: int = 80, height: int = 10, scale: Scale = "li
 
 
 def binned(profile: Profile, columns: int, scale: Scale = "linear") -> Bars:
-    """The weights of a profile in columns of nearly equal numbers of steps; summed window by window."""
+    """The weights of a profile in columns of nearly equal numbers of steps."""
     first, last = _start(profile, _LEFT_OUT[scale]), profile.steps
     edges = np.linspace(first, last + 1, min(columns, last - first + 1) + 1).astype(np.int64)
     sums, total = np.zeros(len(edges) - 1), 0.0
@@ -87,7 +87,7 @@ def binned(profile: Profile, columns: int, scale: Scale = "linear") -> Bars:
 
 
 def _start(profile: Profile, left_out: float) -> int:
-    """The oldest step to draw: before it lies no more than this share of the weights' sizes."""
+    """The first step to draw: the steps before it have at most this share of the absolute weight."""
     total = sum(float(np.abs(window).sum()) for _, window in profile.windows(profile.steps + 1))
     newer = 0.0
     for low, window in profile.windows(profile.steps + 1):
@@ -100,7 +100,7 @@ def _start(profile: Profile, left_out: float) -> int:
 
 
 def _ceiling(heights: Array) -> float:
-    """The height a drawing reaches: a single bar that would dwarf all others, as θ₀'s does early, is cut."""
+    """The height of a drawing: a single bar that would dwarf all others, as θ₀'s does early, is cut."""
     high = float(heights.max())
     others = np.delete(heights, int(heights.argmax()))
     next_high = float(others.max()) if len(others) else 0.0
@@ -150,14 +150,14 @@ def _axis(bars: Bars, columns: int) -> str:
 
 def _caption(bars: Bars, scale: Scale, width: int) -> list[str]:
     how = ", logarithmic" if scale == "log" else ""
-    lines = [f"weight of each training step{how}; {_percent(bars.share)} of it lies on those drawn"]
+    lines = [f"weight of each training step{how}; {_percent(bars.share)} of it is shown"]
     ceiling = _ceiling(bars.heights)
     if scale == "linear" and bars.heights.max() > 1.5 * ceiling:
         place = int(bars.heights.argmax())
-        lines.append(f"{_CUT} this bar is cut: it stands for {bars.heights[place] * bars.widths[place]:.1%}")
+        lines.append(f"{_CUT} this bar is cut: its steps have {bars.heights[place] * bars.widths[place]:.1%}")
     return [part for line in lines for part in wrap(line, width)]
 
 
 def _percent(share: float) -> str:
-    """A share without rounding it up to all."""
+    """A share, never rounded up to 100 %."""
     return "all" if abs(1 - share) < 1e-12 else f"{np.floor(share * 1e7) / 1e5:.6g}%"

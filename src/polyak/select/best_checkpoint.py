@@ -1,8 +1,8 @@
-"""Keeping the best average of a run: what was decided, why, and a file that cannot contradict it.
+"""Keeping the best average of a run, and a log of every decision that always agrees with the file.
 
-A save is three steps: the average is written whole under a name of its own, the decision is appended to
-the log together with the checksum of that file, and the file is renamed into place. A kill between any
-two leaves a file that the log knows by its checksum, and the next to look finishes the rename.
+A save has three steps: the average is written under a temporary name, the decision is appended to the log
+with a digest of that file, and the file is renamed into place. After a kill between two of them the log
+identifies the file by its digest, and the next process finishes the rename.
 """
 
 from __future__ import annotations
@@ -11,39 +11,20 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, Protocol, SupportsFloat
+from typing import Any, Literal, SupportsFloat
 
+from polyak._core.ema import BaseEMA
 from polyak._files.layout import SUMS
 from polyak._foreign.open_any import open_weights
 from polyak.errors import CheckpointError, ConfigError
 from polyak.schedules import Profile
 from polyak.schedules.decay import check_whole
-from polyak.select.golden_section import Mode, check_min_gain, check_mode, gain
+from polyak.select.metric import Mode, check_min_gain, check_mode, gain
 
-_FORGOTTEN = 0.01  # of the weight may rest on the parameters averaging began with
-
-
-class Profiled(Protocol):
-    """One average of an EMA."""
-
-    @property
-    def profile(self) -> Profile: ...
-
-
-class Saved(Protocol):
-    """What is needed of an EMA, of whatever framework."""
-
-    run: str
-
-    @property
-    def step(self) -> int: ...
-    @property
-    def tracks(self) -> Mapping[str, Profiled]: ...
-    def save(self, path: str | os.PathLike[str], track: str | None = None) -> None: ...
+_FORGOTTEN = 0.01  # largest weight of the initial parameters at which an average is saved
 
 
 @dataclass(frozen=True)
@@ -52,13 +33,13 @@ class Decision:
 
     Args:
         run: the training run.
-        step: its training steps then.
-        track: which average was evaluated.
+        step: number of training steps at the time.
+        track: the average that was evaluated.
         metric: of that average; None when it was not finite.
         best: the metric to beat; None when there was none.
-        decision: "save" or "keep" the file there is.
+        decision: "save", or "keep" the existing file.
         reason: in words.
-        file: for "save", what tells the file from any other.
+        file: for "save", the digest of the file.
     """
 
     run: str
@@ -72,17 +53,17 @@ class Decision:
 
 
 class BestCheckpoint:
-    """The average with the best metric so far, in one file; and beside it, in JSON lines, every decision.
+    """The average with the best metric so far, in one file; next to it, in JSON lines, every decision.
 
-    A new object on the same path goes on with the record it finds, after a kill at any moment too. Where
-    several processes train together, call it in one of them.
+    A new object on the same path resumes the record, also after a kill at any moment. If several processes
+    train together, use it in one of them.
 
     Args:
         path: the ``.safetensors`` file; the log is ``path + ".jsonl"``.
         mode: "max" if a larger metric is better, or "min".
         min_gain: a new best must be better by more than this.
-        after: save from this training step on; by default once less than 1 % of the average's weight
-            rests on the parameters it began with, whose metric says little of the training.
+        after: save from this training step on; by default as soon as the initial parameters, whose metric
+            says little about the training, have less than 1 % of the weight.
 
     Raises:
         ConfigError: an argument is outside its rule.
@@ -115,16 +96,16 @@ class BestCheckpoint:
         self.path, self.min_gain, self.after = Path(path), min_gain, after
         self.mode: Mode = mode
         self._log = Path(f"{self.path}.jsonl")
-        self._coming = Path(f"{self.path}.new")
+        self._temporary = Path(f"{self.path}.new")
         self._known = False
         self._record: Decision | None = None
 
     @property
     def record(self) -> Decision | None:
-        """The decision that the file came from; None as long as there is no file.
+        """The decision that saved the file; None as long as there is no file.
 
         Raises:
-            CheckpointError: the log or the file is damaged, or the log does not know the file.
+            CheckpointError: the log or the file is damaged, or the file is not in the log.
         """
         if not self._known:
             self._record, self._known = self._recovered(), True
@@ -132,12 +113,12 @@ class BestCheckpoint:
 
     @property
     def metric(self) -> float | None:
-        """The best metric: that of the average in the file."""
+        """The metric of the average in the file."""
         return None if self.record is None else self.record.metric
 
     @property
     def decisions(self) -> list[Decision]:
-        """The log, oldest first; a last line that a kill tore is not there.
+        """The log, oldest first, without a last line that is incomplete after a kill.
 
         Raises:
             CheckpointError: another line is damaged.
@@ -147,42 +128,42 @@ class BestCheckpoint:
         lines = self._bytes().split(b"\n")[:-1]
         return [self._parsed(number, line) for number, line in enumerate(lines, 1)]
 
-    def consider(self, ema: Saved, metric: SupportsFloat, track: str | None = None) -> bool:
+    def consider(self, ema: BaseEMA[Any, Any], metric: SupportsFloat, track: str | None = None) -> bool:
         """Save the average if it is the best so far.
 
         Args:
-            ema: the average, with the raw weights live.
-            metric: what evaluating it gave; one that is not finite never wins.
-            track: which of its averages was evaluated; by default the first.
+            ema: the EMA; the model must hold the raw weights.
+            metric: of the average; one that is not finite never wins.
+            track: the average that was evaluated; by default the first.
 
         Returns:
             Whether it was saved.
 
         Raises:
-            ConfigError: the metric is no number, or there is no such track.
+            ConfigError: the metric is not a number, or there is no such track.
             CheckpointError: a file cannot be written, is damaged, or is the best of another run.
         """
         name = next(iter(ema.tracks)) if track is None else track
         if name not in ema.tracks:
             raise ConfigError(f"track={name!r} is not one of {', '.join(map(repr, ema.tracks))}.")
         value = _number(metric)
-        self._refuse_another(ema.run)
-        best, known = self.metric, value if math.isfinite(value) else None
-        against = self._against(value, ema.step, ema.tracks[name].profile)
-        if against is not None:
-            self._append(Decision(ema.run, ema.step, name, known, best, "keep", against))
+        self._check_run(ema.run)
+        best, finite = self.metric, value if math.isfinite(value) else None
+        objection = self._objection(value, ema.step, ema.tracks[name].profile)
+        if objection is not None:
+            self._append(Decision(ema.run, ema.step, name, finite, best, "keep", objection))
             return False
         why = "the first" if best is None else f"{value} beats {best}"
         self._begin_log()
-        ema.save(self._coming, name)
-        decision = Decision(ema.run, ema.step, name, known, best, "save", why, _told(self._coming))
+        ema.save(self._temporary, name)
+        decision = Decision(ema.run, ema.step, name, finite, best, "save", why, _digest(self._temporary))
         self._append(decision)
         self._rename()
         self._record = decision
         return True
 
-    def _against(self, value: float, step: int, profile: Profile) -> str | None:
-        """What speaks against saving, if anything."""
+    def _objection(self, value: float, step: int, profile: Profile) -> str | None:
+        """The reason not to save, if there is one."""
         if not math.isfinite(value):
             return f"the metric is {value}"
         best = self.metric
@@ -196,7 +177,7 @@ class BestCheckpoint:
             return f"{profile.initial_weight:.0%} of the weight rests on the initial parameters"
         return None
 
-    def _refuse_another(self, run: str) -> None:
+    def _check_run(self, run: str) -> None:
         if self.record is not None and self.record.run != run:
             raise CheckpointError(
                 f"{self.path} is the best of run {self.record.run}, this EMA is of run {run}. To continue "
@@ -205,50 +186,50 @@ class BestCheckpoint:
 
     def _recovered(self) -> Decision | None:
         saves = [decision for decision in self.decisions if decision.decision == "save"]
-        if self._coming.exists():
-            if saves and saves[-1].file == _told(self._coming):
+        if self._temporary.exists():
+            if saves and saves[-1].file == _digest(self._temporary):
                 self._rename()
             else:  # the kill came before the decision was written
-                self._coming.unlink()
+                self._temporary.unlink()
         if not self.path.exists():
             return None
-        told = _told(self.path)
+        digest = _digest(self.path)
         for decision in reversed(saves):
-            if decision.file == told:
+            if decision.file == digest:
                 return decision
         raise CheckpointError(
-            f"{self.path} is not a file that {self._log.name} knows, so its metric is not known. "
+            f"{self.path} is not a file that {self._log.name} lists, so its metric is not known. "
             "Move it away, or give another path."
         )
 
     def _rename(self) -> None:
-        # Not forced to disk: after a power cut the two files are found as after a kill.
+        # No fsync: after a power cut the two files are found as after a kill.
         try:
-            self._coming.replace(self.path)
+            self._temporary.replace(self.path)
         except OSError as error:
             raise CheckpointError(f"{self.path} cannot be written: {error}") from error
 
     def _begin_log(self) -> None:
-        """Make the log before the file, so that no power cut leaves the file alone."""
+        """Create the log before the file, so that no power cut leaves the file without one."""
         try:
             self._log.open("ab").close()
         except OSError as error:
             raise CheckpointError(f"{self._log} cannot be written: {error}") from error
 
     def _append(self, decision: Decision) -> None:
-        """One line, on disk when this returns; what was torn off the end before it goes."""
+        """Append a line, on disk when this returns, in place of an incomplete last one."""
         line = json.dumps(asdict(decision), allow_nan=False).encode() + b"\n"
         self._begin_log()
-        whole = self._bytes().rfind(b"\n") + 1
+        end = self._bytes().rfind(b"\n") + 1
         try:
             with self._log.open("r+b", buffering=0) as file:
-                file.truncate(whole)
-                file.seek(whole)
+                file.truncate(end)
+                file.seek(end)
                 file.write(line)
                 os.fsync(file.fileno())
         except OSError as error:
             with suppress(OSError):  # a decision that is not on disk was not made
-                os.truncate(self._log, whole)
+                os.truncate(self._log, end)
             raise CheckpointError(f"{self._log} cannot be written: {error}") from error
 
     def _bytes(self) -> bytes:
@@ -261,7 +242,7 @@ class BestCheckpoint:
         try:
             return Decision(**json.loads(line))
         except (ValueError, TypeError) as error:
-            raise CheckpointError(f"{self._log}, line {number}, is no decision: {error}") from error
+            raise CheckpointError(f"{self._log}, line {number}, is not a decision: {error}") from error
 
 
 def _number(metric: SupportsFloat) -> float:
@@ -271,7 +252,7 @@ def _number(metric: SupportsFloat) -> float:
         raise ConfigError(f"metric={metric!r}: must be one number.") from error
 
 
-def _told(path: Path) -> str:
-    """What tells this file from any other: a digest of the checksums of its header and tensors."""
+def _digest(path: Path) -> str:
+    """A digest of the checksums of the file's header and tensors."""
     with open_weights(path) as weights:
         return hashlib.sha256(weights.metadata.get(SUMS, "").encode()).hexdigest()[:16]

@@ -1,8 +1,8 @@
-"""Evaluating weights with a command of the user's, and the record of what that gave.
+"""Evaluating weights with a command of the user's, and the record of the metrics.
 
-The command is any program: it is started with the path of the weights in place of ``{weights}`` and
-prints the metric, alone, as the last line of its stdout. Whatever else it does (crash, hang, print
-nonsense) is a reason in the record and never an exception here.
+The command is any program: it is started with the path of the weights in place of ``{weights}``, and the
+last line of its stdout must be the metric. If it crashes, hangs or prints something else, the record holds
+the reason; no exception is raised.
 """
 
 from __future__ import annotations
@@ -24,17 +24,18 @@ from typing import Any, BinaryIO, NamedTuple
 from polyak._files.locks import Lock
 from polyak._files.write import atomic
 from polyak.errors import CheckpointError, ConfigError
-from polyak.select.golden_section import Mode, best_of
+from polyak.select.golden_section import best_of
+from polyak.select.metric import Mode
 
 PLACE = "{weights}"
 _FORMAT = 1
-_TAIL = 1 << 16  # bytes of the command's output that are looked at
+_TAIL = 1 << 16  # bytes of the command's output that are read
 _SHOWN = 200  # characters of a line in a reason
-_SAME = 1e-6  # relative; the same half-life, computed by another machine's arithmetic
+_SAME = 1e-6  # relative difference of a half-life as computed by different machines
 
 
 class Measured(NamedTuple):
-    """What evaluating gave: a metric or the reason why there is none, and the seconds it took."""
+    """The metric or the reason why there is none, and the seconds of the evaluation."""
 
     metric: float | None
     failure: str | None
@@ -46,13 +47,13 @@ class EvalCommand:
     """A command line that evaluates weights.
 
     Args:
-        line: with ``{weights}`` where the path belongs. It is split as a shell would split it and started
-            without one.
-        shell: hand the line to the shell instead, for pipes and variables; the path is put in quoted.
-        timeout: seconds after which it, and all it started, is killed; None for never.
+        line: with ``{weights}`` in place of the path. It is split as a shell would split it and started
+            without a shell.
+        shell: run the line in the shell instead, for pipes and variables; the path is quoted.
+        timeout: seconds after which it and its children are killed; None for never.
 
     Raises:
-        ConfigError: there is no ``{weights}``, the quotes do not match, or ``timeout`` is not positive.
+        ConfigError: ``{weights}`` is missing, the quotes do not match, or ``timeout`` is not positive.
 
     Examples:
         >>> import sys
@@ -76,7 +77,7 @@ class EvalCommand:
             raise ConfigError(f"the command {self.line!r} cannot be split: {error}.") from error
 
     def measure(self, weights: Path) -> Measured:
-        """Evaluate a file; the command's stderr is kept for the reason of a failure only."""
+        """Evaluate a file; the command's stderr is used only to explain a failure."""
         begun = time.monotonic()
         with TemporaryFile() as out, TemporaryFile() as err:
             failure = self._run(weights, out, err)
@@ -86,9 +87,9 @@ class EvalCommand:
         return Measured(metric, failure, time.monotonic() - begun)
 
     def _run(self, weights: Path, out: BinaryIO, err: BinaryIO) -> str | None:
-        """Start the command and wait; why it failed, if it did."""
-        # Files and not pipes: a child that outlives the command would hold a pipe open for ever.
-        # A session of its own, so that a timeout or Ctrl-C ends what the command started too.
+        """Run the command; the reason if it failed."""
+        # Files instead of pipes: a child that outlives the command would hold a pipe open forever.
+        # A session of its own, so that a timeout or Ctrl-C also ends the command's children.
         try:
             process = subprocess.Popen(
                 self._arguments(weights),
@@ -122,10 +123,10 @@ class Trial:
     Args:
         half_life: in training steps.
         metric: None if there is none.
-        failure: then, why.
+        failure: the reason why there is no metric.
         error: expected, of the synthesised average, as a share of its distance from the raw weights.
         noise_gain: of its coefficients.
-        seconds: that the command took.
+        seconds: duration of the command.
     """
 
     half_life: float
@@ -137,13 +138,13 @@ class Trial:
 
 
 class SweepRecord:
-    """The trials of one sweep, in a JSON file that is whole at any moment.
+    """The trials of one sweep, in a JSON file that is complete at any moment.
 
     Args:
-        path: the file; what it holds is gone on with.
-        run: the training run the averages are of.
-        at: the training step they stand at.
-        command: that evaluates them.
+        path: the file; trials already in it are resumed.
+        run: the training run of the averages.
+        at: their training step.
+        command: the command that evaluates them.
         mode: which metric is better.
 
     Raises:
@@ -165,17 +166,17 @@ class SweepRecord:
         return next((trial for trial in self.trials if trial.half_life == half_life), None)
 
     def measured(self, half_life: float) -> Trial | None:
-        """The trial of a half-life, if it gave a metric; what failed is worth another try."""
+        """The trial of a half-life, if it has a metric; a failed one is tried again."""
         for trial in self.trials:
             if trial.metric is not None and math.isclose(trial.half_life, half_life, rel_tol=_SAME):
                 return trial
         return None
 
     def add(self, trial: Trial) -> None:
-        """Keep a trial in place of an earlier one of its half-life; it is on disk when this returns.
+        """Add a trial or replace that of its half-life; it is on disk when this returns.
 
         Raises:
-            CheckpointError: the file cannot be written. It holds what it did before.
+            CheckpointError: the file cannot be written; it is unchanged.
         """
         others = [t for t in self.trials if not math.isclose(t.half_life, trial.half_life, rel_tol=_SAME)]
         self.trials = sorted([*others, trial], key=lambda t: t.half_life)
@@ -183,7 +184,7 @@ class SweepRecord:
             temporary.write_text(json.dumps(self.to_json(), indent=1) + "\n")
 
     def to_json(self) -> dict[str, Any]:
-        """What the file holds."""
+        """The content of the file."""
         best = self.best
         return {
             "format": _FORMAT,
@@ -202,20 +203,20 @@ class SweepRecord:
             raise CheckpointError(
                 f"{self.path} cannot be read: {error!r}. Delete it, or write to another folder."
             ) from error
-        for key, wanted in self._of.items():
-            if found[key] != wanted:
+        for key, expected in self._of.items():
+            if found[key] != expected:
                 raise CheckpointError(
-                    f"{self.path} is of the {key} {found[key]!r}, not {wanted!r}: "
-                    "write to another folder, or delete it to begin again."
+                    f"{self.path} is of the {key} {found[key]!r}, not {expected!r}: "
+                    "write to another folder, or delete it to start again."
                 )
 
 
 @contextmanager
 def alone_in(folder: Path) -> Generator[None]:
-    """Make a folder and keep every other process that asks out of it.
+    """Make a folder and lock it against other processes.
 
     Raises:
-        CheckpointError: another one is in it, or it cannot be made.
+        CheckpointError: another process has the lock, or the folder cannot be made.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -242,7 +243,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _tail(file: BinaryIO) -> list[str]:
-    """The last lines of an output that are not empty."""
+    """The last non-empty lines of an output."""
     size = file.seek(0, os.SEEK_END)
     file.seek(max(0, size - _TAIL))
     return [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
@@ -254,7 +255,7 @@ def _metric(lines: list[str]) -> tuple[float | None, str | None]:
     try:
         metric = float(lines[-1])
     except ValueError:
-        return None, f"the last line of its stdout is no number: {lines[-1][:_SHOWN]!r}"
+        return None, f"the last line of its stdout is not a number: {lines[-1][:_SHOWN]!r}"
     return (metric, None) if math.isfinite(metric) else (None, f"its metric is {metric}")
 
 

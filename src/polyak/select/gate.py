@@ -10,7 +10,7 @@ from pathlib import Path
 from polyak._files.write import atomic
 from polyak.errors import CheckpointError, ConfigError
 from polyak.select.evaluate import EvalCommand
-from polyak.select.golden_section import Mode, check_min_gain, check_mode, gain
+from polyak.select.metric import Mode, check_min_gain, check_mode, gain
 
 
 @dataclass(frozen=True)
@@ -18,12 +18,12 @@ class Gate:
     """Two files and how they are compared.
 
     Args:
-        new: the file that asks to pass.
+        new: the file to judge.
         best: the file to beat.
         command: gives the metric of a file of weights.
         mode: "max" if a larger metric is better, or "min".
-        min_gain: pass if better by at least this; 0 asks for strictly better.
-        allow_missing: let ``new`` pass when there is no ``best`` yet, provided it can be evaluated.
+        min_gain: pass if better by at least this; 0 requires strictly better.
+        allow_missing: let ``new`` pass if ``best`` does not exist yet, provided ``new`` can be evaluated.
         promote: copy ``new`` over ``best`` when it passes.
 
     Raises:
@@ -42,25 +42,25 @@ class Gate:
         check_mode(self.mode)
         check_min_gain(self.min_gain)
         if not self.new.exists():
-            raise ConfigError(f"{self.new} is not there: nothing can be evaluated.")
+            raise ConfigError(f"{self.new} does not exist, so there is nothing to evaluate.")
         if not self.best.exists() and not self.allow_missing:
-            raise ConfigError(f"{self.best} is not there; for a first release allow it to be missing.")
+            raise ConfigError(f"{self.best} does not exist; for a first release allow it to be missing.")
         if self.best.exists() and os.path.samefile(self.new, self.best):
-            raise ConfigError(f"{self.new} and {self.best} are one file: nothing can be compared.")
+            raise ConfigError(f"{self.new} and {self.best} are one file, so there is nothing to compare.")
         if self.promote and (self.new.is_dir() or self.best.is_dir()):
             raise ConfigError(f"{self.new} or {self.best} is a folder: only a single file is promoted.")
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What came out.
+    """The result of a comparison.
 
     Args:
         new: the metric of the new file.
         best: that of the file to beat; None if there was none.
-        gain: by how much the new one is better, negative if it is worse; None without ``best``.
+        gain: the improvement, negative if the new file is worse; None without ``best``.
         passed: whether that is enough.
-        promoted: whether the new file took the place of the best.
+        promoted: whether the new file replaced the best.
     """
 
     new: float
@@ -77,7 +77,7 @@ def judge(gate: Gate) -> Verdict:
         The verdict.
 
     Raises:
-        CheckpointError: a file could not be evaluated, or not be promoted.
+        CheckpointError: a file could not be evaluated or promoted.
     """
     new = _metric(gate.new, gate.command)
     best = _metric(gate.best, gate.command) if gate.best.exists() else None
