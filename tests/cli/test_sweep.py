@@ -268,7 +268,6 @@ def test_standing_at_an_earlier_step(archive: Path, evaluation: Evaluation, tmp_
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        (["--mode", "most"], "mode='most'"),
         (["--points", "0"], "points=0"),
         (["--refine", "-1"], "refine=-1"),
         (["--timeout", "0"], "timeout=0"),
