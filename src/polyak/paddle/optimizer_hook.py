@@ -9,12 +9,13 @@ from typing import Any, cast
 from paddle import Tensor
 from paddle.optimizer import Optimizer
 
-from polyak._core import optimizer_hook as core
+from polyak._core.optimizer_hook import Attachment as BaseAttachment
+from polyak._core.optimizer_hook import Witness
 
 _VERBS = ("step", "minimize")
 
 
-class Attachment(core.Attachment):
+class Attachment(BaseAttachment):
     """Calls ``update`` after each step that is really taken, also under a GradScaler.
 
     Paddle's optimizers have no hooks, so ``step`` and ``minimize`` of these objects are wrapped, for good:
@@ -23,7 +24,7 @@ class Attachment(core.Attachment):
     """
 
     def __init__(
-        self, optimizers: Sequence[Optimizer], update: Callable[[], None], witness: core.Witness[Tensor]
+        self, optimizers: Sequence[Optimizer], update: Callable[[], None], witness: Witness[Tensor]
     ) -> None:
         super().__init__(optimizers, update, witness)
         self._inside = False  # a step: minimize of some optimizers calls step

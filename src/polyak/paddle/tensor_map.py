@@ -22,7 +22,6 @@ from paddle import Tensor, nn
 from paddle.distributed.fleet.meta_parallel.meta_parallel_base import MetaParallelBase
 from paddle.nn.layer.norm import _BatchNormBase
 
-from polyak._core import tensor_map as core
 from polyak._core.change_detection import (
     attributes_unchanged,
     dicts_unchanged,
@@ -30,6 +29,7 @@ from polyak._core.change_detection import (
     snapshot_dicts,
 )
 from polyak._core.tensor_map import BufferKind, Kind, Seen, Selection, TensorEntry, planned
+from polyak._core.tensor_map import TensorMap as BaseTensorMap
 from polyak.errors import PlanError
 from polyak.paddle.tensors import holds_values, unchanged_check
 
@@ -37,7 +37,7 @@ _RUNNING_STATISTICS = ("_mean", "_variance")
 _SPECTRAL_VECTORS = ("weight_u", "weight_v")
 
 
-class TensorMap(core.TensorMap[Tensor]):
+class TensorMap(BaseTensorMap[Tensor]):
     """The tensors of one layer, by name, and a fingerprint that tells when they are no longer these.
 
     Args:

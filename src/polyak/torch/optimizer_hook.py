@@ -10,7 +10,8 @@ from typing import Any, Protocol
 from torch import Tensor
 from torch.optim import Optimizer
 
-from polyak._core import optimizer_hook as core
+from polyak._core.optimizer_hook import Attachment as BaseAttachment
+from polyak._core.optimizer_hook import Witness
 from polyak.errors import ConfigError
 
 
@@ -24,7 +25,7 @@ class Steps(Protocol):
     def capturing(self) -> bool: ...
 
 
-class Attachment(core.Attachment):
+class Attachment(BaseAttachment):
     """Calls ``update`` after each step that is really taken, also by a fused optimizer under a GradScaler.
 
     Before each step, updates still running beside the training are waited for.
@@ -34,7 +35,7 @@ class Attachment(core.Attachment):
         self,
         optimizers: Sequence[Optimizer],
         update: Callable[[], None],
-        witness: core.Witness[Tensor],
+        witness: Witness[Tensor],
         steps: Steps,
     ) -> None:
         super().__init__(optimizers, update, witness)

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
-from polyak._core import tensor_map as core
 from polyak._core.change_detection import (
     attributes_unchanged,
     dicts_unchanged,
@@ -25,13 +24,14 @@ from polyak._core.change_detection import (
     snapshot_dicts,
 )
 from polyak._core.tensor_map import Kind, Seen, Selection, TensorEntry, planned
+from polyak._core.tensor_map import TensorMap as BaseTensorMap
 from polyak._wrappers import CHILDREN
 from polyak.errors import PlanError
 from polyak.torch.batchnorm import sort_of
 from polyak.torch.tensors import holds_values, unchanged_check
 
 
-class TensorMap(core.TensorMap[Tensor]):
+class TensorMap(BaseTensorMap[Tensor]):
     """The tensors of one model, by name, and a fingerprint that tells when they are no longer these.
 
     Args:
