@@ -35,6 +35,7 @@ _OPTIONS = np.get_printoptions()
 SLOW = (
     "src/polyak/trainers/",
     "tests/architecture/test_build.py",
+    "tests/bench/",
     "tests/checkpoints/test_best.py::test_a_process_killed",
     "tests/checkpoints/test_crash.py",
     "tests/checkpoints/test_foreign.py::test_a_module_that_spells_out_more",
@@ -47,6 +48,7 @@ SLOW = (
     "tests/cli/test_cli.py::test_a_run_ends",
     "tests/cli/test_cli.py::test_ctrl_c",
     "tests/cli/test_cli.py::test_json",
+    "tests/cli/test_gate.py",
     "tests/cli/test_sweep.py",
     "tests/demo/test_run.py",
     "tests/docs/",
