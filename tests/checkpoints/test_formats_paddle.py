@@ -15,7 +15,7 @@ import pytest
 from polyak import CheckpointError
 from polyak._foreign.open_any import open_weights
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "paddle"
+GOLDEN = Path(__file__).parents[1] / "golden_files" / "paddle"
 SHAPES = {
     "0.weight": (4, 3),
     "0.bias": (3,),

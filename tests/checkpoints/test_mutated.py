@@ -35,7 +35,7 @@ COUNT = int(os.environ.get("POLYAK_MUTATED", "1000"))  # files per format
 SECONDS, BYTES = 2, 20e6  # that one file may take, when all of them are of some kilobytes
 BASE = torch.arange(60.0).reshape(10, 6) / 7
 TREE = {"model": {"w": BASE, "t": BASE.t(), "b": torch.ones(3).bfloat16()}, "n": np.arange(3), "e": 7}
-GOLDEN = Path(__file__).parents[1] / "golden/paddle"
+GOLDEN = Path(__file__).parents[1] / "golden_files/paddle"
 
 
 def torch_zip(path: Path) -> None:

@@ -112,7 +112,7 @@ def anything(folder: Path) -> Target:
         except CheckpointError:
             return
 
-    golden = Path(__file__).parents[1] / "golden"
+    golden = Path(__file__).parents[1] / "golden_files"
     return check, [file.read_bytes() for file in golden.rglob("*") if file.is_file()] + safetensors(folder)[1]
 
 

@@ -11,10 +11,12 @@ from typing import Any, cast
 
 from polyak._files.checkpoint import Checkpoint
 from polyak._files.source import Source
-from polyak._foreign import paddle_pickle as paddle
-from polyak._foreign import torch_zip as pytorch
+from polyak._foreign import paddle_pickle, torch_zip
+from polyak._foreign.flatten import checkpoint_of
 from polyak._foreign.numpy_pickle import ArraySlot, makers
 from polyak._foreign.pickle_objects import Budget, Payload, Record
+from polyak._foreign.sections import Memory, Section
+from polyak._foreign.torch_zip import Storage, read_stream
 from polyak._foreign.unpickle import Stream, load
 from polyak.errors import CheckpointError
 
@@ -27,60 +29,33 @@ def read_pickle(source: Source) -> Checkpoint:
     Raises:
         CheckpointError: it is damaged, or asks for a call.
     """
-    nested: list[Source] = []
     stream = Stream(source)
+    storages: list[Storage] = []
 
-    def storage(data: Any) -> Any:
+    def storage(data: Any) -> Storage:
         stream.spend(_STORAGE)
         if isinstance(data, Payload) and data.text:  # what is spelled otherwise cannot be read in place
             stream.spend(data.size)
             data = data.read()
-        nested.append(_Within(source, data) if isinstance(data, Payload) else _Memory(source.name, data))
-        return _storage_in(nested[-1], stream.budget)
+        inner = isinstance(data, Payload)
+        section = Section(source, data.offset, data.size) if inner else Memory(source.name, data)
+        storages.append(_storage_in(section, stream.budget))
+        return storages[-1]
 
-    # A call is answered by its name alone, so that each kind of pickle can hold what the others can.
+    # A call is known by its name alone, so that each kind of pickle can hold what the others can.
     arrays: list[ArraySlot] = []
-    known = pytorch.MAKERS | paddle.MAKERS | _PERSISTENT | makers(arrays)
+    known = torch_zip.MAKERS | paddle_pickle.MAKERS | _PERSISTENT | makers(arrays)
     tree = load(stream, known | {("torch.storage", "_load_from_bytes"): storage})
-    if not nested:
-        return paddle.weights_of(source, tree, arrays)
-    return pytorch.weights_of(source, tree)
+    if not storages:
+        return paddle_pickle.weights_of(source, tree, arrays)
+    return checkpoint_of(source, "pytorch", tree)
 
 
-def _storage_in(source: Source, budget: Budget) -> pytorch.Storage:
-    held = pytorch.read_stream(source, _STORAGE, budget).others
-    if not isinstance(held, pytorch.Storage):
+def _storage_in(source: Source, budget: Budget) -> Storage:
+    held = read_stream(source, _STORAGE, budget).others
+    if not isinstance(held, Storage):
         raise CheckpointError("a tensor's storage holds something else than one storage")
     return held
-
-
-class _Within(Source):
-    """Some bytes of another source."""
-
-    def __init__(self, outer: Source, part: Payload) -> None:
-        self.name, self.size = outer.name, part.size
-        self._outer, self._start = outer, part.offset
-
-    def _read_some(self, offset: int, buffer: memoryview) -> int:
-        self._outer.read_into(self._start + offset, buffer)
-        return len(buffer)
-
-    def close(self) -> None:
-        pass  # the outer source is closed by whom it belongs to
-
-
-class _Memory(Source):
-    """A few bytes that the pickle held itself."""
-
-    def __init__(self, name: str, data: bytes) -> None:
-        self.name, self.size, self._data = name, len(data), data
-
-    def _read_some(self, offset: int, buffer: memoryview) -> int:
-        buffer[:] = self._data[offset : offset + len(buffer)]
-        return len(buffer)
-
-    def close(self) -> None:
-        pass
 
 
 def _described(meta: Any) -> Record:

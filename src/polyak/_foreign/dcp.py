@@ -4,16 +4,14 @@ Each item of a ``.distcp`` file is a whole file of ``torch.save``, at an offset.
 is an item per chunk; the metadata says where in the tensor each belongs.
 """
 
-# pyright: reportUnknownLambdaType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false
-# What a pickle holds has no type until it is looked at.
-
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from math import prod
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +20,8 @@ from polyak._files.checkpoint import Checkpoint, ComputedTensor, LazyTensor
 from polyak._files.source import Source, Where, inside, open_source
 from polyak._foreign.flatten import within
 from polyak._foreign.numpy_pickle import shape_of
-from polyak._foreign.pickle_objects import Global, Record
+from polyak._foreign.pickle_objects import Global, Record, is_dict
+from polyak._foreign.sections import Section
 from polyak._foreign.torch_zip import DTYPES, layout, tree_of_zip
 from polyak._foreign.unpickle import Stream, load
 from polyak.errors import CheckpointError
@@ -41,30 +40,6 @@ class _Chunk(NamedTuple):
     offsets: tuple[int, ...]
     shape: tuple[int, ...]
     slot: Callable[[], LazyTensor]
-
-
-@dataclass
-class _Window(Source):
-    """A part of a file, as a file."""
-
-    whole: Source
-    start: int
-    size: int
-    name: str = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.name = f"{self.whole.name} (from byte {self.start:,})"
-        if self.start < 0 or self.start + self.size > self.whole.size:
-            raise CheckpointError(
-                f"{self.whole.name} is truncated: an item ends at {self.start + self.size}."
-            )
-
-    def _read_some(self, offset: int, buffer: memoryview) -> int:
-        self.whole.read_into(self.start + offset, buffer)
-        return len(buffer)
-
-    def close(self) -> None:
-        """The file is closed by who opened it."""
 
 
 def read_folder(folder: Where) -> Checkpoint:
@@ -104,14 +79,14 @@ def read_folder(folder: Where) -> Checkpoint:
 class Unread:
     """A value that is no tensor, left in its file: most are settings of optimizers, and can be very many."""
 
-    window: _Window | None
+    section: Section | None
 
     def read(self) -> Any:
         """What was pickled; None if it is large, or nothing that can be read."""
-        if self.window is None or self.window.size > _SMALL:
+        if self.section is None or self.section.size > _SMALL:
             return None
         try:
-            return tree_of_zip(self.window)
+            return tree_of_zip(self.section)
         except CheckpointError:
             return None
 
@@ -119,7 +94,11 @@ class Unread:
 def _unread(info: Mapping[str, Any] | None, files: Mapping[str, Source]) -> Unread:
     if info is None:
         return Unread(None)
-    return Unread(_Window(files[info["relative_path"]], int(info["offset"]), int(info["length"])))
+    return Unread(_section(info, files))
+
+
+def _section(info: Mapping[str, Any], files: Mapping[str, Source]) -> Section:
+    return Section(files[info["relative_path"]], int(info["offset"]), int(info["length"]))
 
 
 def _nested(flat: Mapping[str, Any], paths: Any) -> dict[str, Any]:
@@ -127,11 +106,11 @@ def _nested(flat: Mapping[str, Any], paths: Any) -> dict[str, Any]:
 
     Lists become dicts with their places as keys.
     """
-    if not isinstance(paths, dict):
+    if not is_dict(paths):
         return dict(flat)
     nested: dict[str, Any] = {}
     for name, value in flat.items():
-        path = cast("dict[str, Any]", paths).get(name, (name,))
+        path = paths.get(name, (name,))
         *outer, last = [str(key) for key in path[:_DEEPEST]]
         place = nested
         for key in outer:
@@ -151,8 +130,7 @@ def _tensor(
         info = stored[name, offsets]
         if info.get("transform_descriptors"):
             raise CheckpointError(f"{name} is stored compressed or encrypted, which is not undone here")
-        window = _Window(files[info["relative_path"]], int(info["offset"]), int(info["length"]))
-        chunks.append(_Chunk(offsets, sizes, lambda window=window, sizes=sizes: _item(window, sizes, dtype)))
+        chunks.append(_Chunk(offsets, sizes, partial(_item, _section(info, files), sizes, dtype)))
     _check(name, shape, chunks)
     if len(chunks) == 1 and chunks[0].shape == shape:
         return chunks[0].slot()
@@ -167,10 +145,12 @@ def _tensor(
     return ComputedTensor(dtype, shape, assembled)
 
 
-def _item(window: _Window, shape: tuple[int, ...], dtype: np.dtype[Any]) -> LazyTensor:
-    slot = tree_of_zip(window)
+def _item(section: Section, shape: tuple[int, ...], dtype: np.dtype[Any]) -> LazyTensor:
+    slot = tree_of_zip(section)
     if not isinstance(slot, LazyTensor) or slot.shape != shape or slot.dtype != dtype:
-        raise CheckpointError(f"{window.name} does not hold the {dtype} {shape} that the metadata announces.")
+        raise CheckpointError(
+            f"{section.name} does not hold the {dtype} {shape} that the metadata announces."
+        )
     return slot
 
 
@@ -203,7 +183,7 @@ def _check(name: str, shape: tuple[int, ...], chunks: list[_Chunk]) -> None:
 
 def _dtype(name: str, properties: Record) -> np.dtype[Any]:
     state = properties.state  # a tuple that begins with the dtype, or a dict of attributes
-    dtype = state["dtype"] if isinstance(state, dict) else state[0]  # pyright: ignore
+    dtype = state["dtype"] if is_dict(state) else state[0]
     if not isinstance(dtype, Global) or dtype.name not in DTYPES:
         what = dtype if isinstance(dtype, Global) else "of no dtype"
         raise CheckpointError(f"{name} is {what}, which polyak does not read")
@@ -211,9 +191,9 @@ def _dtype(name: str, properties: Record) -> np.dtype[Any]:
 
 
 def _attributes(record: Record) -> dict[str, Any]:
-    if not isinstance(record.state, dict):
+    if not is_dict(record.state):
         raise TypeError("an object has no attributes")
-    return cast("dict[str, Any]", record.state)  # no copy: a million records can share one state
+    return record.state  # no copy: a million records can share one state
 
 
 def _key(index: Record) -> tuple[str, tuple[int, ...] | None]:
@@ -228,12 +208,12 @@ def _text(value: Any) -> str:
     return value
 
 
-def _enumerated(name: str) -> Callable[..., Record]:
-    return lambda *args: Record(f"{_ROOM}.metadata", name, args)
+def _memory_format(*args: Any) -> Record:
+    return Record(f"{_ROOM}.metadata", "_MEM_FORMAT_ENCODING", args)
 
 
 _MAKERS: dict[tuple[str, str], Any] = {
     ("torch", "Size"): tuple,
     ("torch.serialization", "_get_layout"): layout,
-    (f"{_ROOM}.metadata", "_MEM_FORMAT_ENCODING"): _enumerated("_MEM_FORMAT_ENCODING"),
+    (f"{_ROOM}.metadata", "_MEM_FORMAT_ENCODING"): _memory_format,
 }

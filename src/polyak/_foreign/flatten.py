@@ -5,14 +5,32 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, cast
 
-from polyak._files.checkpoint import LazyTensor
+from polyak._files.checkpoint import Checkpoint, LazyTensor
+from polyak._files.source import Source
 from polyak._foreign.numpy_pickle import ArraySlot
 from polyak._foreign.pickle_objects import MOST
 from polyak.errors import CheckpointError
 
 _LONGEST = 1 << 12  # letters of a name
 # Expanded and tied tensors repeat the bytes of a file: 6 kB could say that they are terabytes.
-_REPEATED, _EXPANDED = 8, 1 << 28
+_REPEATED, EXPANDED = 8, 1 << 28
+
+
+def checkpoint_of(source: Source, kind: str, tree: Any) -> Checkpoint:
+    """A checkpoint of what a pickle built.
+
+    Args:
+        source: the file.
+        kind: its format, as ``Checkpoint`` has it.
+        tree: all that was pickled.
+
+    Raises:
+        CheckpointError: its tensors have no distinct names, or are larger than the file could hold.
+    """
+    slots = flattened(source.name, tree)
+    return Checkpoint(
+        source.name, kind, within(source.name, slots, source.size), others=tree, sources=(source,)
+    )
 
 
 def flattened(where: str, tree: Any) -> dict[str, LazyTensor]:
@@ -44,7 +62,7 @@ def within(where: str, slots: Mapping[str, LazyTensor], size: int) -> Mapping[st
         CheckpointError: together they are much larger.
     """
     total = sum(slot.nbytes for slot in slots.values())
-    if total > _REPEATED * size + _EXPANDED:
+    if total > _REPEATED * size + EXPANDED:
         raise CheckpointError(
             f"{where} is malformed: its tensors take {total:,} bytes, which its {size:,} cannot make up."
         )

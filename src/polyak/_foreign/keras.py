@@ -7,19 +7,16 @@ from __future__ import annotations
 
 import json
 import zipfile
-import zlib
 from collections.abc import Sequence
 
 from polyak._files.checkpoint import Checkpoint
 from polyak._files.header import KEY, Header
 from polyak._files.source import Source
-from polyak._foreign.zips import Raw
+from polyak._foreign.zips import DAMAGED, Raw
 from polyak.errors import CheckpointError
 
 MARK = "polyak.json"  # what the callback writes as an asset of the model
 _LIMIT = 1 << 24  # bytes of it
-# What zipfile raises of files that are no whole archive.
-_REFUSALS = zipfile.BadZipFile, zlib.error, OSError, ValueError, RuntimeError, EOFError
 _COMPRESSIONS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
 _ALWAYS = {"metadata.json", "config.json"}
 
@@ -48,7 +45,7 @@ def read_zip(source: Source) -> Checkpoint | None:
                 with archive.open(mark) as file:
                     text = file.read(_LIMIT + 1)
             metadata = {MARK: text.decode()} if text else {}
-    except _REFUSALS as error:
+    except DAMAGED as error:
         raise CheckpointError(f"{source.name} is a damaged zip file: {error}") from error
     if len(text) > _LIMIT:
         raise CheckpointError(f"{source.name}: its {MARK} is longer than {_LIMIT:,} bytes.")

@@ -1,8 +1,5 @@
 """NumPy arrays in pickles, their bytes left in the file."""
 
-# pyright: reportUnknownLambdaType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false
-# What a pickle holds has no type until it is looked at.
-
 from __future__ import annotations
 
 import sys
@@ -110,17 +107,18 @@ class ArraySlot(LazyTensor, Built):
         data = self._bytes()
         if len(data) != self.nbytes:
             raise self._of_other_size(len(data))
-        stored = self.dtype.newbyteorder() if self._swapped else self.dtype
-        array = np.frombuffer(data, stored).reshape(self.shape, order="F" if self._columns else "C")
-        return np.ascontiguousarray(array, self.dtype).reshape(self.shape)
+        flat: Any = np.frombuffer(data, self.dtype)
+        array: Any = flat.byteswap() if self._swapped else flat
+        shaped: Any = array.reshape(self.shape, order="F" if self._columns else "C")
+        return np.ascontiguousarray(shaped).reshape(self.shape)
 
 
 class DType(Built):
     """A NumPy dtype in a pickle: a code, then its byte order."""
 
-    def __init__(self, code: str, *_: Any) -> None:
-        if not isinstance(code, str) or len(code) > _CODE:  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise CheckpointError("a dtype is not told by a short code")
+    def __init__(self, code: object, *_: Any) -> None:
+        if not isinstance(code, str) or len(code) > _CODE:
+            raise CheckpointError("a dtype is not named by a short code")
         try:
             self.native: np.dtype[Any] = np.dtype(code)
         except (TypeError, ValueError, SyntaxError) as error:

@@ -5,9 +5,7 @@ from __future__ import annotations
 from polyak._files.checkpoint import Checkpoint
 from polyak._files.open import INDEX, read_index, read_safetensors
 from polyak._files.source import Source, Where, exists, inside, is_folder, open_source
-from polyak._foreign import bare_pickle as plain
-from polyak._foreign import dcp, keras
-from polyak._foreign import torch_zip as pytorch
+from polyak._foreign import bare_pickle, dcp, keras, torch_zip
 from polyak.errors import CheckpointError
 
 _NAMES = ("model", "diffusion_pytorch_model", "pytorch_model", "adapter_model")
@@ -71,9 +69,10 @@ def read_file(source: Source) -> Checkpoint:
     if head[8:9] == b"{":
         return read_safetensors(source)
     if head.startswith(_ZIP):
-        return keras.read_zip(source) or pytorch.read_zip(source)
+        return keras.read_zip(source) or torch_zip.read_zip(source)
     if head.startswith(_PICKLE):
-        return pytorch.read_stream(source) if head[2:].startswith(_OLD_TORCH) else plain.read_pickle(source)
+        old = head[2:].startswith(_OLD_TORCH)
+        return torch_zip.read_stream(source) if old else bare_pickle.read_pickle(source)
     if source.size == 0:
         raise CheckpointError(f"{source.name} is empty: its writer was stopped, or the disk was full.")
     beginning = source.read(0, min(64, source.size)).lstrip(b"\xef\xbb\xbf \t\r\n").lower()

@@ -7,9 +7,9 @@ be walked, hashed and printed by everyone after.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, TypeGuard, cast
 
 from polyak._files.source import Source
 from polyak.errors import CheckpointError
@@ -148,6 +148,21 @@ class Payload:
             raise CheckpointError(f"{self.source.name} is damaged: {error}.") from error
 
 
+def is_tuple(value: object) -> TypeGuard[tuple[Any, ...]]:
+    """``isinstance``, for values whose content is not known."""
+    return isinstance(value, tuple)
+
+
+def is_list(value: object) -> TypeGuard[list[Any]]:
+    """``isinstance``, for values whose content is not known."""
+    return isinstance(value, list)
+
+
+def is_dict(value: object) -> TypeGuard[dict[Any, Any]]:
+    """``isinstance``, for values whose content is not known."""
+    return isinstance(value, dict)
+
+
 class Built:
     """A value of ours that a pickle completes with a state."""
 
@@ -158,17 +173,18 @@ class Built:
 
 def _checked(key: Any) -> int:
     """How many values a key is made of."""
-    parts, seen = [key], 0
+    parts: list[Any] = [key]
+    seen = 0
     while parts:
         part = parts.pop()
         if type(part) is int and abs(part) >= _COUNTS_BELOW:
             raise CheckpointError("it is malformed: a key is a number beyond 2⁶⁰")
         if isinstance(part, (tuple, frozenset)):
-            within = cast("tuple[Any, ...]", part)
-            seen += len(within)
+            members = cast("Collection[Any]", part)
+            seen += len(members)
             if seen > _IN_KEY:
                 raise CheckpointError(f"it is malformed: a key is made of more than {_IN_KEY} values")
-            parts += within
+            parts += members
     return seen
 
 
@@ -229,8 +245,8 @@ class _Measure:
 
 
 def _parts(value: Any) -> Iterable[Any] | None:
-    if isinstance(value, dict):
-        return (part for pair in cast("dict[Any, Any]", value).items() for part in pair)
+    if is_dict(value):
+        return (part for pair in value.items() for part in pair)
     if isinstance(value, (list, tuple, set, frozenset)):
         return cast("Iterable[Any]", value)
     return None

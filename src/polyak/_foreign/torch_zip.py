@@ -5,9 +5,6 @@ read. Layout: ``data.pkl`` builds the objects and names storages; each storage i
 not compressed, so that its bytes can be read in place.
 """
 
-# pyright: reportUnknownLambdaType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false
-# What a pickle holds has no type until it is looked at.
-
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -22,16 +19,14 @@ from numpy.typing import NDArray
 from polyak._dtypes import BY_NAME
 from polyak._files.checkpoint import Checkpoint, ComputedTensor, FileTensor, LazyTensor, NoArray
 from polyak._files.source import Source
-from polyak._foreign.flatten import flattened, within
+from polyak._foreign.flatten import EXPANDED, checkpoint_of
 from polyak._foreign.numpy_pickle import makers, shape_of
-from polyak._foreign.pickle_objects import MOST, Budget, Global, Record
+from polyak._foreign.pickle_objects import MOST, Budget, Global, Record, is_dict, is_list, is_tuple
 from polyak._foreign.unpickle import Maker, Stream, load
 from polyak._foreign.zips import Entry, Zip
 from polyak.errors import CheckpointError
 
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
-# An expanded tensor repeats a few bytes, which a damaged shape turns into terabytes.
-_EXPANDED = 1 << 28
 _IN_ID = 6  # values that tell which storage is meant; a million ids can be the same long tuple
 
 DTYPES: dict[str, np.dtype[Any]] = {
@@ -107,8 +102,7 @@ def read_zip(source: Source) -> Checkpoint:
     Raises:
         CheckpointError: it is damaged, compressed, of a big-endian machine, or asks for a call.
     """
-    tree = tree_of_zip(source)
-    return weights_of(source, tree)
+    return checkpoint_of(source, "pytorch", tree_of_zip(source))
 
 
 def tree_of_zip(source: Source) -> Any:
@@ -128,12 +122,6 @@ def tree_of_zip(source: Source) -> Any:
     entry.check()
     stream = Stream(source, entry.start, entry.start + entry.size)
     return load(stream, MAKERS | makers([]), _persistent(find))
-
-
-def weights_of(source: Source, tree: Any) -> Checkpoint:
-    """The tensors in what a pickle built."""
-    slots = within(source.name, flattened(source.name, tree), source.size)
-    return Checkpoint(source.name, "pytorch", slots, others=tree, sources=(source,))
 
 
 def read_stream(source: Source, most: int = MOST, budget: Budget | None = None) -> Checkpoint:
@@ -166,11 +154,12 @@ def read_stream(source: Source, most: int = MOST, budget: Budget | None = None) 
 
     known = MAKERS | makers([])
     load(stream, known, _persistent(measure))
-    keys: Any = load(stream, {})
-    if not isinstance(keys, list) or sorted(map(str, keys)) != sorted(used):  # pyright: ignore
+    listed = load(stream, {})
+    keys = [str(key) for key in listed] if is_list(listed) else []
+    if not is_list(listed) or sorted(keys) != sorted(used):
         raise CheckpointError(f"{source.name} is damaged: it lists other storages than its tensors use.")
     at, places = stream.tell(), dict[str, int]()
-    for key in map(str, keys):  # pyright: ignore[reportUnknownArgumentType]
+    for key in keys:
         nbytes, width = used[key]
         if int.from_bytes(source.read(at, 8), "little") * width != nbytes:
             raise CheckpointError(f"{source.name} is damaged: storage {key} does not have {nbytes:,} bytes.")
@@ -180,19 +169,20 @@ def read_stream(source: Source, most: int = MOST, budget: Budget | None = None) 
         raise CheckpointError(f"{source.name} is truncated at {source.size:,} of {at:,} bytes.")
     place = _persistent(lambda key, dtype, nbytes: Storage(source, places[key], nbytes, dtype))
     tree = load(Stream(source, begin, most=most, budget=budget), known, place)
-    return weights_of(source, tree)
+    return checkpoint_of(source, "pytorch", tree)
 
 
 def _persistent(find: Find) -> Callable[[Any], Any]:
     def storage(pid: Any) -> Any:
-        if not isinstance(pid, tuple) or len(pid) > _IN_ID:  # pyright: ignore
-            raise CheckpointError("a storage is described in a way that torch does not write")
+        unknown = CheckpointError("a storage is described in a way that torch does not write")
+        if not is_tuple(pid) or len(pid) > _IN_ID:
+            raise unknown
         if pid[0] == "module":  # a class with its source, which torch kept before 1.6
             return pid[1]
         kind, cls, key, _, count, *view = pid
         name = cls.name if isinstance(cls, Global) else ""
         if kind != "storage" or not isinstance(key, str) or type(count) is not int or count < 0:
-            raise CheckpointError("a storage is described in a way that torch does not write")
+            raise unknown
         if name not in _STORAGES:
             raise CheckpointError(f"a tensor lies in a torch.{name or '?'}, which polyak does not know")
         dtype = DTYPES[_STORAGES[name]]
@@ -232,11 +222,10 @@ def _tensor_v3(
 
 def _lazily(slot: LazyTensor, metadata: Any) -> LazyTensor:
     """A tensor that is to be conjugated or negated when it is read, as torch leaves it in the file."""
-    match metadata or {}:
-        case {**marks} if set(marks) <= {"conj", "neg"}:
-            conjugate, negate = bool(marks.get("conj")), bool(marks.get("neg"))
-        case _:
-            raise CheckpointError("a tensor is marked by something else than conj and neg")
+    marks: dict[Any, Any] = metadata or {}
+    if not is_dict(marks) or not set(marks) <= {"conj", "neg"}:
+        raise CheckpointError("a tensor is marked by something else than conj and neg")
+    conjugate, negate = bool(marks.get("conj")), bool(marks.get("neg"))
     if not conjugate and not negate:
         return slot
 
@@ -260,14 +249,16 @@ def _strided(storage: Storage, dtype: np.dtype[Any], offset: Any, shape: Any, st
     if empty or _row_major(shape, stride):
         return _span(storage.source, begin, dtype, shape)
     count = last + 1 - offset
-    if prod(shape) * dtype.itemsize > max(8 * count * dtype.itemsize, _EXPANDED):
+    if prod(shape) * dtype.itemsize > max(8 * count * dtype.itemsize, EXPANDED):
         raise CheckpointError(f"a tensor of shape {shape} is spread over {count} elements only")
 
     def make() -> NDArray[Any]:
         flat = FileTensor(storage.source, begin, dtype, (count,)).read()
         steps = [step * dtype.itemsize if n > 1 else 0 for n, step in zip(shape, stride, strict=True)]
         # Not as_strided, to which the 8-bit floats of ml_dtypes are no dtypes.
-        return np.ndarray(shape, dtype, flat.view(np.uint8), 0, steps).copy()
+        spread: Any = np.ndarray(shape, dtype, flat.view(np.uint8), 0, steps)
+        copied: NDArray[Any] = spread.copy()
+        return copied
 
     return ComputedTensor(dtype, shape, make)
 
@@ -288,8 +279,12 @@ def _row_major(shape: Sequence[int], stride: Sequence[int]) -> bool:
     return True
 
 
-def _parameter(data: Any, *_: Any) -> Any:
+def _same(data: Any, *_: Any) -> Any:
     return data
+
+
+def _device(*args: Any) -> Record:
+    return Record("torch", "device", args)
 
 
 def layout(name: Any) -> Global:
@@ -305,8 +300,9 @@ def _no_array(what: str) -> Maker:
 
 def _from_type(make: Any, cls: Any, args: Any, state: Any) -> Any:
     """A tensor with attributes, or of a subclass, which is kept as the tensor it is made of."""
-    if make in (_tensor, _tensor_v3, _parameter):
-        return make(*args)
+    if make in (_tensor, _tensor_v3, _same):
+        tensor: LazyTensor = make(*args)
+        return tensor
     return NoArray(f"a {cls}" if isinstance(cls, Global) else "of no class")
 
 
@@ -314,14 +310,14 @@ MAKERS: dict[tuple[str, str], Any] = {
     ("torch._utils", "_rebuild_tensor"): _tensor,
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
     ("torch._utils", "_rebuild_tensor_v3"): _tensor_v3,
-    ("torch._utils", "_rebuild_parameter"): _parameter,
-    ("torch._utils", "_rebuild_parameter_with_state"): _parameter,
+    ("torch._utils", "_rebuild_parameter"): _same,
+    ("torch._utils", "_rebuild_parameter_with_state"): _same,
     ("torch._tensor", "_rebuild_from_type_v2"): _from_type,
     ("torch._tensor", "_rebuild_from_type"): _from_type,
-    ("torch._utils", "_rebuild_device_tensor_from_numpy"): lambda data, *_: data,
-    ("torch._utils", "_rebuild_device_tensor_from_cpu_tensor"): lambda data, *_: data,
+    ("torch._utils", "_rebuild_device_tensor_from_numpy"): _same,
+    ("torch._utils", "_rebuild_device_tensor_from_cpu_tensor"): _same,
     **{("torch._utils", f"_rebuild_{kind}"): _no_array(what) for kind, what in _NO_ARRAYS.items()},
     ("torch", "Size"): tuple,
-    ("torch", "device"): lambda *args: Record("torch", "device", args),
+    ("torch", "device"): _device,
     ("torch.serialization", "_get_layout"): layout,
 }

@@ -9,20 +9,26 @@ The interpreter is the pure-Python one of the standard library. Payloads stay in
 them is where they are.
 """
 
-# pyright: reportUnknownLambdaType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false
-# pyright: reportAttributeAccessIssue=false
-# What a pickle holds has no type until it is looked at, and the interpreter's stack is in no stub.
-
 from __future__ import annotations
 
 import pickle
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sized
 from typing import Any, ClassVar
 
 from polyak._files.checkpoint import LazyTensor, NoArray
 from polyak._files.source import Source
-from polyak._foreign.pickle_objects import MOST, Budget, Built, Global, Payload, Record, bounded
+from polyak._foreign.pickle_objects import (
+    MOST,
+    Budget,
+    Built,
+    Global,
+    Payload,
+    Record,
+    bounded,
+    is_dict,
+    is_tuple,
+)
 from polyak.errors import CheckpointError
 
 LAZY = 1 << 10  # bytes; payloads from this size on stay in the file
@@ -123,6 +129,13 @@ class Inert(pickle._Unpickler):  # pyright: ignore[reportPrivateUsage]
         persistent: what a persistent id stands for; without it, one is refused.
     """
 
+    # The interpreter's own, which it sets when it begins and which are in no stub.
+    stack: list[Any]
+    append: Callable[[Any], None]
+    pop_mark: Callable[[], list[Any]]
+    read: Callable[[int], bytes]
+    readline: Callable[[], bytes]
+
     dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)  # pyright: ignore
 
     def __init__(
@@ -140,7 +153,7 @@ class Inert(pickle._Unpickler):  # pyright: ignore[reportPrivateUsage]
     def persistent_load(self, pid: Any) -> Any:
         if self._persistent is None:
             raise pickle.UnpicklingError("it refers to objects outside of itself")
-        self._paid(pid if isinstance(pid, tuple) else (pid,))
+        self._paid(pid if is_tuple(pid) else (pid,))
         return self._persistent(pid)
 
     def _called(self, function: Any, args: Any) -> Any:
@@ -159,10 +172,10 @@ class Inert(pickle._Unpickler):  # pyright: ignore[reportPrivateUsage]
 
     def _paid(self, args: Any) -> None:
         """A call may copy what it is given, and the same can be given to a million calls."""
-        if not isinstance(args, tuple):
+        if not is_tuple(args):
             raise pickle.UnpicklingError("arguments are not a tuple")
         letters = sum(len(arg) for arg in args if isinstance(arg, (str, bytes)))
-        values = sum(len(arg) for arg in args if isinstance(arg, (list, tuple, dict, set, frozenset)))
+        values = sum(len(arg) for arg in args if isinstance(arg, Sized)) - letters
         self._stream.spend(letters + _CALL * (4 + len(args) + values))
         self._stream.budget.work(_STEPS + (letters + 8 * values) // 64)
 
@@ -202,8 +215,11 @@ class Inert(pickle._Unpickler):  # pyright: ignore[reportPrivateUsage]
     def _frame(self) -> None:
         self.read(8)  # frames tell how far to read ahead; nothing is read ahead here
 
-    def _bytes_of(self, width: int) -> None:
+    def _bytes(self, width: int = 4) -> None:
         self.append(self._stream.payload(int.from_bytes(self.read(width), "little")))
+
+    def _many_bytes(self) -> None:
+        self._bytes(8)
 
     def _text(self) -> None:
         """Text; that which stands for bytes, as protocol 2 has them, may stay in the file."""
@@ -278,9 +294,9 @@ class Inert(pickle._Unpickler):  # pyright: ignore[reportPrivateUsage]
     dispatch[pickle.DICT[0]] = _dict
     dispatch[pickle.ADDITEMS[0]] = _members
     dispatch[pickle.FROZENSET[0]] = _frozen
-    dispatch[pickle.BINBYTES[0]] = lambda self: self._bytes_of(4)
-    dispatch[pickle.BINBYTES8[0]] = lambda self: self._bytes_of(8)
-    dispatch[pickle.BYTEARRAY8[0]] = lambda self: self._bytes_of(8)
+    dispatch[pickle.BINBYTES[0]] = _bytes
+    dispatch[pickle.BINBYTES8[0]] = _many_bytes
+    dispatch[pickle.BYTEARRAY8[0]] = _many_bytes
     for _code in (pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER):
         dispatch[_code[0]] = _extension
 
@@ -327,18 +343,37 @@ def _hashing(key: Maker) -> dict[tuple[str, str], Any]:
     """What stands for the containers of the standard library whose items are hashed."""
 
     def ordered(items: Any = ()) -> OrderedDict[Any, Any]:
-        pairs: Iterable[Any] = items.items() if isinstance(items, dict) else items
+        pairs: Iterable[Any] = items.items() if is_dict(items) else items
         return OrderedDict((key(one), value) for one, value in pairs)
 
-    made = {
-        "set": lambda items=(): set(map(key, items)),
-        "frozenset": lambda items=(): frozenset(map(key, items)),
-    }
+    def members(items: Iterable[Any] = ()) -> set[Any]:
+        return set(map(key, items))
+
+    def frozen(items: Iterable[Any] = ()) -> frozenset[Any]:
+        return frozenset(map(key, items))
+
+    made: dict[str, Maker] = {"set": members, "frozenset": frozen, "dict": ordered}
     return {
         ("collections", "OrderedDict"): ordered,
         ("collections", "Counter"): ordered,
-        **{(module, name): make for module in _BUILTINS for name, make in {**made, "dict": ordered}.items()},
+        **{(module, name): make for module in _BUILTINS for name, make in made.items()},
     }
+
+
+def _list(items: Iterable[Any] = (), *_: Any) -> list[Any]:
+    return list(items)
+
+
+def _no_default(*_: Any) -> OrderedDict[Any, Any]:
+    return OrderedDict()
+
+
+def _bytes_like(value: Any = b"", *_: Any) -> Any:
+    return value
+
+
+def _namespace(*_: Any) -> Record:
+    return Record("argparse", "Namespace")
 
 
 def _path(*parts: str) -> str:
@@ -355,13 +390,13 @@ _TIMES = ("datetime", "date", "time", "timedelta", "timezone")
 
 # What stands for the names of the standard library that hold data. Their own code is not run.
 PLAIN: dict[tuple[str, str], Any] = {
-    ("collections", "defaultdict"): lambda *_: OrderedDict(),
-    ("collections", "deque"): lambda items=(), *_: list(items),
+    ("collections", "defaultdict"): _no_default,
+    ("collections", "deque"): _list,
     ("copyreg", "_reconstructor"): _reconstructed,
     ("copy_reg", "_reconstructor"): _reconstructed,
     ("copyreg", "__newobj__"): _newobj_of,
     ("_codecs", "encode"): _encoded,
-    ("argparse", "Namespace"): lambda *_: Record("argparse", "Namespace"),
+    ("argparse", "Namespace"): _namespace,
     **{(module, name): _path for module in ("pathlib", "pathlib._local") for name in _PATHS},
     **{("datetime", name): _inert("datetime", name) for name in _TIMES},
     **{
@@ -370,9 +405,9 @@ PLAIN: dict[tuple[str, str], Any] = {
         for name, make in {
             "complex": complex,
             "slice": _inert("builtins", "slice"),
-            "bytearray": lambda value=b"", *_: value,
-            "bytes": lambda value=b"", *_: value,
-            "list": list,
+            "bytearray": _bytes_like,
+            "bytes": _bytes_like,
+            "list": _list,
             "object": Global("builtins", "object"),
         }.items()
     },

@@ -14,7 +14,8 @@ from polyak.errors import CheckpointError
 
 _LOCAL_HEADER = 30  # bytes before the name
 _PIECE = 1 << 20  # bytes summed together
-_DAMAGED = (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, RuntimeError, EOFError)
+# What zipfile raises of files that are no whole archive.
+DAMAGED = (zipfile.BadZipFile, zlib.error, OSError, ValueError, RuntimeError, EOFError)
 
 
 class Zip:
@@ -32,14 +33,7 @@ class Zip:
         try:
             with zipfile.ZipFile(Raw(source)) as archive:
                 self._entries = {info.filename: info for info in archive.infolist()}
-        except (
-            zipfile.BadZipFile,
-            OSError,
-            ValueError,
-            NotImplementedError,
-            RuntimeError,
-            EOFError,
-        ) as error:
+        except DAMAGED as error:
             raise CheckpointError(f"{source.name} is a damaged zip file: {error}") from error
         pickled = [name for name in self._entries if name.endswith("data.pkl")]
         if any("code/" in name or name.endswith("constants.pkl") for name in self._entries):
