@@ -59,7 +59,7 @@ def allowed(here: str) -> set[str]:
 
 # Outside packages, by the rooms that may import them. The standard library is free.
 PACKAGES: dict[str, set[str]] = {
-    "numpy": {*ROOMS} - {"errors", "_wrappers", "trainers", "doctor", "bench", "polyak", "__main__"},
+    "numpy": {*ROOMS} - {"errors", "_wrappers", "trainers", "doctor", "bench", "cli", "polyak", "__main__"},
     "ml_dtypes": {"_dtypes", "_files"},
     "fsspec": {"_files"},
     "torch": {"torch", "dropin", "trainers", "demo", "bench"},

@@ -16,10 +16,10 @@ from polyak._foreign.averagers import AVERAGERS, averages_in, state_at
 from polyak._foreign.copies import divided, is_average, is_optimizer, partners
 from polyak._foreign.flatten import flattened
 from polyak._foreign.folders import FOLDERS
-from polyak._foreign.nodes import Node, tensors_in
+from polyak._foreign.nodes import Node, tensors_in, whole
 from polyak._foreign.note import has_note, read_note
 from polyak._foreign.own import is_own, resumable
-from polyak._foreign.parts import Part, Recognised, Role, completed, same_shapes, unwrapped
+from polyak._foreign.parts import UPDATES, Part, Recognised, Role, completed, same_shapes, unwrapped
 from polyak._foreign.producers import optimizers, weights_at
 from polyak._foreign.steps import step_beside, step_inside
 from polyak._foreign.training import TRAINING
@@ -212,19 +212,20 @@ def _own(weights: Checkpoint) -> Recognised:
     header = header_of(weights)
     if header.role == "resumable":
         return resumable(weights, header)
-    part = Part(header.role, header.role, "", dict(weights.slots), header=header)
-    return Recognised("polyak", (part,), header.step, None, header.decay)
+    part = Part(header.track, header.role, "", dict(weights.slots), header=header)
+    updates = whole(header.state.get(UPDATES)) if header.role == "average" else None
+    return Recognised("polyak", (part,), header.step, updates, header.decay)
 
 
 def _plain(root: Node) -> Recognised:
     weights = root.file
     note = _REWRITTEN if KEY in weights.metadata else PLAIN
     tensors = tensors_in(root.tree) if root.is_weights else dict(weights.slots)
-    whole = unwrapped(Part("weights", "unknown", "", tensors))
-    found = None if has_note(weights) else divided(whole)
+    part = unwrapped(Part("weights", "unknown", "", tensors))
+    found = None if has_note(weights) else divided(part)
     if found is not None and found.has("average"):
         return found
-    return replace(found or Recognised("", (whole,)), notes=(note,))
+    return replace(found or Recognised("", (part,)), notes=(note,))
 
 
 def _ordered(found: Recognised) -> Recognised:

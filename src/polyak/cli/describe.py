@@ -10,9 +10,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast
 
-import numpy as np
-
-from polyak._files.checkpoint import Checkpoint, FileTensor, LazyTensor, as_bytes
+from polyak._files.checkpoint import Checkpoint, FileTensor, LazyTensor
 from polyak._files.header import FILES, TAKEN_AS_RAW, Header
 from polyak._files.open import header_of
 from polyak._files.source import Where, is_url
@@ -164,22 +162,20 @@ def describe(where: Where, verify: bool = True) -> CheckpointSummary | Snapshots
         return _archive(Path(where))
     with open_weights(where) as weights:
         integrity = _verify(weights) if verify else "not checked"
-        if is_own(weights):
-            return _own(weights, str(where), integrity)
+        own = header_of(weights) if is_own(weights) else None
         found = recognise(weights)
-        parts = tuple(_foreign(one, found.decay) for one in found.parts)
         return CheckpointSummary(
             where=str(where),
             format=weights.format,
             library=found.library,
-            role=None,
+            role=None if own is None else own.role,
             run=next((one.header.run for one in found.parts if one.header is not None), ""),
             step=found.step,
             updates=found.updates,
-            counters={},
-            parts=parts,
+            counters={} if own is None or own.role != "resumable" else _counters(own.state),
+            parts=tuple(_weighting(one, found.decay) for one in found.parts),
             integrity=integrity,
-            notes=found.notes,
+            notes=found.notes if own is None else (*_origin(own), *_numbered(weights)),
         )
 
 
@@ -234,39 +230,22 @@ def _archive(folder: Path) -> Snapshots:
     )
 
 
-def _own(weights: Checkpoint, where: str, integrity: Integrity) -> CheckpointSummary:
-    header = header_of(weights)
-    resumable = header.role == "resumable"
-    return CheckpointSummary(
-        where=where,
-        format=weights.format,
-        library="polyak",
-        role=header.role,
-        run=header.run,
-        step=header.step,
-        updates=header.state.get("updates") if header.role == "average" else None,
-        counters=_counters(header.state) if resumable else {},
-        parts=tuple(_foreign(one, None) for one in recognise(weights).parts)
-        if resumable
-        else (_average(weights, header),),
-        integrity=integrity,
-        notes=(*_late(header), *_exactness(header.profile), *_origin(header), *_numbered(weights)),
-    )
-
-
-def _average(weights: Checkpoint, header: Header) -> Weighting:
-    tensors, profile = size_of(weights.slots.values()), header.profile
-    if header.role == "raw":  # all the weight lies on its own step
-        return Weighting(header.track, "raw", "", tensors)
-    figures = None if profile is None else figures_of(profile)
-    return Weighting(header.track, header.role, "", tensors, header.decay, profile, figures)
+def _weighting(part: Part, decay: Decay | None) -> Weighting:
+    """A set of weights with what its header says; raw weights are one point, and have no schedule."""
+    header, tensors = part.header, size_of(part.tensors.values())
+    if part.role == "raw" or header is None:
+        known = decay if part.role == "average" else None
+        return Weighting(part.name, part.role, part.path, tensors, known, notes=part.notes)
+    figures = None if header.profile is None else figures_of(header.profile)
+    notes = (*part.notes, *_shorter(header), *_exactness(header.profile))
+    return Weighting(part.name, part.role, part.path, tensors, header.decay, header.profile, figures, notes)
 
 
 def _counters(state: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in state.items() if key not in ("tracks", "format", "run", "step")}
 
 
-def _late(header: Header) -> tuple[str, ...]:
+def _shorter(header: Header) -> tuple[str, ...]:
     if not header.joined:
         return ()
     return (
@@ -316,16 +295,6 @@ def _of_files(files: Any) -> str:
     return ", ".join(f"{weight:.4g} of {name}" for weight, name in rows[:_NAMED]) + more
 
 
-def _foreign(part: Part, decay: Decay | None) -> Weighting:
-    tensors = size_of(part.tensors.values())
-    if part.role != "raw" and part.header is not None and part.header.profile is not None:
-        decay, profile = part.header.decay, part.header.profile
-        figures, notes = figures_of(profile), (*part.notes, *_late(part.header))
-        return Weighting(part.name, part.role, part.path, tensors, decay, profile, figures, notes)
-    known = decay if part.role == "average" else None
-    return Weighting(part.name, part.role, part.path, tensors, known, notes=part.notes)
-
-
 def _verify(weights: Checkpoint) -> Integrity:
     """Compare every tensor with the checksum written with it.
 
@@ -339,9 +308,9 @@ def _verify(weights: Checkpoint) -> Integrity:
     }
     if not summed:
         return "no checksums"
-    buffer = np.empty(_PIECE, np.uint8)
-    for name, span in summed.items():
-        if _crc(span, buffer) != span.crc:
+    buffer = memoryview(bytearray(_PIECE))
+    for name, tensor in summed.items():
+        if _crc(tensor, buffer) != tensor.crc:
             raise CheckpointError(
                 f"{weights.where} is damaged: tensor {name} is not the one that was written. "
                 "Copy the file again from its origin."
@@ -349,10 +318,10 @@ def _verify(weights: Checkpoint) -> Integrity:
     return "verified"
 
 
-def _crc(span: FileTensor, buffer: np.ndarray[Any, np.dtype[np.uint8]]) -> int:
+def _crc(tensor: FileTensor, buffer: memoryview) -> int:
     crc = 0
-    for start in range(0, span.nbytes, _PIECE):
-        view = as_bytes(buffer[: min(_PIECE, span.nbytes - start)])
-        span.source.read_into(span.offset + start, view)
-        crc = zlib.crc32(view, crc)
+    for start in range(0, tensor.nbytes, _PIECE):
+        piece = buffer[: min(_PIECE, tensor.nbytes - start)]
+        tensor.source.read_into(tensor.offset + start, piece)
+        crc = zlib.crc32(piece, crc)
     return crc
