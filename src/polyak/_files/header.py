@@ -13,9 +13,6 @@ from polyak.schedules import Decay, Profile
 Role: TypeAlias = Literal["average", "raw", "resumable"]
 FORMAT = 1
 KEY = "polyak"
-# In the state of a merged file's header.
-FILES = "weights_of_files"  # where no profile is known: [name, step or null, weight] of each
-TAKEN_AS_RAW = "taken_as_raw"  # the files did not say that they are raw; the user who merged them did
 
 
 @dataclass(frozen=True)
@@ -30,7 +27,8 @@ class Header:
         role: whose weights these are.
         run: the training run; "" when of several or unknown.
         joined: the step at which a tensor joined the average, for those that came later than the rest.
-        state: for "resumable", what continuing takes besides tensors.
+        state: for "resumable", what continuing takes besides tensors; of a snapshot of an archive, its number
+            and what was measured; of weights from other files, their ``Origin``.
     """
 
     track: str

@@ -10,13 +10,12 @@ import numpy as np
 
 from polyak._files.checkpoint import LazyTensor
 from polyak._files.header import Header
+from polyak._files.origin import Origin
 from polyak._wrappers import PREFIXES, without_wrappers
 from polyak.schedules import Decay, Profile
 
 Role: TypeAlias = Literal["average", "raw", "optimizer", "unknown"]
 Tensors: TypeAlias = Mapping[str, LazyTensor]
-
-UPDATES = "updates"  # of a foreign average, kept in the header's state so that the way back has it
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,7 @@ class Recognised:
             profile = None if self.step is None else Profile.raw(self.step)
             return Header("raw", self.step, None, profile, "raw", "")
         if part.role == "average":
-            state = {"library": self.library} | ({} if self.updates is None else {UPDATES: self.updates})
+            state = Origin(self.library, self.updates).to_state()
             return Header(part.name, self.step, self.decay, None, "average", "", state=state)
         return None
 

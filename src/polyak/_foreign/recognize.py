@@ -11,15 +11,16 @@ from typing import cast
 from polyak._files.checkpoint import Checkpoint
 from polyak._files.header import KEY
 from polyak._files.open import header_of
+from polyak._files.origin import Origin
 from polyak._foreign import keras
 from polyak._foreign.averagers import AVERAGERS, averages_in, state_at
 from polyak._foreign.copies import divided, is_average, is_optimizer, partners
 from polyak._foreign.flatten import flattened
 from polyak._foreign.folders import FOLDERS
-from polyak._foreign.nodes import Node, tensors_in, whole
+from polyak._foreign.nodes import Node, tensors_in
 from polyak._foreign.note import has_note, read_note
 from polyak._foreign.own import is_own, resumable
-from polyak._foreign.parts import UPDATES, Part, Recognised, Role, completed, same_shapes, unwrapped
+from polyak._foreign.parts import Part, Recognised, Role, completed, same_shapes, unwrapped
 from polyak._foreign.producers import optimizers, weights_at
 from polyak._foreign.steps import step_beside, step_inside
 from polyak._foreign.training import TRAINING
@@ -213,7 +214,7 @@ def _own(weights: Checkpoint) -> Recognised:
     if header.role == "resumable":
         return resumable(weights, header)
     part = Part(header.track, header.role, "", dict(weights.slots), header=header)
-    updates = whole(header.state.get(UPDATES)) if header.role == "average" else None
+    updates = Origin.from_state(header.state).updates if header.role == "average" else None
     return Recognised("polyak", (part,), header.step, updates, header.decay)
 
 

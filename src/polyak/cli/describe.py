@@ -5,14 +5,15 @@ from __future__ import annotations
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast
 
 from polyak._files.checkpoint import Checkpoint, FileTensor, LazyTensor
-from polyak._files.header import FILES, TAKEN_AS_RAW, Header
+from polyak._files.header import Header
 from polyak._files.open import header_of
+from polyak._files.origin import FileShare, Origin
 from polyak._files.source import Where, is_url
 from polyak._foreign.open_any import open_weights
 from polyak._foreign.own import is_own
@@ -275,22 +276,18 @@ def _exactness(profile: Profile | None) -> tuple[str, ...]:
 def _origin(header: Header) -> tuple[str, ...]:
     if header.role != "average":
         return ()
-    notes: list[str] = []
-    if (origin := header.state.get("library")) is not None:
-        notes.append(f"converted from {origin or 'a file of no library that is known'}")
-    if (files := header.state.get(FILES)) is not None:
-        notes.append(f"weights of files, not of training steps: {_of_files(files)}")
-    if header.state.get(TAKEN_AS_RAW):
+    origin, notes = Origin.from_state(header.state), list[str]()
+    if origin.library is not None:
+        notes.append(f"converted from {origin.library or 'a file of no library that is known'}")
+    if origin.files is not None:
+        notes.append(f"weights of files, not of training steps: {_largest(origin.files)}")
+    if origin.taken_as_raw:
         notes.append("its profile is right if the files merged were raw weights, which they did not say")
     return tuple(notes)
 
 
-def _of_files(files: Any) -> str:
-    """The largest weights, of what ``average`` wrote into a header."""
-    try:
-        rows = sorted(((float(weight), str(name)) for name, _, weight in files), reverse=True)
-    except (TypeError, ValueError):
-        return "malformed"
+def _largest(files: Sequence[FileShare]) -> str:
+    rows = sorted(((one.weight, one.name) for one in files), reverse=True)
     more = f" and {len(rows) - _NAMED} more" if len(rows) > _NAMED else ""
     return ", ".join(f"{weight:.4g} of {name}" for weight, name in rows[:_NAMED]) + more
 

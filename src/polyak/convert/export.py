@@ -21,7 +21,7 @@ from polyak._files.header import Header
 from polyak._files.source import Where
 from polyak._files.write import atomic
 from polyak._foreign.open_any import open_weights
-from polyak._foreign.parts import UPDATES, Part
+from polyak._foreign.parts import Part
 from polyak._foreign.recognize import recognise
 from polyak.convert.convert import Plan, chosen_parts
 from polyak.convert.rename_rules import NameMap
@@ -195,11 +195,8 @@ def _read(plan: Plan) -> Arrays:
 
 
 def _updates_of(header: Header | None) -> int | None:
-    if header is None:
-        return None
-    if UPDATES in header.state:
-        return int(header.state[UPDATES])
-    if header.profile is None or len(header.profile.terms) != 1:
+    """Of one track of polyak's, by its history; a mixture of several has no such number."""
+    if header is None or header.profile is None or len(header.profile.terms) != 1:
         return None
     return sum(run.count for run in header.profile.terms[0][1] if run.decay != COPY)
 

@@ -9,7 +9,8 @@ from itertools import pairwise
 from pathlib import PurePath
 from typing import Literal, NamedTuple, TypeAlias, get_args
 
-from polyak._files.header import FILES, TAKEN_AS_RAW, Header
+from polyak._files.header import Header
+from polyak._files.origin import FileShare, Origin
 from polyak.errors import CheckpointError, ConfigError
 from polyak.merge.inputs import MergeInput
 from polyak.schedules import Decay, Profile, Recency, annealed, solve
@@ -86,7 +87,7 @@ def header_of(weighting: Weighting, inputs: Sequence[MergeInput], shares: Sequen
         role="average",
         run=runs.pop() if len(runs) == 1 else "",
         joined=joined[0] if told else {},
-        state=({TAKEN_AS_RAW: True} if taken else {}) if told else {FILES: _of_files(shares)},
+        state=Origin(files=None if told else _of_files(shares), taken_as_raw=taken).to_state(),
     )
 
 
@@ -168,9 +169,9 @@ def _source(one: MergeInput) -> str:
     return "" if one.step is None else one.step.source
 
 
-def _of_files(shares: Sequence[Contribution]) -> list[list[str | int | float | None]]:
+def _of_files(shares: Sequence[Contribution]) -> list[FileShare]:
     """Name, step and weight of each file, for a header; after its folder's name if several have the same."""
     paths = [PurePath(share.file.replace("\\", "/")) for share in shares]
     names = Counter(path.name for path in paths)
     shown = [path.name if names[path.name] == 1 else "/".join(path.parts[-2:]) for path in paths]
-    return [[name, share.step, share.weight] for name, share in zip(shown, shares, strict=True)]
+    return [FileShare(name, share.step, share.weight) for name, share in zip(shown, shares, strict=True)]
