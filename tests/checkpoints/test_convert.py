@@ -20,7 +20,7 @@ import polyak
 from polyak._files.write import write_arrays
 from polyak._foreign.open_any import open_weights
 from polyak.convert.convert import convert
-from polyak.convert.export import arranged, write_paddle
+from polyak.convert.export import export_tree, write_paddle
 from polyak.convert.rename_rules import name_map
 from polyak.errors import CheckpointError, ConfigError
 from polyak.torch.write import write_torch
@@ -193,7 +193,7 @@ def test_shards(averaged: tuple[Path, Path, polyak.EMA], tmp_path: Path) -> None
 
 
 def test_to_torch(averaged: tuple[Path, Path, polyak.EMA], tmp_path: Path) -> None:
-    write_torch(tmp_path / "out.pt", arranged(averaged[0], "torch").tree)
+    write_torch(tmp_path / "out.pt", export_tree(averaged[0], "torch").tree)
     read = torch.load(tmp_path / "out.pt", weights_only=True)
     net = model(5)
     net.load_state_dict(read)
@@ -201,7 +201,7 @@ def test_to_torch(averaged: tuple[Path, Path, polyak.EMA], tmp_path: Path) -> No
 
 
 def test_to_swa_utils_and_round(averaged: tuple[Path, Path, polyak.EMA], tmp_path: Path) -> None:
-    write_torch(tmp_path / "out.pt", arranged(averaged[0], "swa_utils").tree)
+    write_torch(tmp_path / "out.pt", export_tree(averaged[0], "swa_utils").tree)
     other = torch.optim.swa_utils.AveragedModel(model(5))
     other.load_state_dict(torch.load(tmp_path / "out.pt", weights_only=True))
     assert int(other.n_averaged) == 3
@@ -209,7 +209,7 @@ def test_to_swa_utils_and_round(averaged: tuple[Path, Path, polyak.EMA], tmp_pat
     assert all(torch.equal(other.module.state_dict()[name], tensor) for name, tensor in kept.items())
     [back] = convert(tmp_path / "out.pt", tmp_path / "back.safetensors")
     assert equal(back.path, kept)
-    again = arranged(back.path, "swa_utils").tree  # the number of updates has come along
+    again = export_tree(back.path, "swa_utils").tree  # the number of updates has come along
     assert int(again["n_averaged"]) == 3
 
 
@@ -220,7 +220,7 @@ def test_to_timm(averaged: tuple[Path, Path, polyak.EMA], tmp_path: Path) -> Non
     from timm.models import load_checkpoint
 
     average, raw, _ = averaged
-    write_torch(tmp_path / "out.pth", arranged(average, "timm", raw=raw).tree)
+    write_torch(tmp_path / "out.pth", export_tree(average, "timm", raw=raw).tree)
     for use_ema, source in ((True, average), (False, raw)):
         net = model(5)
         load_checkpoint(net, str(tmp_path / "out.pth"), use_ema=use_ema)
@@ -232,7 +232,7 @@ def test_to_timm(averaged: tuple[Path, Path, polyak.EMA], tmp_path: Path) -> Non
 def test_to_ema_pytorch(with_raw: bool, averaged: tuple[Path, Path, polyak.EMA], tmp_path: Path) -> None:
     module = pytest.importorskip("ema_pytorch")
     average, raw, _ = averaged
-    made = arranged(average, "ema-pytorch", raw=raw if with_raw else None)
+    made = export_tree(average, "ema-pytorch", raw=raw if with_raw else None)
     write_torch(tmp_path / "out.pt", made.tree)
     other = module.EMA(model(5), include_online_model=with_raw)
     other.load_state_dict(torch.load(tmp_path / "out.pt", weights_only=True))
@@ -274,7 +274,7 @@ def prefixed(path: Path, out: Path) -> Path:
 def test_to_lightning(averaged: tuple[Path, Path, polyak.EMA], tmp_path: Path) -> None:
     kind = lightning_module()
     average = prefixed(averaged[0], tmp_path / "net-average.safetensors")
-    write_torch(tmp_path / "out.ckpt", arranged(average, "lightning").tree)
+    write_torch(tmp_path / "out.ckpt", export_tree(average, "lightning").tree)
     module = kind.load_from_checkpoint(tmp_path / "out.ckpt")
     kept = state_of(averaged[0])
     assert all(torch.equal(module.net.state_dict()[name], tensor) for name, tensor in kept.items())
@@ -289,7 +289,7 @@ def test_the_weight_averaging_callback_takes_up_what_was_written(
 
     average = prefixed(averaged[0], tmp_path / "net-average.safetensors")
     raw = prefixed(averaged[1], tmp_path / "net-raw.safetensors")
-    tree = arranged(average, "lightning", raw=raw).tree
+    tree = export_tree(average, "lightning", raw=raw).tree
     write_torch(tmp_path / "out.ckpt", tree)
     checkpoint = torch.load(tmp_path / "out.ckpt", weights_only=True)
     module, callback = kind(), WeightAveraging()
@@ -307,7 +307,7 @@ def test_a_foreign_file_goes_to_another_library_directly(tmp_path: Path) -> None
     ema = torch.optim.swa_utils.AveragedModel(net)
     ema.update_parameters(net)
     torch.save({"model": net.state_dict(), "ema": ema.state_dict()}, tmp_path / "in.pt")
-    tree = arranged(tmp_path / "in.pt", "ema-pytorch").tree
+    tree = export_tree(tmp_path / "in.pt", "ema-pytorch").tree
     assert int(tree["step"]) == 1
     assert {name.split(".")[0] for name in tree} == {"initted", "step", "online_model", "ema_model"}
 
@@ -315,19 +315,19 @@ def test_a_foreign_file_goes_to_another_library_directly(tmp_path: Path) -> None
 def test_a_count_that_nobody_knows_is_asked_for(tmp_path: Path) -> None:
     torch.save(model().state_dict(), tmp_path / "in.pt")
     with pytest.raises(CheckpointError, match=r"does not say how many updates made it.*--updates"):
-        arranged(tmp_path / "in.pt", "swa_utils")
-    assert int(arranged(tmp_path / "in.pt", "swa_utils", updates=9).tree["n_averaged"]) == 9
+        export_tree(tmp_path / "in.pt", "swa_utils")
+    assert int(export_tree(tmp_path / "in.pt", "swa_utils", updates=9).tree["n_averaged"]) == 9
 
 
 @pytest.mark.parametrize("to", ["ultralytics", "edm2", "torch_ema", "diffusers"])
 def test_what_cannot_be_written_says_what_to_do(to: str, averaged: tuple[Path, Path, polyak.EMA]) -> None:
     with pytest.raises(ConfigError, match=rf"to='{to}': polyak cannot write .* Load the average into"):
-        arranged(averaged[0], to)
+        export_tree(averaged[0], to)
 
 
 def test_an_unknown_library(averaged: tuple[Path, Path, polyak.EMA]) -> None:
     with pytest.raises(ConfigError, match="to='keras': must be one of torch, timm"):
-        arranged(averaged[0], "keras")
+        export_tree(averaged[0], "keras")
 
 
 def test_the_copy_an_average_begins_with_is_no_update(tmp_path: Path) -> None:
@@ -335,20 +335,20 @@ def test_the_copy_an_average_begins_with_is_no_update(tmp_path: Path) -> None:
     for _ in range(5):
         ema.update()
     ema.save(tmp_path / "a.safetensors")
-    assert int(arranged(tmp_path / "a.safetensors", "swa_utils").tree["n_averaged"]) == 3
+    assert int(export_tree(tmp_path / "a.safetensors", "swa_utils").tree["n_averaged"]) == 3
 
 
 def test_several_averages_must_be_chosen_from(tmp_path: Path) -> None:
     tree = {"ema_a": model(1).state_dict(), "ema_b": model(2).state_dict()}
     torch.save(tree, tmp_path / "in.pt")
     with pytest.raises(ConfigError, match="holds average-ema_a, average-ema_b: choose one"):
-        arranged(tmp_path / "in.pt", "torch")
-    chosen = arranged(tmp_path / "in.pt", "torch", part="average-ema_b").tree
+        export_tree(tmp_path / "in.pt", "torch")
+    chosen = export_tree(tmp_path / "in.pt", "torch", part="average-ema_b").tree
     assert np.array_equal(chosen["0.weight"], tree["ema_b"]["0.weight"].numpy())
 
 
 def test_to_paddle_and_back(averaged: tuple[Path, Path, polyak.EMA], tmp_path: Path) -> None:
-    made = arranged(averaged[0], "paddle", names=name_map("torch-to-paddle"))
+    made = export_tree(averaged[0], "paddle", names=name_map("torch-to-paddle"))
     write_paddle(tmp_path / "out.pdparams", made.tree)
     kept = polyak.load(averaged[0]).tensors
     read = pickle.loads((tmp_path / "out.pdparams").read_bytes())
@@ -361,7 +361,7 @@ def test_to_paddle_and_back(averaged: tuple[Path, Path, polyak.EMA], tmp_path: P
     restored = load_file(back.path)
     assert set(restored) == set(kept) - {"1.num_batches_tracked"}
     assert all(np.array_equal(values, kept[name]) for name, values in restored.items())
-    write_torch(tmp_path / "out.pt", arranged(tmp_path / "out.pdparams", "torch").tree)
+    write_torch(tmp_path / "out.pt", export_tree(tmp_path / "out.pdparams", "torch").tree)
     again = torch.load(tmp_path / "out.pt", weights_only=True)
     assert all(np.array_equal(tensor.numpy(), read[name]) for name, tensor in again.items())
 
@@ -369,7 +369,7 @@ def test_to_paddle_and_back(averaged: tuple[Path, Path, polyak.EMA], tmp_path: P
 def test_bfloat16_goes_to_paddle_by_its_bits(tmp_path: Path) -> None:
     values = np.array([1.5, -2.0, 3.25], ml_dtypes.bfloat16)
     write_arrays(tmp_path / "in.safetensors", {"a": values}, {})
-    write_paddle(tmp_path / "out.pdparams", arranged(tmp_path / "in.safetensors", "paddle").tree)
+    write_paddle(tmp_path / "out.pdparams", export_tree(tmp_path / "in.safetensors", "paddle").tree)
     assert pickle.loads((tmp_path / "out.pdparams").read_bytes())["a"].dtype == np.uint16
     with open_weights(tmp_path / "out.pdparams") as weights:
         read = weights.slots["a"].read()
@@ -379,8 +379,8 @@ def test_bfloat16_goes_to_paddle_by_its_bits(tmp_path: Path) -> None:
 
 def test_what_paddle_has_not_is_refused(tmp_path: Path) -> None:
     write_arrays(tmp_path / "in.safetensors", {"a": np.ones(2, np.uint16)}, {})
-    with pytest.raises(CheckpointError, match="a is uint16, which paddle has not"):
-        write_paddle(tmp_path / "out.pdparams", arranged(tmp_path / "in.safetensors", "paddle").tree)
+    with pytest.raises(CheckpointError, match="a is uint16, a dtype that Paddle does not have"):
+        write_paddle(tmp_path / "out.pdparams", export_tree(tmp_path / "in.safetensors", "paddle").tree)
     assert not (tmp_path / "out.pdparams").exists()
 
 
@@ -394,6 +394,6 @@ def test_a_failed_write_keeps_the_old_file(
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(CheckpointError, match="No space left"):
-        write_torch(tmp_path / "out.pt", arranged(averaged[0], "torch").tree)
+        write_torch(tmp_path / "out.pt", export_tree(averaged[0], "torch").tree)
     assert (tmp_path / "out.pt").read_bytes() == b"old"
     assert not list(tmp_path.glob(".out.pt*"))

@@ -111,7 +111,7 @@ def test_the_inverse_leads_back(parts: list[str]) -> None:
     ],
 )
 def test_what_cannot_be_turned_round_is_refused(pattern: str, to: str) -> None:
-    with pytest.raises(ConfigError, match="cannot be turned round"):
+    with pytest.raises(ConfigError, match="cannot be inverted"):
         Rule(pattern, to).inverse()
 
 

@@ -69,13 +69,13 @@ def read_note(weights: Checkpoint) -> Header:
         text = source.read(0, source.size)
     try:
         fields = parse_json(text, fraction=float)
-        told, files = fields[KEY], fields["files"]
+        header_fields, files = fields[KEY], fields["files"]
     except (ValueError, KeyError, RecursionError) as error:
         raise CheckpointError(f"{path} is no note of polyak's: {error!r}.") from error
-    header = Header.from_metadata({KEY: json.dumps(told)}, path)
+    header = Header.from_metadata({KEY: json.dumps(header_fields)}, path)
     if header.role == "resumable":
         raise CheckpointError(f"{path} says its role is 'resumable', which only polyak's own files have.")
-    if _sizes(weights) != _told_sizes(files) or _files(weights) != files:
+    if _sizes(weights) != _sizes_in(files) or _files(weights) != files:
         raise CheckpointError(
             f"{path} is of other bytes than are in {weights.where} now: the weights were replaced since, and "
             "the note says nothing of them."
@@ -99,7 +99,7 @@ def _sizes(weights: Checkpoint) -> dict[str, int]:
     return {name: source.size for name, source in _named(weights).items()}
 
 
-def _told_sizes(files: Any) -> Any:
+def _sizes_in(files: Any) -> Any:
     """The sizes in a note, compared first because that reads nothing; None if it is malformed."""
     try:
         return {name: file["bytes"] for name, file in files.items()}

@@ -101,7 +101,9 @@ class ArraySlot(LazyTensor, Built):
         try:
             return self._data.encode("latin1") if isinstance(self._data, str) else self._data
         except UnicodeError as error:
-            raise CheckpointError("the bytes of an array are spelled with what stands for none") from error
+            raise CheckpointError(
+                "the bytes of an array are spelled with characters that are not Latin-1"
+            ) from error
 
     def read(self) -> NDArray[Any]:
         data = self._bytes()
@@ -131,7 +133,7 @@ class DType(Built):
 
 
 def _scalar(dtype: Any, data: Any = b"") -> Any:
-    """A single number, or what stands for a word or a time."""
+    """A single number; of words and times a record."""
     if dtype.native.kind not in _NUMBERS:
         return Record("numpy", str(dtype.native))
     raw = data.encode("latin1") if isinstance(data, str) else data
@@ -143,7 +145,7 @@ def _scalar(dtype: Any, data: Any = b"") -> Any:
 
 
 def makers(made: list[ArraySlot]) -> dict[tuple[str, str], Any]:
-    """What stands for NumPy's names.
+    """What replaces NumPy's functions.
 
     Args:
         made: gets each array.

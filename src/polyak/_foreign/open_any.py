@@ -65,7 +65,7 @@ def read_file(source: Source) -> Checkpoint:
     """
     head = source.read(0, min(16, source.size))
     # A safetensors file begins with the length of its header, which may be the first bytes of any other
-    # kind. Its ninth byte is a brace, which in none of the others can stand there.
+    # kind. Its ninth byte is a brace, which none of the others can have there.
     if head[8:9] == b"{":
         return read_safetensors(source)
     if head.startswith(_ZIP):

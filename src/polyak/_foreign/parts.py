@@ -94,7 +94,7 @@ def unwrapped(one: Part) -> Part:
 def completed(average: Part, raw: Part) -> Part:
     """The average as a whole model: tensors that it lacks are those of the raw weights.
 
-    A tensor with several names is averaged under one of them, and stands at one place in the file under all.
+    A tensor with several names is averaged under one of them, and all its names share one place in the file.
     """
     plain = {without_wrappers(name): slot for name, slot in raw.tensors.items()}
     averaged = average.tensors

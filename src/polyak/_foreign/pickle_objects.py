@@ -124,7 +124,7 @@ class Payload:
         source: the file.
         offset: of the first byte.
         size: in the file.
-        text: they stand there as UTF-8 of the Latin-1 characters that are meant, as pickles of protocol 2
+        text: they are stored as UTF-8 of the Latin-1 characters that are meant, as pickles of protocol 2
             spell them; ``size`` is then at most twice their number.
     """
 

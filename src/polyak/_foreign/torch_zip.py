@@ -117,7 +117,9 @@ def tree_of_zip(source: Source) -> Any:
         return Storage(entry, 0, nbytes, dtype)
 
     if "byteorder" in archive and archive.entry("byteorder").read(0, 3) != b"lit":
-        raise CheckpointError(f"{source.name} comes from a big-endian machine: save it anew there.")
+        raise CheckpointError(
+            f"{source.name} comes from a big-endian machine: save it on a little-endian one."
+        )
     entry = archive.entry("data.pkl")
     entry.check()
     stream = Stream(source, entry.start, entry.start + entry.size)
@@ -145,7 +147,9 @@ def read_stream(source: Source, most: int = MOST, budget: Budget | None = None) 
         case {"little_endian": True}:
             begin = stream.tell()
         case _:
-            raise CheckpointError(f"{source.name} comes from a big-endian machine: save it anew there.")
+            raise CheckpointError(
+                f"{source.name} comes from a big-endian machine: save it on a little-endian one."
+            )
     used: dict[str, tuple[int, int]] = {}
 
     def measure(key: str, dtype: np.dtype[Any], nbytes: int) -> Storage:

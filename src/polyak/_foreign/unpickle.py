@@ -116,7 +116,7 @@ class Stream:
         self._buffer, self._base, self._at = self.source.read(base, size), base, 0
 
 
-# A function that stands for one that a pickle names.
+# A function of ours that replaces one that a pickle names.
 Maker = Callable[..., Any]
 
 
@@ -126,7 +126,7 @@ class Inert(pickle._Unpickler):  # pyright: ignore[reportPrivateUsage]
     Args:
         stream: where it begins; afterwards, where it ended.
         makers: what to build in place of calling the names known, by module and name.
-        persistent: what a persistent id stands for; without it, one is refused.
+        persistent: what to build for a persistent id; without it, one is refused.
     """
 
     # The interpreter's own, which it sets when it begins and which are in no stub.
@@ -222,7 +222,7 @@ class Inert(pickle._Unpickler):  # pyright: ignore[reportPrivateUsage]
         self._bytes(8)
 
     def _text(self) -> None:
-        """Text; that which stands for bytes, as protocol 2 has them, may stay in the file."""
+        """Text; bytes that protocol 2 spells as text may stay in the file."""
         size = int.from_bytes(self.read(4), "little")
         if self.stack and self.stack[-1] is _encoded and size >= LAZY:
             self.append(self._stream.payload(size, text=True))
@@ -340,7 +340,7 @@ def _encoded(text: Any, encoding: str = "latin1") -> Any:
 
 
 def _hashing(key: Maker) -> dict[tuple[str, str], Any]:
-    """What stands for the containers of the standard library whose items are hashed."""
+    """What replaces the containers of the standard library whose items are hashed."""
 
     def ordered(items: Any = ()) -> OrderedDict[Any, Any]:
         pairs: Iterable[Any] = items.items() if is_dict(items) else items
@@ -388,7 +388,7 @@ _PATHS = ("PosixPath", "PurePosixPath", "WindowsPath", "PureWindowsPath", "Path"
 _BUILTINS = ("builtins", "__builtin__")
 _TIMES = ("datetime", "date", "time", "timedelta", "timezone")
 
-# What stands for the names of the standard library that hold data. Their own code is not run.
+# What replaces the names of the standard library that hold data. Their own code is not run.
 PLAIN: dict[tuple[str, str], Any] = {
     ("collections", "defaultdict"): _no_default,
     ("collections", "deque"): _list,

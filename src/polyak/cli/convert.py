@@ -12,7 +12,7 @@ import typer
 from polyak.cli.console import say
 from polyak.cli.extras import needs
 from polyak.convert.convert import convert as to_polyak
-from polyak.convert.export import arranged, check_target, count_of, write_paddle
+from polyak.convert.export import check_target, count_of, export_tree, write_paddle
 from polyak.convert.rename_rules import NameMap, name_map
 from polyak.errors import ConfigError
 
@@ -86,7 +86,7 @@ def _converted(source: str, out: Path, options: Options) -> list[dict[str, Any]]
 
 
 def _exported(source: str, out: Path, options: Options) -> list[dict[str, Any]]:
-    made = arranged(source, options.to or "", options.raw, options.part, options.updates, options.names)
+    made = export_tree(source, options.to or "", options.raw, options.part, options.updates, options.names)
     if options.to == "paddle":
         write_paddle(out, made.tree)
     else:

@@ -73,7 +73,7 @@ def convert(
     Raises:
         ConfigError: ``out`` is no such name, or there is no such part.
         CheckpointError: the source cannot be read, holds no weights, or two tensors would share a name.
-            A file that is written is whole; nothing is written unless all can be.
+            Files are complete or not written at all.
 
     Examples:
         >>> import os, tempfile, torch, polyak
@@ -122,7 +122,7 @@ def target_of(out: str | os.PathLike[str]) -> Path:
 
 
 def chosen_parts(found: Recognised, part: str | None, where: str) -> Sequence[Part]:
-    """The sets of weights to convert: all, or those asked for.
+    """The sets of weights to convert: all, or those of a name.
 
     Raises:
         ConfigError: there is no such part.
@@ -131,23 +131,23 @@ def chosen_parts(found: Recognised, part: str | None, where: str) -> Sequence[Pa
     models = [one for one in found.parts if one.role != "optimizer" and one.tensors]
     if not models:
         raise CheckpointError(f"{where} holds no weights of a model, so there is nothing to convert.")
-    asked = [one for one in models if part is None or one.is_called(part)]
-    if not asked:
+    chosen = [one for one in models if part is None or one.is_called(part)]
+    if not chosen:
         raise ConfigError(
             f"part={part!r}: {where} holds {', '.join(f'{one.name} ({one.role})' for one in models)}."
         )
-    return asked
+    return chosen
 
 
 def _metadata(weights: Checkpoint, found: Recognised, plan: Plan) -> dict[str, str]:
     header = found.header_of(plan.part)
-    told = {} if header is None else _renamed(header, plan).to_metadata()
+    described = {} if header is None else _renamed(header, plan).to_metadata()
     if is_own(weights):
-        return told
-    kept = {key: value for key, value in weights.metadata.items() if key not in (KEY, SUMS)}
+        return described
+    others = {key: value for key, value in weights.metadata.items() if key not in (KEY, SUMS)}
     if weights.format in ("pytorch", "dcp"):
-        kept["format"] = "pt"  # Hugging Face libraries ask for it
-    return kept | told
+        others["format"] = "pt"  # Hugging Face libraries ask for it
+    return others | described
 
 
 def _renamed(header: Header, plan: Plan) -> Header:
@@ -170,21 +170,21 @@ class Plan:
         same = Renamed({name: (name, False) for name in part.tensors}, (), ())
         renamed = same if names is None else names.apply(part.tensors)
         specs: dict[str, Spec] = {}
-        for new, (old, turned) in renamed.places.items():
+        for new, (old, transposed) in renamed.places.items():
             slot = part.tensors[old]
             if slot.dtype not in NAMES:
                 raise CheckpointError(
                     f"{old} of {where} is {slot.kind}, for which the safetensors format has no name. "
                     "Nothing was written."
                 )
-            specs[new] = Spec(slot.dtype, slot.shape[::-1] if turned else slot.shape)
+            specs[new] = Spec(slot.dtype, slot.shape[::-1] if transposed else slot.shape)
         return cls(part, renamed, specs)
 
     def read(self, name: str) -> NDArray[Any]:
         """One tensor by its new name, contiguous."""
-        old, turned = self.renamed.places[name]
+        old, transposed = self.renamed.places[name]
         array: NDArray[Any] = self.part.tensors[old].read()
-        return np.ascontiguousarray(np.transpose(array)) if turned else array
+        return np.ascontiguousarray(np.transpose(array)) if transposed else array
 
     def pieces(self, name: str) -> list[NDArray[Any]]:
         return [self.read(name)]

@@ -88,7 +88,7 @@ class ExportTree:
     dropped: tuple[str, ...]
 
 
-def arranged(
+def export_tree(
     source: Where,
     to: str,
     raw: Where | None = None,
@@ -125,14 +125,14 @@ def arranged(
         other = next((one for one in found.parts if one.role == "raw" and chosen[0].role == "average"), None)
         inner = None if other is None or raw is not None else _read(Plan.of(other, names, str(source)))
         known = found.updates if found.updates is not None else _updates_of(chosen[0].header)
-    told = ExportInput(
+    inputs = ExportInput(
         average=average,
         raw=_only(raw, names) if raw is not None else inner,
         updates=known if updates is None else updates,
         step=found.step,
         where=str(source),
     )
-    return ExportTree(_LAYOUTS[to](told), plan.renamed.unmatched, plan.renamed.dropped)
+    return ExportTree(_LAYOUTS[to](inputs), plan.renamed.unmatched, plan.renamed.dropped)
 
 
 def check_target(to: str) -> None:
@@ -170,7 +170,9 @@ def _for_paddle(name: str, array: NDArray[Any]) -> NDArray[Any]:
     if array.dtype == BFLOAT16:
         return array.view(np.uint16)
     if array.dtype.kind not in "biufc" or array.dtype.name in ("uint16", "uint32", "uint64"):
-        raise CheckpointError(f"{name} is {array.dtype}, which paddle has not. Nothing was written.")
+        raise CheckpointError(
+            f"{name} is {array.dtype}, a dtype that Paddle does not have. Nothing was written."
+        )
     return array
 
 
@@ -201,38 +203,38 @@ def _updates_of(header: Header | None) -> int | None:
     return sum(run.count for run in header.profile.terms[0][1] if run.decay != COPY)
 
 
-def _torch(told: ExportInput) -> dict[str, Any]:
-    return dict(told.average)
+def _torch(inputs: ExportInput) -> dict[str, Any]:
+    return dict(inputs.average)
 
 
-def _timm(told: ExportInput) -> dict[str, Any]:
-    raw = {} if told.raw is None else {"state_dict": dict(told.raw)}
-    return {**raw, "state_dict_ema": dict(told.average)}
+def _timm(inputs: ExportInput) -> dict[str, Any]:
+    raw = {} if inputs.raw is None else {"state_dict": dict(inputs.raw)}
+    return {**raw, "state_dict_ema": dict(inputs.average)}
 
 
-def _lightning(told: ExportInput) -> dict[str, Any]:
+def _lightning(inputs: ExportInput) -> dict[str, Any]:
     """With the raw model the layout of a WeightAveraging callback at work; else that of a plain model."""
     tree: dict[str, Any] = {
         "pytorch-lightning_version": "2.6.0",  # whose layout this is
         "epoch": 0,
-        "global_step": told.step or 0,
-        "state_dict": dict(told.average),
+        "global_step": inputs.step or 0,
+        "state_dict": dict(inputs.average),
     }
-    if told.raw is not None:
-        count = np.array(told.counted("lightning's WeightAveraging"), np.int64)
-        tree |= {"current_model_state": dict(told.raw), "averaging_state": {"n_averaged": count}}
+    if inputs.raw is not None:
+        count = np.array(inputs.counted("lightning's WeightAveraging"), np.int64)
+        tree |= {"current_model_state": dict(inputs.raw), "averaging_state": {"n_averaged": count}}
     return tree
 
 
-def _swa_utils(told: ExportInput) -> dict[str, Any]:
-    count = np.array(told.counted("AveragedModel"), np.int64)
-    return {"n_averaged": count, **_prefixed("module.", told.average)}
+def _swa_utils(inputs: ExportInput) -> dict[str, Any]:
+    count = np.array(inputs.counted("AveragedModel"), np.int64)
+    return {"n_averaged": count, **_prefixed("module.", inputs.average)}
 
 
-def _ema_pytorch(told: ExportInput) -> dict[str, Any]:
-    raw = {} if told.raw is None else _prefixed("online_model.", told.raw)
-    count = np.array(told.counted("ema-pytorch's EMA"), np.int64)
-    return {"initted": np.array(True), "step": count, **raw, **_prefixed("ema_model.", told.average)}
+def _ema_pytorch(inputs: ExportInput) -> dict[str, Any]:
+    raw = {} if inputs.raw is None else _prefixed("online_model.", inputs.raw)
+    count = np.array(inputs.counted("ema-pytorch's EMA"), np.int64)
+    return {"initted": np.array(True), "step": count, **raw, **_prefixed("ema_model.", inputs.average)}
 
 
 def _prefixed(prefix: str, arrays: Arrays) -> dict[str, Any]:

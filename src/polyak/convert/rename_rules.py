@@ -54,7 +54,7 @@ class Rule:
         order = [int(number) for number in _GROUP.findall(self.to)]
         if sorted(order) != list(range(1, len(groups) + 1)) or "\\" in _GROUP.sub("", self.to):
             raise ConfigError(
-                f"the rule {self.pattern!r} → {self.to!r} cannot be turned round: the new name must use each "
+                f"the rule {self.pattern!r} → {self.to!r} cannot be inverted: the new name must use each "
                 "group of the old one once."
             )
         pattern = "".join(
@@ -91,7 +91,7 @@ class NameMap:
         """The map that leads back.
 
         Raises:
-            ConfigError: a rule cannot be turned round.
+            ConfigError: a rule cannot be inverted.
         """
         return NameMap(tuple(back for rule in self.rules if (back := rule.inverse()) is not None))
 
@@ -113,8 +113,8 @@ class NameMap:
             )
         for name, new in names.items():
             rule = found[name][0]
-            turned = rule is not None and rule.transpose and len(tensors[name].shape) == 2
-            places[new] = (name, turned)
+            transposed = rule is not None and rule.transpose and len(tensors[name].shape) == 2
+            places[new] = (name, transposed)
         unmatched = tuple(name for name, (rule, _) in found.items() if rule is None)
         return Renamed(places, unmatched, tuple(name for name in found if name not in names))
 
@@ -194,6 +194,6 @@ def _pieces(pattern: str) -> tuple[Sequence[str], Sequence[str]]:
 
 def _not_plain(pattern: str) -> ConfigError:
     return ConfigError(
-        f"the pattern {pattern!r} cannot be turned round: outside of groups it must be plain text with its "
+        f"the pattern {pattern!r} cannot be inverted: outside of groups it must be plain text with its "
         "dots escaped, and no group may lie in another."
     )
