@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 from polyak._dtypes import BY_NAME
 from polyak._files.checkpoint import Checkpoint, ComputedTensor, FileTensor, LazyTensor, NoArray
 from polyak._files.source import Source
+from polyak._foreign.builtin_makers import Maker
 from polyak._foreign.flatten import EXPANDED, checkpoint_of
 from polyak._foreign.numpy_pickle import makers, shape_of
 from polyak._foreign.pickle_objects import MOST, Budget, Global, Record, is_dict, is_list, is_tuple
-from polyak._foreign.unpickle import Maker, Stream, load
+from polyak._foreign.unpickle import Stream, load
 from polyak._foreign.zips import Entry, Zip
 from polyak.errors import CheckpointError
 

@@ -12,12 +12,12 @@ them is where they are.
 from __future__ import annotations
 
 import pickle
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sized
+from collections.abc import Callable, Mapping, Sized
 from typing import Any, ClassVar
 
 from polyak._files.checkpoint import LazyTensor, NoArray
 from polyak._files.source import Source
+from polyak._foreign.builtin_makers import PLAIN, Maker, encoded, hashing
 from polyak._foreign.pickle_objects import (
     MOST,
     Budget,
@@ -26,7 +26,6 @@ from polyak._foreign.pickle_objects import (
     Payload,
     Record,
     bounded,
-    is_dict,
     is_tuple,
 )
 from polyak.errors import CheckpointError
@@ -116,10 +115,6 @@ class Stream:
         self._buffer, self._base, self._at = self.source.read(base, size), base, 0
 
 
-# A function of ours that replaces one that a pickle names.
-Maker = Callable[..., Any]
-
-
 class Inert(pickle._Unpickler):  # pyright: ignore[reportPrivateUsage]
     """Builds values and records from a pickle.
 
@@ -143,7 +138,7 @@ class Inert(pickle._Unpickler):  # pyright: ignore[reportPrivateUsage]
     ) -> None:
         super().__init__(stream, encoding="latin1")  # pyright: ignore
         self._stream, self._key, self._persistent = stream, stream.budget.key, persistent
-        self._makers = PLAIN | _hashing(self._key) | dict(makers)
+        self._makers = PLAIN | hashing(self._key) | dict(makers)
 
     def find_class(self, module: str, name: str) -> Any:
         if len(module) + len(name) > _SHOWN:
@@ -224,7 +219,7 @@ class Inert(pickle._Unpickler):  # pyright: ignore[reportPrivateUsage]
     def _text(self) -> None:
         """Text; bytes that protocol 2 spells as text may stay in the file."""
         size = int.from_bytes(self.read(4), "little")
-        if self.stack and self.stack[-1] is _encoded and size >= LAZY:
+        if self.stack and self.stack[-1] is encoded and size >= LAZY:
             self.append(self._stream.payload(size, text=True))
         else:
             self.append(str(self.read(size), "utf-8", "surrogatepass"))
@@ -318,97 +313,3 @@ def load(stream: Stream, makers: Mapping[tuple[str, str], Any], persistent: Make
     except Exception as error:
         what = (str(error) or repr(error))[:_SHOWN]
         raise CheckpointError(f"{name} cannot be understood as a pickle: {what}.") from error
-
-
-def _reconstructed(cls: Any, base: Any, state: Any) -> Any:
-    if isinstance(cls, (Global, Record)):
-        return Record(cls.module, cls.name)
-    return cls() if state is None else cls(state)
-
-
-def _newobj_of(cls: Any, *args: Any) -> Any:
-    return Record(cls.module, cls.name, args) if isinstance(cls, (Global, Record)) else cls(*args)
-
-
-def _encoded(text: Any, encoding: str = "latin1") -> Any:
-    latin = encoding in ("latin1", "latin-1")
-    if isinstance(text, Payload) and latin:
-        return text
-    if isinstance(text, Payload) or not (latin or encoding in ("utf-8", "ascii")):
-        raise pickle.UnpicklingError("bytes are spelled in an encoding that Python does not use for it")
-    return text.encode(encoding)
-
-
-def _hashing(key: Maker) -> dict[tuple[str, str], Any]:
-    """What replaces the containers of the standard library whose items are hashed."""
-
-    def ordered(items: Any = ()) -> OrderedDict[Any, Any]:
-        pairs: Iterable[Any] = items.items() if is_dict(items) else items
-        return OrderedDict((key(one), value) for one, value in pairs)
-
-    def members(items: Iterable[Any] = ()) -> set[Any]:
-        return set(map(key, items))
-
-    def frozen(items: Iterable[Any] = ()) -> frozenset[Any]:
-        return frozenset(map(key, items))
-
-    made: dict[str, Maker] = {"set": members, "frozenset": frozen, "dict": ordered}
-    return {
-        ("collections", "OrderedDict"): ordered,
-        ("collections", "Counter"): ordered,
-        **{(module, name): make for module in _BUILTINS for name, make in made.items()},
-    }
-
-
-def _list(items: Iterable[Any] = (), *_: Any) -> list[Any]:
-    return list(items)
-
-
-def _no_default(*_: Any) -> OrderedDict[Any, Any]:
-    return OrderedDict()
-
-
-def _bytes_like(value: Any = b"", *_: Any) -> Any:
-    return value
-
-
-def _namespace(*_: Any) -> Record:
-    return Record("argparse", "Namespace")
-
-
-def _path(*parts: str) -> str:
-    return "/".join(parts)
-
-
-def _inert(module: str, name: str) -> Maker:
-    return lambda *args: Record(module, name, args)
-
-
-_PATHS = ("PosixPath", "PurePosixPath", "WindowsPath", "PureWindowsPath", "Path")
-_BUILTINS = ("builtins", "__builtin__")
-_TIMES = ("datetime", "date", "time", "timedelta", "timezone")
-
-# What replaces the names of the standard library that hold data. Their own code is not run.
-PLAIN: dict[tuple[str, str], Any] = {
-    ("collections", "defaultdict"): _no_default,
-    ("collections", "deque"): _list,
-    ("copyreg", "_reconstructor"): _reconstructed,
-    ("copy_reg", "_reconstructor"): _reconstructed,
-    ("copyreg", "__newobj__"): _newobj_of,
-    ("_codecs", "encode"): _encoded,
-    ("argparse", "Namespace"): _namespace,
-    **{(module, name): _path for module in ("pathlib", "pathlib._local") for name in _PATHS},
-    **{("datetime", name): _inert("datetime", name) for name in _TIMES},
-    **{
-        (module, name): make
-        for module in _BUILTINS
-        for name, make in {
-            "complex": complex,
-            "slice": _inert("builtins", "slice"),
-            "bytearray": _bytes_like,
-            "bytes": _bytes_like,
-            "list": _list,
-            "object": Global("builtins", "object"),
-        }.items()
-    },
-}
