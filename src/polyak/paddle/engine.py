@@ -183,15 +183,15 @@ class Updater:
             overwrite(target, source)
 
 
-def engines(pairs: Sequence[Pair], asked: EngineName, seed: int) -> list[Engine]:
-    """The engine asked for where it can take a pair; else the fastest that can.
+def engines(pairs: Sequence[Pair], preferred: EngineName, seed: int) -> list[Engine]:
+    """The preferred engine where it can take a pair; else the fastest that can.
 
     Raises:
         ConfigError: none can, or the one asked for is not there at all.
     """
-    if asked == "native" and native is None:
+    if preferred == "native" and native is None:
         raise ConfigError(f'engine="native": {NO_KERNEL}.')
-    fast = [pair for pair in pairs if asked != "ops" and _kernel_takes(pair)]
+    fast = [pair for pair in pairs if preferred != "ops" and _kernel_takes(pair)]
     taken = set(map(id, fast))
     slow = [pair for pair in pairs if id(pair) not in taken]
     made: list[Engine] = []

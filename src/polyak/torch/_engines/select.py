@@ -29,26 +29,26 @@ EngineName: TypeAlias = Literal["auto", "foreach", "blocked", "native", "triton"
 NAMES: tuple[EngineName, ...] = ("auto", "foreach", "blocked", "native", "triton")
 
 
-def check_engine(asked: EngineName) -> None:
+def check_engine(preferred: EngineName) -> None:
     """Refuse an engine that does not exist or cannot run here.
 
     Raises:
         ConfigError: with the way to get it.
     """
-    if asked not in NAMES:
-        raise ConfigError(f"engine={asked!r}: must be one of {', '.join(NAMES)}.")
-    if asked == "native" and native is None:
+    if preferred not in NAMES:
+        raise ConfigError(f"engine={preferred!r}: must be one of {', '.join(NAMES)}.")
+    if preferred == "native" and native is None:
         raise ConfigError(f'engine="native": {NO_KERNEL}.')
-    if asked == "triton" and triton is None:
+    if preferred == "triton" and triton is None:
         raise ConfigError(f'engine="triton": {_NO_TRITON}.')
 
 
-def engine_for(pair: Pair, asked: EngineName, skip: bool, concurrent: bool = False) -> EngineName:
-    """The name of the engine asked for where it can take the pair; else the fastest that can.
+def engine_for(pair: Pair, preferred: EngineName, skip: bool, concurrent: bool = False) -> EngineName:
+    """The name of the preferred engine where it can take the pair; else the fastest that can.
 
     Args:
         pair: θ and its averages.
-        asked: the engine to prefer, or "auto".
+        preferred: the engine to use where it can, or "auto".
         skip: elements that cannot be stored are skipped.
         concurrent: updates run beside other kernels; Triton has a variant for each case.
 
@@ -56,14 +56,14 @@ def engine_for(pair: Pair, asked: EngineName, skip: bool, concurrent: bool = Fal
         ConfigError: "triton" was asked for and does not run on the pair's device.
     """
     able: list[EngineName] = []
-    if _triton_runs(pair, asked, skip, concurrent):
+    if _triton_runs(pair, preferred, skip, concurrent):
         able.append("triton")
     if _native_runs(pair):
         able.append("native")
     if all(tensor.device.type == "cpu" for tensor in (pair.live, *pair.averages)):
         able.append("blocked")
     able.append("foreach")
-    return asked if asked in able else able[0]
+    return preferred if preferred in able else able[0]
 
 
 def _native_runs(pair: Pair) -> bool:
@@ -71,13 +71,13 @@ def _native_runs(pair: Pair) -> bool:
     return native is not None and on_cpu and native.takes(pair) and is_dense(pair)
 
 
-def _triton_runs(pair: Pair, asked: EngineName, skip: bool, concurrent: bool) -> bool:
-    if triton is None or asked == "foreach" or not triton.takes(pair):
+def _triton_runs(pair: Pair, preferred: EngineName, skip: bool, concurrent: bool) -> bool:
+    if triton is None or preferred == "foreach" or not triton.takes(pair):
         return False
-    if pair.live.is_cpu and asked != "triton":
+    if pair.live.is_cpu and preferred != "triton":
         return False  # Triton's interpreter, which is for debugging kernels
     why_not = triton.failure(pair, skip, concurrent)
-    if why_not and asked == "triton":
+    if why_not and preferred == "triton":
         raise ConfigError(f'engine="triton": {why_not}. engine="auto" takes another.')
     return not why_not
 
@@ -111,14 +111,14 @@ def recordable(engine: Engine) -> Triton:
     return engine
 
 
-def describe(engine: Engine, asked: EngineName, skip: bool) -> str:
+def describe(engine: Engine, preferred: EngineName, skip: bool) -> str:
     """The engine's name, and why it is not a faster one."""
     pair, reason = engine.pairs[0], ""
     if engine.name == "blocked":
         reason = why_not(pair, pair.live.device)
     elif engine.name == "foreach":
         reason = _no_triton(pair, skip)
-    return describe_engine(engine.name, asked, reason)
+    return describe_engine(engine.name, preferred, reason)
 
 
 def _no_triton(pair: Pair, skip: bool) -> str:
