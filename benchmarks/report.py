@@ -87,7 +87,7 @@ def check(found: Measured) -> Measured:
 def arguments(doc: str | None, rounds: int) -> argparse.Namespace:
     """The options that every benchmark has; threads are set."""
     parser = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=rounds, help="figures are medians over so many")
+    parser.add_argument("--rounds", type=int, default=rounds, help="number of rounds; figures are medians")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")

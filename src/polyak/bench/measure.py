@@ -61,7 +61,7 @@ class Figures:
 
 @dataclass(frozen=True)
 class Measured:
-    """All contenders, and the limit they are held against: seconds, bytes per second.
+    """All contenders and the limit they are compared with: seconds, bytes per second.
 
     limit_share: of a training step that lasts ``step`` seconds.
     """
@@ -86,19 +86,19 @@ def measure(
     step: Callable[[], object] | None = None,
     tick: Tick = lambda done, of: None,
 ) -> Measured:
-    """Run every contender in every round.
+    """Time every contender in every round, in a new order each.
 
     Args:
-        model: whose parameters the contenders average. They are doubled meanwhile, and put back.
+        model: whose parameters the contenders average. They are doubled during the measurement and restored.
         contenders: as they were made, updated with no other parameters than the present ones.
         betas: the decay of each track.
         store: dtype of the averages.
-        rounds: of which the medians are taken.
+        rounds: number of rounds; figures are medians.
         step: one training step of the model.
-        tick: called with the rounds done and those to do.
+        tick: called with the number of rounds done and the total.
 
     Returns:
-        What it came to.
+        The figures.
 
     Raises:
         ConfigError: ``step`` fails.
@@ -160,7 +160,7 @@ def measure(
 
 
 def _burst(stops: Stops, run: Callable[[], object]) -> int:
-    """Calls that last about a millisecond: one of some microseconds measures who emptied the caches."""
+    """Number of calls that last about a millisecond: a single short call would measure cache misses."""
     run()
     return max(1, min(50, round(SAMPLE / stops.timed(run))))
 
@@ -196,10 +196,10 @@ def peak(run: Callable[[], object], device: torch.device) -> int | None:
 
     Args:
         run: the call.
-        device: whose memory is looked at; of the CPU's it is the process's own, which Linux alone tells.
+        device: whose memory is measured; on the CPU it is that of the process, which only Linux reports.
 
     Returns:
-        Bytes; None where the system does not tell.
+        Bytes; None where the system does not report them.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
