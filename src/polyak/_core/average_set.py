@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any, Generic
 
 from polyak._core.averaged_module import ModelT, Twin
+from polyak._core.change_detection import UnchangedCheck
 from polyak._core.framework import Models, Swapper, TensorStore, UpdaterFactory
 from polyak._core.kept import Kept
 from polyak._core.nonfinite import NonFinitePolicy, refuse_start
@@ -118,7 +119,7 @@ class AverageSet(Generic[ModelT, T]):
 
     def intact(self) -> bool:
         """Whether model and averages are still where the updater was made for."""
-        return all(check() for check in (*self.plan.checks, self._kept.unchanged))
+        return _all_hold(self.plan.checks) and self._kept.unchanged()
 
     def update(self, betas: Sequence[float], step: int) -> None:
         """θ into every average with the composed decay of each track, and buffers copied."""
@@ -165,7 +166,7 @@ class AverageSet(Generic[ModelT, T]):
             PlanError: an averaged tensor has another shape now, or somebody took an average's memory away.
                 Nothing is changed then.
         """
-        if not all(check() for check in self.plan.checks):
+        if not _all_hold(self.plan.checks):
             plan = self._map(self.plan.having("average"))
             self._kept.check()
             self._adopt(plan, match_averages(self.plan.entries, plan.entries, self.first.tensors), step)
@@ -374,3 +375,11 @@ class AverageSet(Generic[ModelT, T]):
             low = track.residuals.get(source)
             residuals[entry.name] = None if low is None else self._store.on_device(low, entry.live, again)
         return tensors, {name: low for name, low in residuals.items() if low is not None}
+
+
+def _all_hold(checks: Sequence[UnchangedCheck]) -> bool:
+    """``all(check() for check in checks)`` without a generator, which takes longer than the checks."""
+    for check in checks:  # noqa: SIM110
+        if not check():
+            return False
+    return True

@@ -27,8 +27,8 @@ class Copies:
     def __bool__(self) -> bool:
         return bool(self._groups)
 
-    @torch.no_grad()
     def run(self, non_blocking: bool = False) -> None:
         """Copy everything; ``non_blocking`` where a GPU writes to pinned memory by itself."""
         for targets, sources in self._groups.values():
-            torch._foreach_copy_(targets, sources, non_blocking)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+            with torch.no_grad():  # in the loop: of an update that copies nothing it would be a tenth
+                torch._foreach_copy_(targets, sources, non_blocking)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
