@@ -281,6 +281,25 @@ def test_ignore_lets_them_in(engine: str, dtype: str) -> None:
     np.testing.assert_allclose(array(averages(ema)["bias"]), 0.9 * start + 0.3, rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("engine", "options"),
+    [
+        ("ops", {}),
+        ("native", {}),
+        ("native", {"dtype": "bfloat16"}),
+        ("native", {"dtype": "split"}),
+        ("native", {"compensated": True}),
+    ],
+)
+def test_an_infinity_that_stays_is_its_own_average(engine: str, options: dict[str, Any]) -> None:
+    layer = nn.Linear(2, 2)
+    fill(layer.bias, -float("inf"))
+    ema = EMA(layer, 0.5, engine=engine, **options)
+    for _ in range(4):
+        ema.update()
+        assert np.isneginf(array(ema.tracks["average"].value("bias").astype("float32"))).all()
+
+
 @pytest.mark.parametrize("engine", ["native", "ops"])
 def test_metrics(engine: str) -> None:
     layer = nn.Linear(2, 2)

@@ -187,6 +187,16 @@ def test_an_average_begins_with_the_first_finite_value(engine: str, storage: str
     assert ema.metrics()["skipped_tensors"] == {"w": 1}
 
 
+@pytest.mark.parametrize("storage", STORAGES)
+@pytest.mark.parametrize("infinity", [float("inf"), float("-inf")])
+def test_an_infinity_that_stays_is_its_own_average(engine: str, storage: str, infinity: float) -> None:
+    model = nn.ParameterDict({"mask": nn.Parameter(torch.tensor([1.0, infinity]))})
+    ema = polyak.EMA(model, {"a": 0.5, "b": 0.75}, engine=engine, **STORAGES[storage])
+    for _ in range(5):
+        ema.update()
+        assert [track.value("mask").tolist() for track in ema.tracks.values()] == [[1.0, infinity]] * 2
+
+
 def test_nothing_is_looked_at_any_more_once_all_has_begun(monkeypatch: pytest.MonkeyPatch) -> None:
     model = nn.ParameterDict({"w": nn.Parameter(torch.tensor([1.0, float("nan")]))})
     ema = polyak.EMA(model, 0.5)

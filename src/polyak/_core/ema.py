@@ -164,12 +164,13 @@ class BaseEMA(Persistent[ModelT_co, T]):
             self._clock = clock
             return False
         self._averages.sync_with_model(clock.step)
-        self._averages.fill_nonfinite()
         tracks = self._averages.tracks.values()
         betas = [0.0 if copying else track.next_beta(clock.elapsed[track.decay.unit]) for track in tracks]
         self._pending = clock, betas, copying, get_ident()
         try:
             average(betas, clock.step)
+            # After it, not before: an infinity moved towards itself is NaN.
+            self._averages.fill_nonfinite()
             self._count()
         except BaseException:
             self._resolve()

@@ -29,8 +29,10 @@ def split(value: NDArray[Any], form: str) -> tuple[NDArray[Any], NDArray[Any]]:
     """
     if form == "F32":
         high = value.astype(np.float32)
-        with np.errstate(invalid="ignore"):  # an infinity has nothing below it
-            return high, (value.astype(np.float64) - high).astype(np.float32)
+        with np.errstate(invalid="ignore"):
+            rest = value.astype(np.float64) - high
+        # An infinity lacks nothing.
+        return high, np.nan_to_num(rest, nan=0, posinf=0, neginf=0).astype(np.float32)
     narrow = value.astype(np.float32)
     bits = (np.where(np.isnan(narrow), np.int32(0x7FC00000), narrow.view(np.int32)) + 0x80) >> 8
     high = (bits + 0x80) >> 8

@@ -67,7 +67,8 @@ def put(average: Tensor, low: Tensor | None, value: Tensor) -> None:
             low.copy_(rest)
         else:
             average.copy_(value)
-            low.copy_(value - average)  # in the wider of the two dtypes, where it is exact
+            rest = value - average  # in the wider of the two dtypes, where it is exact
+            low.copy_(rest.nan_to_num(0.0, 0.0, 0.0))  # an infinity lacks nothing
 
 
 def overwrite(target: Tensor, source: Tensor) -> None:
