@@ -10,7 +10,7 @@
 
 #include "kernel.h"
 #include "pool.h"
-#include "watch.h"
+#include "change_detection.h"
 
 enum { PIECE = 32 * BLOCK, UNIT = 64 * BLOCK, VARIANTS = 4 };
 
@@ -217,8 +217,10 @@ static PyMethodDef methods[] = {
     {"taken", py_taken, METH_O, "taken(table): the step of its last update, 0 before the first"},
     {"variants", py_variants, METH_NOARGS, "Instruction sets this processor can run, best first."},
     {"use", py_use, METH_VARARGS, "use(variant): which of them to run; the best unless told."},
-    {"holds", polyak_holds, METH_O, "holds(contents): see core/watch.py"},
-    {"agree", (PyCFunction)(void (*)(void))polyak_agree, METH_FASTCALL, "agree(readings[, first, last]): likewise"},
+    {"dicts_unchanged", polyak_dicts_unchanged, METH_O,
+     "dicts_unchanged(snapshot): see polyak/_core/change_detection.py"},
+    {"attributes_unchanged", (PyCFunction)(void (*)(void))polyak_attributes_unchanged, METH_FASTCALL,
+     "attributes_unchanged(snapshot[, first, last]): likewise"},
     {"layouts", polyak_layouts, METH_VARARGS, "layouts(exchange, tensors, addresses): likewise"},
     {"unmoved", (PyCFunction)(void (*)(void))polyak_unmoved, METH_FASTCALL,
      "unmoved(exchange, tensors, layouts): likewise"},

@@ -19,8 +19,11 @@ from polyak._core.change_detection import (
 )
 from polyak._kernel import _native
 
-DICTS: dict[str, Callable[[DictSnapshot], bool]] = {"C": _native.holds, "Python": _dicts_unchanged}
-ATTRIBUTES: dict[str, Callable[..., bool]] = {"C": _native.agree, "Python": _attributes_unchanged}
+DICTS: dict[str, Callable[[DictSnapshot], bool]] = {"C": _native.dicts_unchanged, "Python": _dicts_unchanged}
+ATTRIBUTES: dict[str, Callable[..., bool]] = {
+    "C": _native.attributes_unchanged,
+    "Python": _attributes_unchanged,
+}
 each_dicts = pytest.mark.parametrize("unchanged", DICTS.values(), ids=DICTS)
 each_attributes = pytest.mark.parametrize("unchanged", ATTRIBUTES.values(), ids=ATTRIBUTES)
 Stores = list[dict[str, Any]]
@@ -147,17 +150,17 @@ def test_wrong_arguments_are_refused() -> None:
     then, read = snapshot_dicts(stores()), snapshot_attributes((len,), [[1], [2]])
     for wrong in [(), (1, 2, 3, 4, 5), then[:4], tuple(then._replace(sizes=[])), then._replace(values=[])]:
         with pytest.raises((TypeError, ValueError)):
-            _native.holds(wrong)
+            _native.dicts_unchanged(wrong)
     for wrong in [then._replace(sizes=["x"] * 4), then._replace(stores=[1, 2, 3, 4])]:
         with pytest.raises((TypeError, SystemError)):
-            _native.holds(wrong)
+            _native.dicts_unchanged(wrong)
     for arguments in [(), ((),), (read, 0), (read, "0", 1), (read, -1, 1), (read._replace(values=()),)]:
         with pytest.raises((TypeError, ValueError)):
-            _native.agree(*arguments)
+            _native.attributes_unchanged(*arguments)
     with pytest.raises(IndexError):
-        _native.agree(read._replace(values=([1],)))
+        _native.attributes_unchanged(read._replace(values=([1],)))
     with pytest.raises(TypeError):
-        _native.agree(read._replace(reads=(None,)))
+        _native.attributes_unchanged(read._replace(reads=(None,)))
 
 
 def test_looking_holds_on_to_nothing() -> None:
@@ -166,7 +169,7 @@ def test_looking_holds_on_to_nothing() -> None:
     watched = [held[1]["a"], objects[0], result, then.stores, then, read]
     before = list(map(sys.getrefcount, watched))
     for _ in range(100):
-        assert _native.holds(then)
-        assert _native.agree(read)
-        assert _native.agree(read, 0, 1)
+        assert _native.dicts_unchanged(then)
+        assert _native.attributes_unchanged(read)
+        assert _native.attributes_unchanged(read, 0, 1)
     assert list(map(sys.getrefcount, watched)) == before

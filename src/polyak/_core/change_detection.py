@@ -122,4 +122,4 @@ except ImportError:  # not built
     _native = None
     dicts_unchanged, attributes_unchanged = _dicts_unchanged, _attributes_unchanged
 else:
-    dicts_unchanged, attributes_unchanged = _native.holds, _native.agree
+    dicts_unchanged, attributes_unchanged = _native.dicts_unchanged, _native.attributes_unchanged

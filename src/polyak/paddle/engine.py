@@ -11,11 +11,11 @@ import paddle
 from paddle import Tensor
 
 from polyak._core.nonfinite import refuse_nonfinite
-from polyak._core.several import Several
 from polyak._core.updater import Skipped
 from polyak._kernel import NO_KERNEL, native, why_not
 from polyak._kernel.pair import Pair as KernelPair
 from polyak._kernel.pair import describe
+from polyak._kernel.several import Several
 from polyak.errors import ConfigError
 from polyak.paddle.store import EngineName, Settings
 from polyak.paddle.tensors import alias, cast, fills_memory, overwrite, wide

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from polyak._core.several import Several
+from polyak._kernel.several import Several
 from polyak.torch._engines.base import Counts, Engine, Marks, Pair
 from polyak.torch._engines.copies import Copies
 from polyak.torch._engines.foreach import bad_names

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from polyak._core.several import Several
+from polyak._kernel.several import Several
 from polyak.torch._engines.base import Counts, Pair, is_dense, storage_dtype
 from polyak.torch._engines.chunks import CHUNK, blend_pair, looks_storable, shaped
 from polyak.torch._engines.foreach import bad_names, is_direct

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from polyak._core.several import Several
+from polyak._kernel.several import Several
 from polyak.torch._engines.base import Counts, Pair, arithmetic_dtype, storage_dtype
 from polyak.torch._engines.chunks import (
     DEVICE_CHUNK,

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 from triton import JITFunction
 
-from polyak._core.several import Several
 from polyak._kernel.pair import Store
+from polyak._kernel.several import Several
 from polyak.errors import ConfigError
 from polyak.torch._engines import triton_kernels as kernels
 from polyak.torch._engines.base import Counts, Pair, is_dense

@@ -1,25 +1,26 @@
-/* What core/watch.py does in Python, without the objects it makes on the way: after a training step nothing
- * of them is in the caches any more, and an update of a small model took half its time to look.
+/* What polyak/_core/change_detection.py does in Python, without creating objects on the way: after a training
+ * step none of them would be in the caches any more, and an update of a small model took half its time to
+ * check.
  *
- * Nothing is kept here: what is compared lies in the caller's lists, where Python's garbage collector
+ * Nothing is stored here: what is compared lies in the caller's lists, where Python's garbage collector
  * sees it. */
-#include "watch.h"
+#include "change_detection.h"
 
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
-/* contents: (stores, sizes, keys, values, anything); keys and values of all stores, one after the other. */
-PyObject *polyak_holds(PyObject *self, PyObject *contents) {
+/* snapshot: (stores, sizes, keys, values, anything); keys and values of all stores, one after the other. */
+PyObject *polyak_dicts_unchanged(PyObject *self, PyObject *snapshot) {
     (void)self;
     PyObject *stores, *sizes, *keys, *values, *anything;
-    if (!PyArg_ParseTuple(contents, "O!O!O!O!O", &PyList_Type, &stores, &PyList_Type, &sizes, &PyList_Type, &keys,
+    if (!PyArg_ParseTuple(snapshot, "O!O!O!O!O", &PyList_Type, &stores, &PyList_Type, &sizes, &PyList_Type, &keys,
                           &PyList_Type, &values, &anything))
         return NULL;
     Py_ssize_t seen = 0, count = PyList_Size(stores), total = PyList_Size(keys);
     if (PyList_Size(sizes) != count || PyList_Size(values) != total)
-        return PyErr_Format(PyExc_ValueError, "holds: lists of different lengths");
+        return PyErr_Format(PyExc_ValueError, "dicts_unchanged: lists of different lengths");
     for (Py_ssize_t i = 0; i < count; i++) {
         PyObject *store = PyList_GetItem(stores, i), *key, *value;
         Py_ssize_t position = 0, size = PyDict_Size(store);
@@ -43,11 +44,12 @@ static int reads_the_same(PyObject *read, PyObject *object, PyObject *before) {
     return same;
 }
 
-/* agree(readings) or agree(readings, first, last); readings: (reads, objects, values), a list for each read. */
-PyObject *polyak_agree(PyObject *self, PyObject *const *args, Py_ssize_t n) {
+/* attributes_unchanged(snapshot) or attributes_unchanged(snapshot, first, last); snapshot: (reads, objects,
+ * values), a list for each read. */
+PyObject *polyak_attributes_unchanged(PyObject *self, PyObject *const *args, Py_ssize_t n) {
     (void)self;
     PyObject *reads, *objects, *values;
-    if (n != 1 && n != 3) return PyErr_Format(PyExc_TypeError, "agree(readings[, first, last])");
+    if (n != 1 && n != 3) return PyErr_Format(PyExc_TypeError, "attributes_unchanged(snapshot[, first, last])");
     if (!PyArg_ParseTuple(args[0], "O!O!O!", &PyTuple_Type, &reads, &PyList_Type, &objects, &PyTuple_Type,
                           &values))
         return NULL;
@@ -55,7 +57,7 @@ PyObject *polyak_agree(PyObject *self, PyObject *const *args, Py_ssize_t n) {
     Py_ssize_t first = n == 1 ? 0 : PyLong_AsSsize_t(args[1]), last = n == 1 ? count : PyLong_AsSsize_t(args[2]);
     if (PyErr_Occurred()) return NULL;
     if (PyTuple_Size(values) != kinds || first < 0)
-        return PyErr_Format(PyExc_ValueError, "agree: %zd reads, from %zd", kinds, first);
+        return PyErr_Format(PyExc_ValueError, "attributes_unchanged: %zd reads, from %zd", kinds, first);
     for (Py_ssize_t i = first; i < last && i < count; i++)
         for (Py_ssize_t k = 0; k < kinds; k++) {
             PyObject *object = PyList_GetItem(objects, i), *before = PyList_GetItem(PyTuple_GetItem(values, k), i);
