@@ -67,7 +67,7 @@ def modules() -> Iterator[str]:
     """All public modules."""
     yield from (*PACKAGES, *FILES)
     for room in ROOMS_OF_FILES:
-        names = {path.stem for path in (SRC / room).glob("[!_]*.py")} - {"common"}  # what trainers share
+        names = {path.stem for path in (SRC / room).glob("[!_]*.py")}
         yield from (f"polyak.{room}.{name}" for name in sorted(names))
 
 

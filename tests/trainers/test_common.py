@@ -7,7 +7,7 @@ from typing import Any, ForwardRef
 import pytest
 
 import polyak
-from polyak.trainers.common import EMAOptions
+from polyak.trainers._common import EMAOptions
 from tests.shims import torchvision_without_ops
 
 torchvision_without_ops()

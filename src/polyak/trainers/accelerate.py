@@ -9,8 +9,8 @@ from torch.optim import Optimizer
 
 from polyak.errors import MissingExtraError
 from polyak.torch import EMA
-from polyak.trainers.common import Decays, EMAOptions, check_not_sharded
-from polyak.trainers.common import numbers as numbers
+from polyak.trainers._common import Decays, EMAOptions, check_not_sharded
+from polyak.trainers._common import numbers as numbers
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

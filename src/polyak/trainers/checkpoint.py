@@ -10,7 +10,7 @@ from torch import nn
 
 from polyak.errors import CheckpointError
 from polyak.torch import EMA
-from polyak.trainers.common import EMAOptions, arguments_in
+from polyak.trainers._common import EMAOptions, arguments_in
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

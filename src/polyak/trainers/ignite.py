@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from polyak.errors import MissingExtraError
 from polyak.schedules.decay import check_whole
-from polyak.trainers.common import Averaging, Decays, EMAOptions, closing, numbers
+from polyak.trainers._common import Averaging, Decays, EMAOptions, closing, numbers
 
 if TYPE_CHECKING:
     from ignite.engine import Engine, Events

@@ -18,7 +18,7 @@ from polyak._core.track import check_counts_steps
 from polyak._files.header import Header
 from polyak._foreign.keras import MARK, mark
 from polyak.errors import CheckpointError, ConfigError, MissingExtraError, PlanError
-from polyak.trainers.common import (
+from polyak.trainers._common import (
     Averaging,
     Decays,
     EMAOptions,

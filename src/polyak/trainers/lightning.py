@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from polyak.errors import CheckpointError, ConfigError, MissingExtraError
+from polyak.trainers._common import Averaging, Decays, EMAOptions, numbers
 from polyak.trainers.checkpoint import key_of
 from polyak.trainers.checkpoint import load as load
-from polyak.trainers.common import Averaging, Decays, EMAOptions, numbers
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback, LightningModule, Trainer

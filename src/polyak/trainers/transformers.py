@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from polyak.errors import CheckpointError, ConfigError, MissingExtraError, SwapError
-from polyak.trainers.common import (
+from polyak.trainers._common import (
     Averaging,
     Decays,
     EMAOptions,
