@@ -198,7 +198,7 @@ def usage_error(arguments: list[str], tmp_path: Path) -> str:
     ("option", "value", "choices"),
     [
         ("--engine", "cuda", ["auto", "blocked", "foreach", "native", "triton"]),
-        ("--dtype", "int8", ["bfloat16", "float16", "float32", "float64", "split"]),
+        ("--dtype", "int8", ["bfloat16", "compensated", "float16", "float32", "float64", "split"]),
         ("--params", "int8", ["bfloat16", "float16", "float32", "float64"]),
     ],
 )
