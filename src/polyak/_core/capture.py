@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
@@ -13,6 +14,41 @@ from polyak._core.save import exported, raw_header, track_header
 from polyak._core.tensors import T
 from polyak._core.track import Track
 from polyak._files.header import Header
+
+
+@dataclass(frozen=True)
+class SnapshotState:
+    """What the header of a snapshot says besides role, decay and profile.
+
+    Args:
+        apart: ``‖avg-θ‖²`` over the parameters; 0 if unknown.
+        rounded: ``‖stored-avg‖²``; 0 if unknown. Mixing snapshots well takes both.
+        copied: tensors that are copies of the model's, not averages.
+        shared: tensors that training does not change; only the base holds them.
+        aliases: further names of tied tensors, each with the name it is stored under.
+        number: which of its run's snapshots it belongs to, from 1; 0 for the base.
+    """
+
+    apart: float = 0.0
+    rounded: float = 0.0
+    copied: Sequence[str] = ()
+    shared: Sequence[str] = ()
+    aliases: Mapping[str, str] = field(default_factory=dict[str, str])
+    number: int = 0
+
+    @classmethod
+    def of(cls, header: Header) -> SnapshotState:
+        """What a header says; a distance that is not finite, as of a model with NaN, is unknown."""
+        state = header.state
+        apart, rounded = float(state.get("apart", 0.0)), float(state.get("rounded", 0.0))
+        return cls(
+            apart=apart if math.isfinite(apart) else 0.0,
+            rounded=rounded if math.isfinite(rounded) else 0.0,
+            copied=state.get("copied", ()),
+            shared=state.get("shared", ()),
+            aliases=state.get("aliases", {}),
+            number=int(state.get("number", 0)),
+        )
 
 
 class Captured(NamedTuple):
@@ -25,11 +61,7 @@ class Captured(NamedTuple):
 def captured_track(
     averages: AverageSet[Any, T], track: Track[T], step: int, run: str, dtype: str
 ) -> Captured:
-    """A track's averages, rounded, and the copied buffers as they are; not what the model never changes.
-
-    Its header says how far the average was from the model's parameters and from what is stored of it,
-    ``"apart": ‖avg-θ‖²`` and ``"rounded": ‖stored-avg‖²``: mixing snapshots well takes both.
-    """
+    """A track's averages, rounded, and the copied buffers as they are; not what the model never changes."""
     ops = averages.ops
     saved = [entry for entry in averages.plan.entries.values() if entry.saved]
     averaged = [entry for entry in saved if entry.role == "average"]
@@ -41,15 +73,15 @@ def captured_track(
     apart = sum(ops.squared_distances(zip(values, lives, strict=True)))
     rounded = sum(ops.squared_distances(zip(values, stored, strict=True)))
     tensors |= {name: ops.on_host(averages.copies[name]) for name in copied}
-    state = {
-        "apart": apart,
-        "rounded": rounded,
-        "copied": copied,
-        "shared": [entry.name for entry in saved if entry.role == "share"],
-        "aliases": {alias: entry.name for entry in saved for alias in entry.aliases},
-    }
+    state = SnapshotState(
+        apart=apart,
+        rounded=rounded,
+        copied=copied,
+        shared=[entry.name for entry in saved if entry.role == "share"],
+        aliases={alias: entry.name for entry in saved for alias in entry.aliases},
+    )
     arrays = {name: ops.as_array(tensor) for name, tensor in tensors.items()}
-    return Captured(arrays, replace(track_header(track, step, run), state=state))
+    return Captured(arrays, replace(track_header(track, step, run), state=asdict(state)))
 
 
 def captured_model(averages: AverageSet[Any, T], step: int, run: str) -> Captured:

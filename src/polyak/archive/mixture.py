@@ -6,7 +6,6 @@ averages late, or was reset, has a history of its own and is solved for by itsel
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -59,8 +58,8 @@ def mix(stored: Sequence[Stored], wanted: Profile) -> Mixture:
         CheckpointError: a tensor that no average holds is not in the base either.
     """
     newest = stored[-1]
-    state = newest.snapshot.header.state
-    copied, aliases = set(state.get("copied", ())), dict(state.get("aliases", {}))
+    state = newest.snapshot.state
+    copied = set(state.copied)
     averaged = [name for name in newest.weights.slots if name not in copied]
     histories = {name: _history(stored, name) for name in averaged}
     counted = Counter(histories.values())
@@ -73,8 +72,8 @@ def mix(stored: Sequence[Stored], wanted: Profile) -> Mixture:
         tensors = [stored[i].weights.slots[name] for i in places]
         sums[name] = mixed(name, tensors, [files[i] for i in places], solved[history].coefficients.tolist())
     sums |= {name: _copied(name, newest.weights) for name in copied}
-    sums |= {name: _frozen(stored, name) for name in state.get("shared", ())}
-    sums |= {alias: replace(sums[name], name=alias) for alias, name in aliases.items() if name in sums}
+    sums |= {name: _frozen(stored, name) for name in state.shared}
+    sums |= {alias: replace(sums[name], name=alias) for alias, name in state.aliases.items() if name in sums}
     usual = counted.most_common(1)[0][0]
     coefficients = np.zeros(len(stored))
     coefficients[[i for i, _ in usual]] = solved[usual].coefficients
@@ -95,19 +94,7 @@ def mixed(
 def movement_in(snapshots: Sequence[Snapshot]) -> Movement:
     """How fast the parameters moved while the snapshots were taken."""
     seen = [s for s in snapshots if s.number]
-    apart = [_measured(s, "apart") for s in seen]
-    return movement_of([profile_of(s) for s in seen], apart)
-
-
-def rounding_of(snapshot: Snapshot) -> float:
-    """The squared error made when the snapshot was stored."""
-    return _measured(snapshot, "rounded")
-
-
-def _measured(snapshot: Snapshot, key: str) -> float:
-    """A squared distance from the header; 0, for unknown, where a weight that is not finite made it NaN."""
-    distance = float(snapshot.header.state.get(key, 0.0))
-    return distance if math.isfinite(distance) else 0.0
+    return movement_of([profile_of(s) for s in seen], [s.state.apart for s in seen])
 
 
 def profile_of(snapshot: Snapshot) -> Profile:
@@ -131,7 +118,7 @@ def _history(stored: Sequence[Stored], name: str) -> _History:
 
 def _solved(stored: Sequence[Stored], history: _History, wanted: Profile, movement: Movement) -> Solution:
     profiles = [_since(profile_of(stored[i].snapshot), joined) for i, joined in history]
-    rounding = [rounding_of(stored[i].snapshot) for i, _ in history]
+    rounding = [stored[i].snapshot.state.rounded for i, _ in history]
     return solve(profiles, _since(wanted, max(joined for _, joined in history)), movement, rounding)
 
 

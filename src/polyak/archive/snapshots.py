@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias
 from urllib.parse import quote
 
-from polyak._core.capture import Captured
+from polyak._core.capture import Captured, SnapshotState
 from polyak._files.header import Header
 from polyak._files.open import header_of
 from polyak._files.write import write_arrays
@@ -25,7 +25,6 @@ from polyak.errors import CheckpointError, ConfigError
 Keep: TypeAlias = Literal["all", "log", "even"] | int
 
 _NAME = re.compile(r"\d{9,}-.+\.safetensors")
-_NUMBER = "number"
 
 
 class Snapshot(NamedTuple):
@@ -40,9 +39,14 @@ class Snapshot(NamedTuple):
         return self.header.step or 0
 
     @property
+    def state(self) -> SnapshotState:
+        """What its header says besides role, decay and profile."""
+        return SnapshotState.of(self.header)
+
+    @property
     def number(self) -> int:
         """Which of its run's snapshots it belongs to, from 1; 0 for the base."""
-        return int(self.header.state.get(_NUMBER, 0))
+        return self.state.number
 
 
 def check_keep(keep: Keep) -> None:
@@ -95,7 +99,7 @@ def _read(path: Path) -> Snapshot:
 
 def write_snapshot(folder: Path, captured: Captured, number: int) -> None:
     """Write one file; number 0 is the base."""
-    header = replace(captured.header, state={**captured.header.state, _NUMBER: number})
+    header = replace(captured.header, state={**captured.header.state, "number": number})
     track = quote(header.track, safe="") if number else "base"
     write_arrays(folder / f"{header.step:09}-{track}.safetensors", captured.tensors, header.to_metadata())
 

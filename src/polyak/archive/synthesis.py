@@ -21,7 +21,7 @@ from polyak._files.weighted_sum import counted, in_memory, summed
 from polyak._files.write import write_safetensors
 from polyak._foreign.open_any import open_weights
 from polyak.archive.archive import Archive
-from polyak.archive.mixture import Stored, mix, movement_in, profile_of, rounding_of
+from polyak.archive.mixture import Stored, mix, movement_in, profile_of
 from polyak.archive.snapshots import Snapshot
 from polyak.errors import CheckpointError, ConfigError
 from polyak.schedules import Decay, HalfLife, Profile, as_decay, replay, solve_each
@@ -171,7 +171,7 @@ def synthesizable(
     asked: list[float] = list(half_lives or np.geomspace(max(1.0, step / 1000), max(2.0, step), 25).tolist())
     wanted = [_wanted(snapshots, HalfLife(steps=h), step, None) for h in asked]
     stored = [s for s in snapshots if s.step <= step]
-    rounding = [rounding_of(s) for s in stored]
+    rounding = [s.state.rounded for s in stored]
     solutions = solve_each([profile_of(s) for s in stored], wanted, movement_in(stored), rounding)
     return [Reach(h, s.error, s.noise_gain) for h, s in zip(asked, solutions, strict=True)]
 
