@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, NoReturn
 
@@ -106,6 +106,12 @@ class Track(Generic[T]):
         if name not in self.tensors:
             raise PlanError(f"{name!r} is not averaged; averaged are {', '.join(list(self.tensors)[:8])}, …")
         return self.profile.since(self.joined[name]) if name in self.joined else self.profile
+
+
+def averages_in(tracks: Sequence[Track[T]], name: str) -> tuple[tuple[T, ...], tuple[T, ...]]:
+    """One tensor's average in each track, and their residuals where averages are in two parts."""
+    averages = tuple([track.tensors[name] for track in tracks])
+    return averages, tuple([track.residuals[name] for track in tracks if name in track.residuals])
 
 
 def named_decays(decay: float | Decay | Mapping[str, float | Decay]) -> dict[str, Decay]:

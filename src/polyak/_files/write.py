@@ -264,7 +264,7 @@ class Rights(NamedTuple):
     def give(self, path: Path) -> None:
         """Make them those of another file, as far as this user may.
 
-        Where the group cannot be kept, the group that the file has gets no more than all others.
+        Where the group cannot be preserved, the file's own group gets only the rights of all other users.
         """
         if os.name != "posix":
             return

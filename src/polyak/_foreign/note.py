@@ -83,14 +83,6 @@ def read_note(weights: Checkpoint) -> Header:
     return header
 
 
-def valid_note(weights: Checkpoint) -> Header | None:
-    """What the note beside a checkpoint says; None if there is none, or one of other bytes."""
-    try:
-        return read_note(weights) if has_note(weights) else None
-    except CheckpointError:
-        return None
-
-
 def _files(weights: Checkpoint) -> dict[str, Any]:
     return {name: {"bytes": source.size, "crc32": _crc(source)} for name, source in _named(weights).items()}
 

@@ -101,12 +101,12 @@ def _facts(
     )
 
 
-def _device(asked: str) -> torch.device:
+def _device(name: str) -> torch.device:
     try:
-        device = torch.device(asked)
+        device = torch.device(name)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device={asked!r} cannot be used here: {shapes.one_line(error)}") from error
+        raise ConfigError(f"device={name!r} cannot be used here: {shapes.one_line(error)}") from error
     return device
 
 

@@ -74,20 +74,20 @@ def header_of(weighting: Weighting, inputs: Sequence[MergeInput], shares: Sequen
     trusted = isinstance(weighting, (Profile, Decay))  # who asks for these says that the files are raw
     profiles = [_as_point(one) if trusted else one.profile for one in inputs]
     known = [profile for profile in profiles if profile is not None]
-    # A tensor's own profile can be told only if it joined all averages at the same step.
-    told = len(known) == len(inputs) and all(other == joined[0] for other in joined)
-    taken = told and any(one.profile is None for one in inputs)
+    # A tensor's own profile is known only if it joined all averages at the same step.
+    exact = len(known) == len(inputs) and all(other == joined[0] for other in joined)
+    taken = exact and any(one.profile is None for one in inputs)
     return Header(
         track="average",
         step=max((s.step for s in shares if s.step is not None), default=None)
         if all(share.step is not None for share in shares)
         else None,
         decay=None,
-        profile=Profile.mix(known, used) if told else None,
+        profile=Profile.mix(known, used) if exact else None,
         role="average",
         run=runs.pop() if len(runs) == 1 else "",
-        joined=joined[0] if told else {},
-        state=Origin(files=None if told else _of_files(shares), taken_as_raw=taken).to_state(),
+        joined=joined[0] if exact else {},
+        state=Origin(files=None if exact else _of_files(shares), taken_as_raw=taken).to_state(),
     )
 
 

@@ -28,7 +28,7 @@ def average_set(
     """The averages of a layer; see ``AverageSet``.
 
     Raises:
-        ConfigError: the layer is none, a glob matches nothing, or the storage asked for is not there.
+        ConfigError: the layer is none, a glob matches nothing, or the storage needs a missing engine.
         PlanError: nothing to average.
     """
     if not isinstance(layer, nn.Layer):  # pyright: ignore[reportUnnecessaryIsInstance]

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from polyak._core.tensor_map import TensorEntry, TensorMap
-from polyak._core.track import Track
+from polyak._core.track import Track, averages_in
 from polyak._core.updater import Skipped
 from polyak.errors import ConfigError
 from polyak.torch._engines.base import Pair
@@ -43,14 +43,7 @@ class Updates:
         skipped: Skipped,
     ) -> Updater:
         pairs = [
-            Pair(
-                e.name,
-                e.live,
-                tuple([t.tensors[e.name] for t in tracks]),
-                tuple([t.residuals[e.name] for t in tracks if e.name in t.residuals]),
-                e.kind == "buffer",
-            )
-            for e in averaged
+            Pair(e.name, e.live, *averages_in(tracks, e.name), buffer=e.kind == "buffer") for e in averaged
         ]
         buffers = [(copies[e.name], e.live) for e in copied]
         with outside_inference_mode():
