@@ -6,6 +6,7 @@ import runpy
 import shlex
 import subprocess
 import sys
+from importlib.metadata import metadata
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,19 @@ def test_the_commands_of_a_page_run(page: Path, tmp_path: Path, monkeypatch: pyt
         passed = (0, 1) if "gate" in command else (0,)  # a gate may close
         assert done.returncode in passed, f"{command}\n{done.stdout}\n{done.stderr}"
         assert "Traceback" not in done.stderr
+
+
+INSTALL = re.compile(r'pip install "[^"]*polyak\[(\w+)\][^"]*"')
+
+
+def test_how_to_install_is_said_in_one_place() -> None:
+    lines = (ROOT / "docs" / "install.sh").read_text()
+    offered = metadata("polyak").get_all("Provides-Extra", [])
+    assert set(INSTALL.findall(lines)) <= set(offered)
+    for page in PAGES:
+        for match in INSTALL.finditer(page.read_text()):
+            assert page.name.startswith("README"), f"{place(page)} should include docs/install.sh"
+            assert match[0] in lines
 
 
 def test_the_tutorial_runs_and_the_average_wins(
