@@ -107,7 +107,7 @@ class AverageSet(Generic[ModelT, T]):
     def exchange(self, track: Track[T]) -> Exchange:
         """What puts a track's averages into the live model and takes them out again."""
         averages, shown = self.tensors_of(track), self.eval_tensors(track)
-        return self._swapper.exchange(self.plan, track.name, averages, shown, self)
+        return Exchange(self._swapper.swap(self.plan, track.name, averages, shown), track.name, self)
 
     def extra_states(self) -> dict[str, T]:
         """What modules save besides parameters and buffers."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from polyak._core.averaged_module import ModelT
-from polyak._core.swap_guard import Exchange
+from polyak._core.swap_guard import Swap
 from polyak._core.tensor_map import Selection, TensorEntry, TensorMap
 from polyak._core.tensors import T, TensorOps
 from polyak._core.track import Track
@@ -95,23 +95,16 @@ class UpdaterFactory(Protocol[T]):
 class Swapper(Protocol[T]):
     """Exchanges the live model's tensors for averages."""
 
-    def exchange(
-        self,
-        plan: TensorMap[T],
-        track: str,
-        averages: Mapping[str, T],
-        eval_tensors: Mapping[str, T],
-        owner: object,
-        /,
-    ) -> Exchange:
-        """What puts a track's averages into the live model and takes them out again.
+    def swap(
+        self, plan: TensorMap[T], track: str, averages: Mapping[str, T], eval_tensors: Mapping[str, T], /
+    ) -> Swap:
+        """What puts a track's averages into the live model and takes them out again; nothing is touched yet.
 
         Args:
             plan: the live model's tensors.
             track: the track's name.
             averages: its averages and the copied buffers.
             eval_tensors: the same, in all digits where they have to be cast for the model anyway.
-            owner: the ``AverageSet`` that they belong to.
         """
         ...
 

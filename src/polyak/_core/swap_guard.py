@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import gc
 import warnings
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial, wraps
-from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar
+from typing import Any, Generic, NamedTuple, ParamSpec, Protocol, TypeVar
 from weakref import ref
 
 from polyak.errors import SwapError
@@ -71,36 +70,46 @@ def _few(names: Sequence[str]) -> str:
     return names[0] + (f" and {len(names) - 1} other tensors" if len(names) > 1 else "")
 
 
-class Exchange(ABC):
-    """An average that goes into live tensors for a while.
+class Swap(Protocol):
+    """Moves averages into live tensors and back; each framework has its own.
 
     It is made with all that the way back takes, before anything is touched, and keeps the tensors alive.
+    """
+
+    @property
+    def names(self) -> Mapping[int, str]:
+        """The live tensors' names, by id."""
+        ...
+
+    def put_in(self) -> None:
+        """The averages into the tensors."""
+        ...
+
+    def take_out(self) -> None:
+        """The raw weights into the tensors, however far the averages came; twice is the same as once."""
+        ...
+
+    def note(self) -> None:
+        """What the tensors hold now is what they are to hold at the block's end."""
+        ...
+
+    def changed(self) -> Changed:
+        """What somebody else did to the tensors since the last ``note``."""
+        ...
+
+
+class Exchange:
+    """An average in live tensors for as long as some block is open.
 
     Args:
-        names: of the live tensors, by id.
+        swap: moves it.
         track: whose average it is.
         owner: the averages it was made of, by which an EMA knows its own.
     """
 
-    def __init__(self, names: Mapping[int, str], track: str = "average", owner: object = None) -> None:
-        self.names, self.track, self.owner = names, track, owner
+    def __init__(self, swap: Swap, track: str = "average", owner: object = None) -> None:
+        self.swap, self.names, self.track, self.owner = swap, swap.names, track, owner
         self._blocks: list[ref[Any]] = []  # weak: a block that is gone without having ended is none
-
-    @abstractmethod
-    def put_in(self) -> None:
-        """The averages into the tensors."""
-
-    @abstractmethod
-    def take_out(self) -> None:
-        """The raw weights into the tensors, however far the averages came; twice is the same as once."""
-
-    @abstractmethod
-    def note(self) -> None:
-        """What the tensors hold now is what they are to hold at the block's end."""
-
-    @abstractmethod
-    def changed(self) -> Changed:
-        """What somebody else did to the tensors since the last ``note``."""
 
     def enter(self, block: object) -> None:
         """Put the averages in, unless they are, until every block that entered has left or is gone.
@@ -113,8 +122,8 @@ class Exchange(ABC):
         self._blocks.append(ref(block, self._leave))
         if self not in active_exchanges:
             active_exchanges.append(self)
-            self.put_in()
-            self.note()
+            self.swap.put_in()
+            self.swap.note()
 
     def is_last(self, block: object) -> bool:
         """Whether no other block is open."""
@@ -137,13 +146,12 @@ class Exchange(ABC):
     def _leave(self, gone: object) -> None:
         self._blocks = [block for block in self._blocks if block() not in (None, gone)]
         if not self._blocks and self in active_exchanges:
-            self.take_out()
+            self.swap.take_out()
             self.forget()
 
 
-active_exchanges: list[
-    Exchange
-] = []  # those whose averages are in live tensors, or on their way; usually empty
+# Those whose averages are in live tensors, or on their way; usually empty.
+active_exchanges: list[Exchange] = []
 
 
 class Block(Generic[ModelT]):
@@ -177,7 +185,7 @@ class Block(Generic[ModelT]):
             return
         try:
             if exchange.is_last(self):
-                changed = exchange.changed()
+                changed = exchange.swap.changed()
         finally:
             self._leave()
         if changed != NOTHING:
@@ -235,7 +243,7 @@ def accept(tensors: Collection[int]) -> None:
     """What was written to these tensors (ids) was meant, should averages be in them."""
     for exchange in active_exchanges:
         if not exchange.names.keys().isdisjoint(tensors):
-            exchange.note()
+            exchange.swap.note()
 
 
 def refuse_held(names: Mapping[int, str]) -> None:

@@ -22,7 +22,7 @@ from polyak.torch._engines.base import Pair
 from polyak.torch._engines.nonfinite_counter import NonFiniteCounter
 from polyak.torch._engines.updater import Updater
 from polyak.torch.store import Settings
-from polyak.torch.swap import ModelExchange
+from polyak.torch.swap import exchange_of
 from polyak.torch.tensor_map import TensorMap, entries, walk
 from polyak.torch.tensors import unchanged_check
 from polyak.torch.untraced import untraced
@@ -298,9 +298,7 @@ class Shadow:
         """The model points at the averages' memory where dtype and device agree: nothing is copied."""
         self._refuse_while_applied("apply")
         lives = self._lives(model)
-        memories = [self.shadow[name].to(live.device, live.dtype) for name, live in lives.items()]
-        names = {id(live): name for name, live in lives.items()}
-        exchange = ModelExchange(names, list(lives.values()), memories)
+        exchange = exchange_of(list(lives.values()), [self.shadow[name] for name in lives], list(lives))
         try:
             self.backup = {name: live.data for name, live in lives.items()}
             self._release = weakref.finalize(self, exchange.forget)

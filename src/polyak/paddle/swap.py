@@ -12,43 +12,38 @@ from operator import attrgetter
 from paddle import Tensor
 
 from polyak._core.change_detection import AttributeSnapshot, snapshot_attributes
-from polyak._core.swap_guard import NOTHING, Changed, Exchange
+from polyak._core.swap_guard import NOTHING, Changed, Swap
 from polyak._core.tensor_map import TensorMap
 from polyak.paddle.tensors import alias, cast, laid_out_as, to
 
 
 class Swapper:
-    """Makes a ``LayerExchange`` each time; see ``polyak._core.framework.Swapper``."""
+    """Makes a ``LayerSwap`` each time; see ``polyak._core.framework.Swapper``."""
 
-    def exchange(
+    def swap(
         self,
         plan: TensorMap[Tensor],
         track: str,
         averages: Mapping[str, Tensor],
         eval_tensors: Mapping[str, Tensor],
-        owner: object,
-    ) -> Exchange:
-        return LayerExchange(plan, eval_tensors, track, owner)
+    ) -> Swap:
+        return LayerSwap(plan, eval_tensors)
 
     def forget(self) -> None:
         """Nothing is kept."""
 
 
-class LayerExchange(Exchange):
-    """The averages of one track on their way into the live layer.
+class LayerSwap:
+    """The averages of one track on their way into the live layer; see ``polyak._core.swap_guard.Swap``.
 
     Args:
         plan: the layer's tensors.
         averages: what is to take their place, by name.
-        track: whose they are.
-        owner: likewise.
     """
 
-    def __init__(
-        self, plan: TensorMap[Tensor], averages: Mapping[str, Tensor], track: str, owner: object
-    ) -> None:
+    def __init__(self, plan: TensorMap[Tensor], averages: Mapping[str, Tensor]) -> None:
         entries = [entry for entry in plan.entries.values() if entry.name in averages]
-        super().__init__({id(live): entry.name for entry in entries for live in entry.tensors}, track, owner)
+        self.names = {id(live): entry.name for entry in entries for live in entry.tensors}
         self._lives = [live for entry in entries for live in entry.tensors]
         self._raw = [live.detach() for live in self._lives]  # the same memory, which it keeps alive
         # Paddle counts no writes of BatchNorm, so buffers, which are small, are compared.

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from polyak._core.change_detection import AttributeSnapshot, attributes_unchanged, snapshot_attributes
-from polyak._core.swap_guard import NOTHING, Changed, Exchange
+from polyak._core.swap_guard import NOTHING, Changed, Exchange, Swap
 from polyak._core.tensor_map import TensorMap
 
 # A module's dictionary, and the tensors that belong there.
@@ -32,7 +32,7 @@ def _has_version(tensor: Tensor) -> bool:
     return tensor.layout == torch.strided and not tensor.is_inference()
 
 
-class Swap:
+class SwapPlan:
     """How the averages of one track get into the live model: found once, carried out in one sweep.
 
     Args:
@@ -55,48 +55,45 @@ class Swap:
         self._cast = [(live, entry) for live, entry in others if _memory(live) not in shared]
         self._fixed = [(live, entry) for live, entry in others if _memory(live) in shared]
 
-    def exchange(self, averages: Mapping[str, Tensor], track: str, owner: object) -> Exchange:
-        """The way of the averages into the live model and out again; nothing is touched yet.
+    def swap(self, averages: Mapping[str, Tensor]) -> Swap:
+        """The way of the averages into the live model and out again.
 
         Args:
-            averages: those the swap was made for, or the same in another dtype where they are cast anyway.
-            track: whose they are.
-            owner: likewise.
+            averages: those this was made for, or the same in another dtype where they are cast anyway.
         """
         cast = [(live, averages[entry.name].to(live.device, live.dtype)) for live, entry in self._cast]
         fixed = [(live, averages[entry.name]) for live, entry in self._fixed]
         lives = self._exchanged + [live for live, _ in cast]
         memories = self._memories + [memory for _, memory in cast]
-        return ModelExchange(self._names, lives, memories, fixed, self._places, self._buffers, track, owner)
+        return ModelSwap(self._names, lives, memories, fixed, self._places, self._buffers)
 
 
 class Swapper:
-    """Keeps the ``Swap`` of each track; see ``polyak._core.framework.Swapper``."""
+    """Keeps the ``SwapPlan`` of each track; see ``polyak._core.framework.Swapper``."""
 
     def __init__(self) -> None:
-        self._swaps: dict[str, Swap] = {}
+        self._plans: dict[str, SwapPlan] = {}
 
     def __reduce__(self) -> tuple[type[Swapper], tuple[()]]:
         return Swapper, ()
 
-    def exchange(
+    def swap(
         self,
         plan: TensorMap[Tensor],
         track: str,
         averages: Mapping[str, Tensor],
         eval_tensors: Mapping[str, Tensor],
-        owner: object,
-    ) -> Exchange:
-        if track not in self._swaps:
-            self._swaps[track] = Swap(plan, averages)
-        return self._swaps[track].exchange(eval_tensors, track, owner)
+    ) -> Swap:
+        if track not in self._plans:
+            self._plans[track] = SwapPlan(plan, averages)
+        return self._plans[track].swap(eval_tensors)
 
     def forget(self) -> None:
-        self._swaps = {}
+        self._plans = {}
 
 
-class ModelExchange(Exchange):
-    """Averages on their way into live tensors.
+class ModelSwap:
+    """Averages on their way into live tensors; see ``polyak._core.swap_guard.Swap``.
 
     Args:
         names: of the tensors, by id.
@@ -105,8 +102,6 @@ class ModelExchange(Exchange):
         fixed: tensors that stay where they are, and the averages whose values they get.
         places: where the tensors are; see ``_places``.
         buffers: which of the tensors are, by id.
-        track: whose averages they are.
-        owner: likewise.
     """
 
     def __init__(
@@ -117,11 +112,8 @@ class ModelExchange(Exchange):
         fixed: Sequence[tuple[Tensor, Tensor]] = (),
         places: Sequence[Place] = (),
         buffers: Collection[int] = (),
-        track: str = "average",
-        owner: object = None,
     ) -> None:
-        super().__init__(names, track, owner)
-        self._buffers = buffers
+        self.names, self._buffers = names, buffers
         self._lives, self._memories, self._fixed, self._places = lives, memories, fixed, places
         self._raw = list(map(_data, lives))
         self._noted: AttributeSnapshot | None = None
@@ -159,13 +151,16 @@ class ModelExchange(Exchange):
             memory.copy_(backup)
 
 
-def exchange_of(lives: Sequence[Tensor], averages: Sequence[Tensor]) -> Exchange:
-    """The way of averages into live tensors, for those who have no plan.
+def exchange_of(
+    lives: Sequence[Tensor], averages: Sequence[Tensor], names: Sequence[str] | None = None
+) -> Exchange:
+    """An exchange for those who have no plan.
 
     Tensors point at the averages' memory where dtype and device agree; elsewhere at a cast of it.
     """
     memories = [a.detach().to(t.device, t.dtype) for t, a in zip(lives, averages, strict=True)]
-    return ModelExchange(dict.fromkeys(map(id, lives), "a parameter"), lives, memories)
+    named = zip(map(id, lives), names or ["a parameter"] * len(lives), strict=True)
+    return Exchange(ModelSwap(dict(named), lives, memories))
 
 
 def _can_exchange(live: Tensor, average: Tensor, shared: set[object]) -> bool:
