@@ -70,7 +70,11 @@ def test_json_is_one_object_and_nothing_else(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert json.loads(done.stdout) == {
         "new": 0.25, "best": 0.5, "gain": -0.25, "passed": False, "promoted": False,
-        "min_gain": 0.0, "mode": "max",
+        "min_gain": 0.0, "mode": "max", "repeats": 1,
+        "against": [{
+            "file": str(tmp_path / "best"), "metric": 0.5, "gain": -0.25, "lower_bound": -0.25,
+            "passed": False,
+        }],
     }  # fmt: skip
     assert done.stderr == ""
 
@@ -106,7 +110,7 @@ def test_the_command_gets_no_input(tmp_path: Path) -> None:
 def test_a_first_release_passes_only_when_it_may(tmp_path: Path) -> None:
     refused = gate(tmp_path, "0.5", None)
     assert refused.returncode == 2
-    assert "best does not exist" in refused.stderr
+    assert "best does not exist; for a first release give --allow-missing" in refused.stderr
     passed = gate(tmp_path, "0.5", None, "--allow-missing")
     assert passed.returncode == 0
     assert "best  none yet\npassed: there is nothing to beat\n" in passed.stdout
@@ -178,3 +182,72 @@ def test_files_that_cannot_be_compared_are_refused(tmp_path: Path) -> None:
     assert "only a single file is promoted" in folder.stderr
     count = shlex.join([sys.executable, "-c", "import os, sys; print(len(sys.argv[1]))", "{weights}"])
     assert gate(tmp_path, None, "0.5", "--mode", "min", command=count).returncode == 0
+
+
+def against(
+    folder: Path, new: str, *best: str, more: tuple[str, ...] = ()
+) -> subprocess.CompletedProcess[str]:
+    """Judge a file against several."""
+    (folder / "new").write_text(new)
+    files = [folder / f"best{i}" for i in range(len(best))]
+    for file, text in zip(files, best, strict=True):
+        file.write_text(text)
+    line = [*POLYAK, "gate", str(folder / "new"), *map(str, files), "--eval", SHOW, *more]
+    return subprocess.run(line, capture_output=True, text=True, env=ENV, timeout=120, check=False)
+
+
+def test_every_opponent_must_be_beaten(tmp_path: Path) -> None:
+    done = against(tmp_path, "0.9", "0.8", "0.85")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("best  ") == done.stdout.count("gain  ") == 2
+    done = against(tmp_path, "0.9", "0.8", "0.95", "0.7", more=("--json",))
+    assert done.returncode == 1
+    said = json.loads(done.stdout)
+    assert (said["best"], said["gain"]) == (0.95, -0.05)
+    assert [one["passed"] for one in said["against"]] == [True, False, True]
+
+
+def test_of_several_files_none_is_promoted_and_missing_ones_are_left_out(tmp_path: Path) -> None:
+    refused = against(tmp_path, "0.9", "0.8", "0.7", more=("--promote",))
+    assert refused.returncode == 2
+    assert "promote replaces one file, and there are 2 to beat" in refused.stderr
+    (tmp_path / "best0").unlink()
+    line = [*POLYAK, "gate", *(str(tmp_path / name) for name in ("new", "best0", "best1")), "--eval", SHOW]
+    assert subprocess.run(line, capture_output=True, env=ENV, check=False).returncode == 2
+    done = subprocess.run([*line, "--allow-missing", "--json"], capture_output=True, env=ENV, check=False)
+    assert done.returncode == 0
+    assert [one["metric"] for one in json.loads(done.stdout)["against"]] == [0.7]
+
+
+# A metric whose noise depends on the repeat alone, as that of a seeded evaluation does.
+SEEDED = """
+import random, sys
+path, repeat = sys.argv[1:]
+shared = random.Random(int(repeat)).gauss(0, 1)
+own = random.Random(path + repeat).gauss(0, 0.01)
+print(float(open(path).read()) + shared + own)
+"""
+
+
+def test_repeats_are_paired_so_that_noise_they_share_cancels(tmp_path: Path) -> None:
+    command = shlex.join([sys.executable, "-c", SEEDED, "{weights}", "{repeat}"])
+    done = gate(tmp_path, "0.95", "0.9", "--repeats", "5", command=command)
+    assert done.returncode == 0, done.stdout
+    assert "with 95 % certainty +0.0" in done.stdout
+    said = json.loads(gate(tmp_path, "0.95", "0.9", "--repeats", "5", "--json", command=command).stdout)
+    [one] = said["against"]
+    assert said["repeats"] == 5
+    assert 0 < one["lower_bound"] < one["gain"] < 0.1
+    more = ("--repeats", "5", "--min-gain", str(one["gain"]))
+    assert gate(tmp_path, "0.95", "0.9", *more, command=command).returncode == 1
+
+
+def test_a_gain_within_the_noise_does_not_pass(tmp_path: Path) -> None:
+    """Its mean is positive, and so is the single evaluation."""
+    noise = "import sys; print(float(open(sys.argv[1]).read()) * [1, -1, 1][int(sys.argv[2])])"
+    command = shlex.join([sys.executable, "-c", noise, "{weights}", "{repeat}"])
+    assert gate(tmp_path, "1", "0", command=command).returncode == 0
+    done = gate(tmp_path, "1", "0", "--repeats", "3", command=command)
+    assert done.returncode == 1
+    assert "gain  +0.33333333" in done.stdout
+    assert "did not pass" in done.stdout

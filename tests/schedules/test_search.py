@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from polyak import ConfigError
+from polyak.select.gate import lower_bound
 from polyak.select.golden_section import best_of, grid, refined
 from polyak.select.metric import Mode, check_min_gain, check_mode, gain
 
@@ -127,3 +128,17 @@ def test_what_is_no_mode_or_no_gain_is_refused() -> None:
     for value in (-0.1, math.nan, math.inf):
         with pytest.raises(ConfigError, match="min_gain="):
             check_min_gain(value)
+
+
+@given(st.lists(st.floats(-1, 1), min_size=2, max_size=31))
+def test_the_lower_bound_of_a_gain_is_that_of_a_paired_t_test(gains: list[float]) -> None:
+    scipy = pytest.importorskip("scipy.stats")
+    n, mean = len(gains), sum(gains) / len(gains)
+    spread = math.sqrt(sum((one - mean) ** 2 for one in gains) / (n - 1))
+    expected = mean - scipy.t.ppf(0.95, n - 1) * spread / math.sqrt(n)
+    assert lower_bound(gains) == pytest.approx(expected, rel=1e-4, abs=1e-4)
+
+
+def test_of_many_repeats_the_bound_is_on_the_safe_side() -> None:
+    gains = [0.9, 1.1] * 50
+    assert 1 - 1.6973 * 0.1006 / 10 < lower_bound(gains) < 1 - 1.6449 * 0.1 / 10

@@ -28,6 +28,7 @@ from polyak.select.golden_section import best_of
 from polyak.select.metric import Mode
 
 PLACE = "{weights}"
+_REPEAT = "{repeat}"
 _FORMAT = 1
 _TAIL = 1 << 16  # bytes of the command's output that are read
 _SHOWN = 200  # characters of a line in a reason
@@ -47,8 +48,8 @@ class EvalCommand:
     """A command line that evaluates weights.
 
     Args:
-        line: with ``{weights}`` in place of the path. It is split as a shell would split it and started
-            without a shell.
+        line: with ``{weights}`` in place of the path, and ``{repeat}``, if wanted, in place of the number of
+            the repeat: a seed. It is split as a shell would split it and started without a shell.
         shell: run the line in the shell instead, for pipes and variables; the path is quoted.
         timeout: seconds after which it and its children are killed; None for never.
 
@@ -68,7 +69,10 @@ class EvalCommand:
 
     def __post_init__(self) -> None:
         if PLACE not in self.line:
-            raise ConfigError(f"the command {self.line!r} has no {PLACE}: put it where the path belongs.")
+            raise ConfigError(
+                f"the command {self.line!r} has no {PLACE}: put it where the path belongs, as in "
+                f"'python evaluate.py {PLACE}'."
+            )
         if self.timeout is not None and not self.timeout > 0:
             raise ConfigError(f"timeout={self.timeout}: must be a number of seconds above 0.")
         try:
@@ -76,23 +80,23 @@ class EvalCommand:
         except ValueError as error:
             raise ConfigError(f"the command {self.line!r} cannot be split: {error}.") from error
 
-    def measure(self, weights: Path) -> Measured:
+    def measure(self, weights: Path, repeat: int = 0) -> Measured:
         """Evaluate a file; the command's stderr is used only to explain a failure."""
         begun = time.monotonic()
         with TemporaryFile() as out, TemporaryFile() as err:
-            failure = self._run(weights, out, err)
+            failure = self._run(self._arguments(weights, repeat), out, err)
             metric = None
             if failure is None:
                 metric, failure = _metric(_tail(out))
         return Measured(metric, failure, time.monotonic() - begun)
 
-    def _run(self, weights: Path, out: BinaryIO, err: BinaryIO) -> str | None:
+    def _run(self, arguments: list[str] | str, out: BinaryIO, err: BinaryIO) -> str | None:
         """Run the command; the reason if it failed."""
         # Files instead of pipes: a child that outlives the command would hold a pipe open forever.
         # A session of its own, so that a timeout or Ctrl-C also ends the command's children.
         try:
             process = subprocess.Popen(
-                self._arguments(weights),
+                arguments,
                 shell=self.shell,
                 stdin=subprocess.DEVNULL,
                 stdout=out,
@@ -109,11 +113,11 @@ class EvalCommand:
             _end(process)
         return _crash(status, _tail(err)) if status else None
 
-    def _arguments(self, weights: Path) -> list[str] | str:
-        path = str(weights.absolute())
+    def _arguments(self, weights: Path, repeat: int) -> list[str] | str:
+        path, line = str(weights.absolute()), self.line.replace(_REPEAT, str(repeat))
         if self.shell:
-            return self.line.replace(PLACE, shlex.quote(path))
-        return [part.replace(PLACE, path) for part in shlex.split(self.line)]
+            return line.replace(PLACE, shlex.quote(path))
+        return [part.replace(PLACE, path) for part in shlex.split(line)]
 
 
 @dataclass(frozen=True)

@@ -4,74 +4,119 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import repeat
+from math import sqrt
 from pathlib import Path
+from statistics import fmean, stdev
 
 from polyak._files.write import atomic
 from polyak.errors import CheckpointError, ConfigError
+from polyak.schedules.decay import check_whole
 from polyak.select.evaluate import EvalCommand
 from polyak.select.metric import Mode, check_min_gain, check_mode, gain
+
+# The 95 % quantile of Student's t with 1, 2, … 30 degrees of freedom; beyond, the last is on the safe side.
+_T95 = (
+    *(6.3138, 2.9200, 2.3534, 2.1318, 2.0150, 1.9432, 1.8946, 1.8595, 1.8331, 1.8125),
+    *(1.7959, 1.7823, 1.7709, 1.7613, 1.7531, 1.7459, 1.7396, 1.7341, 1.7291, 1.7247),
+    *(1.7207, 1.7171, 1.7139, 1.7109, 1.7081, 1.7056, 1.7033, 1.7011, 1.6991, 1.6973),
+)
 
 
 @dataclass(frozen=True)
 class Gate:
-    """Two files and how they are compared.
+    """A file, those it has to beat, and how they are compared.
 
     Args:
         new: the file to judge.
-        best: the file to beat.
+        best: the files to beat, each of them.
         command: gives the metric of a file of weights.
         mode: "max" if a larger metric is better, or "min".
         min_gain: pass if better by at least this; 0 requires strictly better.
-        allow_missing: let ``new`` pass if ``best`` does not exist yet, provided ``new`` can be evaluated.
-        promote: copy ``new`` over ``best`` when it passes.
+        allow_missing: leave out files to beat that do not exist yet, provided ``new`` can be evaluated.
+        promote: copy ``new`` over the file to beat when it passes.
+        repeats: evaluations of each file; with several, the 95 % ``lower_bound`` of the gain decides.
 
     Raises:
         ConfigError: an argument is outside its rule.
     """
 
     new: Path
-    best: Path
+    best: Sequence[Path]
     command: EvalCommand
     mode: Mode = "max"
     min_gain: float = 0.0
     allow_missing: bool = False
     promote: bool = False
+    repeats: int = 1
 
     def __post_init__(self) -> None:
         check_mode(self.mode)
         check_min_gain(self.min_gain)
+        check_whole("repeats", self.repeats, 1)
         if not self.new.exists():
             raise ConfigError(f"{self.new} does not exist, so there is nothing to evaluate.")
-        if not self.best.exists() and not self.allow_missing:
-            raise ConfigError(f"{self.best} does not exist; for a first release allow it to be missing.")
-        if self.best.exists() and os.path.samefile(self.new, self.best):
-            raise ConfigError(f"{self.new} and {self.best} are one file, so there is nothing to compare.")
-        if self.promote and (self.new.is_dir() or self.best.is_dir()):
-            raise ConfigError(f"{self.new} or {self.best} is a folder: only a single file is promoted.")
+        for best in self.best:
+            if not best.exists() and not self.allow_missing:
+                raise ConfigError(
+                    f"{best} does not exist; for a first release give --allow-missing (allow_missing=True)."
+                )
+            if best.exists() and os.path.samefile(self.new, best):
+                raise ConfigError(f"{self.new} and {best} are one file, so there is nothing to compare.")
+        if self.promote and len(self.best) != 1:
+            raise ConfigError(f"promote replaces one file, and there are {len(self.best)} to beat.")
+        if self.promote and (self.new.is_dir() or self.best[0].is_dir()):
+            raise ConfigError(f"{self.new} or {self.best[0]} is a folder: only a single file is promoted.")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The new file beside one that it has to beat.
+
+    Args:
+        file: the other file.
+        metric: of it; the mean of all evaluations.
+        gain: the mean improvement; negative if the new file is worse.
+        lower_bound: of the gain, to 95 %; the gain itself with a single evaluation.
+        passed: whether that is enough.
+    """
+
+    file: str
+    metric: float
+    gain: float
+    lower_bound: float
+    passed: bool
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The result of a comparison.
+    """The result of a gate.
 
     Args:
-        new: the metric of the new file.
-        best: that of the file to beat; None if there was none.
-        gain: the improvement, negative if the new file is worse; None without ``best``.
-        passed: whether that is enough.
+        new: the metric of the new file; the mean of all evaluations.
+        against: the comparisons, in the order of the files; those that did not exist are left out.
         promoted: whether the new file replaced the best.
     """
 
     new: float
-    best: float | None
-    gain: float | None
-    passed: bool
-    promoted: bool
+    against: tuple[Comparison, ...]
+    promoted: bool = False
+
+    @property
+    def passed(self) -> bool:
+        """Whether the new file beats every other."""
+        return all(one.passed for one in self.against)
+
+    @property
+    def closest(self) -> Comparison | None:
+        """The comparison with the smallest gain that is certain; None if there was nothing to beat."""
+        return min(self.against, key=lambda one: one.lower_bound, default=None)
 
 
 def judge(gate: Gate) -> Verdict:
-    """Evaluate both files and compare.
+    """Evaluate all files, in turn as often as ``repeats`` says, and compare.
 
     Returns:
         The verdict.
@@ -79,18 +124,50 @@ def judge(gate: Gate) -> Verdict:
     Raises:
         CheckpointError: a file could not be evaluated or promoted.
     """
-    new = _metric(gate.new, gate.command)
-    best = _metric(gate.best, gate.command) if gate.best.exists() else None
-    difference = None if best is None else gain(new, best, gate.mode)
-    passed = difference is None or (difference > 0 and difference >= gate.min_gain)
-    if passed and gate.promote:
-        with atomic(gate.best) as temporary:
-            shutil.copyfile(gate.new, temporary)
-    return Verdict(new, best, difference, passed, passed and gate.promote)
+    others = [best for best in gate.best if best.exists()]
+    rounds = [[_metric(path, gate.command, i) for path in (gate.new, *others)] for i in range(gate.repeats)]
+    new, *metrics = zip(*rounds, strict=True)
+    against = tuple(map(_compared, repeat(gate), others, repeat(new), metrics))
+    verdict = Verdict(fmean(new), against)
+    if not (verdict.passed and gate.promote):
+        return verdict
+    with atomic(gate.best[0]) as temporary:
+        shutil.copyfile(gate.new, temporary)
+    return Verdict(verdict.new, against, promoted=True)
 
 
-def _metric(path: Path, command: EvalCommand) -> float:
-    measured = command.measure(path)
+def _compared(gate: Gate, path: Path, new: Sequence[float], best: Sequence[float]) -> Comparison:
+    gains = [gain(a, b, gate.mode) for a, b in zip(new, best, strict=True)]
+    least = lower_bound(gains)
+    return Comparison(str(path), fmean(best), fmean(gains), least, least > 0 and least >= gate.min_gain)
+
+
+def lower_bound(gains: Sequence[float]) -> float:
+    """The lower end of a one-sided 95 % interval for the mean of paired differences.
+
+    ``mean - t₀.₉₅(n-1)·s/√n``, s the standard deviation. For files that are equally good and normal noise it
+    is above 0 in one comparison of twenty.
+
+    Args:
+        gains: improvements, each from one evaluation of either file.
+
+    Returns:
+        An improvement; of a single one itself.
+
+    Examples:
+        >>> lower_bound([0.02]), round(lower_bound([0.01, 0.02, 0.03]), 5)
+        (0.02, 0.00314)
+
+    Source: Student 1908, "The probable error of a mean".
+    """
+    n = len(gains)
+    if n == 1:
+        return gains[0]
+    return fmean(gains) - _T95[min(n - 1, len(_T95)) - 1] * stdev(gains) / sqrt(n)
+
+
+def _metric(path: Path, command: EvalCommand, repeat: int) -> float:
+    measured = command.measure(path, repeat)
     if measured.metric is None:
         raise CheckpointError(f"{path} could not be evaluated: {measured.failure}.")
     return measured.metric
