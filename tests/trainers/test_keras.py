@@ -353,7 +353,9 @@ def test_a_module_that_would_compute_with_the_live_layers_is_refused(nested: boo
 
 
 def test_wrong_arguments_are_told_at_once() -> None:
-    with pytest.raises(polyak.ConfigError, match="evaluate='wide': must be 'average', 'raw' or None"):
+    with pytest.raises(
+        polyak.ConfigError, match="evaluate='wide': must be 'average', 'raw', a list of these, 'both' or None"
+    ):
         WeightAveraging(0.9, evaluate="wide")
     with pytest.raises(polyak.ConfigError, match="counts samples"):
         train(network(), WeightAveraging(polyak.HalfLife(samples=100)))

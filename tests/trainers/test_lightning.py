@@ -486,7 +486,10 @@ def test_of_several_optimizers_one_must_be_named(tmp_path: Path) -> None:
 
 
 def test_wrong_arguments_are_told_at_once() -> None:
-    with pytest.raises(polyak.ConfigError, match="evaluate='wide': must be 'short', 'long', 'raw' or None"):
+    with pytest.raises(
+        polyak.ConfigError,
+        match="evaluate='wide': must be 'short', 'long', 'raw', a list of these, 'both' or None",
+    ):
         WeightAveraging({"short": 0.5, "long": 0.9}, evaluate="wide")
     with pytest.raises(polyak.ConfigError):
         WeightAveraging(1.5)

@@ -9,8 +9,9 @@ from torch.optim import Optimizer
 
 from polyak.errors import MissingExtraError
 from polyak.torch import EMA
-from polyak.trainers._common import Decays, EMAOptions, check_not_sharded
-from polyak.trainers._common import numbers as numbers
+from polyak.trainers._averaging import Decays
+from polyak.trainers._averaging import numbers as numbers
+from polyak.trainers._common import EMAOptions, check_not_sharded
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

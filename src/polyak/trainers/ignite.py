@@ -10,7 +10,8 @@ from torch.optim import Optimizer
 
 from polyak.errors import MissingExtraError
 from polyak.schedules.decay import check_whole
-from polyak.trainers._common import Averaging, Decays, EMAOptions, closing, numbers
+from polyak.trainers._averaging import Decays, closing, numbers
+from polyak.trainers._common import Averaging, EMAOptions
 
 if TYPE_CHECKING:
     from ignite.engine import Engine, Events

@@ -18,15 +18,8 @@ from polyak._core.track import check_counts_steps
 from polyak._files.header import Header
 from polyak._foreign.keras import MARK, mark
 from polyak.errors import CheckpointError, ConfigError, MissingExtraError, PlanError
-from polyak.trainers._common import (
-    Averaging,
-    Decays,
-    EMAOptions,
-    arguments_in,
-    closing,
-    header_of,
-    numbers,
-)
+from polyak.trainers._averaging import Decays, closing, header_of, numbers
+from polyak.trainers._common import Averaging, EMAOptions, arguments_in
 
 if TYPE_CHECKING:
     from keras import Operation

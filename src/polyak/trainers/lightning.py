@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from polyak.errors import CheckpointError, ConfigError, MissingExtraError
-from polyak.trainers._common import Averaging, Decays, EMAOptions, numbers
+from polyak.trainers._averaging import Decays, numbers
+from polyak.trainers._common import Averaging, EMAOptions
 from polyak.trainers.checkpoint import key_of
 from polyak.trainers.checkpoint import load as load
 

@@ -11,16 +11,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from polyak.errors import CheckpointError, ConfigError, MissingExtraError, SwapError
-from polyak.trainers._common import (
-    Averaging,
-    Decays,
-    EMAOptions,
-    P,
-    R,
-    check_not_sharded,
-    numbers,
-    say_beside,
-)
+from polyak.trainers._averaging import Decays, P, R, numbers, say_beside
+from polyak.trainers._common import Averaging, EMAOptions, check_not_sharded
 
 if TYPE_CHECKING:
     from accelerate.optimizer import AcceleratedOptimizer

@@ -15,7 +15,8 @@ from polyak._foreign.note import write_note
 from polyak._foreign.open_any import open_weights
 from polyak._foreign.recognize import recognise
 from polyak.errors import CheckpointError, ConfigError, MissingExtraError
-from polyak.trainers._common import Averaging, Decays, EMAOptions, numbers
+from polyak.trainers._averaging import Decays, numbers
+from polyak.trainers._common import Averaging, EMAOptions
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
