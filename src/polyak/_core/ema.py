@@ -1,4 +1,4 @@
-"""What every EMA does, whatever the framework: the verbs, and the rules that guard them."""
+"""What every EMA does but for its files, whatever the framework: the verbs, and the rules that guard them."""
 
 from __future__ import annotations
 
@@ -7,19 +7,20 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from threading import get_ident
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from polyak._core.average_set import AverageSet
 from polyak._core.clock import Clock
 from polyak._core.metrics import metrics_of
 from polyak._core.optimizer_hook import Attachment, Witness, averaged_of
-from polyak._core.persistence import ModelT_co, Persistent
 from polyak._core.swap_guard import Block, Exchange, active_exchanges, finished
 from polyak._core.tensor_map import Patterns
 from polyak._core.tensors import T
 from polyak._core.track import Track, check_counts_steps, refuse_decay
 from polyak.errors import ConfigError, PlanError, SwapError
 from polyak.schedules import Decay
+
+ModelT_co = TypeVar("ModelT_co", covariant=True)
 
 
 class Watch:
@@ -35,8 +36,8 @@ class Watch:
             self._watchers.remove(self)
 
 
-class BaseEMA(Persistent[ModelT_co, T]):
-    """An EMA but for how it is made; see ``polyak.EMA``.
+class BaseEMA(Generic[ModelT_co, T]):
+    """An EMA but for how it is made, saved and loaded; see ``polyak.EMA``.
 
     Args:
         averages: the model's, in their framework.
@@ -49,8 +50,9 @@ class BaseEMA(Persistent[ModelT_co, T]):
         self._averages = averages
         self.every, self.start, self._seed = every, start, seed
         self.run = secrets.token_hex(8)
-        self._clock = Clock.at(0, {track.decay.unit for track in self.tracks.values()})
-        self._pending = None
+        self._clock = Clock.at(0, {track.decay.unit for track in averages.tracks.values()})
+        # The update under way: the clock it leads to, each track's β, whether it copies, its thread.
+        self._pending: tuple[Clock, list[float], bool, int] | None = None
         self._watches: list[Watch] = []
         self._attachment: Attachment | None = None
 
@@ -83,8 +85,14 @@ class BaseEMA(Persistent[ModelT_co, T]):
 
     @property
     def tracks(self) -> dict[str, Track[T]]:
-        """The averages by name, each with its tensors, schedule and profile."""
-        return self._tracks()
+        """The averages by name, each with its tensors, schedule and profile.
+
+        Of all properties only this and ``module`` wait for an update in flight, because they hand out the
+        memory it writes. Where that is on a GPU its stream waits, not the host; under ``device="cpu"`` the
+        host waits for the thread that averages.
+        """
+        self._averages.synchronize()
+        return self._averages.tracks
 
     @property
     def decay(self) -> Decay:
@@ -103,7 +111,7 @@ class BaseEMA(Persistent[ModelT_co, T]):
 
     @property
     def module(self) -> ModelT_co:
-        """The first track's average as a module of its own; see ``module_of``."""
+        """The first track's average as a module of its own; see ``module_of``. Waits as ``tracks`` does."""
         return self.module_of()
 
     def module_of(self, track: str | None = None) -> ModelT_co:
@@ -289,7 +297,7 @@ class BaseEMA(Persistent[ModelT_co, T]):
         if self._attachment is not None:
             self._attachment.refuse_another()
             self._attachment.remove()
-        check_counts_steps(self.tracks.values())
+        check_counts_steps(self._averages.tracks.values())
         self._sync_with_model()
         plan, ops = self._averages.plan, self._averages.ops
         return Witness([one for name, tensors in held for one in averaged_of(plan, name, tensors)], ops)
@@ -299,16 +307,12 @@ class BaseEMA(Persistent[ModelT_co, T]):
             self._attachment.notice(self.step)
 
     def _track(self, name: str | None) -> Track[T]:
-        self._averages.synchronize()
+        tracks = self.tracks
         if name is None:
             return self._averages.first
-        if name not in self.tracks:
-            raise ConfigError(f"track={name!r} is not one of {', '.join(map(repr, self.tracks))}.")
-        return self.tracks[name]
-
-    @property
-    def _settings(self) -> dict[str, int]:
-        return {"every": self.every, "start": self.start, "seed": self._seed}
+        if name not in tracks:
+            raise ConfigError(f"track={name!r} is not one of {', '.join(map(repr, tracks))}.")
+        return tracks[name]
 
     def _exchange(self, track: str | None) -> Exchange:
         chosen = self._track(track)

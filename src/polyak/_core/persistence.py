@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-from abc import ABC, abstractmethod
 from functools import partial
-from typing import Any, Generic, Literal, TypeVar, overload
+from typing import Any, Literal, overload
 
-from polyak._core.average_set import AverageSet
 from polyak._core.background_save import (
     Saving,
     host_copies,
@@ -17,45 +15,17 @@ from polyak._core.background_save import (
 )
 from polyak._core.capture import Captured, captured_model, captured_track
 from polyak._core.clock import Clock
+from polyak._core.ema import BaseEMA, ModelT_co
 from polyak._core.resume_file import packed_state, read_state
 from polyak._core.save import check_name, save_file, weights_of
 from polyak._core.state_dict import LoadReport, State, averaged_in, read, to_state
 from polyak._core.swap_guard import finished
 from polyak._core.tensors import T
-from polyak._core.track import Track
 from polyak.errors import CheckpointError
 
-ModelT_co = TypeVar("ModelT_co", covariant=True)
 
-
-class Persistent(ABC, Generic[ModelT_co, T]):
-    """The verbs that save and load; ``core.ema.BaseEMA`` has the rest.
-
-    _clock: where the EMA stands in time.
-    _pending: the update under way: the clock it leads to, each track's β, whether it copies, its thread.
-    run: the training run.
-    """
-
-    _averages: AverageSet[ModelT_co, T]
-    _clock: Clock
-    _pending: tuple[Clock, list[float], bool, int] | None
-    run: str
-
-    @abstractmethod
-    def _refuse_while_swapped(self, verb: str) -> None: ...
-
-    @abstractmethod
-    def _notice_unseen_steps(self) -> None: ...
-
-    @abstractmethod
-    def _sync_with_model(self) -> None: ...
-
-    @abstractmethod
-    def _track(self, name: str | None) -> Track[T]: ...
-
-    @property
-    @abstractmethod
-    def _settings(self) -> dict[str, int]: ...
+class PersistentEMA(BaseEMA[ModelT_co, T]):
+    """An EMA with the verbs that save and load it."""
 
     def state_dict(self) -> State:
         """Everything resuming takes: schedules, counters, histories, random state, averages.
@@ -67,9 +37,7 @@ class Persistent(ABC, Generic[ModelT_co, T]):
         self._notice_unseen_steps()
         averages = self._averages
         frozen = [entry.name for entry in averages.plan.frozen()]
-        return to_state(
-            self._tracks(), averages.copies, frozen, averages.updater.skipped(), self._settings
-        ) | {
+        return to_state(self.tracks, averages.copies, frozen, averages.updater.skipped(), self._settings) | {
             "run": self.run,
             **self._clock._asdict(),
         }
@@ -205,16 +173,16 @@ class Persistent(ABC, Generic[ModelT_co, T]):
         check()
         return captured
 
-    def _tracks(self) -> dict[str, Track[T]]:
-        self._averages.synchronize()
-        return self._averages.tracks
+    @property
+    def _settings(self) -> dict[str, int]:
+        return {"every": self.every, "start": self.start, "seed": self._seed}
 
     def _moment(self) -> int | None:
         """The last step that was averaged; None while another is."""
         return self._clock.step - self._clock.waiting if self._pending is None else None
 
 
-def capture(ema: Persistent[Any, Any], track: str, dtype: str) -> Captured:
+def capture(ema: PersistentEMA[Any, Any], track: str, dtype: str) -> Captured:
     """A copy of a track for an archive, without what never changes and rounded to ``dtype``.
 
     Args:

@@ -8,8 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Literal
 
 from polyak._core.capture import Captured
-from polyak._core.ema import BaseEMA
-from polyak._core.persistence import capture
+from polyak._core.persistence import PersistentEMA, capture
 from polyak._files.locks import Lock
 from polyak._files.write import sweep_all
 from polyak.archive.snapshots import Keep, Snapshot, SnapshotFolder, superfluous, write_snapshot
@@ -30,7 +29,7 @@ class Recorder:
     def __init__(
         self,
         snapshots: SnapshotFolder,
-        ema: BaseEMA[Any, Any],
+        ema: PersistentEMA[Any, Any],
         every: int | Literal["auto"],
         dtype: str,
         keep: Keep,

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, SupportsFloat
 
-from polyak._core.ema import BaseEMA
+from polyak._core.persistence import PersistentEMA
 from polyak._files.layout import SUMS
 from polyak._foreign.open_any import open_weights
 from polyak.errors import CheckpointError, ConfigError
@@ -128,7 +128,7 @@ class BestCheckpoint:
         lines = self._bytes().split(b"\n")[:-1]
         return [self._parsed(number, line) for number, line in enumerate(lines, 1)]
 
-    def consider(self, ema: BaseEMA[Any, Any], metric: SupportsFloat, track: str | None = None) -> bool:
+    def consider(self, ema: PersistentEMA[Any, Any], metric: SupportsFloat, track: str | None = None) -> bool:
         """Save the average if it is the best so far.
 
         Args:

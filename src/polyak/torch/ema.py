@@ -13,9 +13,9 @@ from torch.optim import Optimizer
 from typing_extensions import TypeVar  # whose type variables have defaults
 
 from polyak._core.clock import check_pace
-from polyak._core.ema import BaseEMA
 from polyak._core.nonfinite import NonFinitePolicy
 from polyak._core.optimizer_hook import as_several
+from polyak._core.persistence import PersistentEMA
 from polyak._core.ranks import synchronize_buffers
 from polyak._core.tensor_map import Buffers, Patterns, Selection
 from polyak._core.track import named_decays, warn_if_swapped
@@ -34,7 +34,7 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module, covariant=True, default=nn.Module)
 
 
 @untraced_methods("update", "replay")
-class EMA(BaseEMA[ModuleT, Tensor]):
+class EMA(PersistentEMA[ModuleT, Tensor]):
     """One or several averages of a model's weights, updated after each optimizer step.
 
     ``avgₜ = βₜ·avgₜ₋₁ + (1-βₜ)·θₜ``, ``avg₀ = θ₀``

@@ -7,6 +7,7 @@ waits for what is the same code as on a GPU. The last tests run on a real one wh
 from __future__ import annotations
 
 import gc
+import inspect
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -198,6 +199,44 @@ def test_whoever_reads_the_average_finds_it_finished(simulated: str, reader: str
         model.weight.fill_(3.0)
     optimizer.step()
     assert READERS[reader](ema).unique().tolist() == [3.0]
+
+
+def test_only_the_properties_that_hand_out_averages_wait(
+    simulated: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ema, waits, wait = polyak.EMA(nn.Linear(4, 4), 0.0), list[str](), updater.Updater.wait
+
+    def noted(self: updater.Updater) -> None:
+        waits.append(name)
+        wait(self)
+
+    monkeypatch.setattr(updater.Updater, "wait", noted)
+    properties = [name for name, kind in inspect.getmembers(polyak.EMA) if isinstance(kind, property)]
+    for name in properties:
+        getattr(ema, name)
+    name = "repr"
+    repr(ema)
+    assert {"step", "live", "decay", "model"} < set(properties)
+    assert set(waits) == {"module", "tracks"}
+
+
+def test_where_averages_are_on_the_device_its_stream_waits_and_not_the_host(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    worker, placement = LateWorker(), "overlap"
+    monkeypatch.setattr(updater, "placement", lambda pair, overlap: placement)
+    monkeypatch.setattr(updater, "worker_of", lambda device: worker)
+    waits: list[str] = []
+    monkeypatch.setattr(worker, "wait", lambda event: (waits.append("host"), event.result()))
+    monkeypatch.setattr(worker, "wait_event", lambda event: (waits.append("stream"), event.result()))
+    ema = in_flight(1.0)[1]
+    assert not waits
+    assert ema.tracks
+    assert ema.module
+    assert set(waits) == {"stream"}
+    placement = "offload"
+    assert in_flight(1.0)[1].tracks
+    assert "host" in waits  # so the other half of this test can fail
 
 
 def test_a_swap_finds_it_finished_and_the_model_may_change_dtype(simulated: str) -> None:
