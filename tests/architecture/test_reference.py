@@ -102,6 +102,6 @@ def test_nothing_is_documented_twice() -> None:
 def test_a_name_that_is_left_out_is_seen() -> None:
     whole = PAGE.read_text()
     assert documented(whole) - documented(whole.replace("::: polyak.HalfLife\n", "")) == {
-        "polyak.schedules.decay.HalfLife"
+        "polyak.schedules.half_life.HalfLife"
     }
     assert origin("polyak", "EMA") == "polyak.torch.ema.EMA"

@@ -22,6 +22,7 @@ from polyak._foreign.open_any import open_weights
 STEPS = 1000
 TARGETS = {
     **{f"half-life {h}": HalfLife(steps=h) for h in (80, 110, 150, 250, 500)},
+    "half-life of a tenth": HalfLife(share=0.1),
     **{f"width {s}": Power(sigma_rel=s) for s in (0.08, 0.09, 0.12, 0.16, 0.2)},
 }
 

@@ -13,6 +13,7 @@ DECAYS: dict[str, float | polyak.Decay] = {
     "float": 0.9,
     "Constant": polyak.Constant(0.97),
     "HalfLife": polyak.HalfLife(steps=6),
+    "HalfLife as a share": polyak.HalfLife(share=0.1),
     "Debiased": polyak.Debiased(0.9),
     "Warmup": polyak.Warmup(0.9),
     "Ramp": polyak.Ramp(0.95, tau=10),

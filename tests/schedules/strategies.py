@@ -35,6 +35,7 @@ warmups = betas.flatmap(
 simple_decays = st.one_of(
     betas.map(Constant),
     scales.map(lambda h: HalfLife(steps=h)),
+    st.floats(0.001, 0.5).map(lambda s: HalfLife(share=s)),
     betas.map(Debiased),
     warmups,
     st.builds(Ramp, betas, scales),
@@ -61,6 +62,7 @@ ONE_OF_EACH: dict[str, Decay] = {
     "HalfLife": HalfLife(steps=5000),
     "HalfLife in samples": HalfLife(samples=640_000),
     "HalfLife in tokens": HalfLife(tokens=10**9),
+    "HalfLife as a share": HalfLife(share=0.05),
     "Debiased": Debiased(0.9999),
     "Warmup": Warmup(0.9998, gamma=2.0, power=0.75, min_decay=0.1, after=100),
     "Ramp": Ramp(0.9999, tau=2000),

@@ -29,7 +29,7 @@ from polyak import (
     compose,
 )
 from polyak.schedules import as_decay
-from polyak.schedules.schedules import gamma_to_sigma_rel, sigma_rel_to_gamma
+from polyak.schedules.power import gamma_to_sigma_rel, sigma_rel_to_gamma
 
 from .strategies import ONE_OF_EACH, betas, decays
 
@@ -108,6 +108,21 @@ def test_a_half_life_halves(h: float) -> None:
     assert compose(HalfLife(steps=h), 0, 1) == pytest.approx(0.5 ** (1 / h), rel=1e-12)
     assert HalfLife(samples=h).unit == "samples"
     assert HalfLife(tokens=h).unit == "tokens"
+
+
+@given(st.integers(2, 20_000), st.data(), st.integers(0, 1000))
+def test_a_share_is_the_half_life_of_its_profile_at_every_length(
+    steps: int, data: st.DataObject, start: int
+) -> None:
+    young = data.draw(st.integers(1, steps // 2))
+    profile = Profile.from_decay(HalfLife(share=young / steps), steps + start, start=start)
+    assert profile.weights()[-young:].sum() == pytest.approx(0.5, rel=1e-9)
+    assert profile.half_life == pytest.approx(young, rel=1e-9)
+    assert profile.initial_weight == 0
+
+
+def test_half_of_the_run_is_the_uniform_mean() -> None:
+    assert [HalfLife(share=0.5)(t) for t in range(1, 50)] == [Uniform()(t) for t in range(1, 50)]
 
 
 def test_a_half_life_in_samples_does_not_know_the_batch_size() -> None:
@@ -205,7 +220,11 @@ REFUSED: list[tuple[Callable[[], Any], list[str]]] = [
     (lambda: HalfLife(steps=0), ["steps=0", "positive"]),
     (lambda: HalfLife(samples=-5), ["samples=-5", "positive"]),
     (lambda: HalfLife(tokens=math.nan), ["tokens=nan", "positive"]),
-    (lambda: HalfLife(), ["exactly one", "steps=, samples= or tokens="]),
+    (lambda: HalfLife(share=0), ["share=0", "(0, 0.5]"]),
+    (lambda: HalfLife(share=5), ["share=5", "0.05 for 5 %"]),
+    (lambda: HalfLife(share=math.nan), ["share=nan", "(0, 0.5]"]),
+    (lambda: HalfLife(), ["exactly one", "steps=, samples=, tokens= or share="]),
+    (lambda: HalfLife(steps=9, share=0.1), ["exactly one", "'share': 0.1"]),
     (lambda: HalfLife(steps=1, tokens=2), ["exactly one", "'steps': 1", "'tokens': 2"]),
     (lambda: Power(), ["exactly one", "sigma_rel=None"]),
     (lambda: Power(sigma_rel=0.1, gamma=1), ["exactly one", "gamma=1"]),

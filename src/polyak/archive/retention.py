@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from polyak.schedules.decay import HalfLife
+from polyak.schedules.half_life import HalfLife
 from polyak.schedules.posthoc import STEADY, Problem
 from polyak.schedules.profile import Profile
 

@@ -1,4 +1,4 @@
-"""How much of the average survives a step: what a decay is, and the two that never change.
+"""How much of the average survives a step: what a decay is, and the plainest one.
 
 Legend: t counts from 1 in the decay's own unit (training steps, samples or tokens);
 βₜ is the decay applied at t, ``avgₜ = βₜ·avgₜ₋₁ + (1-βₜ)·θₜ``; B(t, k) = βₜ₊₁·…·βₜ₊ₖ is the
@@ -10,7 +10,6 @@ with equal decays are therefore equal, and a resumed one continues where it stoo
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -35,7 +34,7 @@ class Decay(ABC):
     """
 
     unit: ClassVar[Unit] | Unit = "steps"
-    constant: ClassVar[bool] = False  # βₜ is the same at every t
+    constant: ClassVar[bool] | bool = False  # βₜ is the same at every t
     closed: ClassVar[bool] = False  # products takes as long for any k
     _kinds: ClassVar[dict[str, type[Decay]]] = {}
 
@@ -128,6 +127,7 @@ def compose(decay: float | Decay, t: int, k: int) -> float:
     Examples:
         >>> compose(0.9, 0, 2) == 0.9 * 0.9
         True
+        >>> from polyak import HalfLife
         >>> compose(HalfLife(steps=10), 0, 10)
         0.5
     """
@@ -192,56 +192,3 @@ class Constant(Decay):
 
     def products(self, t: Array, k: int | Array) -> Array:
         return np.full_like(t, self.beta**k)
-
-
-@dataclass(frozen=True)
-class HalfLife(Decay):
-    """A constant decay said in time: after one half-life, what was there weighs half as much.
-
-    ``β = 2^(-1/h)`` per step, sample or token. Said in samples or tokens, the average is the same
-    whatever the batch size; ``update`` must then be told how many it saw.
-
-    Args:
-        steps: h in training steps, > 0.
-        samples: h in samples, > 0.
-        tokens: h in tokens, > 0. Exactly one of the three is given.
-
-    Raises:
-        ConfigError: none or several are given, or the half-life is not positive.
-
-    Examples:
-        >>> h = HalfLife(steps=1000)
-        >>> round(compose(h, 0, 1000), 12)
-        0.5
-
-    Source: the scaling of β with the batch size is that of Busbridge et al. 2023, arXiv 2307.13813.
-    """
-
-    steps: float | None = None
-    samples: float | None = None
-    tokens: float | None = None
-    constant = closed = True
-
-    def __post_init__(self) -> None:
-        given = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
-        if len(given) != 1:
-            raise ConfigError(f"HalfLife({given}): give exactly one of steps=, samples= or tokens=.")
-        name, value = next(iter(given.items()))
-        check(name, value, "a half-life must be positive and finite", 0 < value < math.inf)
-
-    @property
-    def unit(self) -> Unit:  # pyright: ignore[reportIncompatibleVariableOverride]
-        if self.samples is not None:
-            return "samples"
-        return "steps" if self.steps is not None else "tokens"
-
-    @property
-    def length(self) -> float:
-        """h, in the unit it was given in."""
-        return float(self.steps or self.samples or self.tokens or 0.0)
-
-    def betas(self, t: Array) -> Array:
-        return self.products(t, 1)
-
-    def products(self, t: Array, k: int | Array) -> Array:
-        return np.full_like(t, 2.0 ** (-k / self.length))
