@@ -7,7 +7,6 @@ from typing import Any, ForwardRef
 import pytest
 
 import polyak
-from polyak.trainers._averaging import apart, whose
 from polyak.trainers._common import EMAOptions
 from tests.shims import torchvision_without_ops
 
@@ -45,34 +44,3 @@ def test_each_trainer_takes_the_same_arguments(trainer: str) -> None:
 def test_a_misspelt_argument_is_refused_before_training(trainer: str) -> None:
     with pytest.raises(TypeError, match="WeightAveraging has no argument 'evry'"):
         weight_averaging(trainer)(0.9, evry=2)
-
-
-@pytest.mark.parametrize(
-    ("evaluate", "expected"),
-    [
-        (None, ["short"]),
-        ("long", ["long"]),
-        ("raw", ["raw"]),
-        ("both", ["short", "raw"]),
-        (["long", "raw", "short"], ["long", "raw", "short"]),
-    ],
-)
-def test_whose_weights_are_evaluated(evaluate: Any, expected: list[str]) -> None:
-    assert whose(evaluate, ["short", "long"]) == expected
-
-
-@pytest.mark.parametrize("evaluate", ["wide", [], ["short", "short"], ["short", "both"]])
-def test_whose_weights_cannot_be_evaluated_is_said_with_what_can(evaluate: Any) -> None:
-    words = "must be 'short', 'long', 'raw', a list of these, 'both' or None"
-    with pytest.raises(polyak.ConfigError, match=words) as caught:
-        whose(evaluate, ["short", "long"])
-    assert f"evaluate={evaluate!r}" in str(caught.value)
-
-
-def test_a_track_called_both_is_itself() -> None:
-    assert whose("both", ["one", "both"]) == ["both"]
-
-
-def test_metrics_of_the_second_are_named_apart() -> None:
-    assert apart("raw", {"val_loss": 1.0}) == {"raw/val_loss": 1.0}
-    assert apart("long", {"val_loss": 1.0, "acc": 2.0}) == {"ema=long/val_loss": 1.0, "ema=long/acc": 2.0}

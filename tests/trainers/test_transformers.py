@@ -296,7 +296,7 @@ def test_a_model_of_ones_own_is_saved_too(tmp_path: Path) -> None:
 
 def test_wrong_arguments_are_told_at_once(tmp_path: Path) -> None:
     with pytest.raises(
-        polyak.ConfigError, match="evaluate='wide': must be 'average', 'raw', a list of these, 'both' or None"
+        polyak.ConfigError, match="evaluate='wide': must be 'average', 'raw', 'both' or a list"
     ):
         WeightAveraging(0.9, evaluate="wide")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any, ClassVar, Generic, ParamSpec, TypeAlias, TypeVar
 
@@ -12,16 +12,14 @@ from polyak._core.track import named_decays
 from polyak._files.header import Header
 from polyak._files.source import Where
 from polyak._foreign.note import write_note
-from polyak.errors import ConfigError, PlanError
+from polyak.errors import PlanError
 from polyak.schedules import Decay
+from polyak.trainers._evaluations import Evaluate, evaluations
 
 P = ParamSpec("P")
 R = TypeVar("R")
-V = TypeVar("V")
 EmaT = TypeVar("EmaT", bound=BaseEMA[Any, Any])
 Decays: TypeAlias = float | Decay | Mapping[str, float | Decay]
-Evaluate: TypeAlias = str | Sequence[str] | None
-RAW = "raw"
 _LOGGED = ("decay", "mean_age", "distance", "skipped")
 
 
@@ -30,7 +28,7 @@ class AnyAveraging(Generic[EmaT]):
 
     Args:
         decay: β, a schedule, or several by name.
-        evaluate: whose weights to evaluate; see ``whose``.
+        evaluate: what ``evaluations`` takes.
         options: of the framework's ``EMA``.
         known: the names of all such options.
 
@@ -46,7 +44,8 @@ class AnyAveraging(Generic[EmaT]):
     ) -> None:
         if unknown := sorted(options.keys() - set(known)):
             raise TypeError(f"WeightAveraging has no argument {unknown[0]!r}.")
-        self._evaluated = whose(evaluate, [*named_decays(decay)])
+        self._evaluations = evaluations(evaluate, named_decays(decay))
+        self._plain, *self._others = self._evaluations  # whose metrics have their plain names, and the rest
         self._decay = decay
         self._ema: EmaT | None = None
 
@@ -61,43 +60,13 @@ class AnyAveraging(Generic[EmaT]):
             raise PlanError(f"there is no average before {self._begins}.")
         return self._ema
 
-    def _evaluating(self, weights: str | None = None) -> AbstractContextManager[object]:
-        """The model holds these weights in this block; by default those evaluated first."""
-        weights = weights or self._evaluated[0]
-        return nullcontext() if weights == RAW else self.ema.average_parameters(weights)
+    def _holding(self, weights: str) -> AbstractContextManager[object]:
+        """The model holds these weights in this block."""
+        return nullcontext() if weights == "raw" else self.ema.average_parameters(weights)
 
     def _saved_track(self, track: str | None) -> str | None:
-        """The track to save if none is named: the first that is evaluated."""
-        return track or next((weights for weights in self._evaluated if weights != RAW), None)
-
-
-def whose(evaluate: Evaluate, tracks: Sequence[str]) -> list[str]:
-    """Whose weights are evaluated: tracks or "raw". The trainer's own metrics are those of the first.
-
-    Args:
-        evaluate: a track or "raw", or several of them; "both" is the first track and "raw", None the first
-            track.
-        tracks: there are.
-
-    Raises:
-        ConfigError: ``evaluate`` names something else, or one twice, or nothing.
-    """
-    if evaluate is None:
-        chosen = [tracks[0]]
-    elif isinstance(evaluate, str):
-        chosen = [tracks[0], RAW] if evaluate == "both" and "both" not in tracks else [evaluate]
-    else:
-        chosen = [*evaluate]
-    if not chosen or len({*chosen}) < len(chosen) or not {*chosen} <= {*tracks, RAW}:
-        names = ", ".join(map(repr, tracks))
-        raise ConfigError(f"evaluate={evaluate!r}: must be {names}, 'raw', a list of these, 'both' or None.")
-    return chosen
-
-
-def apart(weights: str, metrics: Mapping[str, V]) -> dict[str, V]:
-    """Metrics of weights that are evaluated second or later: ``raw/val_loss``, ``ema=long/val_loss``."""
-    group = RAW if weights == RAW else f"ema={weights}"
-    return {f"{group}/{name}": value for name, value in metrics.items()}
+        """The track to save: the evaluated one if none is named."""
+        return track or (None if self._plain == "raw" else self._plain)
 
 
 def numbers(ema: BaseEMA[Any, Any], group: str = "ema") -> dict[str, float]:
@@ -122,7 +91,7 @@ def say_beside(where: Where, ema: BaseEMA[Any, Any], track: str | None) -> None:
 
 def header_of(ema: BaseEMA[Any, Any], track: str | None) -> Header:
     """The header of a file with a track's weights; None is the first track, "raw" the model's own weights."""
-    if track == RAW:
+    if track == "raw":
         return raw_header(ema.step, ema.run)
     return track_header(ema.tracks[track or next(iter(ema.tracks))], ema.step, ema.run)
 

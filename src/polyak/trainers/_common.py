@@ -52,9 +52,9 @@ class Averaging(AnyAveraging[EMA]):
 
     def __init__(self, decay: Decays, evaluate: str | None, options: EMAOptions) -> None:
         super().__init__(decay, evaluate, options, EMAOptions.__annotations__)
-        if len(self._evaluated) > 1:
+        if self._others:
             raise ConfigError(f"evaluate={evaluate!r}: this trainer evaluates one; name a track or 'raw'.")
-        self._evaluate, self._options = self._evaluated[0], options
+        self._options = options
         self._attachment: Attachment | None = None
 
     def _make(self, model: nn.Module) -> EMA:

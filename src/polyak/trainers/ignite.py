@@ -78,4 +78,4 @@ class WeightAveraging(Averaging):
         trainer.state.metrics.update(numbers(self.ema))
 
     def _enter(self, evaluator: Engine, live: ExitStack) -> None:
-        live.enter_context(self._evaluating())
+        live.enter_context(self._holding(self._plain))

@@ -115,14 +115,14 @@ class WeightAveraging(Averaging, Callback):
         self.begin()  # a run restored at its end has begun no epoch
 
     def on_test_begin(self, logs: Any = None) -> None:
-        if self._evaluate == "raw":
+        if self._plain == "raw":
             return
         if self._averaged is not self._given:
             raise PlanError(
                 f"there is no average of {self._given.name} to evaluate: train it with this callback first, "
                 "or take the callback out of a file with polyak.trainers.keras.load."
             )
-        self._live.enter_context(self._evaluating())
+        self._live.enter_context(self._holding(self._plain))
 
     def on_test_end(self, logs: Any = None) -> None:
         self._live.close()

@@ -171,17 +171,17 @@ class WeightAveraging(Averaging, Callback):
             warnings.warn(
                 f"{path} holds no average under {self._key!r}: averaging begins at its weights.", stacklevel=2
             )
-        elif path and self._evaluate != "raw":
+        elif path and self._plain != "raw":
             raise CheckpointError(
                 f"{path} holds no average to evaluate under {self._key!r}. Save while WeightAveraging "
                 'is among the callbacks, or evaluate the raw weights: WeightAveraging(evaluate="raw").'
             )
 
     def _evaluates(self, module: LightningModule) -> bool:
-        return self._ema is not None and self._ema.model is module and self._evaluate != "raw"
+        return self._ema is not None and self._ema.model is module and self._plain != "raw"
 
     def _go_live(self) -> None:
-        self._live.enter_context(self._evaluating())
+        self._live.enter_context(self._holding(self._plain))
 
     def _refuse_two_at_once(self, trainer: Trainer) -> None:
         """A parameter can hold one average at a time."""

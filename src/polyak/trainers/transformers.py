@@ -150,14 +150,14 @@ class WeightAveraging(Averaging, TrainerCallback):
     def _on_the_average(self, trainer: Trainer, loop: Callable[P, R]) -> Callable[P, R]:
         def evaluation_loop(*args: P.args, **kwargs: P.kwargs) -> R:
             ema = self._ema
-            if ema is None or self._evaluate == "raw" or ema.model is not trainer.model:
+            if ema is None or self._plain == "raw" or ema.model is not trainer.model:
                 return loop(*args, **kwargs)
             # The trainer's loop tells a schedule-free optimizer to move its weights from those it trains to
             # those it evaluates. It must move the raw ones, so before the average is in their place.
             to_evaluation = getattr(cast(object, trainer.optimizer), "eval", None)
             if callable(to_evaluation):
                 to_evaluation()
-            with self._evaluating():
+            with self._holding(self._plain):
                 return loop(*args, **kwargs)
 
         return evaluation_loop

@@ -100,7 +100,7 @@ class WeightAveraging(Averaging):
             self._followed = trainer.optimizer
 
     def _show(self, trainer: Any) -> None:
-        self.ema.copy_to(trainer.ema.ema, self._evaluate)
+        self.ema.copy_to(trainer.ema.ema, self._plain)
         trainer.ema.updates = self.ema.step
         trainer.lr |= numbers(self.ema)  # results.csv and all loggers write what is in it
 
@@ -129,10 +129,9 @@ class WeightAveraging(Averaging):
 
     def _note(self, path: Path) -> None:
         """Write a note beside a file of Ultralytics: the header of the average in polyak's file beside it."""
-        track = self._evaluate or next(iter(self.ema.tracks))
         with open_weights(_beside(path)) as kept:
             headers = {part.name: part.header for part in recognise(kept).parts}
-        if (header := headers.get(track)) is not None:
+        if (header := headers.get(self._plain)) is not None:
             write_note(path, header)
 
     def _restore(self, trainer: Any, weights: Path, epoch: int) -> None:

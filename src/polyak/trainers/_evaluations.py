@@ -1,0 +1,47 @@
+"""Which weights a trainer evaluates, and what their metrics are called; without any framework."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TypeAlias
+
+from polyak.errors import ConfigError
+
+Evaluate: TypeAlias = str | Sequence[str] | None
+
+
+def evaluations(evaluate: Evaluate, tracks: Iterable[str]) -> dict[str, str]:
+    """The weights to evaluate, each with what its metrics' names begin with.
+
+    The first one's metrics have their plain names; others' begin with ``raw/`` or ``ema=long/``. So a
+    checkpoint callback that watches ``val_loss`` or ``raw/val_loss`` keeps the best of one kind.
+
+    Args:
+        evaluate: a track or "raw"; several of them; "both" for the first track and "raw"; None for the
+            first track.
+        tracks: the names of the averages.
+
+    Returns:
+        Prefixes by weights ("raw" or a track), the plain one first.
+
+    Raises:
+        ConfigError: something else is named, or nothing, or one twice.
+
+    Examples:
+        >>> evaluations("both", ["average"])
+        {'average': '', 'raw': 'raw/'}
+        >>> evaluations(["short", "long"], ["short", "long"])
+        {'short': '', 'long': 'ema=long/'}
+    """
+    names = list(tracks)
+    if evaluate is None or evaluate == "both":
+        chosen = names[:1] if evaluate is None else [names[0], "raw"]
+    else:
+        chosen = [evaluate] if isinstance(evaluate, str) else list(evaluate)
+    if not chosen or len(set(chosen)) < len(chosen) or not set(chosen) <= {*names, "raw"}:
+        known = ", ".join(map(repr, names))
+        raise ConfigError(
+            f"evaluate={evaluate!r}: must be {known}, 'raw', 'both' or a list of tracks and 'raw'."
+        )
+    first, *others = chosen
+    return {first: "", **{one: "raw/" if one == "raw" else f"ema={one}/" for one in others}}
