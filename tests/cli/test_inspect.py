@@ -114,3 +114,75 @@ def test_no_torch_is_needed(files: Path) -> None:
     command = [sys.executable, "-c", code, "inspect", str(files / "both.pt")]
     shown = subprocess.run(command, capture_output=True, text=True, env=ENV, timeout=120, check=False)
     assert (shown.returncode, shown.stderr) == (0, "")
+
+
+def table(shown: subprocess.CompletedProcess[str]) -> list[list[str]]:
+    lines = [line for line in shown.stdout.splitlines() if line.startswith("│")]
+    return [[cell.strip() for cell in line.strip("│").split("│")] for line in lines]
+
+
+def test_several_files_are_one_table(files: Path) -> None:
+    names = ("average.safetensors", "raw.safetensors", "both.pt", "archive", "state.safetensors")
+    command = [*POLYAK, "inspect", *names]
+    shown = subprocess.run(
+        command, capture_output=True, text=True, env=ENV | {"COLUMNS": "100"}, cwd=files, check=False
+    )
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert table(shown) == [
+        ["average.safetensors", "average", "500", "500", "60.6%", "630"],
+        ["raw.safetensors", "raw", "500", "", "", "630"],
+        ["both.pt", "average", "", "", "", "630"],
+        ["", "raw", "", "", "", "630"],
+        ["archive", "archive, 11 files", "500", "", "", ""],
+        ["state.safetensors", "average short", "500", "13.51", "0.0%", "630"],
+        ["", "average long", "", "500", "60.6%", "630"],
+    ]
+
+
+def test_globs_and_folders_stand_for_the_checkpoints_in_them(files: Path, tmp_path: Path) -> None:
+    once = json.loads(inspect(files, "--json").stdout)["checkpoints"]
+    names = ["archive", "average.safetensors", "both.pt", "raw.safetensors", "state.safetensors"]
+    assert [one["where"] for one in once] == [str(files / name) for name in names]
+    again = json.loads(inspect(files / "*.safetensors", files / "raw.safetensors", "--json").stdout)
+    assert [Path(one["where"]).stem for one in again["checkpoints"]] == ["average", "raw", "state"]
+    one = json.loads(inspect(files / "av*", "--json").stdout)
+    assert one["where"] == str(files / "average.safetensors")
+    none = inspect(tmp_path / "*.pt")
+    assert (none.returncode, none.stdout) == (1, "")
+    assert none.stderr == f"polyak: {tmp_path / '*.pt'}: no file has such a name.\n"
+    assert "holds no checkpoint" in inspect(tmp_path).stderr
+
+
+def test_shards_are_one_checkpoint(tmp_path: Path) -> None:
+    ema = polyak.EMA(torch.nn.Linear(20, 30), 0.99)
+    ema.save(tmp_path / "large.safetensors", max_shard_size="1KB")
+    ema.save(tmp_path / "small.safetensors")
+    assert len(list(tmp_path.iterdir())) > 3
+    shown = json.loads(inspect(tmp_path, "--json").stdout)["checkpoints"]
+    assert [Path(one["where"]).name for one in shown] == ["large.safetensors.index.json", "small.safetensors"]
+    assert [one["parts"][0]["tensors"]["count"] for one in shown] == [2, 2]
+
+
+def test_of_several_the_one_that_cannot_be_read_is_named_and_the_status_is_1(
+    files: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "bad.pt").write_text("no checkpoint at all")
+    shown = inspect(tmp_path / "bad.pt", files / "raw.safetensors", files / "average.safetensors")
+    assert shown.returncode == 1
+    assert shown.stderr.startswith(f"polyak: {tmp_path / 'bad.pt'} is no valid safetensors file")
+    assert shown.stderr.count("\n") == 1
+    assert [row[1:4] for row in table(shown) if row[-1]] == [["raw", "500", ""], ["average", "500", "500"]]
+
+
+def test_the_profiles_of_several_are_drawn_below_the_table(files: Path) -> None:
+    shown = inspect(files / "average.safetensors", files / "raw.safetensors", "--plot")
+    assert shown.returncode == 0
+    assert f"\n\n{files / 'average.safetensors'}: long\n" in shown.stdout
+    assert shown.stdout.count("weight of each training step") == 1
+
+
+def test_a_dumb_terminal_gets_a_plain_table(files: Path) -> None:
+    command = [*POLYAK, "inspect", str(files)]
+    shown = subprocess.run(command, capture_output=True, text=True, env=ENV | {"TERM": "dumb"}, check=False)
+    assert shown.returncode == 0
+    assert shown.stdout.isascii()

@@ -322,6 +322,52 @@ def test_a_terminal_without_unicode_gets_its_drawing(
     assert "@" in done.stdout
 
 
+def test_a_pipe_gets_a_line_for_each_half_life_when_it_is_done(
+    archive: Path, evaluation: Evaluation, tmp_path: Path
+) -> None:
+    """The second evaluation waits until the line of the first was read."""
+    seen = tmp_path / "seen"
+    waits = f"len(open(sys.argv[2]).readlines()) > 1 and not os.path.exists({str(seen)!r})"
+    evaluation.will(f"while {waits}: time.sleep(0.01)")
+    few = arguments(
+        archive, evaluation, tmp_path / "out", "--points", "2", "--refine", "0", "--timeout", "60"
+    )
+    process = subprocess.Popen([*POLYAK, *few], stdout=subprocess.PIPE, text=True, env=ENV)
+    assert process.stdout is not None
+    first = process.stdout.readline()
+    seen.touch()
+    rest, _ = process.communicate(timeout=120)
+    trials = recorded(tmp_path / "out")["trials"]
+    assert first == f"1/2 half-life {trials[0]['half_life']:,.4g}: {trials[0]['metric']:.6g}\n"
+    assert rest.splitlines()[0] == f"2/2 half-life {trials[1]['half_life']:,.4g}: {trials[1]['metric']:.6g}"
+
+
+def test_raw_weights_are_a_point_beside_the_averages(
+    archive: Path, evaluation: Evaluation, tmp_path: Path
+) -> None:
+    raw, out = tmp_path / "raw.safetensors", tmp_path / "out"
+    polyak.synthesize(archive, polyak.HalfLife(steps=400), out=raw)
+    few = ("--points", "2", "--refine", "1", "--raw", str(raw))
+    done = sweep(archive, evaluation, out, *few)
+    assert (done.returncode, done.stderr) == (0, "")
+    record = recorded(out)
+    assert record["raw"]["file"] == str(raw)
+    assert record["raw"]["metric"] == pytest.approx(1 - math.log(400 / PEAK) ** 2 / 10, abs=1e-2)
+    assert len(record["trials"]) == 3
+    metric = f"{record['raw']['metric']:.6g}"
+    assert done.stdout.startswith(f"1/4 raw weights: {metric}\n")
+    assert f"│      raw weights │ {metric}" in done.stdout
+    better = record["best"]["metric"] - record["raw"]["metric"]
+    assert f"raw weights: {metric}; the best average gains {better:+.4g}" in done.stdout
+    assert "×" in done.stdout
+    assert sweep(archive, evaluation, out, *few).returncode == 0
+    assert recorded(out) == record
+    assert len(evaluation.half_lives) == 4
+    missing = sweep(archive, evaluation, out, "--raw", str(tmp_path / "nowhere"))
+    assert missing.returncode == 1
+    assert missing.stderr.endswith("nowhere does not exist: raw must be a file of raw weights.\n")
+
+
 @POSIX
 def test_a_terminal_shows_how_far_how_fast_and_for_how_long(
     archive: Path, evaluation: Evaluation, tmp_path: Path
@@ -384,7 +430,7 @@ def test_an_interrupted_sweep_goes_on_to_the_same_end(
     last = evaluation.journalled[-1][0]
     if how == signal.SIGINT:
         assert process.returncode == 130
-        assert said == ""
+        assert [line.partition(" ")[0] for line in said.splitlines()] == ["1/6", "2/6", "3/6"]
         assert errors == f"polyak: interrupted; the same command resumes from {out / 'sweep.json'}\n"
         assert [path.name for path in out.iterdir()] == ["sweep.json"]
     assert gone(last)

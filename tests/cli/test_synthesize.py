@@ -77,7 +77,23 @@ def test_without_a_file_it_lists_what_is_reachable(archive: str) -> None:
     assert table.returncode == 0
     assert "expected error" in table.stdout
     rows = json.loads(run(archive, "--json").stdout)["reachable"]
-    assert [row["half_life"] for row in rows] == [row.half_life for row in polyak.synthesizable(archive)]
+    near = [row for row in polyak.synthesizable(archive) if row.error <= 0.02]
+    assert [row["half_life"] for row in rows] == [row.half_life for row in near]
+    assert f"{near[0].half_life:,.4g} " in table.stdout
+
+
+def test_what_is_not_reachable_is_left_out_and_counted(archive: str) -> None:
+    reach = polyak.synthesizable(archive)
+    strict = run(archive, "--max-error", "0.001")
+    near = [row for row in reach if row.error <= 0.001]
+    assert strict.stdout.count("%") == len(near) + 1
+    assert f"left out        {len(reach) - len(near)} half-lives between " in strict.stdout
+    assert "their error is above 0.10% (--max-error)" in strict.stdout
+    assert "noise gain      by how much rounding errors of the snapshots may grow; 1 is best" in strict.stdout
+    none = run(archive, "--max-error", "1e-9")
+    assert none.returncode == 0
+    assert none.stdout.startswith(f"left out        {len(reach)} half-lives ")
+    assert "left out" not in run(archive, "--max-error", "9").stdout
 
 
 @pytest.mark.parametrize(

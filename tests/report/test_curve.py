@@ -13,7 +13,7 @@ from PIL import Image
 
 from polyak import CheckpointError, MissingExtraError
 from polyak.report.curve import caption, drawing, picture
-from polyak.select.evaluate import SweepRecord, Trial
+from polyak.select.evaluate import RawTrial, SweepRecord, Trial
 
 
 def record(*metrics: float | None, ratio: float = 10.0, mode: Any = "max") -> SweepRecord:
@@ -62,15 +62,37 @@ def test_a_plain_terminal_gets_plain_characters() -> None:
     assert text.count("o") == 3
 
 
+def test_the_raw_weights_stand_left_of_the_shortest_half_life() -> None:
+    made = record(0.1, 0.5, 0.9, 0.3)
+    made.raw = RawTrial("raw.safetensors", 0.5)
+    lines = drawing(made, width=48, height=5).splitlines()
+    assert lines[2].startswith("    │ ×")
+    assert lines[4].startswith("0.1 ┤    ○···")
+    assert lines[6] == "     raw 1    half-life, training steps    1,000"
+    made.raw = RawTrial("raw.safetensors", -0.3)
+    assert drawing(made, ascii_only=True).splitlines()[11].startswith("-0.3 + x")
+    made.raw = RawTrial("raw.safetensors", None, "no")
+    assert "raw" not in drawing(made)
+
+
 METRICS = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=20)
 
 
 @settings(deadline=None)
-@given(METRICS, st.integers(40, 200), st.integers(3, 40), st.floats(1.001, 100))
+@given(
+    METRICS,
+    st.none() | st.floats(-1e6, 1e6),
+    st.integers(40, 200),
+    st.integers(3, 40),
+    st.floats(1.001, 100),
+)
 def test_a_drawing_fits_and_marks_one_best(
-    metrics: list[float], width: int, height: int, ratio: float
+    metrics: list[float], raw: float | None, width: int, height: int, ratio: float
 ) -> None:
-    lines = drawing(record(*metrics, ratio=ratio), width, height).splitlines()
+    made = record(*metrics, ratio=ratio)
+    made.raw = RawTrial("raw.safetensors", raw)
+    lines = drawing(made, width, height).splitlines()
+    assert sum(line.count("×") for line in lines) == (raw is not None)
     assert len(lines) == height + 2
     assert max(map(len, lines)) <= width
     assert sum(line.count("●") for line in lines) == 1
@@ -105,6 +127,12 @@ def test_a_picture_has_a_curve_a_star_and_crosses(tmp_path: Path) -> None:
     assert min(seen[RED], seen[BLUE], seen[GREY]) > 20
     picture(record(0.1, 0.5, 0.9, 0.3), tmp_path / "a.png")
     assert seen[GREY] > 2 * colours(tmp_path / "a.png").get(GREY, 0)
+    without = colours(tmp_path / "a.png")
+    made = record(0.1, 0.5, 0.9, 0.3)
+    made.raw = RawTrial("raw.safetensors", 0.4)
+    picture(made, tmp_path / "a.png")
+    black = (0, 0, 0)
+    assert colours(tmp_path / "a.png")[black] > without[black] + 100
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
 

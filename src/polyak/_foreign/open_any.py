@@ -82,6 +82,11 @@ def read_file(source: Source) -> Checkpoint:
     return read_safetensors(source)
 
 
+def is_checkpoint_folder(folder: Where) -> bool:
+    """Whether a folder is one checkpoint, by the names in it."""
+    return any(exists(inside(folder, name)) for name in (dcp.METADATA, *_KNOWN))
+
+
 def _open_folder(folder: Where) -> Checkpoint:
     if exists(inside(folder, dcp.METADATA)):
         return dcp.read_folder(folder)

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from polyak.cli.console import printable, progress, say
+from polyak.cli.options import Json
 from polyak.errors import ConfigError
 from polyak.merge import average_checkpoints
 from polyak.merge.average import Accumulate, RealType
@@ -85,7 +86,7 @@ def average(
     ] = None,
     accumulate: Annotated[Accumulate, typer.Option(help="Dtype of the sums.")] = "float32",
     max_shard_size: Annotated[str | None, typer.Option(help="Write shards above this size: 5GB.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Average checkpoints of any kind into one file."""
     weighting = Options(weights, half_life, decay, recency, shape).weighting()

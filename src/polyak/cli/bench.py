@@ -13,6 +13,7 @@ from polyak.bench.cost import LIMIT
 from polyak.bench.options import Engine, Options, Params, Store
 from polyak.cli.console import progress, say, say_table
 from polyak.cli.extras import needs
+from polyak.cli.options import Json
 
 if TYPE_CHECKING:
     from polyak.bench.measure import Figures
@@ -55,7 +56,7 @@ def bench(
     threads: Annotated[int | None, typer.Option(min=1, help="Of torch.", show_default="torch's own")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Number of rounds; figures are medians.")] = 15,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1.")] = "cpu",
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Measure what an average of a model costs on this machine."""
     options = Options(model, engine, dtype, params, tracks, threads, rounds, device)

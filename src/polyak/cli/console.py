@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from typing import Literal
 
+from rich import box
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -44,7 +46,7 @@ def printable(text: str) -> str:
 def say(*lines: str) -> None:
     """Print lines on stdout."""
     for line in lines:
-        print(printable(line))
+        print(printable(line), flush=True)
 
 
 def complain(error: object) -> None:
@@ -54,12 +56,12 @@ def complain(error: object) -> None:
 
 def say_table(headings: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> None:
     """Print a table on stdout; columns without a heading hold words, the others numbers."""
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", box=box.ASCII if ascii_only() else box.HEAVY_HEAD)
     for heading in headings:
-        table.add_column(heading, justify="right" if heading else "left")
+        table.add_column(heading, justify="right" if heading else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text(printable(cell)) for cell in row))
-    Console().print(table)
+    Console(markup=False, emoji=False).print(table)
 
 
 def width() -> int:
@@ -67,9 +69,14 @@ def width() -> int:
     return Console().width
 
 
+def watched() -> bool:
+    """Whether stderr is a terminal, on which ``progress`` draws its bar."""
+    return Console(stderr=True).is_terminal
+
+
 def ascii_only() -> bool:
-    """Whether stdout has an encoding that lacks most characters."""
-    return not Console().encoding.startswith("utf")
+    """Whether drawings and tables must do without Unicode: by the encoding, or on a terminal that says so."""
+    return not Console().encoding.startswith("utf") or os.environ.get("TERM") == "dumb"
 
 
 class _PerMinute(ProgressColumn):

@@ -11,6 +11,7 @@ import typer
 
 from polyak.cli.console import say
 from polyak.cli.extras import needs
+from polyak.cli.options import Json
 from polyak.convert.convert import convert as to_polyak
 from polyak.convert.export import check_target, count_of, export_tree, write_paddle
 from polyak.convert.rename_rules import NameMap, name_map
@@ -60,7 +61,7 @@ def convert(
     ] = None,
     invert: Annotated[bool, typer.Option("--invert", help="Apply the rules of --names in reverse.")] = False,
     max_shard_size: Annotated[str | None, typer.Option(help="Write shards above this size: 5GB.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Convert other libraries' checkpoints to polyak's files, and back."""
     rules = None if names is None else name_map(names)

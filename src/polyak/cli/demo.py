@@ -11,6 +11,7 @@ import typer
 
 from polyak.cli.console import progress, say, say_table
 from polyak.cli.extras import needs
+from polyak.cli.options import Json
 from polyak.demo.options import FRAMEWORKS, Data, Framework, Options
 
 
@@ -32,7 +33,7 @@ def demo(
         Path | None, typer.Option(help="Folder to write to.", show_default="a new one in runs/")
     ] = None,
     framework: Annotated[Framework, typer.Option(help="auto takes the first installed.")] = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Train a small network on real images, raw weights against their average."""
     options = Options(data, root, epochs, decay, warmup, seed, device, out, framework)

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
+import os
 import re
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
+from glob import glob, has_magic
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast
 
 from polyak._files.checkpoint import Checkpoint, FileTensor, LazyTensor
 from polyak._files.header import Header
-from polyak._files.open import header_of
+from polyak._files.open import INDEX, header_of
 from polyak._files.origin import FileShare, Origin
 from polyak._files.source import Where, is_url
-from polyak._foreign.open_any import open_weights
+from polyak._foreign.open_any import is_checkpoint_folder, open_weights
 from polyak._foreign.own import is_own
 from polyak._foreign.parts import Part
 from polyak._foreign.recognize import recognise
 from polyak.archive.archive import Archive
 from polyak.archive.snapshots import holds_snapshots
 from polyak.archive.synthesis import Reach, synthesizable
-from polyak.errors import CheckpointError
+from polyak.errors import CheckpointError, ConfigError
 from polyak.schedules import Decay, Profile
 
 Integrity: TypeAlias = Literal["verified", "no checksums", "not checked"]
@@ -30,6 +32,11 @@ Integrity: TypeAlias = Literal["verified", "no checksums", "not checked"]
 _EFFORT = 1 << 23  # evaluations of a decay that the figures of a profile may take: less than a second
 _PIECE = 1 << 24  # bytes summed together
 _NAMED = 6  # files of a merge that are named
+_ENDINGS = (
+    *(".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".pkl", ".tar"),
+    *(".pdparams", ".pdema", ".pdopt", ".keras", ".weights.h5"),
+)
+_SHARD = re.compile(r"-\d{5}-of-\d{5}\.")  # stands in an index
 
 
 @dataclass(frozen=True)
@@ -178,6 +185,29 @@ def describe(where: Where, verify: bool = True) -> CheckpointSummary | Snapshots
             integrity=integrity,
             notes=found.notes if own is None else (*_origin(own), *_numbered(weights)),
         )
+
+
+def expanded(path: str) -> list[str]:
+    """The files of a glob, the checkpoints in a folder that is none itself, or just the path.
+
+    Raises:
+        ConfigError: the glob matches nothing.
+    """
+    if is_url(path):
+        return [path]
+    if has_magic(path) and not os.path.exists(path):
+        if not (matches := sorted(glob(path, recursive=True))):
+            raise ConfigError(f"{path}: no file has such a name.")
+        return [one for match in matches for one in expanded(match)]
+    if not os.path.isdir(path) or _is_checkpoint(Path(path)):
+        return [path]
+    return [str(one) for one in sorted(Path(path).iterdir()) if _is_checkpoint(one)] or [path]
+
+
+def _is_checkpoint(path: Path) -> bool:
+    if path.is_dir():
+        return holds_snapshots(path) or is_checkpoint_folder(path)
+    return path.name.endswith((*_ENDINGS, INDEX)) and not _SHARD.search(path.name)
 
 
 def to_json(found: CheckpointSummary | Snapshots) -> dict[str, Any]:

@@ -11,12 +11,13 @@ from typing import Annotated
 import typer
 
 from polyak.cli.console import say
+from polyak.cli.options import Json
 from polyak.doctor import Examination, examine
 
 
 def doctor(
     scripts: Annotated[list[Path], typer.Argument(help="Training scripts; read, not run.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Find the mistakes training scripts make with averages.
 

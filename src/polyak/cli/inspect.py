@@ -3,41 +3,100 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated
 
 import typer
 
-from polyak.cli.console import say, width
-from polyak.cli.describe import CheckpointSummary, Snapshots, Tensors, Weighting, describe, to_json
+from polyak.cli.console import complain, say, say_table, width
+from polyak.cli.describe import (
+    CheckpointSummary,
+    Snapshots,
+    Tensors,
+    Weighting,
+    describe,
+    expanded,
+    to_json,
+)
+from polyak.cli.options import Json
 from polyak.cli.synthesize import say_reach
-from polyak.errors import ConfigError
+from polyak.errors import ConfigError, PolyakError
 from polyak.report.profile import draw
 
 
 def inspect(
-    where: Annotated[str, typer.Argument(metavar="FILE|DIR|URL", help="Any checkpoint, or an archive.")],
+    where: Annotated[
+        list[str],
+        typer.Argument(metavar="PATH...", help="Checkpoints, archives, URLs, globs, or folders of them."),
+    ],
     plot: Annotated[bool, typer.Option("--plot", help="Draw the weight of each training step.")] = False,
     log: Annotated[bool, typer.Option("--log", help="Draw the weights on a logarithmic scale.")] = False,
     verify: Annotated[bool, typer.Option(help="Compare all bytes with the file's checksums.")] = True,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: Json = False,
 ) -> None:
-    """Show what a checkpoint is and which of its weights are averages."""
-    found = describe(where, verify)
-    profiles = [] if isinstance(found, Snapshots) else [one for one in found.parts if one.figures is not None]
+    """Show what checkpoints are and which of their weights are averages.
+
+    Several are shown in one table. The exit status is 1 if one cannot be read.
+    """
+    paths = list(dict.fromkeys(path for one in where for path in expanded(one)))
+    found = [describe(paths[0], verify)] if len(paths) == 1 else list(_readable(paths, verify))
+    profiles = [(one.where, part) for one in found for part in _profiles(one)]
     if (plot or log) and not profiles:
-        raise ConfigError(f"{where} holds no average with a profile that could be drawn: leave out --plot.")
+        raise ConfigError(
+            f"{', '.join(where)} holds no average with a profile that could be drawn: leave out --plot."
+        )
     if as_json:
-        print(json.dumps(to_json(found)))
+        shown = [to_json(one) for one in found]
+        print(json.dumps(shown[0] if len(paths) == 1 else {"checkpoints": shown}))
+    elif len(paths) == 1:
+        _print(found[0])
+    else:
+        headings = ("", "", "step", "half-life", "initial weight", "parameters")
+        say_table(headings, [row for one in found for row in _rows(one)])
+    for path, part in profiles if (plot or log) and not as_json else ():
+        if part.profile is not None:
+            title = part.name if len(paths) == 1 else f"{path}: {part.name}"
+            say("", title, *draw(part.profile, width(), scale="log" if log else "linear").splitlines())
+    if len(found) < len(paths):
+        raise typer.Exit(1)
+
+
+def _readable(paths: Sequence[str], verify: bool) -> Iterator[CheckpointSummary | Snapshots]:
+    """What can be read of several; the rest is a line on stderr."""
+    for path in paths:
+        try:
+            yield describe(path, verify)
+        except PolyakError as error:
+            complain(error)
+
+
+def _print(found: CheckpointSummary | Snapshots) -> None:
+    if isinstance(found, CheckpointSummary):
+        say(*_checkpoint(found))
         return
+    say(*_archive(found))
+    if found.reach:
+        say_reach(found.reach)
+
+
+def _profiles(found: CheckpointSummary | Snapshots) -> list[Weighting]:
+    return [] if isinstance(found, Snapshots) else [one for one in found.parts if one.figures is not None]
+
+
+def _rows(found: CheckpointSummary | Snapshots) -> Iterator[tuple[str, ...]]:
+    """A line for each set of weights; the file is named on its first."""
     if isinstance(found, Snapshots):
-        _print_archive(found)
+        yield found.where, f"archive, {found.files} files", f"{found.steps[-1]:,}", "", "", ""
         return
-    say(*_checkpoint(found))
-    for one in profiles if plot or log else ():
-        if one.profile is not None:
-            drawing = draw(one.profile, width(), scale="log" if log else "linear")
-            say("", one.name, *drawing.splitlines())
+    step = "" if found.step is None else f"{found.step:,}"
+    for i, one in enumerate(found.parts):
+        what = f"{one.role} {one.name}" if len(found.parts) > 1 and one.name != one.role else one.role
+        half_life, initial = "", ""
+        if one.figures is not None:
+            half_life, initial = f"{one.figures.half_life:,.4g}", f"{one.figures.initial_weight:.1%}"
+        library = f", {found.library}" if found.library not in ("", "polyak") else ""
+        first = (found.where, what + library, step)
+        yield *(("", what, "") if i else first), half_life, initial, f"{one.tensors.elements:,}"
 
 
 def _checkpoint(found: CheckpointSummary) -> Iterator[str]:
@@ -70,13 +129,11 @@ def _weighting(one: Weighting) -> Iterator[tuple[str, str]]:
     yield from (("note", note) for note in one.notes)
 
 
-def _print_archive(found: Snapshots) -> None:
-    say(f"{found.where}: archive of run {found.run}")
-    say(f"  {'tracks':<18}{', '.join(found.tracks) or 'none yet'}")
-    say(f"  {'snapshots':<18}{found.files} files, {_bytes(found.nbytes)}")
-    say(f"  {'steps':<18}{len(found.steps)}, from {found.steps[0]:,} to {found.steps[-1]:,}")
-    if found.reach:
-        say_reach(found.reach)
+def _archive(found: Snapshots) -> Iterator[str]:
+    yield f"{found.where}: archive of run {found.run}"
+    yield f"  {'tracks':<18}{', '.join(found.tracks) or 'none yet'}"
+    yield f"  {'snapshots':<18}{found.files} files, {_bytes(found.nbytes)}"
+    yield f"  {'steps':<18}{len(found.steps)}, from {found.steps[0]:,} to {found.steps[-1]:,}"
 
 
 def _size(tensors: Tensors) -> str:

@@ -20,3 +20,7 @@ Eval: TypeAlias = Annotated[
 Better: TypeAlias = Annotated[Mode, typer.Option(help="max: a larger metric is better; min: a smaller.")]
 Shell: TypeAlias = Annotated[bool, typer.Option("--shell", help="Run the command in a shell.")]
 Timeout: TypeAlias = Annotated[float | None, typer.Option(help="Seconds for one evaluation.")]
+MAX_ERROR = 0.02
+MaxError: TypeAlias = Annotated[
+    float, typer.Option(help="Largest expected error, as a share of the distance to the raw weights.")
+]

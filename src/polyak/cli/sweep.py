@@ -8,46 +8,51 @@ from typing import Annotated
 
 import typer
 
-from polyak.cli.console import ascii_only, complain, progress, say, say_table, width
+from polyak.cli.console import ascii_only, complain, progress, say, say_table, watched, width
+from polyak.cli.options import MAX_ERROR, Better, Eval, Json, MaxError, Shell, Timeout
 from polyak.errors import MissingExtraError
 from polyak.report.curve import caption, drawing, picture
-from polyak.select.evaluate import EvalCommand, SweepRecord, Trial
-from polyak.select.metric import Mode
+from polyak.select.evaluate import EvalCommand, RawTrial, SweepRecord, Trial
+from polyak.select.metric import gain
 from polyak.select.sweep import BEST, RECORD, Sweep
 from polyak.select.sweep import sweep as run
 
 
 def sweep(
     archive: Annotated[Path, typer.Argument(help="Folder of snapshots that polyak.Archive wrote.")],
-    command: Annotated[
-        str,
-        typer.Option("--eval", help="Command that evaluates {weights}; its last output line is the metric."),
-    ],
-    mode: Annotated[Mode, typer.Option(help="max: a larger metric is better; min: a smaller.")] = "max",
+    command: Eval,
+    raw: Annotated[
+        Path | None, typer.Option(help="The raw weights of that step in a file, to evaluate them too.")
+    ] = None,
+    mode: Better = "max",
     at: Annotated[
         int | None, typer.Option(help="Training step of the averages.", show_default="the last")
     ] = None,
     points: Annotated[int, typer.Option(help="Half-lives on the logarithmic grid.")] = 7,
     refine: Annotated[int, typer.Option(help="Golden-section steps after the grid.")] = 6,
-    max_error: Annotated[
-        float, typer.Option(help="Largest expected error, as a share of the distance to the raw weights.")
-    ] = 0.02,
+    max_error: MaxError = MAX_ERROR,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder to write to.", show_default="ARCHIVE/sweep")
     ] = None,
-    shell: Annotated[bool, typer.Option("--shell", help="Run the command in a shell.")] = False,
-    timeout: Annotated[float | None, typer.Option(help="Seconds for one evaluation.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    shell: Shell = False,
+    timeout: Timeout = None,
+    as_json: Json = False,
 ) -> None:
     """Find the best half-life by evaluating averages.
 
     They are synthesised from an archive. Run again, the command resumes where it stopped.
     """
     folder, evaluate = out or archive / "sweep", EvalCommand(command, shell, timeout)
-    options = Sweep(archive, evaluate, folder, mode, at, points, refine, max_error)
+    options = Sweep(archive, evaluate, folder, mode, at, points, refine, max_error, raw)
     try:
         with progress("half-lives", "count") as tick:
-            record = run(options, tick)
+
+            def report(trial: Trial | RawTrial, done: int, total: int) -> None:
+                tick(done, total)
+                if not (watched() or as_json):
+                    say(f"{done}/{total} {_line(trial)}")
+
+            record = run(options, report)
     except KeyboardInterrupt:
         complain(f"interrupted; the same command resumes from {folder / RECORD}")
         raise typer.Exit(130) from None
@@ -82,19 +87,36 @@ def _files(record: SweepRecord, folder: Path, drawn: bool) -> dict[str, str | No
 
 
 def _show(record: SweepRecord, folder: Path, drawn: bool) -> None:
+    raw, best = record.raw, record.best
     headings = ("half-life, steps", "metric", "error", "noise gain", "seconds", "")
-    say_table(headings, [_row(trial, trial is record.best) for trial in record.trials])
-    if record.best is None:
+    first = (
+        []
+        if raw is None
+        else [("raw weights", _metric(raw), "", "", f"{raw.seconds:.1f}", raw.failure or "")]
+    )
+    say_table(headings, [*first, *(_row(trial, trial is best) for trial in record.trials)])
+    if best is None or best.metric is None:
         return
-    say(*drawing(record, min(width(), 100), ascii_only=ascii_only()).splitlines())
-    files = [name for name in _files(record, folder, drawn).values() if name is not None]
-    say(caption(record.best), f"wrote {', '.join(files)}")
+    say(*drawing(record, min(width(), 100), ascii_only=ascii_only()).splitlines(), caption(best))
+    if raw is not None and raw.metric is not None:
+        better = gain(best.metric, raw.metric, record.mode)
+        say(f"raw weights: {raw.metric:.6g}; the best average gains {better:+.4g}")
+    say(f"wrote {', '.join(name for name in _files(record, folder, drawn).values() if name is not None)}")
+
+
+def _line(trial: Trial | RawTrial) -> str:
+    name = "raw weights" if isinstance(trial, RawTrial) else f"half-life {trial.half_life:,.4g}"
+    return f"{name}: {_metric(trial)}"
+
+
+def _metric(trial: Trial | RawTrial) -> str:
+    return "failed" if trial.metric is None else f"{trial.metric:.6g}"
 
 
 def _row(trial: Trial, is_best: bool) -> tuple[str, ...]:
     return (
         f"{trial.half_life:,.4g}",
-        "failed" if trial.metric is None else f"{trial.metric:.6g}",
+        _metric(trial),
         "" if trial.error is None else f"{trial.error:.2%}",
         "" if trial.noise_gain is None else f"{trial.noise_gain:.1f}",
         f"{trial.seconds:.1f}",

@@ -13,6 +13,7 @@ import typer
 from polyak.archive.synthesis import Reach, synthesizable
 from polyak.archive.synthesis import synthesize as make
 from polyak.cli.console import progress, say, say_table
+from polyak.cli.options import MAX_ERROR, Json, MaxError
 from polyak.errors import ConfigError
 from polyak.schedules import Anneal, Constant, Decay, HalfLife, Power
 
@@ -62,18 +63,16 @@ def synthesize(
     at: Annotated[
         int | None, typer.Option(help="Training step of the average.", show_default="the last")
     ] = None,
-    max_error: Annotated[
-        float, typer.Option(help="Largest expected error, as a share of the distance to the raw weights.")
-    ] = 0.02,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    max_error: MaxError = MAX_ERROR,
+    as_json: Json = False,
 ) -> None:
     """Make another average of a run from its snapshots."""
     if out is None:
-        rows = synthesizable(archive, at)
+        reach = synthesizable(archive, at)
         if as_json:
-            print(json.dumps({"reachable": [row._asdict() for row in rows]}))
-            return
-        say_reach(rows)
+            print(json.dumps({"reachable": [row._asdict() for row in reach if row.error <= max_error]}))
+        else:
+            say_reach(reach, max_error)
         return
     options = Options(half_life, decay, sigma_rel, last, shape)
     target = options.target()
@@ -89,7 +88,14 @@ def synthesize(
         )
 
 
-def say_reach(rows: Sequence[Reach]) -> None:
-    """Print the half-lives that can be synthesised."""
-    cells = [(f"{row.half_life:,.0f}", f"{row.error:.2%}", f"{row.noise_gain:.1f}") for row in rows]
-    say_table(("half-life, steps", "expected error", "noise gain"), cells)
+def say_reach(rows: Sequence[Reach], max_error: float = MAX_ERROR) -> None:
+    """Print the half-lives that can be synthesised, and how many cannot."""
+    near = [row for row in rows if row.error <= max_error]
+    if near:
+        cells = [(f"{row.half_life:,.4g}", f"{row.error:.2%}", f"{row.noise_gain:.1f}") for row in near]
+        say_table(("half-life, steps", "expected error", "noise gain"), cells)
+        say("expected error  as a share of the distance from the raw weights")
+        say("noise gain      by how much rounding errors of the snapshots may grow; 1 is best")
+    if away := [row.half_life for row in rows if row.error > max_error]:
+        span = f"{len(away)} half-lives between {min(away):,.4g} and {max(away):,.4g} steps"
+        say(f"left out        {span}: their error is above {max_error:.2%} (--max-error)")

@@ -16,6 +16,7 @@ from polyak.select.evaluate import SweepRecord, Trial
 class _Symbols(NamedTuple):
     best: str
     point: str
+    raw: str
     between: str
     tick: str
     side: str
@@ -23,12 +24,13 @@ class _Symbols(NamedTuple):
     floor: str
 
 
-_UNICODE = _Symbols("●", "○", "·", "┤", "│", "└", "─")
-_ASCII = _Symbols("@", "o", ".", "+", "|", "+", "-")
+_GUTTER = 4  # columns left of the shortest half-life for the raw weights
+_UNICODE = _Symbols("●", "○", "×", "·", "┤", "│", "└", "─")
+_ASCII = _Symbols("@", "o", "x", ".", "+", "|", "+", "-")
 
 
 def drawing(record: SweepRecord, width: int = 80, height: int = 12, ascii_only: bool = False) -> str:
-    """The metrics over a logarithmic half-life as text, the best one marked.
+    """The metrics over a logarithmic half-life as text, the best one marked; left of them the raw weights.
 
     Args:
         record: with at least one metric.
@@ -41,27 +43,36 @@ def drawing(record: SweepRecord, width: int = 80, height: int = 12, ascii_only: 
     """
     symbols = _ASCII if ascii_only else _UNICODE
     half_lives, metrics = zip(*_measured(record), strict=True)
-    high, low = f"{max(metrics):.6g}", f"{min(metrics):.6g}"
-    margin = max(len(high), len(low))
+    raw = _raw(record)
+    values = [*metrics, *raw]
+    high, low = f"{max(values):.6g}", f"{min(values):.6g}"
+    margin, gutter = max(len(high), len(low)), _GUTTER * len(raw)
     room = width - margin - 2
-    cells = list(
-        zip(
-            _spread([math.log(h) for h in half_lives], room),
-            _spread([-metric for metric in metrics], height),  # downwards, as lines are printed
-            strict=True,
-        )
-    )
-    marked = half_lives.index(record.best.half_life) if record.best is not None else 0
-    labels = {max(y for _, y in cells): low, min(y for _, y in cells): high}
+    columns = _spread([math.log(h) for h in half_lives], room - gutter)
+    rows = _spread([-value for value in values], height)  # downwards, as lines are printed
+    cells = [(gutter + x, y) for x, y in zip(columns, rows, strict=False)]
+    canvas = _canvas(cells, room, height, symbols)
+    if raw:
+        canvas[rows[-1]][1] = symbols.raw
+    x, y = cells[half_lives.index(record.best.half_life) if record.best is not None else 0]
+    canvas[y][x] = symbols.best
+    labels = {max(rows): low, min(rows): high}
+    sides = [symbols.tick if y in labels else symbols.side for y in range(height)]
     lines = [
-        f"{labels.get(y, ''):>{margin}} {symbols.tick if y in labels else symbols.side}{line}".rstrip()
-        for y, line in enumerate(_canvas(cells, marked, room, height, symbols))
+        f"{labels.get(y, ''):>{margin}} {side}{''.join(line)}".rstrip()
+        for y, (side, line) in enumerate(zip(sides, canvas, strict=True))
     ]
-    return "\n".join([*lines, *_floor(half_lives[0], half_lives[-1], margin, room, symbols)])
+    indent = " " * (margin + 1)
+    axis = _axis(half_lives[0], half_lives[-1], room - gutter)
+    return "\n".join(
+        [*lines, f"{indent}{symbols.corner}{symbols.floor * room}", f"{indent} {'raw ' * len(raw)}{axis}"]
+    )
 
 
 def picture(record: SweepRecord, path: str | os.PathLike[str]) -> None:
     """Draw the same as a PNG; half-lives whose evaluation failed are crosses at the bottom.
+
+    The raw weights are a square at the left edge, and a dotted line for comparison.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -79,6 +90,10 @@ def picture(record: SweepRecord, path: str | os.PathLike[str]) -> None:
     if best is not None:
         label = f"best: {best.metric:.6g} at {best.half_life:,.4g} steps"
         axes.plot(best.half_life, best.metric, "*", color="tab:red", markersize=15, label=label)
+    for metric in _raw(record):
+        square: dict[str, Any] = {"color": "black", "clip_on": False, "transform": axes.get_yaxis_transform()}
+        axes.plot(0, metric, "s", label=f"raw weights: {metric:.6g}", **square)
+        axes.axhline(metric, color="black", linestyle=":", linewidth=1)
     failed = [trial.half_life for trial in record.trials if trial.metric is None]
     if failed:
         foot = axes.get_xaxis_transform()
@@ -94,33 +109,32 @@ def _measured(record: SweepRecord) -> list[tuple[float, float]]:
     return [(trial.half_life, trial.metric) for trial in record.trials if trial.metric is not None]
 
 
+def _raw(record: SweepRecord) -> list[float]:
+    """The metric of the raw weights, if there is one."""
+    return [] if record.raw is None or record.raw.metric is None else [record.raw.metric]
+
+
 def _spread(values: Sequence[float], cells: int) -> list[int]:
     """The cell of each value if the smallest has the first and the largest the last."""
     low, span = min(values), max(values) - min(values)
     return [round((value - low) / span * (cells - 1)) if span else cells // 2 for value in values]
 
 
-def _canvas(
-    cells: Sequence[tuple[int, int]], marked: int, width: int, height: int, symbols: _Symbols
-) -> list[str]:
-    """Points at (column, row), straight lines between them, the marked one on top."""
+def _canvas(cells: Sequence[tuple[int, int]], width: int, height: int, symbols: _Symbols) -> list[list[str]]:
+    """Points at (column, row) and straight lines between them."""
     canvas = [[" "] * width for _ in range(height)]
     for (x0, y0), (x1, y1) in pairwise(cells):
         for x in range(x0 + 1, x1):
             canvas[round(y0 + (y1 - y0) * (x - x0) / (x1 - x0))][x] = symbols.between
     for x, y in cells:
         canvas[y][x] = symbols.point
-    x, y = cells[marked]
-    canvas[y][x] = symbols.best
-    return ["".join(line) for line in canvas]
+    return canvas
 
 
-def _floor(first: float, last: float, margin: int, room: int, symbols: _Symbols) -> list[str]:
+def _axis(first: float, last: float, width: int) -> str:
     low, high = f"{first:,.4g}", f"{last:,.4g}"
-    wide = room - len(low) - len(high)
-    between = ("half-life, training steps" if wide > 26 else "steps").center(wide)
-    indent = " " * (margin + 1)
-    return [f"{indent}{symbols.corner}{symbols.floor * room}", f"{indent} {low}{between}{high}"]
+    wide = width - len(low) - len(high)
+    return f"{low}{('half-life, training steps' if wide > 26 else 'steps').center(wide)}{high}"
 
 
 def caption(best: Trial) -> str:

@@ -141,6 +141,16 @@ class Trial:
     seconds: float = 0.0
 
 
+@dataclass(frozen=True)
+class RawTrial:
+    """The raw weights evaluated; the fields are those of ``Trial``."""
+
+    file: str
+    metric: float | None
+    failure: str | None = None
+    seconds: float = 0.0
+
+
 class SweepRecord:
     """The trials of one sweep, in a JSON file that is complete at any moment.
 
@@ -159,6 +169,7 @@ class SweepRecord:
         self.path = path
         self.mode: Mode = mode
         self.trials: list[Trial] = []
+        self.raw: RawTrial | None = None
         self._of: dict[str, Any] = {"run": run, "step": at, "command": command}
         if path.exists():
             self._resume()
@@ -184,6 +195,18 @@ class SweepRecord:
         """
         others = [t for t in self.trials if not math.isclose(t.half_life, trial.half_life, rel_tol=_SAME)]
         self.trials = sorted([*others, trial], key=lambda t: t.half_life)
+        self._write()
+
+    def add_raw(self, trial: RawTrial) -> None:
+        """Set the trial of the raw weights; it is on disk when this returns.
+
+        Raises:
+            CheckpointError: the file cannot be written; it is unchanged.
+        """
+        self.raw = trial
+        self._write()
+
+    def _write(self) -> None:
         with atomic(self.path) as temporary:
             temporary.write_text(json.dumps(self.to_json(), indent=1) + "\n")
 
@@ -195,6 +218,7 @@ class SweepRecord:
             **self._of,
             "mode": self.mode,
             "best": None if best is None else asdict(best),
+            **({} if self.raw is None else {"raw": asdict(self.raw)}),
             "trials": [asdict(trial) for trial in self.trials],
         }
 
@@ -203,6 +227,7 @@ class SweepRecord:
             fields = json.loads(self.path.read_bytes())
             found = {key: fields[key] for key in self._of}
             self.trials = [Trial(**trial) for trial in fields["trials"]]
+            self.raw = RawTrial(**fields["raw"]) if "raw" in fields else None
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise CheckpointError(
                 f"{self.path} cannot be read: {error!r}. Delete it, or write to another folder."

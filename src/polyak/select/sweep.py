@@ -6,18 +6,21 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 from polyak.archive.archive import Archive
 from polyak.archive.synthesis import synthesizable, synthesize
-from polyak.errors import CheckpointError
+from polyak.errors import CheckpointError, ConfigError
 from polyak.schedules import HalfLife
 from polyak.schedules.decay import check_whole
-from polyak.select.evaluate import EvalCommand, SweepRecord, Trial, alone_in
+from polyak.select.evaluate import EvalCommand, RawTrial, SweepRecord, Trial, alone_in
 from polyak.select.golden_section import grid, refined
 from polyak.select.metric import Mode, check_mode
 
 RECORD, BEST = "sweep.json", "best.safetensors"
 _WEIGHTS = "trial.safetensors"
+# Called with each trial, the number done and the total.
+Report: TypeAlias = Callable[[Trial | RawTrial, int, int], object]
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ class Sweep:
         refine: number of golden-section steps after it, around the best.
         max_error: largest expected error of a synthesised average, as a share of its distance from the raw
             weights; half-lives above it are left out.
+        raw: a file of the raw weights at that step, to evaluate beside the averages.
 
     Raises:
         ConfigError: an argument is outside its rule.
@@ -47,14 +51,17 @@ class Sweep:
     points: int = 7
     refine: int = 6
     max_error: float = 0.02
+    raw: Path | None = None
 
     def __post_init__(self) -> None:
         check_mode(self.mode)
         check_whole("points", self.points, 1)
         check_whole("refine", self.refine, 0)
+        if self.raw is not None and not self.raw.exists():
+            raise ConfigError(f"{self.raw} does not exist: raw must be a file of raw weights.")
 
 
-def sweep(options: Sweep, tick: Callable[[int, int], None] = lambda done, total: None) -> SweepRecord:
+def sweep(options: Sweep, report: Report = lambda trial, done, total: None) -> SweepRecord:
     """Evaluate half-lives, each at most once even if interrupted and called again.
 
     A trial is in ``out/sweep.json`` as soon as it is done. A failed one is tried again by the next call.
@@ -62,7 +69,7 @@ def sweep(options: Sweep, tick: Callable[[int, int], None] = lambda done, total:
 
     Args:
         options: the search.
-        tick: called with the number of half-lives done and the total.
+        report: called with each trial, the number of them done and the total.
 
     Returns:
         The record; its ``best`` is None if every evaluation failed.
@@ -79,14 +86,18 @@ def sweep(options: Sweep, tick: Callable[[int, int], None] = lambda done, total:
         record = SweepRecord(options.out / RECORD, archive.run, at, options.command.line, options.mode)
         metrics: dict[float, float | None] = {}
         try:
-            total = len(half_lives) + options.refine
-            while (half_life := _next(half_lives, metrics, total, options.mode)) is not None:
+            count = len(half_lives) + options.refine
+            raws = 0
+            if options.raw is not None:
+                raws = 1
+                report(_evaluate_raw(record, options.raw, options.command), raws, raws + count)
+            while (half_life := _next(half_lives, metrics, count, options.mode)) is not None:
                 trial = record.measured(half_life)
                 if trial is None:
                     trial = _evaluate(archive, half_life, at, options)
                     record.add(trial)
                 metrics[trial.half_life] = trial.metric
-                tick(len(metrics), total)
+                report(trial, raws + len(metrics), raws + count)
         finally:
             with suppress(OSError):
                 (options.out / _WEIGHTS).unlink()
@@ -113,6 +124,14 @@ def _next(
     if len(metrics) < len(half_lives):
         return half_lives[len(metrics)]
     return refined(metrics, mode) if len(metrics) < total else None
+
+
+def _evaluate_raw(record: SweepRecord, raw: Path, command: EvalCommand) -> RawTrial:
+    trial = record.raw
+    if trial is None or trial.metric is None or trial.file != str(raw):
+        trial = RawTrial(str(raw), *command.measure(raw))
+        record.add_raw(trial)
+    return trial
 
 
 def _evaluate(archive: Archive, half_life: float, at: int, options: Sweep) -> Trial:
