@@ -268,3 +268,84 @@ def test_the_command_points_at_the_line(tmp_path: Path) -> None:
     missing = doctor(str(tmp_path / "none.py"))
     assert missing.returncode == 1
     assert missing.stderr.startswith("polyak: ")
+
+
+def notebook(path: Path, *cells: str) -> Path:
+    """Code cells, those that begin with # text."""
+    made = [
+        {
+            "cell_type": "markdown" if cell.startswith("# ") else "code",
+            "source": cell.splitlines(keepends=True),
+        }
+        for cell in cells
+    ]
+    path.write_text(json.dumps({"cells": made, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}))
+    return path
+
+
+def doctor(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "polyak", "doctor", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+CELLS = (
+    "# Training",
+    "!pip install polyak\n%matplotlib inline\nfiles = !ls data\nimport torch, polyak",
+    "%%bash\nfor f in *; do echo $f; done",
+    "%%time\nmodel = make()\nema = polyak.EMA(model, 0.999)\noptimizer = torch.optim.AdamW(parameters)",
+    "# The loop",
+    "for batch in loader:\n    ema.update()\n    if batch:\n        %debug\n    optimizer.step()",
+)
+
+
+def test_a_notebook_is_read_and_its_cells_are_named(tmp_path: Path) -> None:
+    path = notebook(tmp_path / "train.ipynb", *CELLS)
+    done = doctor(path)
+    assert (done.returncode, done.stderr) == (1, "")
+    lines = done.stdout.splitlines()
+    assert lines[0] == f"{path}:cell 4:3: recognised ema (polyak.EMA), updated in cell 6:2."
+    assert lines[1] == (
+        f"{path}:cell 6:2: ema is updated before optimizer.step() (cell 6:5) and averages the weights of "
+        "the last step. [update-before-step]"
+    )
+    rows = json.loads(doctor(path, "--json").stdout)
+    assert [row["place"] for row in (*rows["recognised"], *rows["findings"])] == ["cell 4:3", "cell 6:2"]
+
+
+def test_a_right_notebook_is_left_alone(tmp_path: Path) -> None:
+    loop = "for batch in loader:\n    optimizer.step()\n    ema.update()"
+    done = doctor(notebook(tmp_path / "train.ipynb", *CELLS[:-1], loop))
+    assert done.returncode == 0, done.stdout
+    assert "nothing to complain about" in done.stdout
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"cells": [{}]}', '{"cells": [1]}'])
+def test_what_is_no_notebook_is_one_line(content: str, tmp_path: Path) -> None:
+    (tmp_path / "train.ipynb").write_text(content)
+    done = doctor(tmp_path / "train.ipynb")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "train.ipynb cannot be read as Python: " in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_folder_is_searched_for_scripts_and_notebooks(tmp_path: Path) -> None:
+    (tmp_path / "a/b").mkdir(parents=True)
+    (tmp_path / "a/b/train.py").write_text("import polyak\nema = polyak.EMA(model, 0.999)\n")
+    (tmp_path / "a/other.py").write_text("print('no average')\n")
+    (tmp_path / "a/old.py").write_text("print 'Python 2'\n")
+    notebook(tmp_path / "train.ipynb", *CELLS)
+    for skipped in (".git", "env/lib", "site-packages/x"):
+        (tmp_path / skipped).mkdir(parents=True)
+        (tmp_path / skipped / "train.py").write_text("import polyak\nema = polyak.EMA(model, 0.999)\n")
+    (tmp_path / "env/pyvenv.cfg").touch()
+    done = doctor(tmp_path)
+    assert done.returncode == 1
+    assert done.stdout.splitlines()[-1] == "3 files read, averages in 2."
+    assert "[never-updated]" in done.stdout
+    assert "cell 6:2" in done.stdout
+    assert "other.py" not in done.stdout
+    assert done.stderr.startswith(f"polyak: {tmp_path / 'a/old.py'} cannot be read as Python: ")
+    assert done.stderr.count("\n") == 1
+    (tmp_path / "nothing").mkdir()
+    none = doctor(tmp_path / "nothing")
+    assert (none.returncode, none.stdout) == (0, "0 files read, averages in 0.\n")

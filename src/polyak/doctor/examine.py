@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field, replace
 
 from polyak.doctor.checks import ALL, updates
 from polyak.doctor.script import Average, Finding, Script, read
+from polyak.doctor.sources import Source, read_source
 from polyak.errors import ConfigError
 
 
@@ -34,17 +36,19 @@ class Examination:
     Args:
         recognised: the averages in it, by line.
         findings: the mistakes, by line; none also if no average was recognised.
+        source: what was read; its ``place`` says in which cell of a notebook a line is.
     """
 
     recognised: tuple[Recognised, ...]
     findings: tuple[Finding, ...]
+    source: Source = field(repr=False)
 
 
 def examine(path: str | os.PathLike[str]) -> Examination:
     """The averages a training script makes, and the mistakes it makes with them. It is read, not run.
 
     Args:
-        path: a Python file.
+        path: a Python file or a notebook (``.ipynb``), whose code cells are read in a row.
 
     Returns:
         What was recognised and found. Averages that other files make and update are not seen.
@@ -53,15 +57,27 @@ def examine(path: str | os.PathLike[str]) -> Examination:
         ConfigError: the file cannot be read or is no Python.
     """
     try:
-        with open(path, encoding="utf-8") as file:
-            script = read(file.read())
-    except (OSError, UnicodeDecodeError, SyntaxError, ValueError, RecursionError) as error:
+        source = read_source(path)
+        script = read(source.text)
+    except (OSError, SyntaxError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError(f"{os.fspath(path)} cannot be read as Python: {error}") from error
     found = {finding for average in script.averages for check in ALL for finding in check(script, average)}
     return Examination(
         tuple(_recognised(script, average) for average in script.averages),
-        tuple(sorted(found, key=lambda finding: (finding.line, finding.check))),
+        tuple(_placed(finding, source) for finding in sorted(found, key=lambda one: (one.line, one.check))),
+        source,
     )
+
+
+def _placed(finding: Finding, source: Source) -> Finding:
+    """A finding whose words name cells where it names lines; only the checks' own words say "line 3"."""
+    if not source.cells:
+        return finding
+
+    def placed(words: str) -> str:
+        return re.sub(r"\bline (\d+)", lambda found: source.place(int(found[1])), words)
+
+    return replace(finding, says=placed(finding.says), instead=placed(finding.instead))
 
 
 def _recognised(script: Script, average: Average) -> Recognised:
