@@ -1,0 +1,221 @@
+"""The pictures of the README and the pages, from committed results: ``python -m docs.pictures.draw``.
+
+Each is drawn in English and in Chinese, for a light and for a dark page. Text stays text, so it is set in the
+reader's own fonts; a page in Chinese finds ``NAME.zh.svg`` where it says ``NAME.svg``.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any, NamedTuple
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+
+import polyak
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+ENGLISH, CHINESE = range(2)
+STUDENT = {5: 2.776}  # 97.5 % quantile for so many seeds
+
+
+class Ink(NamedTuple):
+    """Colours that can be read on one kind of page."""
+
+    text: str
+    faint: str
+    raw: str
+    average: str
+    others: tuple[str, str, str]
+
+
+INKS = {
+    "": Ink("#24292f", "#d0d7de", "#8a6d3b", "#3949ab", ("#00897b", "#c2185b", "#8a6d3b")),
+    "-dark": Ink("#e6e6e6", "#4b5058", "#d7b56d", "#9fa8ff", ("#4db6ac", "#f48fb1", "#d7b56d")),
+}
+Say = Callable[[str, str], str]  # the one in the language of the picture
+Draw = Callable[[Ink, Say], Figure]
+
+
+def results(pattern: str) -> dict[str, Any]:
+    """The newest committed results of this name."""
+    return json.loads(max(ROOT.glob(pattern)).read_text())
+
+
+def canvas(ink: Ink, width: float, height: float, panels: int = 1) -> tuple[Figure, Sequence[Any]]:
+    """A figure with as many panels side by side, drawn with few lines."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    figure.set_facecolor("none")
+    panes = np.atleast_1d(figure.subplots(1, panels))
+    for axes in panes:
+        axes.set_facecolor("none")
+        axes.tick_params(colors=ink.text)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.spines[["left", "bottom"]].set_color(ink.faint)
+        axes.grid(visible=True, color=ink.faint, linewidth=0.6, alpha=0.7)
+        axes.set_axisbelow(True)
+        for label in (axes.xaxis.label, axes.yaxis.label, axes.title):
+            label.set_color(ink.text)
+    return figure, panes
+
+
+def interval(values: Sequence[float]) -> float:
+    """Half of the 95 % interval of their mean."""
+    return STUDENT[len(values)] * stdev(values) / len(values) ** 0.5
+
+
+def curves(ink: Ink, say: Say) -> Figure:
+    """Raw and averaged weights of one run after the other: text-line recognition at a constant rate."""
+    found = results("experiments/ocr/results/full-constant-*.json")
+    figure, (axes,) = canvas(ink, 7.2, 3.4)
+    names = {
+        "raw": (ink.raw, say("raw weights", "原始权重")),
+        "Warmup(0.999)": (ink.average, say("their average", "平均权重")),
+    }
+    for kind, (colour, label) in names.items():
+        rows = [[row for row in seed["rows"] if row["step"] >= 2400] for seed in found["seeds"]]
+        steps = [row["step"] for row in rows[0]]
+        each = np.array([[100 * row[kind]["accuracy"] for row in seed] for seed in rows])
+        axes.plot(steps, each.T, color=colour, linewidth=0.8, alpha=0.45)
+        axes.plot(steps, each.mean(0), color=colour, linewidth=2.4)
+        axes.annotate(
+            f"{label} {each[:, -1].mean():.1f} %",
+            (steps[-1], each[:, -1].mean()),
+            (8, -4),
+            textcoords="offset points",
+            color=colour,
+            weight="bold",
+        )
+    axes.set(xlim=(2400, 6000), xlabel=say("training step", "训练步"))
+    axes.set(ylabel=say("lines read without an error, %", "完全正确的文本行，%"))
+    axes.spines["bottom"].set_bounds(2400, 6000)
+    return figure
+
+
+def sweep(ink: Ink, say: Say) -> Figure:
+    """The loss of the averages of one training run over their half-life."""
+    found = results("experiments/half_life/results/digits-*.json")
+    figure, (axes,) = canvas(ink, 7.2, 3.2)
+    each = np.array([run["computed"] for run in found["runs"]])
+    half = np.array([interval(list(column)) for column in each.T])
+    raw = mean([run["raw"] for run in found["runs"]])
+    lengths = found["half_lives"]
+    axes.fill_between(
+        lengths, each.mean(0) - half, each.mean(0) + half, color=ink.average, alpha=0.18, linewidth=0
+    )
+    axes.plot(lengths, each.mean(0), "o-", color=ink.average, linewidth=2, markersize=5)
+    axes.axhline(raw, color=ink.raw, linestyle="--", linewidth=1.5)
+    axes.text(32, raw, say("raw weights", "原始权重"), color=ink.raw, ha="center", va="bottom")
+    axes.set(xscale="log", ylim=(0.28, 0.4), xlabel=say("half-life, training steps", "半衰期，训练步"))
+    axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
+    axes.minorticks_off()
+    axes.set_ylabel(say("test loss", "测试损失"))
+    return figure
+
+
+def decays(ink: Ink, say: Say) -> Figure:
+    """The weight that each step's parameters have after 10,000 steps."""
+    figure, (axes,) = canvas(ink, 7.2, 3.4)
+    steps = 10_000
+    shown = {
+        "HalfLife(steps=1000)": (polyak.HalfLife(steps=1000), 0, ink.average),
+        "Warmup(0.9999)": (polyak.Warmup(0.9999), 0, ink.others[0]),
+        "Power(sigma_rel=0.1)": (polyak.Power(sigma_rel=0.1), 0, ink.others[1]),
+        say("Uniform(), start=7000", "Uniform()，start=7000"): (polyak.Uniform(), 7000, ink.others[2]),
+    }
+    for label, (decay, start, colour) in shown.items():
+        weights = polyak.Profile.from_decay(decay, steps=steps, start=start).weights()
+        axes.plot(np.arange(len(weights)), 1e4 * weights, color=colour, linewidth=2, label=label)
+    axes.set(xlim=(0, steps), ylim=(0, None), xlabel=say("training step", "训练步"))
+    axes.set_ylabel(say("its weight in the average, ×10⁻⁴", "在平均权重中的系数，×10⁻⁴"))
+    axes.legend(frameon=False, labelcolor=ink.text, loc="upper left")
+    return figure
+
+
+def anneal(ink: Ink, say: Say) -> Figure:
+    """A falling learning rate, and the weights with which checkpoints are merged instead of it."""
+    figure, (left, right) = canvas(ink, 7.2, 3.0, panels=2)
+    x = np.linspace(0, 1, 201)
+    falls = {"linear": 1 - x, "cosine": 0.5 + 0.5 * np.cos(np.pi * x), "1-sqrt": 1 - np.sqrt(x)}
+    steps = range(0, 1001, 100)
+    for (shape, fall), colour in zip(falls.items(), (ink.average, *ink.others[:2]), strict=True):
+        left.plot(x, fall, color=colour, linewidth=2, label=shape)
+        right.plot(steps, polyak.schedules.annealed(steps, shape), "o-", color=colour, markersize=4)
+    left.set(xlabel=say("share of the anneal", "退火进度"), ylabel=say("factor of the rate", "学习率的系数"))
+    right.set(xlabel=say("step of the checkpoint", "检查点所在步"), ylabel=say("its weight", "合并系数"))
+    left.legend(frameon=False, labelcolor=ink.text)
+    for axes in (left, right):
+        axes.set_ylim(0, None)
+    return figure
+
+
+def bars(axes: Any, ink: Ink, values: dict[str, float], form: str) -> None:
+    """Horizontal bars with their values, the first on top and in the colour of the average."""
+    colours = [ink.average if name.startswith("polyak") else ink.faint for name in values]
+    drawn = axes.barh(list(values), list(values.values()), color=colours, height=0.7)
+    axes.bar_label(drawn, [form.format(value) for value in values.values()], padding=4, color=ink.text)
+    axes.invert_yaxis()
+    axes.grid(visible=False, axis="y")
+    axes.margins(x=0.25)
+    axes.tick_params(left=False)
+
+
+PEERS = ("ultralytics", "timm", "ema_pytorch", "swa_utils", "torch_ema", "diffusers")
+
+
+def update(ink: Ink, say: Say) -> Figure:
+    """The time of one update over that of the memory traffic it cannot avoid."""
+    found = results("benchmarks/results/update-*.json")["figures"]
+    figure, panes = canvas(ink, 7.2, 3.0, panels=2)
+    for axes, model, title in zip(
+        panes,
+        ("750 small", "ResNet-50"),
+        (say("750 small tensors", "750 个小张量"), "ResNet-50"),
+        strict=True,
+    ):
+        figures = found[model]["figures"]
+        values = {"polyak": figures["polyak, native"]["ratio"]} | {n: figures[n]["ratio"] for n in PEERS}
+        bars(axes, ink, values, "{:.2f}")
+        axes.axvline(1, color=ink.text, linewidth=1, linestyle=":")
+        axes.set(title=title, xlabel=say("times the limit of memory", "内存极限的倍数"))
+    return figure
+
+
+def swap(ink: Ink, say: Say) -> Figure:
+    """Putting the average into the model and taking it out again: time, and memory of its own."""
+    found = results("benchmarks/results/swap-*.json")["figures"]["ViT-B"]["figures"]
+    figure, (time, memory) = canvas(ink, 7.2, 1.9, panels=2)
+    both = {name: 1e3 * (one["enter"] + one["leave"]) for name, one in found.items()}
+    bars(time, ink, both, "{:.1f}")
+    bars(memory, ink, {name: one["swap_memory"] / 1e6 for name, one in found.items()}, "{:.0f}")
+    time.set_xlabel(say("swap in and out, ms", "换入并换回，毫秒"))
+    memory.set_xlabel(say("extra memory, MB", "额外内存，MB"))
+    return figure
+
+
+PICTURES: tuple[Draw, ...] = (curves, sweep, decays, anneal, update, swap)
+
+
+def save(folder: Path) -> None:
+    """Draw every picture into a folder; drawn again, a file is the same to the byte."""
+    style = {"svg.fonttype": "none", "svg.hashsalt": "polyak", "font.size": 11, "axes.titlesize": 11}
+    with mpl.rc_context(style), warnings.catch_warnings():
+        # Where text goes is measured in matplotlib's own font, which has no Chinese; the reader's font does.
+        warnings.filterwarnings("ignore", "Glyph .* missing")
+        for draw in PICTURES:
+            for language, suffix in ((ENGLISH, ""), (CHINESE, ".zh")):
+                for page, ink in INKS.items():
+                    figure = draw(ink, lambda *words, language=language: words[language])
+                    path = folder / f"{draw.__name__}{page}{suffix}.svg"
+                    figure.savefig(path, transparent=True, metadata={"Date": None})
+                    path.write_text("\n".join(line.rstrip() for line in path.read_text().splitlines()) + "\n")
+
+
+if __name__ == "__main__":
+    save(HERE)
