@@ -10,11 +10,14 @@ from importlib.metadata import metadata
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("README*.md"), *ROOT.glob("docs/**/*.md")])
 ENGLISH = [page for page in PAGES if ".zh" not in page.name]
 CONSOLE = re.compile(r"^```console\n(.*?)^```", re.MULTILINE | re.DOTALL)
+ENVIRONMENT = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+PIPELINE = re.compile(r'^```yaml title="(\S+)"\n(.*?)^```', re.MULTILINE | re.DOTALL)
 FILE = re.compile(r'^```python title="(\S+)"\n(.*?)^```', re.MULTILINE | re.DOTALL)
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 DIFF = re.compile(r"^```diff\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -29,7 +32,12 @@ def blocks(page: Path) -> list[str]:
     return [block for block in BLOCK.findall(page.read_text()) if "--8<--" not in block]
 
 
+def commands_of(page: Path) -> list[str]:
+    return re.findall(r"^\$ (.*)$", "\n".join(CONSOLE.findall(page.read_text())), re.MULTILINE)
+
+
 def test_there_are_examples_to_run() -> None:
+    assert len(commands_of(ROOT / "docs" / "files.md")) > 5
     assert {place(page) for page in PAGES if blocks(page)} >= {"README.md", "docs/how-to/index.md"}
 
 
@@ -47,16 +55,42 @@ def test_the_commands_of_a_page_run(page: Path, tmp_path: Path, monkeypatch: pyt
     exec(compile("\n".join(blocks(page)), page.name, "exec"), {})
     for name, content in FILE.findall(text):
         Path(name).write_text(content)
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    commands = re.findall(r"^\$ (.*)$", "\n".join(CONSOLE.findall(text)), re.MULTILINE)
-    assert len(commands) > 5
-    for command in commands:
+    for command in commands_of(page):
         done = subprocess.run(
-            shlex.split(command), env=environment, capture_output=True, text=True, check=False
+            shlex.split(command), env=ENVIRONMENT, capture_output=True, text=True, check=False
         )
         passed = (0, 1) if "gate" in command else (0,)  # a gate may close
         assert done.returncode in passed, f"{command}\n{done.stdout}\n{done.stderr}"
         assert "Traceback" not in done.stderr
+
+
+def scripts_of(pipeline: str) -> list[str]:
+    """The shell scripts of a GitHub workflow or a GitLab pipeline, without the installation."""
+    content = yaml.safe_load(pipeline)
+    jobs = content["jobs"].values() if "jobs" in content else content.values()
+    scripts = [step.get("run") for job in jobs for step in job.get("steps", ())]
+    scripts += [line for job in jobs for line in job.get("script", ())]
+    return [script for script in scripts if script and "--8<--" not in script]
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_the_pipelines_of_the_gate_promote_a_better_file(
+    which: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = ROOT / "docs" / "how-to" / "gate.md"
+    exec(compile("\n".join(blocks(page)), page.name, "exec"), {})
+    for name, content in FILE.findall(page.read_text()):
+        Path(name).write_text(content)
+    _, pipeline = PIPELINE.findall(page.read_text())[which]
+    (script,) = scripts_of(pipeline)
+    subprocess.run(script, shell=True, env=ENVIRONMENT, capture_output=True, check=True)
+    assert Path("best.safetensors").read_bytes() == Path("candidate.safetensors").read_bytes()
+    again = subprocess.run(script, shell=True, env=ENVIRONMENT, capture_output=True, check=False)
+    assert again.returncode == 1, "no better than itself"
+    Path("evaluate.py").write_text("raise SystemExit(3)")
+    broken = subprocess.run(script, shell=True, env=ENVIRONMENT, capture_output=True, check=False)
+    assert broken.returncode == 2
 
 
 INSTALL = re.compile(r'pip install "[^"]*polyak\[(\w+)\][^"]*"')
@@ -91,5 +125,5 @@ def test_every_page_is_there_in_chinese_with_the_same_code(page: Path) -> None:
     strip = re.compile(r"#.*$", re.MULTILINE)  # comments are translated
     code = lambda p: [re.sub(r"\s+", "", strip.sub("", block)) for block in BLOCK.findall(p.read_text())]  # noqa: E731
     assert code(chinese) == code(page)
-    for fence in (CONSOLE, FILE, DIFF, INCLUDED):
+    for fence in (CONSOLE, FILE, PIPELINE, DIFF, INCLUDED):
         assert fence.findall(chinese.read_text()) == fence.findall(page.read_text())

@@ -66,6 +66,18 @@ def test_the_average_beside_a_training_changes_nothing_in_it(
     assert polyak.load(tmp_path / "after" / "average.safetensors").header.role == "average"
 
 
+def test_the_example_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    readme = (PAGES.parents[1] / "README.md").read_text()
+    (code,) = re.findall(
+        r'^```python title="train_in_paddle.py"\n(.*?)^```', readme, re.MULTILINE | re.DOTALL
+    )
+    left: dict[str, Any] = {}
+    exec(compile(code, "README.md", "exec"), left)
+    assert left["ema"].step == 100
+    assert polyak.load("average.safetensors").header.role == "average"
+
+
 def test_beside_an_optimizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     left = run("start", "optimizer", tmp_path, monkeypatch)
     average = left["ema"].ema
