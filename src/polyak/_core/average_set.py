@@ -15,7 +15,7 @@ from polyak._core.change_detection import UnchangedCheck
 from polyak._core.framework import Models, Swapper, TensorStore, UpdaterFactory
 from polyak._core.kept import Kept
 from polyak._core.nonfinite import NonFinitePolicy, refuse_start
-from polyak._core.state_dict import Loaded, State, fill
+from polyak._core.state_dict import Loaded, fill
 from polyak._core.swap_guard import Exchange, finished
 from polyak._core.tensor_map import (
     Patterns,
@@ -235,20 +235,19 @@ class AverageSet(Generic[ModelT, T]):
             tracks[name] = replace(track, tensors=tensors, residuals=residuals, joined=later, twin=None)
         return plan, tracks
 
-    def restore(
-        self, loaded: Loaded[T], state: State, plan: TensorMap[T], tracks: Mapping[str, Track[T]]
-    ) -> None:
-        """Take over a state that was read and checked against this plan and these tracks."""
+    def restore(self, loaded: Loaded[T], plan: TensorMap[T], tracks: Mapping[str, Track[T]]) -> None:
+        """Take over a state that was checked against this plan and these tracks."""
         self.synchronize()
         for name, track in loaded.tracks.items():
-            fill(track.tensors, track.residuals, state["tracks"][name], self.ops)
+            theirs = loaded.state.tracks[name]
+            fill(track.tensors, track.residuals, theirs.tensors, theirs.residuals, self.ops)
             for newcomer in loaded.joining:
                 live = plan.entries[newcomer].live
                 self.ops.put(track.tensors[newcomer], track.residuals.get(newcomer), live)
-        fill(self.copies, {}, {"tensors": state["copies"]}, self.ops)
+        fill(self.copies, {}, loaded.state.copies, {}, self.ops)
         self.plan = plan
         self.tracks.update({**tracks, **loaded.tracks})
-        self._prepare(loaded.skipped)
+        self._prepare(loaded.state.skipped)
         self._look(self.first.tensors)
         for track in self.tracks.values():
             if track.twin is not None:

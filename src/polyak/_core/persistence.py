@@ -14,11 +14,10 @@ from polyak._core.background_save import (
     wait_for_last,
 )
 from polyak._core.capture import Captured, captured_model, captured_track
-from polyak._core.clock import Clock
 from polyak._core.ema import BaseEMA, ModelT_co
-from polyak._core.resume_file import packed_state, read_state
+from polyak._core.resume_file import packed, read_state
 from polyak._core.save import check_name, save_file, weights_of
-from polyak._core.state_dict import LoadReport, State, averaged_in, read, to_state
+from polyak._core.state_dict import EMAState, LoadReport, State, TrackState, check
 from polyak._core.swap_guard import finished
 from polyak._core.tensors import T
 from polyak.errors import CheckpointError
@@ -33,14 +32,21 @@ class PersistentEMA(BaseEMA[ModelT_co, T]):
         Tensors are the averages themselves, under the model's names without wrapper prefixes; write the
         state before the next update or copy it. ``torch.load(weights_only=True)`` reads it back.
         """
-        self._refuse_while_swapped("state_dict")
+        return self._state("state_dict").to_dict()
+
+    def _state(self, verb: str) -> EMAState[T]:
+        self._refuse_while_swapped(verb)
         self._notice_unseen_steps()
         averages = self._averages
-        frozen = [entry.name for entry in averages.plan.frozen()]
-        return to_state(self.tracks, averages.copies, frozen, averages.updater.skipped(), self._settings) | {
-            "run": self.run,
-            **self._clock._asdict(),
-        }
+        return EMAState(
+            settings=self._settings,
+            skipped=averages.updater.skipped(),
+            tracks={name: TrackState[T].of(track) for name, track in self.tracks.items()},
+            copies=dict(averages.copies),
+            frozen=[entry.name for entry in averages.plan.frozen()],
+            run=self.run,
+            clock=self._clock,
+        )
 
     def load_state_dict(self, state: State, strict: bool = True) -> LoadReport:
         """Continue where ``state_dict`` left off, bit for bit.
@@ -62,16 +68,15 @@ class PersistentEMA(BaseEMA[ModelT_co, T]):
         """
         self._refuse_while_swapped("load_state_dict")
         self._sync_with_model()
-        averages = self._averages
-        plan, tracks = averages.with_room_for(averaged_in(state), self._clock.step)
-        loaded, report = read(state, tracks, averages.copies, self._settings, averages.ops)
+        averages, theirs = self._averages, EMAState[T].from_dict(state)
+        plan, tracks = averages.with_room_for(theirs.averaged(), self._clock.step)
+        loaded, report = check(theirs, tracks, averages.copies, self._settings, averages.ops)
         if strict and report:
             raise CheckpointError(f"{report}. Nothing was loaded; strict=False takes what fits.")
 
         def take() -> None:
-            averages.restore(loaded, state, plan, tracks)
-            self._clock = Clock(loaded.step, loaded.waiting, loaded.elapsed)
-            self.run, self._pending = loaded.run, None
+            averages.restore(loaded, plan, tracks)
+            self._clock, self.run, self._pending = loaded.clock, theirs.run, None
 
         finished(take)
         return report
@@ -138,7 +143,7 @@ class PersistentEMA(BaseEMA[ModelT_co, T]):
         self._sync_with_model()
         begun, ops = self._moment(), self._averages.ops
         if resumable:
-            tensors, header = packed_state(self.state_dict())
+            tensors, header = packed(self._state("save"))
         else:
             chosen = None if track == "raw" else self._track(track)
             tensors, header = weights_of(self._averages, chosen, self._clock.step, self.run)

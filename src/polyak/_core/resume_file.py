@@ -7,9 +7,8 @@ their precision ``0.low/weight`` …, copied buffers ``copies/…``.
 from __future__ import annotations
 
 import os
-from typing import Any
 
-from polyak._core.state_dict import State
+from polyak._core.state_dict import EMAState, State
 from polyak._core.tensors import T, TensorOps
 from polyak._files.header import Header
 from polyak._files.open import header_of
@@ -20,23 +19,20 @@ _COPIES = "copies"
 _LOW = ".low"
 
 
-def packed_state(state: State) -> tuple[dict[str, Any], Header]:
-    """A state dict as tensors and a header."""
-    tensors = {f"{_COPIES}/{name}": tensor for name, tensor in state["copies"].items()}
-    tracks: dict[str, Any] = {}
-    for place, (track, held) in enumerate(state["tracks"].items()):
-        tensors |= {f"{place}/{name}": tensor for name, tensor in held["tensors"].items()}
-        tensors |= {f"{place}{_LOW}/{name}": tensor for name, tensor in held["lows"].items()}
-        tracks[track] = {key: value for key, value in held.items() if key not in ("tensors", "lows")}
-    rest = {key: value for key, value in state.items() if key not in ("tracks", "copies")}
+def packed(state: EMAState[T]) -> tuple[dict[str, T], Header]:
+    """A state as tensors and a header."""
+    tensors = {f"{_COPIES}/{name}": tensor for name, tensor in state.copies.items()}
+    for place, track in enumerate(state.tracks.values()):
+        tensors |= {f"{place}/{name}": tensor for name, tensor in track.tensors.items()}
+        tensors |= {f"{place}{_LOW}/{name}": tensor for name, tensor in track.residuals.items()}
     header = Header(
-        track=", ".join(tracks),
-        step=state["step"],
+        track=", ".join(state.tracks),
+        step=state.clock.step,
         decay=None,
         profile=None,
         role="resumable",
-        run=state["run"],
-        state=rest | {"tracks": tracks},
+        run=state.run,
+        state=state.values(),
     )
     return tensors, header
 

@@ -6,12 +6,15 @@ The state holds nothing but dicts, lists, strings, numbers and tensors, so ``tor
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeAlias
 
+from polyak._core.clock import Clock
 from polyak._core.tensors import T, TensorOps, alike
 from polyak._core.track import Track
+from polyak._core.updater import Skipped
 from polyak.errors import CheckpointError
 from polyak.schedules import Decay, History, Profile
 from polyak.schedules.decay import Unit
@@ -45,67 +48,123 @@ class LoadReport:
 
 
 @dataclass(frozen=True)
-class Loaded(Generic[T]):
-    """A state read and checked, nothing of it applied yet.
+class TrackState(Generic[T]):
+    """One track. ``decay`` and ``profile`` are as ``to_config`` and ``to_json`` write them."""
 
-    skipped: updates in which some θ was not finite, and in how many of them each tensor was.
+    decay: Mapping[str, Any]
+    clock: int
+    beta: float
+    joined: Mapping[str, int]
+    profile: str
+    tensors: Mapping[str, T]
+    residuals: Mapping[str, T]
+
+    @classmethod
+    def of(cls, track: Track[T]) -> TrackState[T]:
+        decay, profile, joined = track.decay.to_config(), track.profile.to_json(), dict(track.joined)
+        tensors, residuals = dict(track.tensors), dict(track.residuals)
+        return cls(decay, track.clock, track.beta, joined, profile, tensors, residuals)
+
+    @classmethod
+    def from_dict(cls, state: Mapping[str, Any]) -> TrackState[T]:
+        return cls(
+            decay=state["decay"],
+            clock=_count("clock", state["clock"]),
+            beta=float(state["beta"]),
+            joined=_counts(state["joined"]),
+            profile=state["profile"],
+            tensors=dict(state["tensors"]),
+            residuals=dict(state.get("lows", {})),
+        )
+
+    def values(self) -> State:
+        """All but the tensors."""
+        return {key: value for key, value in vars(self).items() if key not in ("tensors", "residuals")}
+
+
+@dataclass(frozen=True)
+class EMAState(Generic[T]):
+    """All of an EMA; the tensors are its own, not copies.
+
+    settings: every, start and seed.
+    frozen: parameters that would be averaged if they were trained.
+    """
+
+    settings: Mapping[str, int]
+    skipped: Skipped
+    tracks: Mapping[str, TrackState[T]]
+    copies: Mapping[str, T]
+    frozen: Collection[str]
+    run: str
+    clock: Clock
+
+    @classmethod
+    def from_dict(cls, state: Mapping[str, Any]) -> EMAState[T]:
+        """What ``to_dict`` made.
+
+        Raises:
+            CheckpointError: it is malformed.
+        """
+        with refusing_malformed():
+            if state["format"] != FORMAT:
+                raise CheckpointError(f"the state has format {state['format']}; this polyak reads {FORMAT}.")
+            updates, named = state["skipped"]
+            step, waiting = _count("step", state["step"]), _count("waiting", state["waiting"])
+            return cls(
+                settings={name: state[name] for name in ("every", "start", "seed")},
+                skipped=(_count("skipped", updates), _counts(named)),
+                tracks={name: TrackState[T].from_dict(track) for name, track in state["tracks"].items()},
+                copies=dict(state["copies"]),
+                frozen=set(map(str, state.get("frozen", ()))),
+                run=str(state["run"]),
+                clock=Clock(step, waiting, _counts(state["elapsed"])),
+            )
+
+    def values(self) -> State:
+        """All but the tensors."""
+        return {
+            "format": FORMAT,
+            **self.settings,
+            "skipped": list(self.skipped),
+            **({"frozen": list(self.frozen)} if self.frozen else {}),
+            "run": self.run,
+            **self.clock._asdict(),
+            "tracks": {name: track.values() for name, track in self.tracks.items()},
+        }
+
+    def to_dict(self) -> State:
+        tracks = {
+            name: track.values() | {"tensors": track.tensors, "lows": track.residuals}
+            for name, track in self.tracks.items()
+        }
+        return self.values() | {"tracks": tracks, "copies": self.copies}
+
+    def averaged(self) -> set[str]:
+        """The names of all tensors that some track averages."""
+        return {str(name) for track in self.tracks.values() for name in track.tensors}
+
+
+@dataclass(frozen=True)
+class Loaded(Generic[T]):
+    """A state checked against an EMA, nothing of it applied yet.
+
+    tracks: the EMA's, with the state's history and without its tensors.
+    clock: the state's, in the units of these tracks.
     joining: tensors that were frozen there and are averaged here: they join with the values θ has now.
     """
 
-    tracks: dict[str, Track[T]]
-    step: int
-    waiting: int
-    elapsed: dict[Unit, int]
-    run: str
-    skipped: tuple[int, dict[str, int]]
+    state: EMAState[T]
+    tracks: Mapping[str, Track[T]]
+    clock: Clock
     joining: Collection[str]
 
 
-def to_state(
-    tracks: Mapping[str, Track[T]],
-    copies: Mapping[str, T],
-    frozen: Sequence[str],
-    skipped: tuple[int, dict[str, int]],
-    settings: Mapping[str, int],
-) -> State:
-    """All of an EMA but where it stands in time; the tensors are its own, not copies."""
-    return {
-        "format": FORMAT,
-        **settings,
-        "skipped": list(skipped),
-        "tracks": {name: track_state(track) for name, track in tracks.items()},
-        "copies": dict(copies),
-        **({"frozen": list(frozen)} if frozen else {}),
-    }
-
-
-def averaged_in(state: State) -> set[str]:
-    """The names that a state holds averages of; none if it is malformed, which ``read`` then says."""
-    try:
-        return {str(name) for track in state["tracks"].values() for name in track["tensors"]}
-    except (KeyError, TypeError, AttributeError):
-        return set()
-
-
-def track_state(track: Track[Any]) -> State:
-    """One track: schedule, time, history and tensors."""
-    return {
-        "decay": track.decay.to_config(),
-        "clock": track.clock,
-        "beta": track.beta,
-        "joined": dict(track.joined),
-        "profile": track.profile.to_json(),
-        "tensors": dict(track.tensors),
-        "lows": dict(track.residuals),
-    }
-
-
-def read(
-    state: State,
+def check(
+    state: EMAState[T],
     tracks: Mapping[str, Track[T]],
     copies: Mapping[str, T],
     settings: Mapping[str, int],
-    tensors: TensorOps[T],
+    ops: TensorOps[T],
 ) -> tuple[Loaded[T], LoadReport]:
     """Check a state against an EMA's tracks, copied buffers and settings, and say what differs.
 
@@ -115,73 +174,55 @@ def read(
         CheckpointError: the state is malformed.
     """
     report = LoadReport()
+    with refusing_malformed():
+        theirs = state.settings
+        report.schedules += [f"{k}={v} (state: {theirs[k]})" for k, v in settings.items() if theirs[k] != v]
+        report.missing += [f"track {name}" for name in tracks if name not in state.tracks]
+        report.unexpected += [f"track {name}" for name in state.tracks if name not in tracks]
+        joining: set[str] = set()
+        restored: dict[str, Track[T]] = {}
+        for name, track in tracks.items():
+            if name in state.tracks:
+                where = f"{name}/" if len(tracks) > 1 else ""
+                left = _compare_track(track, state.tracks[name], where, report, ops, state.frozen)
+                joining |= left & set(state.frozen)
+                # The state's history is not that of a tensor it does not hold: such a tensor joins now.
+                joined = dict.fromkeys(left, state.clock.step)
+                restored[name] = _restored(track, state.tracks[name], joined, report)
+        _compare(copies, state.copies, "", report, ops)
+        units: set[Unit] = {track.decay.unit for track in tracks.values()}
+        elapsed = {unit: state.clock.elapsed.get(unit, 0) for unit in units}
+        return Loaded(state, restored, state.clock._replace(elapsed=elapsed), joining), report
+
+
+def fill(
+    mine: Mapping[str, T],
+    residuals: Mapping[str, T],
+    theirs: Mapping[str, T],
+    their_residuals: Mapping[str, T],
+    ops: TensorOps[T],
+) -> None:
+    """Copy what matches in name, shape and kind; bit by bit where it is kept in the same form."""
+    for name in mine.keys() & theirs.keys():
+        low, other = residuals.get(name), their_residuals.get(name)
+        if not alike(mine[name], theirs[name]):
+            continue
+        if low is not None and other is not None and low.dtype == other.dtype:
+            ops.overwrite(mine[name], theirs[name])
+            ops.overwrite(low, other)
+        else:
+            ops.put(mine[name], low, ops.value_of(theirs[name], other))
+
+
+@contextmanager
+def refusing_malformed() -> Generator[None]:
+    """Whatever reading a state of another shape than polyak's runs into becomes a CheckpointError."""
     try:
-        return _read(state, tracks, copies, settings, tensors, report), report
+        yield
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise CheckpointError(
             f"the state is not one of polyak.EMA: {error!r}. Nothing was loaded."
         ) from error
-
-
-def _read(
-    state: State,
-    tracks: Mapping[str, Track[T]],
-    copies: Mapping[str, T],
-    settings: Mapping[str, int],
-    tensors: TensorOps[T],
-    report: LoadReport,
-) -> Loaded[T]:
-    if state["format"] != FORMAT:
-        raise CheckpointError(f"the state has format {state['format']}; this polyak reads {FORMAT}.")
-    theirs = dict(state["tracks"])
-    report.schedules += [f"{k}={v} (state: {state[k]})" for k, v in settings.items() if state[k] != v]
-    report.missing += [f"track {name}" for name in tracks if name not in theirs]
-    report.unexpected += [f"track {name}" for name in theirs if name not in tracks]
-    step = _count("step", state["step"])
-    frozen = set(map(str, state.get("frozen", ())))
-    joining: set[str] = set()
-    restored: dict[str, Track[T]] = {}
-    for name, track in tracks.items():
-        if name in theirs:
-            where = f"{name}/" if len(tracks) > 1 else ""
-            left = _compare(track.tensors, dict(theirs[name]["tensors"]), where, report, tensors, frozen)
-            joining |= frozen.intersection(left)
-            _check_lows(theirs[name], tensors)
-            unequal = track.residuals.keys() ^ dict(theirs[name].get("lows", {})).keys()
-            parts = ("one part to two", "two parts to one")
-            report.converted += [
-                f"{where}{key} from {parts[key not in track.residuals]}"
-                for key in track.tensors
-                if key in unequal
-            ]
-            # The state's history is not that of a tensor it does not hold: such a tensor joins now.
-            restored[name] = _restored(track, theirs[name], dict.fromkeys(left, step), report)
-    _compare(copies, dict(state["copies"]), "", report, tensors)
-    updates, named = state["skipped"]
-    elapsed = _counts(state["elapsed"])
-    return Loaded(
-        tracks=restored,
-        step=step,
-        waiting=_count("waiting", state["waiting"]),
-        elapsed={track.decay.unit: elapsed.get(track.decay.unit, 0) for track in tracks.values()},
-        run=str(state["run"]),
-        skipped=(_count("skipped", updates), _counts(named)),
-        joining=joining,
-    )
-
-
-def fill(mine: Mapping[str, T], residuals: Mapping[str, T], state: State, tensors: TensorOps[T]) -> None:
-    """Copy what matches in name, shape and kind; bit by bit where it is kept in the same form."""
-    theirs, their_lows = state["tensors"], state.get("lows", {})
-    for name in mine.keys() & theirs.keys():
-        low, other = residuals.get(name), their_lows.get(name)
-        if not alike(mine[name], theirs[name]):
-            continue
-        if low is not None and other is not None and low.dtype == other.dtype:
-            tensors.overwrite(mine[name], theirs[name])
-            tensors.overwrite(low, other)
-        else:
-            tensors.put(mine[name], low, tensors.value_of(theirs[name], other))
 
 
 def _count(name: str, value: Any) -> int:
@@ -190,15 +231,17 @@ def _count(name: str, value: Any) -> int:
     return value
 
 
-def _counts(named: Mapping[str, Any]) -> dict[str, int]:
+def _counts(named: Mapping[Any, Any]) -> dict[Any, int]:
     return {str(name): _count(str(name), value) for name, value in named.items()}
 
 
-def _restored(track: Track[T], state: State, joining: dict[str, int], report: LoadReport) -> Track[T]:
-    decay = Decay.from_config(state["decay"])
+def _restored(
+    track: Track[T], state: TrackState[T], joining: Mapping[str, int], report: LoadReport
+) -> Track[T]:
+    decay = Decay.from_config(state.decay)
     if decay != track.decay:
         report.schedules.append(f"{track.name}: {track.decay} (state: {decay})")
-    profile = Profile.from_json(state["profile"])
+    profile = Profile.from_json(state.profile)
     if len(profile.terms) != 1:
         raise CheckpointError(
             f"track {track.name!r}: its profile has {len(profile.terms)} terms; a track has one."
@@ -207,27 +250,42 @@ def _restored(track: Track[T], state: State, joining: dict[str, int], report: Lo
     runs = [
         run._replace(decay=track.decay) if run.decay == track.decay else run for run in profile.terms[0][1]
     ]
-    beta = float(state["beta"])
-    if not 0 <= beta <= 1:
-        raise CheckpointError(f"track {track.name!r}: the state says beta={beta}: must lie in [0, 1].")
+    if not 0 <= state.beta <= 1:
+        raise CheckpointError(f"track {track.name!r}: the state says beta={state.beta}: must lie in [0, 1].")
     return replace(
         track,
-        clock=_count("clock", state["clock"]),
-        beta=beta,
-        joined=_counts(state["joined"]) | joining,
+        clock=state.clock,
+        beta=state.beta,
+        joined={**state.joined, **joining},
         history=History(runs, profile.within),
     )
 
 
-def _check_lows(state: State, tensors: TensorOps[Any]) -> None:
-    """Each low part must belong to an average, in one of the two forms there are."""
-    for name, low in dict(state.get("lows", {})).items():
-        average = state["tensors"][name]
-        if not alike(low, average) or not tensors.two_parts(average, low):
+def _compare_track(
+    track: Track[T],
+    state: TrackState[T],
+    where: str,
+    report: LoadReport,
+    ops: TensorOps[T],
+    frozen: Collection[str],
+) -> set[str]:
+    """As ``_compare``, and each residual must belong to an average, in one of the two forms there are."""
+    left = _compare(track.tensors, state.tensors, where, report, ops, frozen)
+    for name, low in state.residuals.items():
+        average = state.tensors[name]
+        if not alike(low, average) or not ops.two_parts(average, low):
             raise CheckpointError(
                 f"{name} is {average.dtype} {tuple(average.shape)} with {low.dtype} {tuple(low.shape)} below "
                 "it: must be bfloat16 with int8 or float32 with float32, of one shape, and hold values."
             )
+    unequal = track.residuals.keys() ^ state.residuals.keys()
+    parts = ("one part to two", "two parts to one")
+    report.converted += [
+        f"{where}{name} from {parts[name not in track.residuals]}"
+        for name in track.tensors
+        if name in unequal
+    ]
+    return left
 
 
 def _compare(
@@ -235,21 +293,21 @@ def _compare(
     theirs: Mapping[str, Any],
     where: str,
     report: LoadReport,
-    tensors: TensorOps[T],
+    ops: TensorOps[T],
     frozen: Collection[str] = (),
-) -> list[str]:
+) -> set[str]:
     """Report what differs and was not frozen; the names returned are those that keep their own tensor."""
-    left = [name for name in mine if name not in theirs]
-    report.missing += [f"{where}{name}" for name in left if name not in frozen]
+    left = {name for name in mine if name not in theirs}
+    report.missing += [f"{where}{name}" for name in mine if name in left and name not in frozen]
     report.unexpected += [f"{where}{name}" for name in theirs if name not in mine]
     for name in [name for name in mine if name in theirs]:
         a, b = mine[name], theirs[name]
-        tensors.refuse_unlike(f"{where}{name}", b, a)
+        ops.refuse_unlike(f"{where}{name}", b, a)
         if not alike(a, b):
             shapes = tuple(b.shape), tuple(a.shape)
             given, wanted = (b.dtype, a.dtype) if shapes[0] == shapes[1] else shapes
             report.resized.append(f"{where}{name} {given} for {wanted}")
-            left.append(name)
+            left.add(name)
         elif a.dtype != b.dtype:
             report.converted.append(f"{where}{name} {b.dtype} to {a.dtype}")
     return left

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from typing import Any, TypedDict
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from polyak._core.nonfinite import NonFinitePolicy
+from polyak._core.state_dict import EMAState
 from polyak._core.tensor_map import Buffers, Patterns
-from polyak.errors import CheckpointError, ConfigError
+from polyak.errors import ConfigError
 from polyak.schedules import Decay
 from polyak.torch import EMA
 from polyak.torch._engines.select import EngineName
@@ -90,8 +91,7 @@ def arguments_in(state: Mapping[str, Any]) -> tuple[dict[str, Decay], EMAOptions
     Raises:
         CheckpointError: the state is malformed.
     """
-    try:
-        decays = {name: Decay.from_config(track["decay"]) for name, track in state["tracks"].items()}
-        return decays, {"every": state["every"], "start": state["start"], "seed": state["seed"]}
-    except (KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"the state is not one of polyak.EMA: {error!r}.") from error
+    theirs = EMAState[Tensor].from_dict(state)
+    decays = {name: Decay.from_config(track.decay) for name, track in theirs.tracks.items()}
+    settings = theirs.settings
+    return decays, {"every": settings["every"], "start": settings["start"], "seed": settings["seed"]}
