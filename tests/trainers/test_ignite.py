@@ -13,11 +13,13 @@ import pytest
 import torch
 
 import polyak
-from tests.trainers.digits import loss, network, same
+from tests.trainers.digits import X, Y, loss, network, same
 
 pytest.importorskip("ignite")
 from ignite.engine import Engine, Events
-from ignite.handlers import Checkpoint, DiskSaver
+from ignite.handlers import Checkpoint, DiskSaver, TensorboardLogger
+from ignite.metrics import Loss
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from polyak.trainers.ignite import WeightAveraging
 
@@ -131,6 +133,80 @@ def test_the_numbers_are_among_the_metrics() -> None:
     assert metrics["ema/mean_age"] > 0
     assert metrics["ema/skipped"] == 0
     assert Run(log_every=1000).go().trainer.state.metrics == {}
+
+
+class Sided(Run):
+    """Evaluates with random numbers, counts by weights, and keeps the best of each kind."""
+
+    def __init__(self, folder: Path, evaluate: Any, **options: Any) -> None:
+        super().__init__(**{"decay": {"short": 0.5, "long": 0.9}, **options}, evaluate=evaluate)
+        self.calls: list[float] = []
+        self.completed: list[dict[str, float]] = []
+        Loss(torch.nn.functional.cross_entropy).attach(self.evaluator, "loss")
+        for name in ("loss", "raw/loss")[: 2 if evaluate == "both" else 1]:
+            score = Checkpoint.get_default_score_fn(name, -1)
+            saver = DiskSaver(str(folder / name), create_dir=True)
+            best = Checkpoint({"model": self.model}, saver, n_saved=1, score_function=score)
+            self.evaluator.add_event_handler(Events.COMPLETED, best)
+        self.evaluator.add_event_handler(
+            Events.COMPLETED, lambda: self.completed.append(dict(self.evaluator.state.metrics))
+        )
+        TensorboardLogger(str(folder)).attach_output_handler(
+            self.evaluator, Events.COMPLETED, tag="validation", metric_names="all",
+            global_step_transform=lambda *_: self.iteration,
+        )  # fmt: skip
+
+    def step(self, engine: Engine, batch: Any) -> None:
+        self.optimizer.zero_grad()
+        self.model.train()
+        rows = torch.randint(len(X), (16,))
+        torch.nn.functional.cross_entropy(self.model(X[rows]), Y[rows]).backward()
+        self.optimizer.step()
+
+    def look(self, engine: Engine, batch: Any) -> Any:
+        super().look(engine, batch)
+        self.calls.append(self.model[0].weight.sum().item())
+        return self.model(X + 1e-3 * torch.randn_like(X)), Y
+
+
+def test_raw_and_averages_are_evaluated_once_each_and_have_a_best_file_each(tmp_path: Path) -> None:
+    run = Sided(tmp_path, "both").go()
+    assert len(run.calls) == 3 * 2 * 2, "epochs, kinds, batches"
+    raw, short = run.calls[-4::2]
+    assert raw == run.model[0].weight.sum().item()
+    assert short == run.average.ema.module_of("short")[0].weight.sum().item()
+    assert run.evaluator.state.metrics.keys() == {"loss", "raw/loss"}
+    assert len(run.completed) == 3, "once for all kinds"
+    assert run.completed[2]["loss"] != run.completed[2]["raw/loss"]
+    shown = EventAccumulator(str(tmp_path)).Reload()
+    for name in ("loss", "raw/loss"):
+        losses = [metrics[name] for metrics in run.completed]
+        assert [event.value for event in shown.Scalars(f"validation/{name}")] == pytest.approx(losses)
+        [file] = (tmp_path / name).glob("*.pt")
+        assert f"{-min(losses):.4f}" in file.name
+
+
+def test_a_second_evaluation_changes_no_training(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    once = Sided(tmp_path / "once", "short").go()
+    torch.manual_seed(1)
+    twice = Sided(tmp_path / "twice", "both").go()
+    assert same(once.model.state_dict(), twice.model.state_dict())
+    assert [m["loss"] for m in once.completed] == [m["loss"] for m in twice.completed]
+
+
+def test_before_averaging_starts_the_average_is_evaluated_as_the_raw_weights(tmp_path: Path) -> None:
+    for metrics in Sided(tmp_path, "both", start=100).go().completed:
+        assert metrics["loss"] == metrics["raw/loss"]
+
+
+def test_an_exception_in_the_second_evaluation_leaves_the_raw_weights() -> None:
+    run = Run(fail=True, decay={"short": 0.5, "long": 0.9}, evaluate=["short", "long"])
+    with pytest.raises(RuntimeError, match="the evaluation failed"):
+        run.go()
+    assert run.average.ema.live == "raw"
+    assert torch.equal(run.seen, run.average.ema.module_of("long")[0].weight)
+    assert not torch.equal(run.seen, run.model[0].weight)
 
 
 def test_wrong_arguments_are_told_at_once() -> None:

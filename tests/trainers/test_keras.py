@@ -352,6 +352,102 @@ def test_a_module_that_would_compute_with_the_live_layers_is_refused(nested: boo
         assert torch.equal(inner(torch.ones(1, 3)), before)
 
 
+def sided(folder: Path, evaluate: Any, *callbacks: Any, **options: Any) -> tuple[Any, WeightAveraging, Any]:
+    """Two epochs of shuffled batches and dropout; and the weights validated, batch by batch."""
+    average = WeightAveraging({"short": 0.5, "long": 0.9}, evaluate=evaluate, **options)
+    model = network(dropout=0.5)
+    validated: list[float] = []
+    step = model.test_step
+
+    def test_step(data: Any) -> Any:
+        validated.append(float(kernel(model).sum()))
+        torch.rand(())
+        return step(data)
+
+    model.test_step = test_step
+    folder.mkdir(exist_ok=True)
+    logs = keras.callbacks.CSVLogger(str(folder / "log.csv"))
+    model.fit(
+        X,
+        Y,
+        batch_size=16,
+        epochs=2,
+        validation_data=(X, Y),
+        callbacks=[average, *callbacks, logs],
+        verbose=0,
+    )
+    return model, average, validated
+
+
+def test_raw_and_averages_are_validated_once_each_and_have_a_best_file_each(tmp_path: Path) -> None:
+    kinds = {"short": "val_loss", "raw": "raw/val_loss", "long": "ema=long/val_loss"}
+    savers = [
+        keras.callbacks.ModelCheckpoint(
+            str(tmp_path / f"{weights}.keras"), monitor=name, mode="min", save_best_only=True
+        )
+        for weights, name in kinds.items()
+    ]
+    model, average, validated = sided(tmp_path, list(kinds), *savers)
+    assert len(validated) == 2 * 3 * 8, "epochs, kinds, batches"
+    raw, long, short = validated[24::8]
+    assert raw == float(kernel(model).sum())
+    assert (short, long) == (float(mean(average, "short").sum()), float(mean(average, "long").sum()))
+    history = model.history.history
+    with open(tmp_path / "log.csv") as file:
+        rows = list(csv.DictReader(file))
+    for name in kinds.values():
+        assert len(history[name]) == 2
+        assert history[name.replace("loss", "accuracy")][1] <= 1
+        assert [float(row[name]) for row in rows] == history[name]
+    assert len({history[name][1] for name in kinds.values()}) == 3
+    assert not [name for name in history if name.startswith("val_") and "/" in name]
+    for saver, name in zip(savers, kinds.values(), strict=True):
+        assert float(saver.best) == pytest.approx(min(history[name]))
+        assert Path(saver.filepath).exists()
+
+
+def test_a_second_validation_changes_no_training(tmp_path: Path) -> None:
+    once, average, _ = sided(tmp_path / "once", None)
+    twice, averages, _ = sided(tmp_path / "twice", "both")
+    assert np.array_equal(kernel(once), kernel(twice))
+    assert np.array_equal(mean(average, "short"), mean(averages, "short"))
+    assert once.history.history["val_loss"] == twice.history.history["val_loss"]
+    assert once.history.history["loss"] == twice.history.history["loss"]
+
+
+def test_before_averaging_starts_the_average_is_validated_as_the_raw_weights(tmp_path: Path) -> None:
+    history = sided(tmp_path, "both", start=100)[0].history.history
+    assert history["val_loss"] == history["raw/val_loss"]
+
+
+def test_evaluate_returns_both_to_who_gives_the_callback(tmp_path: Path) -> None:
+    model, average, validated = sided(tmp_path, "both")
+    for callbacks, kinds in (([average], 2), ([], 1)):
+        validated.clear()
+        metrics = model.evaluate(X, Y, batch_size=16, callbacks=callbacks, return_dict=True, verbose=0)
+        assert ("raw/loss" in metrics) == (kinds == 2)
+        assert len(validated) == 8 * kinds
+    validated.clear()
+    model.evaluate(X, Y, batch_size=16, callbacks=[average], verbose=0)
+    assert validated == [float(mean(average, "short").sum())] * 8
+
+
+def test_an_exception_in_the_second_validation_leaves_the_raw_weights() -> None:
+    average, model = WeightAveraging({"short": 0.5, "long": 0.9}, evaluate=["short", "long"]), network()
+    seen: list[Any] = []
+
+    def test_step(data: Any) -> Any:
+        seen.append(kernel(model))
+        raise RuntimeError("the evaluation failed")
+
+    model.test_step = test_step
+    with pytest.raises(RuntimeError, match="the evaluation failed"):
+        train(model, average, validation_data=(X, Y))
+    assert np.array_equal(seen[0], mean(average, "long"))
+    assert average.ema.live == "raw"
+    assert not np.array_equal(kernel(model), seen[0])
+
+
 def test_wrong_arguments_are_told_at_once() -> None:
     with pytest.raises(
         polyak.ConfigError, match="evaluate='wide': must be 'average', 'raw', 'both' or a list"

@@ -24,7 +24,9 @@ from tests.shims import torchvision_without_ops
 torchvision_without_ops()
 pl = pytest.importorskip("lightning.pytorch")
 from lightning.pytorch.callbacks import BaseFinetuning, ModelCheckpoint  # noqa: E402
-from lightning.pytorch.loggers import CSVLogger  # noqa: E402
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger  # noqa: E402
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # noqa: E402
+from torchmetrics import MeanMetric  # noqa: E402
 
 from polyak.trainers.lightning import WeightAveraging, load  # noqa: E402
 
@@ -483,6 +485,152 @@ def test_of_several_optimizers_one_must_be_named(tmp_path: Path) -> None:
     average = WeightAveraging(0.9, optimizer=1)
     trainer(tmp_path, average, max_epochs=1).fit(Two(), loader())
     assert average.ema.step == 4
+
+
+class Sided(Digits):
+    """Counts validations by the weights they are of; random numbers are drawn in training and validation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net.insert(3, nn.Dropout(0.5))
+        self.right = MeanMetric()
+        self.calls: list[tuple[str, float]] = []
+
+    def training_step(self, batch: Any, index: int) -> torch.Tensor:
+        return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+    def validation_step(self, batch: Any, index: int) -> None:
+        x, y = batch
+        self.calls.append(
+            ("sanity" if self.trainer.sanity_checking else "val", self.first.weight.sum().item())
+        )
+        out = self.net(x + 1e-3 * torch.randn_like(x))
+        # Of a sanity check it would be the best.
+        self.log("val_loss", nn.functional.cross_entropy(out, y) - 99 * self.trainer.sanity_checking)
+        self.right(out.argmax(1) == y)
+        self.log("val_right", self.right)
+
+    test_step = validation_step
+
+
+def shuffled() -> DataLoader[Any]:
+    return DataLoader(TensorDataset(X, Y), batch_size=64, shuffle=True)
+
+
+def sided(folder: Path, evaluate: Any, *callbacks: Any, **options: Any) -> tuple[Any, Any, WeightAveraging]:
+    """Two epochs of four steps."""
+    average = WeightAveraging({"short": 0.5, "long": 0.9}, evaluate=evaluate, **options)
+    logging = {"logger": [CSVLogger(folder), TensorBoardLogger(folder)], "log_every_n_steps": 2}
+    module = Sided()
+    torch.manual_seed(1)
+    run = trainer(folder, average, *callbacks, max_epochs=2, enable_checkpointing=True, **logging)
+    run.fit(module, shuffled(), DataLoader(TensorDataset(X, Y), batch_size=64))
+    return run, module, average
+
+
+def curves(run: Any) -> dict[str, dict[int, float]]:
+    """What the two loggers wrote: metric to step to value."""
+    found: dict[str, dict[int, float]] = {}
+    with open(Path(run.loggers[0].log_dir) / "metrics.csv") as file:
+        for row in csv.DictReader(file):
+            for name in (name for name, value in row.items() if value and name != "step"):
+                found.setdefault(name, {})[int(row["step"])] = float(row[name])
+    events = EventAccumulator(run.loggers[1].log_dir).Reload()
+    for name, values in found.items():
+        shown = {event.step: event.value for event in events.Scalars(name)}
+        assert shown == pytest.approx(values), name
+    return found
+
+
+def test_raw_and_averages_are_validated_once_each_and_have_a_best_file_each(tmp_path: Path) -> None:
+    kinds = {"short": "val_loss", "raw": "raw/val_loss", "long": "ema=long/val_loss"}
+    savers = {
+        weights: ModelCheckpoint(tmp_path / weights, monitor=name, filename="{step}")
+        for weights, name in kinds.items()
+    }
+    run, module, average = sided(tmp_path, list(kinds), *savers.values())
+    validated = [weights for stage, weights in module.calls if stage == "val"]
+    assert len(validated) == 2 * 3 * 4, "epochs, kinds, batches"
+    expected = [average.ema.module_of("short").first.weight.sum().item(), module.first.weight.sum().item()]
+    raw, long, short = validated[12::4]
+    assert (short, raw) == tuple(expected)
+    assert long == average.ema.module_of("long").first.weight.sum().item()
+    assert len(module.calls) - len(validated) == 2, "the sanity check is of one kind"
+
+    logged = curves(run)
+    for weights, name in kinds.items():
+        losses = logged[name]
+        assert list(losses) == [3, 7]
+        assert min(losses.values()) > 0, "not of the sanity check"
+        assert float(savers[weights].best_model_score) == pytest.approx(min(losses.values()))
+        assert float(run.callback_metrics[name]) == pytest.approx(losses[7])
+        assert 0 < logged[name.replace("loss", "right")][7] <= 1
+        assert len(list((tmp_path / weights).iterdir())) == 1
+    assert len({losses[7] for losses in map(logged.__getitem__, kinds.values())}) == 3
+
+
+def test_a_second_validation_changes_no_training(tmp_path: Path) -> None:
+    once, module, average = sided(tmp_path / "once", None)
+    twice, other, averages = sided(tmp_path / "twice", "both")
+    assert same(module.state_dict(), other.state_dict())
+    assert same(average.ema.module.state_dict(), averages.ema.module.state_dict())
+    assert curves(once)["val_loss"] == curves(twice)["val_loss"]
+    assert "raw/val_loss" not in curves(once)
+    assert once.fit_loop.state_dict()["epoch_progress"] == twice.fit_loop.state_dict()["epoch_progress"]
+
+
+def test_before_averaging_starts_the_average_is_validated_as_the_raw_weights(tmp_path: Path) -> None:
+    run, *_ = sided(tmp_path, "both", start=100)
+    logged = curves(run)
+    assert logged["val_loss"] == logged["raw/val_loss"]
+    assert logged["val_right"] == logged["raw/val_right"]
+
+
+def test_validate_and_test_return_both_and_predict_predicts_once(tmp_path: Path) -> None:
+    run, module, average = sided(tmp_path, "both")
+    data = DataLoader(TensorDataset(X, Y), batch_size=64)
+    for look in (run.validate, run.test):
+        module.calls.clear()
+        [metrics] = look(module, data, verbose=False)
+        assert metrics.keys() == {"val_loss", "val_right", "raw/val_loss", "raw/val_right"}
+        assert len(module.calls) == 2 * 4
+    assert len(run.predict(module, data)) == 4
+    assert torch.equal(module.seen["predict"], average.ema.module.first.weight)
+
+
+def test_an_exception_in_the_second_validation_leaves_all_as_it_was(tmp_path: Path) -> None:
+    average, module = (
+        WeightAveraging({"short": 0.5, "long": 0.9}, evaluate=["short", "long"]),
+        Digits(fail=True),
+    )
+    run = trainer(tmp_path, average, max_epochs=1)
+    callbacks = [*run.callbacks]
+    with pytest.raises(RuntimeError, match="the evaluation failed"):
+        run.fit(module, loader(), loader())
+    assert torch.equal(module.seen["validation"], average.ema.module_of("long").first.weight)
+    assert average.ema.live == "raw"
+    assert not torch.equal(module.first.weight, module.seen["validation"])
+    assert "log" not in vars(module)
+    assert run.callbacks == callbacks
+
+
+def test_who_loads_only_the_raw_weights_is_told(tmp_path: Path) -> None:
+    class Own(Digits):
+        """Warned of once a class has been trained with the callback."""
+
+    trainer(
+        tmp_path, WeightAveraging(0.9), each_epoch(tmp_path), max_epochs=1, enable_checkpointing=True
+    ).fit(Own(), loader())
+    path = tmp_path / "step=16.ckpt"
+    with pytest.warns(UserWarning, match=r"loads the raw weights.*polyak\.trainers\.lightning\.load"):
+        Own.load_from_checkpoint(path)
+    with pytest.warns(
+        UserWarning, match="add the following callbacks.*polyak.trainers.lightning.WeightAvera"
+    ):
+        trainer(tmp_path, max_epochs=2).fit(Own(), loader(), ckpt_path=path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        load(path, Own())
 
 
 def test_wrong_arguments_are_told_at_once() -> None:

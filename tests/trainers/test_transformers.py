@@ -21,6 +21,7 @@ from tests.shims import torchvision_without_ops
 torchvision_without_ops()
 os.environ["HF_HUB_OFFLINE"] = "1"
 transformers = pytest.importorskip("transformers")
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # noqa: E402
 from transformers import BertConfig, BertForSequenceClassification, TrainerCallback  # noqa: E402
 
 from polyak.trainers.transformers import WeightAveraging  # noqa: E402
@@ -292,6 +293,105 @@ def test_a_model_of_ones_own_is_saved_too(tmp_path: Path) -> None:
     average.save_pretrained(tmp_path / "out")
     saved = polyak.load(tmp_path / "out" / "model.safetensors")
     assert (saved.header.track, saved.header.step) == ("average", 12)
+
+
+def sided(
+    folder: Path, evaluate: Any, resume: Any = None, **options: Any
+) -> tuple[Any, WeightAveraging, Any]:
+    """Twelve steps of a BERT with dropout, evaluated every four on four batches."""
+    watch = Watch()
+    arguments = {
+        "eval_strategy": "steps", "eval_steps": 4, "metric_for_best_model": "loss", "save_strategy": "steps",
+        "save_steps": 4, "report_to": "tensorboard", "per_device_eval_batch_size": 4,
+        "greater_is_better": False,
+    }  # fmt: skip
+    run = trainer(folder, watch, **{**arguments, **options})
+    average = WeightAveraging({"short": 0.5, "long": 0.9}, evaluate=evaluate).attach(run)
+    evaluated: list[float] = []
+    inside = run.prediction_step
+
+    def prediction_step(model: Any, *args: Any, **kwargs: Any) -> Any:
+        evaluated.append(weight(model).sum().item())
+        return inside(model, *args, **kwargs)
+
+    run.prediction_step = prediction_step
+    run.train(resume_from_checkpoint=resume)
+    return run, average, evaluated
+
+
+def test_raw_and_averages_are_evaluated_once_each_and_have_a_best_folder_each(tmp_path: Path) -> None:
+    run, average, evaluated = sided(tmp_path, ["short", "raw", "long"])
+    assert len(evaluated) == 3 * 3 * 4, "evaluations, kinds, batches"
+    raw, long, short = evaluated[-12::4]
+    assert raw == weight(run.model).sum().item()
+    assert short == weight(average.ema.module_of("short")).sum().item()
+    assert long == weight(average.ema.module_of("long")).sum().item()
+
+    names = {"short": "eval_loss", "raw": "eval_raw/loss", "long": "eval_ema=long/loss"}
+    log = [entry for entry in run.state.log_history if "eval_loss" in entry]
+    assert [entry["step"] for entry in log] == [4, 8, 12]
+    assert all(names.keys() and set(names.values()) <= entry.keys() for entry in log), "one entry has all"
+    assert len({log[-1][name] for name in names.values()}) == 3
+    shown = EventAccumulator(str(next(tmp_path.glob("runs/*")))).Reload()
+    for weights, name in names.items():
+        losses = [entry[name] for entry in log]
+        tag = name.replace("eval_", "eval/")
+        assert [event.value for event in shown.Scalars(tag)] == pytest.approx(losses)
+        step = 4 * (1 + losses.index(min(losses)))
+        folder = tmp_path / "best" / weights
+        assert roles(folder)[0][0] == weights
+        assert roles(folder)[0][2] == step
+        best = BertForSequenceClassification.from_pretrained(folder)
+        kept = tmp_path / f"checkpoint-{step}" / {"raw": "", "short": "average"}.get(weights, "")
+        if weights != "long":
+            assert same(best.state_dict(), BertForSequenceClassification.from_pretrained(kept).state_dict())
+
+
+def test_a_resumed_run_knows_the_best_of_each_kind(tmp_path: Path) -> None:
+    """By a metric that falls, of which the first is the greatest."""
+    sided(tmp_path, "both", max_steps=8, greater_is_better=True)
+    run, *_ = sided(tmp_path, "both", resume=True, greater_is_better=True)
+    assert run.state.global_step == 12
+    assert [roles(tmp_path / "best" / name)[0][2] for name in ("short", "raw")] == [4, 4]
+
+
+def test_a_second_evaluation_changes_no_training(tmp_path: Path) -> None:
+    once, average, _ = sided(tmp_path / "once", None)
+    twice, averages, _ = sided(tmp_path / "twice", "both")
+    assert same(once.model.state_dict(), twice.model.state_dict())
+    assert same(average.ema.module.state_dict(), averages.ema.module.state_dict())
+    assert not (tmp_path / "once" / "best").exists()
+    logged = [[entry.get("eval_loss") for entry in run.state.log_history] for run in (once, twice)]
+    assert logged[0] == logged[1]
+
+
+def test_predicting_is_of_the_first_kind_alone(tmp_path: Path) -> None:
+    run, average, evaluated = sided(tmp_path, "both", max_steps=1, eval_strategy="no", save_strategy="no")
+    run.predict(ROWS[:16])
+    assert evaluated == [weight(average.ema.module_of("short")).sum().item()] * 4
+    evaluated.clear()
+    metrics = run.evaluate()
+    assert len(evaluated) == 2 * 4
+    assert {"eval_loss", "eval_raw/loss"} <= metrics.keys()
+
+
+def test_an_exception_in_the_second_evaluation_leaves_all_as_it_was(tmp_path: Path) -> None:
+    run = trainer(tmp_path, eval_strategy="steps", eval_steps=6)
+    average = WeightAveraging({"short": 0.5, "long": 0.9}, evaluate=["short", "long"]).attach(run)
+    seen: list[torch.Tensor] = []
+
+    def prediction_step(model: Any, *args: Any, **kwargs: Any) -> Any:
+        seen.append(weight(model))
+        raise RuntimeError("the evaluation failed")
+
+    run.prediction_step = prediction_step
+    callbacks = [*run.callback_handler.callbacks]
+    with pytest.raises(RuntimeError, match="the evaluation failed"):
+        run.train()
+    assert torch.equal(seen[0], weight(average.ema.module_of("long")))
+    assert average.ema.live == "raw"
+    assert not torch.equal(weight(run.model), seen[0])
+    assert run.callback_handler.callbacks == callbacks
 
 
 def test_wrong_arguments_are_told_at_once(tmp_path: Path) -> None:

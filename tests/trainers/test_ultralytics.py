@@ -185,6 +185,83 @@ def test_an_exception_in_validation_and_micro_batches_leave_the_raw_weights(
     assert average.ema.step == 2
 
 
+def sided(folder: Path, kind: str, evaluate: Any, **options: Any) -> tuple[Any, Any, list[float]]:
+    """Two epochs; and the weights validated, batch by batch, until training ends."""
+    model = YOLO(kind)
+    average = WeightAveraging({"short": 0.5, "long": 0.9}, evaluate=evaluate, **options).attach(model)
+    validated: list[float] = []
+
+    def batch_end(validator: Any) -> None:
+        if validator.training:
+            validated.append(first_weights(model.trainer.ema.ema))
+            torch.rand(())
+
+    model.add_callback("on_val_batch_end", batch_end)
+    torch.manual_seed(0)
+    train(folder, model, epochs=2)
+    return model, average, validated
+
+
+def first_weights(model: torch.nn.Module) -> float:
+    return next(model.parameters()).sum().item()
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with open(folder / "runs" / "results.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize(
+    ("kind", "loss"), [(DETECTOR, "val/cls_loss"), (CLASSIFIER, "val/loss")], ids=["detect", "classify"]
+)
+def test_raw_and_averages_are_validated_once_each_and_have_a_best_file_each(
+    kind: str, loss: str, tmp_path: Path
+) -> None:
+    kinds = {"short": loss, "raw": f"raw/{loss}", "long": f"ema=long/{loss}"}
+    _, average, validated = sided(tmp_path, kind, list(kinds))
+    each, rest = divmod(len(validated), 2 * 3)
+    assert each > 0, "batches; by two epochs and three kinds"
+    assert rest == 0
+    assert len(set(validated)) == 2 * 3
+    raw, long, short = validated[3 * each :: each]
+    assert raw == first_weights(average.ema.model)
+    assert short == first_weights(average.ema.module_of("short"))
+    assert long == first_weights(average.ema.module_of("long"))
+    table = rows(tmp_path)
+    assert len({row[name] for row in table for name in kinds.values()}) == 2 * 3
+
+    weights = tmp_path / "runs" / "weights"
+    kept = torch.load(weights / "last.polyak.pt", weights_only=True)["best"]
+    for nth, (name, prefix) in enumerate((("raw", "raw/"), ("long", "ema=long/"))):
+        opened = YOLO(weights / f"best-{name}.pt").model
+        if kind == DETECTOR:  # a classifier's file has its pictures' transforms, which describe does not open
+            found = describe(weights / f"best-{name}.pt")
+            assert isinstance(found, CheckpointSummary)
+            assert {part.role for part in found.parts} == {"raw" if name == "raw" else "average"}
+        else:
+            tops = [f"{prefix}metrics/accuracy_top{n}" for n in (1, 5)]
+            fitness = [sum(float(row[top]) for top in tops) / 2 for row in table]
+            assert kept[name] == pytest.approx(max(fitness), abs=1e-4)
+            epoch = fitness.index(max(fitness))
+            assert first_weights(opened) == pytest.approx(validated[(3 * epoch + nth) * each], rel=1e-2)
+
+
+def test_a_second_validation_changes_no_training(tmp_path: Path) -> None:
+    once, average, _ = sided(tmp_path / "once", CLASSIFIER, None)
+    twice, averages, _ = sided(tmp_path / "twice", CLASSIFIER, "both")
+    assert same(average.ema.model.state_dict(), averages.ema.model.state_dict())
+    assert same(once.trainer.ema.ema.state_dict(), twice.trainer.ema.ema.state_dict())
+    assert [row["val/loss"] for row in rows(tmp_path / "once")] == [
+        row["val/loss"] for row in rows(tmp_path / "twice")
+    ]
+
+
+def test_before_averaging_starts_the_average_is_validated_as_the_raw_weights(tmp_path: Path) -> None:
+    sided(tmp_path, CLASSIFIER, "both", start=100)
+    for row in rows(tmp_path):
+        assert row["val/loss"] == row["raw/val/loss"]
+
+
 def test_tensorboard_has_the_numbers(tmp_path: Path) -> None:
     """In a process of its own: Ultralytics logs nowhere under pytest."""
     pytest.importorskip("tensorboard")

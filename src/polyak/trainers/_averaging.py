@@ -18,6 +18,7 @@ from polyak.trainers._evaluations import Evaluate, evaluations
 
 P = ParamSpec("P")
 R = TypeVar("R")
+V = TypeVar("V")
 EmaT = TypeVar("EmaT", bound=BaseEMA[Any, Any])
 Decays: TypeAlias = float | Decay | Mapping[str, float | Decay]
 _LOGGED = ("decay", "mean_age", "distance", "skipped")
@@ -64,9 +65,13 @@ class AnyAveraging(Generic[EmaT]):
         """The model holds these weights in this block."""
         return nullcontext() if weights == "raw" else self.ema.average_parameters(weights)
 
-    def _saved_track(self, track: str | None) -> str | None:
-        """The track to save: the evaluated one if none is named."""
-        return track or (None if self._plain == "raw" else self._plain)
+    def _apart(self, weights: str, metrics: Mapping[str, V]) -> dict[str, V]:
+        """Metrics of these weights under names of their own."""
+        return {f"{self._evaluations[weights]}{name}": value for name, value in metrics.items()}
+
+    def _saved_track(self, track: str | None) -> str:
+        """The track to save if none is named: the first that is evaluated, or else the first."""
+        return track or next(one for one in [*self._evaluations, *self.ema.tracks] if one != "raw")
 
 
 def numbers(ema: BaseEMA[Any, Any], group: str = "ema") -> dict[str, float]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import random
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypedDict
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -19,6 +22,7 @@ from polyak.torch._engines.select import EngineName
 from polyak.torch.optimizer_hook import Attachment
 from polyak.torch.store import DType
 from polyak.trainers._averaging import AnyAveraging, Decays
+from polyak.trainers._evaluations import Evaluate
 
 
 class EMAOptions(TypedDict, total=False):
@@ -51,10 +55,8 @@ class Averaging(AnyAveraging[EMA]):
         TypeError: an option is unknown.
     """
 
-    def __init__(self, decay: Decays, evaluate: str | None, options: EMAOptions) -> None:
+    def __init__(self, decay: Decays, evaluate: Evaluate, options: EMAOptions) -> None:
         super().__init__(decay, evaluate, options, EMAOptions.__annotations__)
-        if self._others:
-            raise ConfigError(f"evaluate={evaluate!r}: this trainer evaluates one; name a track or 'raw'.")
         self._options = options
         self._attachment: Attachment | None = None
 
@@ -70,6 +72,18 @@ class Averaging(AnyAveraging[EMA]):
         if self._attachment is not None:
             self._attachment.remove()
             self._attachment = None
+
+
+@contextmanager
+def same_random_numbers() -> Generator[None]:
+    """What is drawn in this block is drawn again after it: one evaluation more changes no training."""
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    try:
+        with torch.random.fork_rng(range(torch.cuda.device_count())):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
 
 
 def check_not_sharded(distributed_type: str) -> None:

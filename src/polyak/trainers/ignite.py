@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, cast
 
@@ -11,10 +12,11 @@ from torch.optim import Optimizer
 from polyak.errors import MissingExtraError
 from polyak.schedules.decay import check_whole
 from polyak.trainers._averaging import Decays, closing, numbers
-from polyak.trainers._common import Averaging, EMAOptions
+from polyak.trainers._common import Averaging, EMAOptions, same_random_numbers
+from polyak.trainers._evaluations import Evaluate
 
 if TYPE_CHECKING:
-    from ignite.engine import Engine, Events
+    from ignite.engine import Engine, Events, State
     from typing_extensions import Unpack
 else:
     try:
@@ -35,7 +37,9 @@ class WeightAveraging(Averaging):
         decay: β, a schedule, or several by name.
         model: the model in training.
         optimizer: the optimizer whose steps count.
-        evaluate: the track to evaluate on; the first if None. "raw" for the raw weights.
+        evaluate: the track to evaluate on, or "raw"; the first track if None. "both" and lists run evaluators
+            once on each: metrics of all but the first are ``raw/accuracy`` or ``ema=long/accuracy``, and
+            ``COMPLETED`` comes once, when all are there.
         log_every: iterations between two sets of ``ema/…`` numbers in ``trainer.state.metrics``.
         options: every other argument of ``polyak.EMA``.
 
@@ -49,13 +53,14 @@ class WeightAveraging(Averaging):
         *,
         model: nn.Module,
         optimizer: Optimizer,
-        evaluate: str | None = None,
+        evaluate: Evaluate = None,
         log_every: int = 100,
         **options: Unpack[EMAOptions],
     ) -> None:
         check_whole("log_every", log_every, 1)
         super().__init__(decay, evaluate, options)
         self._log_every = log_every
+        self._now = self._plain  # whose weights are evaluated now, or next
         self._make(model)
         self._follow(optimizer)
 
@@ -72,10 +77,39 @@ class WeightAveraging(Averaging):
             evaluator.add_event_handler(Events.EPOCH_STARTED, self._enter, live)
             evaluator.add_event_handler(Events.EPOCH_COMPLETED, live.close)
             # No event is sure to come after an exception or an interrupt.
-            evaluator.run = closing(live, cast(Any, evaluator.run))
+            evaluator.run = closing(live, self._running_each(evaluator, cast(Any, evaluator.run)))
 
     def _log(self, trainer: Engine) -> None:
         trainer.state.metrics.update(numbers(self.ema))
 
     def _enter(self, evaluator: Engine, live: ExitStack) -> None:
-        live.enter_context(self._holding(self._plain))
+        live.enter_context(self._holding(self._now))
+
+    def _running_each(self, evaluator: Engine, run: Callable[..., State]) -> Callable[..., State]:
+        prefixes = tuple(self._evaluations[weights] for weights in self._others)
+
+        def each(*args: Any, **kwargs: Any) -> State:
+            asides: dict[str, Any] = {}
+            for weights in self._others:
+                self._now = weights
+                with (
+                    evaluator.add_event_handler(Events.EPOCH_COMPLETED, _skip_completed),
+                    same_random_numbers(),
+                ):
+                    metrics = run(*args, **kwargs).metrics
+                own = {name: value for name, value in metrics.items() if not name.startswith(prefixes)}
+                asides |= self._apart(weights, own)
+            self._now = self._plain
+            with evaluator.add_event_handler(Events.EPOCH_COMPLETED, _add, asides):
+                return run(*args, **kwargs)
+
+        return each
+
+
+def _skip_completed(evaluator: Engine) -> None:
+    if evaluator.state.epoch == evaluator.state.max_epochs:
+        evaluator.terminate(skip_completed=True)
+
+
+def _add(evaluator: Engine, metrics: dict[str, Any]) -> None:
+    evaluator.state.metrics.update(metrics)

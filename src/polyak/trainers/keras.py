@@ -6,7 +6,7 @@ import io
 import os
 import threading
 import warnings
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -19,17 +19,18 @@ from polyak._files.header import Header
 from polyak._foreign.keras import MARK, mark
 from polyak.errors import CheckpointError, ConfigError, MissingExtraError, PlanError
 from polyak.trainers._averaging import Decays, closing, header_of, numbers
-from polyak.trainers._common import Averaging, EMAOptions, arguments_in
+from polyak.trainers._common import Averaging, EMAOptions, arguments_in, same_random_numbers
+from polyak.trainers._evaluations import Evaluate
 
 if TYPE_CHECKING:
     from keras import Operation
-    from keras.callbacks import Callback
+    from keras.callbacks import Callback, CallbackList
     from keras.config import backend
     from typing_extensions import Unpack
 else:
     try:
         from keras import Operation
-        from keras.callbacks import Callback
+        from keras.callbacks import Callback, CallbackList
         from keras.config import backend
     except ModuleNotFoundError as error:
         if error.name != "keras":
@@ -49,7 +50,9 @@ class WeightAveraging(Averaging, Callback):
 
     Args:
         decay: β, a schedule, or several by name.
-        evaluate: the track to validate, evaluate and predict on; the first if None. "raw" for the raw ones.
+        evaluate: the track to validate, evaluate and predict on, or "raw"; the first track if None. "both"
+            and lists validate each, and evaluate each with ``return_dict=True``: metrics of all but the first
+            are ``raw/val_loss`` or ``ema=long/val_loss``, without ``val_`` outside ``fit``.
         options: every other argument of ``polyak.EMA``.
 
     Raises:
@@ -62,7 +65,7 @@ class WeightAveraging(Averaging, Callback):
         self,
         decay: Decays = 0.9999,
         *,
-        evaluate: str | None = None,
+        evaluate: Evaluate = None,
         **options: Unpack[EMAOptions],
     ) -> None:
         Averaging.__init__(self, decay, evaluate, options)
@@ -109,13 +112,17 @@ class WeightAveraging(Averaging, Callback):
         self.follow()
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        for prefix in [self._evaluations[weights] for weights in self._others]:
+            found = f"val_{prefix}"  # since fit puts "val_" before what evaluate returns
+            for name in [name for name in logs if name.startswith(found)]:
+                logs[f"{prefix}val_{name.removeprefix(found)}"] = logs.pop(name)
         logs.update(numbers(self.ema))
 
     def on_train_end(self, logs: Any = None) -> None:
         self.begin()  # a run restored at its end has begun no epoch
 
     def on_test_begin(self, logs: Any = None) -> None:
-        if self._plain == "raw":
+        if self._evaluations.keys() == {"raw"}:
             return
         if self._averaged is not self._given:
             raise PlanError(
@@ -146,7 +153,7 @@ class WeightAveraging(Averaging, Callback):
         if self._averaged is not model:
             self._averaged = model
             # No event is sure to come after an exception or an interrupt.
-            model.evaluate = closing(self._live, model.evaluate)
+            model.evaluate = closing(self._live, self._evaluating_each(model, model.evaluate))
             model.predict = closing(self._live, model.predict)
 
     def follow(self) -> None:
@@ -155,6 +162,21 @@ class WeightAveraging(Averaging, Callback):
         if steps > self._steps:  # a micro-batch does not count
             self.ema.update(steps - self._steps)
         self._steps = steps
+
+    def _evaluating_each(self, model: Any, evaluate: Callable[..., Any]) -> Callable[..., Any]:
+        def each(*args: Any, **kwargs: Any) -> Any:
+            asides: dict[str, float] = {}
+            given: Any = kwargs.get("callbacks") or ()
+            listening = self in (given.callbacks if isinstance(given, CallbackList) else given)
+            several = listening and self._averaged is model and kwargs.get("return_dict")
+            for weights in self._others if several else ():
+                nobody = {"callbacks": CallbackList(model=model)}
+                with same_random_numbers(), self._holding(weights):
+                    asides |= self._apart(weights, evaluate(*args, **kwargs | nobody))
+            metrics = evaluate(*args, **kwargs)
+            return {**metrics, **asides} if asides else metrics
+
+        return each
 
     @property
     def has_begun(self) -> bool:
@@ -171,7 +193,7 @@ class WeightAveraging(Averaging, Callback):
 
 
 def load(
-    path: str | os.PathLike[str], model: Any, *, evaluate: str | None = None, **options: Unpack[EMAOptions]
+    path: str | os.PathLike[str], model: Any, *, evaluate: Evaluate = None, **options: Unpack[EMAOptions]
 ) -> WeightAveraging:
     """Read a file of Keras: the raw weights into ``model``, the average into the callback that is returned.
 

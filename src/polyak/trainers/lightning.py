@@ -3,31 +3,35 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections import ChainMap
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, contextmanager
 from copy import deepcopy
-from functools import partial
+from functools import partial, wraps
 from typing import TYPE_CHECKING, Any
-
-import torch
+from weakref import WeakSet
 
 from polyak.errors import CheckpointError, ConfigError, MissingExtraError
 from polyak.trainers._averaging import Decays, numbers
-from polyak.trainers._common import Averaging, EMAOptions
-from polyak.trainers.checkpoint import key_of
+from polyak.trainers._common import Averaging, EMAOptions, same_random_numbers
+from polyak.trainers._evaluations import Evaluate
+from polyak.trainers.checkpoint import KEY, key_of
 from polyak.trainers.checkpoint import load as load
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback, LightningModule, Trainer
+    from lightning.pytorch.callbacks import ProgressBar
     from typing_extensions import Unpack
 else:
     try:
         from lightning.pytorch import Callback, LightningModule, Trainer
+        from lightning.pytorch.callbacks import ProgressBar
     except ModuleNotFoundError as missing:
         if missing.name != "lightning":
             raise
         try:  # the same classes under their older name
             from pytorch_lightning import Callback, LightningModule, Trainer
+            from pytorch_lightning.callbacks import ProgressBar
         except ModuleNotFoundError as error:
             if error.name != "pytorch_lightning":
                 raise
@@ -43,7 +47,8 @@ class WeightAveraging(Averaging, Callback):
 
     Args:
         decay: β, a schedule, or several by name.
-        evaluate: the track to validate, test and predict on; the first if None. "raw" for the raw weights.
+        evaluate: the track to validate, test and predict on, or "raw"; the first track if None. "both" and
+            lists validate and test each: all but the first log as ``raw/val_loss`` or ``ema=long/val_loss``.
         optimizer: the index of the optimizer whose steps count, if the module has several.
         name: tells several of these callbacks apart, which average a generator and a critic, or one module
             twice: ``"polyak.name"`` in checkpoints, ``ema/name/…`` in logs.
@@ -59,7 +64,7 @@ class WeightAveraging(Averaging, Callback):
         self,
         decay: Decays = 0.9999,
         *,
-        evaluate: str | None = None,
+        evaluate: Evaluate = None,
         optimizer: int | None = None,
         name: str = "",
         **options: Unpack[EMAOptions],
@@ -68,6 +73,7 @@ class WeightAveraging(Averaging, Callback):
         self.name, self._key, self._group = name, key_of(name), f"ema/{name}" if name else "ema"
         self._optimizer = optimizer
         self._live = ExitStack()  # open while the average is in the module
+        self._now = self._plain  # the weights that are evaluated now, or next
         self._found: dict[str, Any] | None = None  # in the checkpoint of this run
         self._strategy: Any = None  # whose checkpoints hold the average
         self._stage = ""
@@ -80,6 +86,11 @@ class WeightAveraging(Averaging, Callback):
                 'average of each name. Give them names, as in WeightAveraging(0.9999, name="slow").'
             )
         self._stage, self._found = stage, None
+        validating = trainer.fit_loop.epoch_loop.val_loop, trainer.validate_loop
+        for loop in (*validating, trainer.test_loop, trainer.predict_loop):
+            loop.run = partial(self._evaluate_each, trainer, partial(type(loop).run, loop))
+        if stage == "fit":
+            _warn_of_raw_weights(type(pl_module))
         if self._strategy is not trainer.strategy:
             self._strategy = trainer.strategy
             # Lightning asks no callback what a file of save_weights_only=True is to hold.
@@ -115,13 +126,7 @@ class WeightAveraging(Averaging, Callback):
                 logger.log_metrics(logs, step=trainer.global_step - 1)  # Lightning's own count begins at 0
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        averages = _averages(trainer)
-        if self._stage != "fit" and self is averages[0]:  # all of them before the first is in the module
-            with torch.inference_mode(False):  # what is made inside could never be updated
-                for average in averages:
-                    average._begin(trainer, pl_module)
-                    average._refuse_two_at_once(trainer)
-        if self._evaluates(pl_module):
+        if self._has_average_of(pl_module):
             self._go_live()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -148,8 +153,15 @@ class WeightAveraging(Averaging, Callback):
             raw = deepcopy(trainer.strategy.lightning_module_state_dict())
             checkpoint["state_dict"] = {name: raw[name] for name in checkpoint["state_dict"]}
         checkpoint[self._key] = {"state_dict": "raw", "ema": self._ema.state_dict()}
+        # Lightning asks no callback when it loads a file without this key, and warns of those it misses.
+        checkpoint.setdefault("callbacks", {})[self.state_key] = {"key": self._key}
         for one in live:
             one._go_live()
+
+    @property
+    def state_key(self) -> str:
+        """What Lightning calls this callback when it warns that it is missing."""
+        return f"polyak.trainers.lightning.WeightAveraging(name={self.name!r})"
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -171,23 +183,66 @@ class WeightAveraging(Averaging, Callback):
             warnings.warn(
                 f"{path} holds no average under {self._key!r}: averaging begins at its weights.", stacklevel=2
             )
-        elif path and self._plain != "raw":
+        elif path and self._evaluations.keys() != {"raw"}:
             raise CheckpointError(
                 f"{path} holds no average to evaluate under {self._key!r}. Save while WeightAveraging "
                 'is among the callbacks, or evaluate the raw weights: WeightAveraging(evaluate="raw").'
             )
 
-    def _evaluates(self, module: LightningModule) -> bool:
-        return self._ema is not None and self._ema.model is module and self._plain != "raw"
+    def _has_average_of(self, module: LightningModule) -> bool:
+        return self._ema is not None and self._ema.model is module
+
+    def _swaps(self, module: LightningModule) -> bool:
+        return self._has_average_of(module) and self._evaluations.keys() != {"raw"}
 
     def _go_live(self) -> None:
-        self._live.enter_context(self._holding(self._plain))
+        self._live.enter_context(self._holding(self._now))
+
+    def _evaluate_each(self, trainer: Trainer, run: Callable[[], Any]) -> Any:
+        """Evaluate each of the weights. Those of plain names come last: to these alone callbacks listen."""
+        module, averages = trainer.lightning_module, _averages(trainer)
+        if self._stage != "fit":
+            for average in averages:
+                average._begin(trainer, module)
+            for average in averages:
+                average._refuse_two_at_once(trainer)
+        if trainer.sanity_checking or trainer.predicting:
+            return run()
+        having = [average for average in averages if average._has_average_of(module)]
+        asides: list[Any] = []
+        for prefix in dict.fromkeys(one._evaluations[weights] for one in having for weights in one._others):
+            with same_random_numbers(), self._aside(trainer, prefix):
+                asides.append(run())
+        return [dict(ChainMap(*of_one_loader)) for of_one_loader in zip(run(), *asides, strict=True)]
+
+    @contextmanager
+    def _aside(self, trainer: Any, prefix: str) -> Generator[None]:
+        """An evaluation in this block is of the weights of this prefix, logs with it, and nobody listens."""
+        module, callbacks, log = trainer.lightning_module, trainer.callbacks, trainer.lightning_module.log
+
+        def prefixed(name: str, *args: Any, **kwargs: Any) -> None:
+            log(prefix + name, *args, **kwargs)
+
+        averages = _averages(trainer)
+        for average in averages:
+            named = {name: weights for weights, name in average._evaluations.items()}
+            average._now = named.get(prefix, average._plain)
+        trainer.callbacks = [one for one in callbacks if isinstance(one, (WeightAveraging, ProgressBar))]
+        module.log = prefixed
+        try:
+            yield
+        finally:
+            del module.log
+            trainer.callbacks = callbacks
+            for average in averages:
+                average._live.close()
+                average._now = average._plain
 
     def _refuse_two_at_once(self, trainer: Trainer) -> None:
         """A parameter can hold one average at a time."""
         module = trainer.lightning_module
         for other in _averages(trainer):
-            if other is self or not (self._evaluates(module) and other._evaluates(module)):
+            if other is self or not all(one._swaps(module) for one in (self, other)):
                 continue
             if shared := self._averaged() & other._averaged():
                 raise ConfigError(
@@ -208,12 +263,37 @@ class WeightAveraging(Averaging, Callback):
     ) -> None:
         if self._key not in checkpoint:
             self.on_save_checkpoint(trainer, trainer.lightning_module, checkpoint)
-            checkpoint.setdefault("callbacks", {})  # without it no callback is asked when the file is loaded
         save(checkpoint, *args, **kwargs)
 
     def _let_go(self) -> None:
         self._live.close()
         self._unfollow()
+
+
+_WARNING: WeakSet[Callable[..., None]] = WeakSet()  # the hooks that warn already
+
+
+def _warn_of_raw_weights(kind: type[LightningModule]) -> None:
+    """``kind.load_from_checkpoint`` asks no callback, only the class's own hook: that is to warn."""
+    inner = kind.on_load_checkpoint
+    if inner in _WARNING:
+        return
+
+    @wraps(inner)
+    def on_load_checkpoint(self: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if self._trainer is None and any(  # pyright: ignore[reportPrivateUsage]
+            key.partition(".")[0] == KEY for key in checkpoint
+        ):
+            warnings.warn(
+                "load_from_checkpoint loads the raw weights. The checkpoint also holds their average: "
+                "polyak.trainers.lightning.load(path, module) returns it, and "
+                "trainer.test(module, ckpt_path=path) tests it if WeightAveraging is among the callbacks.",
+                stacklevel=2,
+            )
+        inner(self, checkpoint)
+
+    _WARNING.add(on_load_checkpoint)
+    kind.on_load_checkpoint = on_load_checkpoint
 
 
 def _averages(trainer: Trainer) -> list[WeightAveraging]:

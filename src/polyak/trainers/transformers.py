@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -11,14 +12,15 @@ from torch import nn
 from torch.optim import Optimizer
 
 from polyak.errors import CheckpointError, ConfigError, MissingExtraError, SwapError
-from polyak.trainers._averaging import Decays, P, R, numbers, say_beside
-from polyak.trainers._common import Averaging, EMAOptions, check_not_sharded
+from polyak.trainers._averaging import Decays, numbers, say_beside
+from polyak.trainers._common import Averaging, EMAOptions, check_not_sharded, same_random_numbers
+from polyak.trainers._evaluations import Evaluate
 
 if TYPE_CHECKING:
     from accelerate.optimizer import AcceleratedOptimizer
     from transformers.trainer import Trainer
     from transformers.trainer_callback import TrainerCallback, TrainerControl, TrainerState
-    from transformers.trainer_utils import get_last_checkpoint  # pyright: ignore[reportUnknownVariableType]
+    from transformers.trainer_utils import EvalLoopOutput, get_last_checkpoint  # pyright: ignore[reportUnknownVariableType]
     from transformers.training_args import TrainingArguments
     from transformers.utils.hub import PushToHubMixin
     from typing_extensions import Unpack
@@ -50,7 +52,9 @@ class WeightAveraging(Averaging, TrainerCallback):
 
     Args:
         decay: β, a schedule, or several by name.
-        evaluate: the track to evaluate and predict on; the first if None. "raw" for the raw weights.
+        evaluate: the track to evaluate and predict on, or "raw"; the first track if None. "both" and lists
+            evaluate each: metrics of all but the first are ``eval_raw/loss`` or ``eval_ema=long/loss``. With
+            ``metric_for_best_model``, ``best/raw`` and ``best/average`` are then the best of each kind.
         options: every other argument of ``polyak.EMA``.
 
     Raises:
@@ -60,7 +64,7 @@ class WeightAveraging(Averaging, TrainerCallback):
     _begins = "trainer.train() begins"
 
     def __init__(
-        self, decay: Decays = 0.9999, *, evaluate: str | None = None, **options: Unpack[EMAOptions]
+        self, decay: Decays = 0.9999, *, evaluate: Evaluate = None, **options: Unpack[EMAOptions]
     ) -> None:
         super().__init__(decay, evaluate, options)
         self._trainer: Trainer | None = None
@@ -84,7 +88,7 @@ class WeightAveraging(Averaging, TrainerCallback):
         check_not_sharded(cast(Any, trainer.accelerator).distributed_type.value)
         self._trainer = trainer
         trainer.add_callback(self)
-        trainer.evaluation_loop = self._on_the_average(trainer, cast(Any, trainer.evaluation_loop))
+        trainer.evaluation_loop = self._evaluating_each(trainer, cast(Any, trainer.evaluation_loop))
         trainer.log = self._with_numbers(trainer.log)
         trainer.save_model = self._with_the_average(trainer, cast(Any, trainer.save_model))
         trainer.train = self._noting_resume(trainer, cast(Any, trainer.train))
@@ -95,12 +99,12 @@ class WeightAveraging(Averaging, TrainerCallback):
 
         Args:
             folder: made if it is not there.
-            track: which average; the evaluated one if None.
+            track: which average, or "raw"; the evaluated average if None.
         """
         ema, track = self.ema, self._saved_track(track)
         model = ema.model
         if isinstance(model, PushToHubMixin):
-            with ema.average_parameters(track):
+            with self._holding(track):
                 model.save_pretrained(folder)
             say_beside(folder, ema, track)
         else:
@@ -125,6 +129,20 @@ class WeightAveraging(Averaging, TrainerCallback):
             optimizer = cast(Optimizer, optimizer.optimizer)
         self._follow(optimizer)
 
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Keep the best of each kind, by all evaluations of the run, which checkpoints hold too."""
+        metric = args.metric_for_best_model
+        if metric is None or not self._others or not args.should_save:
+            return
+        for weights, prefix in self._evaluations.items():
+            name = _named("eval_" + metric.removeprefix("eval_"), prefix)
+            sign = 1 if args.greater_is_better else -1
+            values = [sign * entry[name] for entry in state.log_history if name in entry]
+            if values and all(values[-1] > value for value in values[:-1]):
+                self.save_pretrained(Path(str(args.output_dir)) / "best" / weights, weights)
+
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
@@ -147,18 +165,28 @@ class WeightAveraging(Averaging, TrainerCallback):
             )
         self.ema.load(folder / FILE)
 
-    def _on_the_average(self, trainer: Trainer, loop: Callable[P, R]) -> Callable[P, R]:
-        def evaluation_loop(*args: P.args, **kwargs: P.kwargs) -> R:
+    def _evaluating_each(
+        self, trainer: Trainer, loop: Callable[..., EvalLoopOutput]
+    ) -> Callable[..., EvalLoopOutput]:
+        def evaluation_loop(
+            dataloader: object, description: str, *args: Any, **kwargs: Any
+        ) -> EvalLoopOutput:
             ema = self._ema
-            if ema is None or self._plain == "raw" or ema.model is not trainer.model:
-                return loop(*args, **kwargs)
+            if ema is None or ema.model is not trainer.model:
+                return loop(dataloader, description, *args, **kwargs)
             # The trainer's loop tells a schedule-free optimizer to move its weights from those it trains to
             # those it evaluates. It must move the raw ones, so before the average is in their place.
             to_evaluation = getattr(cast(object, trainer.optimizer), "eval", None)
             if callable(to_evaluation):
                 to_evaluation()
+            asides: dict[str, float] = {}
+            for weights in () if description == "Prediction" else self._others:
+                with same_random_numbers(), _nobody_listening(trainer), self._holding(weights):
+                    metrics = loop(dataloader, description, *args, **kwargs).metrics or {}
+                asides |= {_named(name, self._evaluations[weights]): value for name, value in metrics.items()}
             with self._holding(self._plain):
-                return loop(*args, **kwargs)
+                output = loop(dataloader, description, *args, **kwargs)
+            return output._replace(metrics={**(output.metrics or {}), **asides})
 
         return evaluation_loop
 
@@ -199,3 +227,20 @@ class WeightAveraging(Averaging, TrainerCallback):
                 self._unfollow()
 
         return trained
+
+
+def _named(metric: str, prefix: str) -> str:
+    """``eval_raw/loss``: the trainer and its loggers go by what a name begins with."""
+    group, _, name = metric.partition("_")
+    return f"{group}_{prefix}{name}"
+
+
+@contextmanager
+def _nobody_listening(trainer: Trainer) -> Generator[None]:
+    """No callback is called in this block."""
+    handler: Any = trainer.callback_handler
+    callbacks, handler.callbacks = handler.callbacks, []
+    try:
+        yield
+    finally:
+        handler.callbacks = callbacks

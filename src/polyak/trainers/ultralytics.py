@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +17,9 @@ from polyak._foreign.note import write_note
 from polyak._foreign.open_any import open_weights
 from polyak._foreign.recognize import recognise
 from polyak.errors import CheckpointError, ConfigError, MissingExtraError
-from polyak.trainers._averaging import Decays, numbers
-from polyak.trainers._common import Averaging, EMAOptions
+from polyak.trainers._averaging import Decays, header_of, numbers
+from polyak.trainers._common import Averaging, EMAOptions, same_random_numbers
+from polyak.trainers._evaluations import Evaluate
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -42,7 +45,9 @@ class WeightAveraging(Averaging):
 
     Args:
         decay: β, a schedule, or several by name.
-        evaluate: the track that is validated and saved; the first if None.
+        evaluate: the track that is validated and saved; the first if None. "both" and lists validate each:
+            metrics of all but the first begin with ``raw/`` or ``ema=long/``, and ``best-raw.pt`` or
+            ``best-long.pt`` is the best of that kind.
         options: every other argument of ``polyak.EMA``.
 
     Raises:
@@ -52,12 +57,16 @@ class WeightAveraging(Averaging):
     _begins = "model.train() begins"
 
     def __init__(
-        self, decay: Decays = 0.9999, *, evaluate: str | None = None, **options: Unpack[EMAOptions]
+        self, decay: Decays = 0.9999, *, evaluate: Evaluate = None, **options: Unpack[EMAOptions]
     ) -> None:
         super().__init__(decay, evaluate, options)
-        if evaluate == "raw":
-            raise ConfigError("evaluate='raw': best.pt and last.pt hold an average; name a track.")
+        if self._plain == "raw":
+            raise ConfigError(
+                f"evaluate={evaluate!r}: best.pt and last.pt hold an average; name a track first."
+            )
         self._followed: Optimizer | None = None
+        self._fitness: dict[str, float] = {}  # of the weights validated beside, now
+        self._best: dict[str, float] = {}  # and of the run
 
     def attach(self, model: Any) -> WeightAveraging:
         """Add the callbacks to a model of Ultralytics.
@@ -83,9 +92,11 @@ class WeightAveraging(Averaging):
     def _begin(self, trainer: Any) -> None:
         net: nn.Module = unwrap_model(trainer.model)
         self._make(net)
+        self._fitness, self._best = {}, {}
         if trainer.resume:
             self._restore(trainer, Path(trainer.args.resume), trainer.start_epoch - 1)
         self._follow_optimizer(trainer)
+        trainer.validate = self._validating_each(trainer, trainer.validate)
 
     def _epoch(self, trainer: Any) -> None:
         if trainer.nan_recovery_attempts:  # it went back to last.pt, an average in half precision
@@ -100,16 +111,42 @@ class WeightAveraging(Averaging):
             self._followed = trainer.optimizer
 
     def _show(self, trainer: Any) -> None:
-        self.ema.copy_to(trainer.ema.ema, self._plain)
+        self._put(self._plain, trainer.ema.ema)
         trainer.ema.updates = self.ema.step
         trainer.lr |= numbers(self.ema)  # results.csv and all loggers write what is in it
 
+    def _put(self, weights: str, model: nn.Module) -> None:
+        if weights == "raw":
+            model.load_state_dict(self.ema.model.state_dict())
+        else:
+            self.ema.copy_to(model, weights)
+
+    def _validating_each(self, trainer: Any, validate: Callable[[], Any]) -> Callable[[], Any]:
+        def each() -> Any:
+            asides: dict[str, float] = {}
+            for weights in self._others:
+                self._put(weights, trainer.ema.ema)
+                with same_random_numbers():
+                    metrics = trainer.validator(trainer)
+                self._fitness[weights] = float(metrics.pop("fitness"))
+                asides |= self._apart(weights, metrics)
+            self._put(self._plain, trainer.ema.ema)
+            metrics, fitness = validate()
+            return {**metrics, **asides}, fitness
+
+        return each
+
     def _save(self, trainer: Any) -> None:
+        for weights, fitness in self._fitness.items():
+            if fitness > self._best.get(weights, -math.inf):
+                self._best[weights] = fitness
+                self._save_best(trainer, weights)
         kept = {
             "epoch": trainer.epoch,
             "raw": self.ema.model.state_dict(),
             "ema": self.ema.state_dict(),
             "optimizer": trainer.optimizer.state_dict(),
+            "best": self._best,
         }
         written = [trainer.last]
         if trainer.best_fitness == trainer.fitness:
@@ -120,6 +157,16 @@ class WeightAveraging(Averaging):
             with atomic(_beside(path)) as temporary:
                 torch.save(kept, temporary)
             self._note(path)
+
+    def _save_best(self, trainer: Any, weights: str) -> None:
+        """Write weights that ``YOLO(…)`` opens, as it writes its own."""
+        model: nn.Module = deepcopy(trainer.ema.ema)
+        path: Path = trainer.wdir / f"best-{weights}.pt"
+        self._put(weights, model)
+        kept: dict[str, Any] = {"ema": model.half(), "train_args": vars(trainer.args), "epoch": trainer.epoch}
+        with atomic(path) as temporary:
+            torch.save(kept, temporary)
+        write_note(path, header_of(self.ema, weights))
 
     def _end(self, trainer: Any) -> None:
         """Both files lose their optimizer at the end, so their notes no longer match their bytes."""
@@ -147,6 +194,7 @@ class WeightAveraging(Averaging):
         self.ema.model.load_state_dict(kept["raw"])
         trainer.optimizer.load_state_dict(kept["optimizer"])
         self.ema.load_state_dict(kept["ema"])
+        self._best = kept.get("best", {})
 
     def _let_go(self, trainer: Any) -> None:
         self._unfollow()
