@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any, TypedDict
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -72,18 +69,6 @@ class Averaging(AnyAveraging[EMA]):
         if self._attachment is not None:
             self._attachment.remove()
             self._attachment = None
-
-
-@contextmanager
-def same_random_numbers() -> Generator[None]:
-    """What is drawn in this block is drawn again after it: one evaluation more changes no training."""
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
-    try:
-        with torch.random.fork_rng(range(torch.cuda.device_count())):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)  # noqa: NPY002
 
 
 def check_not_sharded(distributed_type: str) -> None:

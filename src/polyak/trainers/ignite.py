@@ -11,8 +11,9 @@ from torch.optim import Optimizer
 
 from polyak.errors import MissingExtraError
 from polyak.schedules.decay import check_whole
+from polyak.torch.random_numbers import same_random_numbers
 from polyak.trainers._averaging import Decays, closing, numbers
-from polyak.trainers._common import Averaging, EMAOptions, same_random_numbers
+from polyak.trainers._common import Averaging, EMAOptions
 from polyak.trainers._evaluations import Evaluate
 
 if TYPE_CHECKING:

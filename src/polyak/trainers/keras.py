@@ -18,8 +18,9 @@ from polyak._core.track import check_counts_steps
 from polyak._files.header import Header
 from polyak._foreign.keras import MARK, mark
 from polyak.errors import CheckpointError, ConfigError, MissingExtraError, PlanError
+from polyak.torch.random_numbers import same_random_numbers
 from polyak.trainers._averaging import Decays, closing, header_of, numbers
-from polyak.trainers._common import Averaging, EMAOptions, arguments_in, same_random_numbers
+from polyak.trainers._common import Averaging, EMAOptions, arguments_in
 from polyak.trainers._evaluations import Evaluate
 
 if TYPE_CHECKING:

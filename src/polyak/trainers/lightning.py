@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from polyak.errors import CheckpointError, ConfigError, MissingExtraError
+from polyak.torch.random_numbers import same_random_numbers
 from polyak.trainers._averaging import Decays, numbers
-from polyak.trainers._common import Averaging, EMAOptions, same_random_numbers
+from polyak.trainers._common import Averaging, EMAOptions
 from polyak.trainers._evaluations import Evaluate
 from polyak.trainers.checkpoint import KEY, key_of
 from polyak.trainers.checkpoint import load as load

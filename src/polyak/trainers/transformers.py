@@ -12,8 +12,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from polyak.errors import CheckpointError, ConfigError, MissingExtraError, SwapError
+from polyak.torch.random_numbers import same_random_numbers
 from polyak.trainers._averaging import Decays, numbers, say_beside
-from polyak.trainers._common import Averaging, EMAOptions, check_not_sharded, same_random_numbers
+from polyak.trainers._common import Averaging, EMAOptions, check_not_sharded
 from polyak.trainers._evaluations import Evaluate
 
 if TYPE_CHECKING:

@@ -17,8 +17,9 @@ from polyak._foreign.note import write_note
 from polyak._foreign.open_any import open_weights
 from polyak._foreign.recognize import recognise
 from polyak.errors import CheckpointError, ConfigError, MissingExtraError
+from polyak.torch.random_numbers import same_random_numbers
 from polyak.trainers._averaging import Decays, header_of, numbers
-from polyak.trainers._common import Averaging, EMAOptions, same_random_numbers
+from polyak.trainers._common import Averaging, EMAOptions
 from polyak.trainers._evaluations import Evaluate
 
 if TYPE_CHECKING:
