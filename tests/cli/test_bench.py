@@ -76,7 +76,7 @@ def test_the_table_the_engine_and_the_advice_are_shown(tmp_path: Path) -> None:
         "lenet: 62,006 parameters in 10 tensors of float32, 1 average(s) in float32; cpu, 1 thread(s)",
         "update, ms", "of the limit", "swap, ms", "memory, MB", "of a step", "memory limit",
         "bytes      12 per parameter, 1.00 of the limit's 12\n",
-        "│ auto ", "│ foreach ", "GB/s", 'advice     polyak.EMA(model, …, engine="auto"',
+        "│ auto ", "│ foreach ", "GB/s", 'advice     polyak.EMA(model, ..., dtype=torch.float32',
     ):  # fmt: skip
         assert words in done.stdout, words
     assert re.search(r"^engine     (native|blocked)", done.stdout, re.MULTILINE)
@@ -214,3 +214,14 @@ def test_a_value_that_is_no_choice_is_answered_with_the_choices(
 @pytest.mark.parametrize(("option", "value"), [("--tracks", "0"), ("--rounds", "0"), ("--threads", "-1")])
 def test_a_number_below_its_range_is_a_usage_error(option: str, value: str, tmp_path: Path) -> None:
     assert "should be greater than or equal to 1" in usage_error([option, value], tmp_path)
+
+
+def test_a_dumb_terminal_sees_ascii_alone(tmp_path: Path) -> None:
+    """A name such as mine:net: is no emoji, and the table has no lines that it cannot draw."""
+    (tmp_path / "mine.py").write_text(FACTORIES)
+    command = [sys.executable, "-m", "polyak", "bench", "--model", "mine:net", "--rounds", "1"]
+    plain = ENV | {"TERM": "dumb"}
+    done = subprocess.run(command, capture_output=True, text=True, env=plain, cwd=tmp_path, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("mine:net: ")
+    assert done.stdout.isascii()

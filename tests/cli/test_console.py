@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
-from polyak.cli.console import printable
+from polyak.cli.console import printable, say_table
 
 TITLE = "\x1b]0;owned\x07"
 EVIL = f"{TITLE}\x1b[2J\x9b2J\u202e权重[red]\nintegrity verified"
@@ -74,3 +74,9 @@ def test_names_of_files_are_text(tmp_path: Path) -> None:
         done = run(*words, cwd=tmp_path)
         assert harmless(done), words
         assert "owned" in done.stdout + done.stderr, words
+
+
+def test_no_text_is_taken_for_an_emoji_or_for_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    say_table((":factory:", ""), [(":dog:", "[red]x")], title="mine:factory: [bold]y")
+    shown = capsys.readouterr().out
+    assert all(words in shown for words in (":factory:", ":dog:", "[red]x", "mine:factory: [bold]y"))

@@ -244,10 +244,6 @@ def test_the_command_points_at_the_line(tmp_path: Path) -> None:
     path = tmp_path / "train.py"
     path.write_text(HEAD + MISTAKES["update-before-step"][0])
 
-    def doctor(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-c", "from polyak.cli import main; main()", "doctor", *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=False)
-
     said = doctor(str(path))
     assert said.returncode == 1
     recognised, finding, *_ = said.stdout.splitlines()

@@ -143,9 +143,8 @@ class Facts:
 
 @dataclass(frozen=True)
 class Advice:
-    """Arguments for ``polyak.EMA``, and the reason for each."""
+    """Arguments for ``polyak.EMA``, and the reason for each; ``engine`` stays "auto"."""
 
-    engine: str
     dtype: str
     every: int
     device: str
@@ -169,7 +168,7 @@ def recommend(facts: Facts) -> Advice:
     """
     dtype, device, why_memory = _storage(facts)
     every, why_every = _every(facts, dtype)
-    return Advice("auto", dtype, every, device, (_engine(facts), why_memory, why_every))
+    return Advice(dtype, every, device, (_engine(facts), why_memory, why_every))
 
 
 def first_engine(description: str) -> str:

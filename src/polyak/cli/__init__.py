@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib.metadata import version
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from polyak.cli.average import average
 from polyak.cli.bench import bench
@@ -19,16 +21,44 @@ from polyak.cli.sweep import sweep
 from polyak.cli.synthesize import synthesize
 from polyak.errors import PolyakError
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
-app.command()(average)
-app.command()(bench)
-app.command()(convert)
-app.command()(demo)
-app.command()(doctor)
-app.command()(gate)
-app.command()(inspect)
-app.command()(sweep)
-app.command()(synthesize)
+# What --help shows below the options of each command; a test runs every line.
+EXAMPLES: dict[Callable[..., None], tuple[str, ...]] = {
+    average: (
+        "polyak average step-*.pt -o mean.safetensors",
+        "polyak average a.pt b.pt --weights 2,1 -o mean.safetensors",
+    ),
+    bench: ("polyak bench --model lenet", "polyak bench --model mine:factory --engine auto"),
+    convert: (
+        "polyak convert checkpoint.pt ema.safetensors --part ema",
+        "polyak convert average.safetensors model.pt --to torch",
+    ),
+    demo: ("polyak demo --data digits --epochs 3",),
+    doctor: ("polyak doctor train.py", "polyak doctor src notebooks/train.ipynb"),
+    gate: (
+        'polyak gate new.pt best.pt --eval "python eval.py {weights}" --promote',
+        'polyak gate new.pt a.pt b.pt --eval "python eval.py {weights}" --repeats 5',
+    ),
+    inspect: ("polyak inspect average.safetensors --plot", "polyak inspect step-*.pt snapshots"),
+    sweep: ('polyak sweep snapshots --eval "python eval.py {weights}" --mode min',),
+    synthesize: (
+        "polyak synthesize snapshots",
+        "polyak synthesize snapshots --half-life 600 -o average.safetensors",
+    ),
+}
+
+
+class _Commands(TyperGroup):
+    def get_params(self, ctx: Any) -> Any:
+        """``--show-completion`` works without a place in the help, which fits a screen."""
+        params: list[Any] = super().get_params(ctx)
+        for one in params:
+            one.hidden = one.name == "show_completion"
+        return params
+
+
+app = typer.Typer(cls=_Commands, no_args_is_help=True, pretty_exceptions_enable=False)
+for command, examples in EXAMPLES.items():
+    app.command(epilog="\n\n".join(["Examples:", *examples]))(command)
 
 
 def _print_version(requested: bool) -> None:

@@ -98,8 +98,8 @@ def _lines(report: Report) -> Iterator[str]:
     yield from (f"wrong      {name}: {one.wrong}" for name, one in measured.figures.items() if one.wrong)
     yield from (f"left out   {name}: {why}" for name, why in report.left_out.items())
     yield (
-        f'advice     polyak.EMA(model, …, engine="{advice.engine}", dtype={_argument(advice.dtype)}, '
-        f'every={advice.every}, device="{advice.device}")'
+        f"advice     polyak.EMA(model, ..., dtype={_argument(advice.dtype)}, every={advice.every}, "
+        f'device="{advice.device}")'
     )
     yield from (f"           {reason}" for reason in advice.reasons)
 

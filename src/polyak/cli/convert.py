@@ -63,7 +63,7 @@ def convert(
     max_shard_size: Annotated[str | None, typer.Option(help="Write shards above this size: 5GB.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Convert other libraries' checkpoints to polyak's files, and back."""
+    """Convert checkpoints of other libraries, and back."""
     rules = None if names is None else name_map(names)
     if invert and rules is None:
         raise ConfigError("--invert reverses the rules of --names: give them too.")

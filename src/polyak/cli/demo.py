@@ -35,7 +35,7 @@ def demo(
     framework: Annotated[Framework, typer.Option(help="auto takes the first installed.")] = "auto",
     as_json: Json = False,
 ) -> None:
-    """Train a small network on real images, raw weights against their average."""
+    """Train a small network on real images, beside its average."""
     options = Options(data, root, epochs, decay, warmup, seed, device, out, framework)
     with needs(FRAMEWORKS[options.chosen], "torch", "pooch", "sklearn"):
         from polyak.demo import screen

@@ -34,7 +34,7 @@ def inspect(
     verify: Annotated[bool, typer.Option(help="Compare all bytes with the file's checksums.")] = True,
     as_json: Json = False,
 ) -> None:
-    """Show what checkpoints are and which of their weights are averages.
+    """Show what checkpoints are and which weights are averages.
 
     Several are shown in one table. The exit status is 1 if one cannot be read.
     """

@@ -1,0 +1,66 @@
+"""The examples that --help shows do what they say."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import polyak
+from polyak.cli import EXAMPLES
+
+EVALUATE = """
+import sys
+print(len(open(sys.argv[1], "rb").read()))
+"""
+# What makes an example short enough for a test.
+QUICK = {"demo": "--epochs 1", "bench": "--rounds 1", "sweep": "--points 2 --refine 0"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files that the examples name."""
+    folder = tmp_path_factory.mktemp("examples")
+    model = torch.nn.Linear(4, 2)
+    ema = polyak.EMA(model, {"short": polyak.Power(gamma=20), "long": polyak.Power(gamma=6)})
+    with polyak.Archive(folder / "snapshots", ema, every=20):
+        for step in range(1, 2001):
+            with torch.no_grad():
+                model.weight += 0.01 * torch.randn(2, 4)
+            ema.update()
+            if step % 500 == 0:
+                torch.save(model.state_dict(), folder / f"step-{step}.pt")
+    torch.save({"model": model.state_dict(), "ema": ema.module.state_dict()}, folder / "checkpoint.pt")
+    for scale, name in ((1000, "new"), (1, "best"), (1, "a"), (1, "b")):
+        torch.save(torch.zeros(scale), folder / f"{name}.pt")
+    ema.save(folder / "average.safetensors")
+    (folder / "eval.py").write_text(EVALUATE)
+    (folder / "mine.py").write_text("import torch\nfactory = lambda: torch.nn.Linear(2, 1)\n")
+    for script in ("train.py", "src/train.py", "notebooks/train.ipynb"):
+        (folder / script).parent.mkdir(exist_ok=True)
+        (folder / script).write_text('{"cells": []}' if script.endswith("ipynb") else "pass\n")
+    return folder
+
+
+@pytest.mark.parametrize("line", [line for lines in EXAMPLES.values() for line in lines])
+def test_an_example_runs(folder: Path, line: str) -> None:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    command = f"{line} {QUICK.get(line.split()[1], '')}"
+    environment = os.environ | {"PATH": path, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, shell=True, cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_command_shows_its_own_examples() -> None:
+    environment = os.environ | {"COLUMNS": "80", "NO_COLOR": "1", "TERM": "dumb"}
+    for command, lines in EXAMPLES.items():
+        assert all(line.startswith(f"polyak {command.__name__}") for line in lines)
+        shown = [sys.executable, "-m", "polyak", command.__name__, "--help"]
+        text = subprocess.run(shown, capture_output=True, text=True, env=environment, check=True).stdout
+        assert [line.strip() for line in text.splitlines() if line.strip() in lines] == list(lines)
