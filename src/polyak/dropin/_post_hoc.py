@@ -30,19 +30,8 @@ class KarrasEMA(ByName, nn.Module):
 
     ``βₙ = ((n+1-k)/(n+1))^(γ+1)``, n = step, k = update_every
 
-    Args:
-        model: the model to average.
-        sigma_rel: the width as a share of the run, or
-        gamma: γ; exactly one of the two.
-        ema_model: the module that holds the averages, or a function that makes it; by default a copy of
-            the model.
-        update_every: act on each k-th call, with the decay of k calls.
-        frozen: do not change the averages.
-        param_or_buffer_names_no_ema: copied instead of averaged.
-        ignore_names: left alone.
-        ignore_startswith_names: prefixes of names that are left alone.
-        allow_different_devices: accepted; they always may differ.
-        move_ema_to_online_device: follow the model when it moves.
+    The arguments are ema-pytorch's; the decay of an update is that of k calls, where the original takes
+    one's.
 
     Raises:
         ConfigError: an argument is outside its rule.
@@ -169,15 +158,7 @@ class _File(NamedTuple):
 class PostHocEMA(nn.Module):
     """Several averages of growing width, whose checkpoints give any other width afterwards.
 
-    Args:
-        model: the model to average.
-        ema_model: makes a module that holds averages; by default copies of the model.
-        sigma_rels: widths as shares of the run, at least two, or
-        gammas: the γ themselves.
-        checkpoint_every_num_steps: steps between checkpoints, or "manual".
-        checkpoint_folder: the folder of ``{average}.{step}.pt``; made if missing.
-        checkpoint_dtype: the dtype of floating tensors in it; a tensor that would overflow keeps its own.
-        kwargs: for each ``KarrasEMA``.
+    The arguments are ema-pytorch's; a tensor that would overflow ``checkpoint_dtype`` keeps its own dtype.
 
     Raises:
         ConfigError: an argument is outside its rule.

@@ -37,18 +37,8 @@ class EMAModel:
     ``βₜ = max(min_decay, min(decay, (1+s)/(10+s)))``, ``s = t - update_after_step - 1``; 0 where s ≤ 0;
     with ``use_ema_warmup``, ``1-(1+s/inv_gamma)^(-power)`` instead of ``(1+s)/(10+s)``
 
-    Args:
-        parameters: θ; a module means its parameters with ``use_ema_warmup``.
-        decay: the largest β, in [0, 1].
-        min_decay: the least β once s > 0.
-        update_after_step: copy up to this step.
-        use_ema_warmup: use the second warm-up.
-        inv_gamma: γ, of the second warm-up.
-        power: p, of the second warm-up.
-        foreach: accepted; the fastest engine is taken.
-        model_cls: the model's class, for ``save_pretrained``.
-        model_config: its configuration, likewise.
-        kwargs: the old names ``max_value``, ``min_value`` and ``device``.
+    The arguments are diffusers', the old names ``max_value``, ``min_value`` and ``device`` included;
+    ``foreach`` changes nothing: the fastest engine is taken.
 
     Raises:
         ConfigError: ``decay`` or ``min_decay`` is outside [0, 1], or an argument is unknown.
@@ -101,16 +91,7 @@ class EMAModel:
 
     @classmethod
     def from_pretrained(cls, path: str | os.PathLike[str], model_cls: Any, foreach: bool = False) -> EMAModel:
-        """Continue from a folder that ``save_pretrained`` wrote.
-
-        Args:
-            path: the folder.
-            model_cls: the model's class.
-            foreach: as above.
-
-        Returns:
-            The average, with its counter.
-        """
+        """Continue from a folder that ``save_pretrained`` wrote."""
         _, schedule = model_cls.from_config(path, return_unused_kwargs=True)
         model = model_cls.from_pretrained(path)
         average = cls(model.parameters(), model_cls=model_cls, model_config=model.config, foreach=foreach)

@@ -27,28 +27,9 @@ class EMA(ByName, nn.Module):
 
     ``βₜ = clip(1-(1+s/γ)^(-p), min_value, beta)``, ``s = step - update_after_step - 1``; 0 where s ≤ 0
 
-    Args:
-        model: the model to average.
-        ema_model: the module that holds the averages, or a function that makes it; by default a copy of
-            the model.
-        beta: the largest β, in [0, 1]; 1 freezes the average.
-        update_after_step: copy the model up to this step.
-        update_every: act on each k-th call. β acts once for each, as in the original.
-        inv_gamma: γ.
-        power: p.
-        min_value: the least β of the warm-up.
-        param_or_buffer_names_no_ema: copied instead of averaged.
-        ignore_names: left alone.
-        ignore_startswith_names: prefixes of names that are left alone.
-        include_online_model: keep the model in this module, so that ``state_dict`` holds it.
-        allow_different_devices: accepted; they always may differ.
-        use_foreach: accepted; the fastest engine is taken.
-        update_model_with_ema_every: calls between two moves of the model towards its average.
-        update_model_with_ema_beta: the share of itself that the model keeps then.
-        forward_method_names: methods of ``ema_model`` to offer here.
-        move_ema_to_online_device: follow the model when it moves.
-        coerce_dtype: accepted; dtypes always may differ.
-        lazy_init_ema: copy the model at the first update only.
+    The arguments are ema-pytorch's: β acts once for each ``update_every``, as there. Devices and dtypes may
+    always differ and the fastest engine is taken, whatever ``allow_different_devices``, ``coerce_dtype``
+    and ``use_foreach`` say.
 
     Raises:
         ConfigError: an argument is outside its rule.

@@ -23,11 +23,7 @@ class _Refused(ConfigError, AssertionError):
 class BaseAveragedModel(nn.Module, ABC):
     """A copy of a model that follows it by the rule of ``avg_func``.
 
-    Args:
-        model: the model to average; ``module`` is a copy of it without gradients.
-        interval: average at each k-th update only.
-        device: where the copy lives; by default beside the model.
-        update_buffers: average floating buffers too instead of copying them at each update.
+    The arguments are mmengine's: every ``interval``-th update averages, the others copy buffers.
 
     Raises:
         ConfigError: ``interval`` is below 1.
@@ -111,15 +107,6 @@ class StochasticWeightAverage(_ByDecay):
 
     ``avg ← avg + (θ - avg)/(n+1)``, n the averages taken before
 
-    Args:
-        model: the model to average; ``module`` is a copy of it without gradients.
-        interval: average at each k-th update only.
-        device: where the copy lives; by default beside the model.
-        update_buffers: average floating buffers too instead of copying them at each update.
-
-    Raises:
-        ConfigError: ``interval`` is below 1.
-
     Examples:
         >>> model = nn.Linear(2, 1)
         >>> averaged = StochasticWeightAverage(model)
@@ -129,22 +116,16 @@ class StochasticWeightAverage(_ByDecay):
     """
 
     def beta(self, steps: int) -> float:
-        """β after this number of updates."""
         return Uniform()(steps // self.interval + 1)
 
 
 class ExponentialMovingAverage(_ByDecay):
     """``avg ← (1-momentum)·avg + momentum·θ``
 
-    Args:
-        model: the model to average; ``module`` is a copy of it without gradients.
-        momentum: 1-β, in (0, 1); it acts once for each ``interval``, as in the original.
-        interval: average at each k-th update only.
-        device: where the copy lives; by default beside the model.
-        update_buffers: average floating buffers too instead of copying them at each update.
+    ``momentum`` acts once for each ``interval``, as in the original.
 
     Raises:
-        ConfigError: an argument is outside its rule.
+        ConfigError: ``momentum`` is outside (0, 1).
 
     Examples:
         >>> model = nn.Linear(2, 1)
@@ -173,23 +154,14 @@ class ExponentialMovingAverage(_ByDecay):
         self.momentum = momentum
 
     def beta(self, steps: int) -> float:
-        """β after this number of updates."""
         return 1 - self.momentum
 
 
 class MomentumAnnealingEMA(ExponentialMovingAverage):
     """``avg ← (1-mₜ)·avg + mₜ·θ``, ``mₜ = max(momentum, gamma/(gamma+t))``
 
-    Args:
-        model: the model to average; ``module`` is a copy of it without gradients.
-        momentum: the final 1-β, in (0, 1).
-        gamma: steps of the annealing, above 0.
-        interval: average at each k-th update only.
-        device: where the copy lives; by default beside the model.
-        update_buffers: average floating buffers too instead of copying them at each update.
-
     Raises:
-        ConfigError: an argument is outside its rule.
+        ConfigError: ``momentum`` is outside (0, 1), or ``gamma`` is not above 0.
 
     Examples:
         >>> averaged = MomentumAnnealingEMA(nn.Linear(2, 1), gamma=100)
@@ -214,5 +186,4 @@ class MomentumAnnealingEMA(ExponentialMovingAverage):
         self.gamma = gamma
 
     def beta(self, steps: int) -> float:
-        """β after this number of updates."""
         return 1 - max(self.momentum, self.gamma / (self.gamma + steps))

@@ -14,10 +14,6 @@ class ExponentialMovingAverage:
 
     The original pairs tensors by their order and averages integers; here integers are copied.
 
-    Args:
-        model: the layer.
-        decay: β.
-
     Examples:
         >>> layer = nn.Linear(2, 1)
         >>> average = ExponentialMovingAverage(layer, decay=0.9999)
@@ -38,14 +34,7 @@ class ExponentialMovingAverage:
         return self._ema.module
 
     def update(self, model: nn.Layer) -> None:
-        """Take the layer's present values in.
-
-        Args:
-            model: the layer given at first, since then wrapped by ``DataParallel`` or fleet or not.
-
-        Raises:
-            ConfigError: it is another layer than the one given at first.
-        """
+        """Take the present values of the layer, wrapped since or not; another is a ``ConfigError``."""
         check_same(model, self._ema, "update")
         self._ema.update()
 

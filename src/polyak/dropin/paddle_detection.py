@@ -19,14 +19,9 @@ class ModelEMA(FromZero):
     The original divides by ``1 - βₜᵗ`` with the last β alone, again after every resume, and not at all for
     "exponential"; it returns zeros before the first update and averages integers.
 
-    Args:
-        model: the layer.
-        decay: β.
-        ema_decay_type: "threshold" is ``min(β, t/(9+t))``, "exponential" ``β·(1 - exp(-t/2000))``,
-            "normal" β.
-        cycle_epoch: reset after this many calls to ``apply``; disabled if ≤ 0.
-        ema_black_list: parts of names that are not averaged; those tensors are the layer's own.
-        ema_filter_no_grad: frozen parameters are not averaged either.
+    The arguments are PaddleDetection's: βₜ is ``min(β, t/(9+t))`` for "threshold", ``β·(1 - exp(-t/2000))``
+    for "exponential" and β for "normal"; frozen parameters are never averaged, whatever
+    ``ema_filter_no_grad`` says.
 
     Raises:
         ConfigError: ``ema_decay_type`` is none of these.
@@ -66,14 +61,7 @@ class ModelEMA(FromZero):
         return self._sums()
 
     def update(self, model: nn.Layer | None = None) -> None:
-        """Take the layer's present values in.
-
-        Args:
-            model: the layer given at first, since then wrapped by ``DataParallel`` or fleet or not.
-
-        Raises:
-            ConfigError: ``model`` is another layer.
-        """
+        """Take the present values of the layer, wrapped since or not; another is a ``ConfigError``."""
         self._take(self._ema.model if model is None else model)
 
     def apply(self) -> dict[str, Tensor]:

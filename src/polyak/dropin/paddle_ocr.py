@@ -21,13 +21,9 @@ class ModelEMA(FromZero):
     the last β, and not at all for "exponential"; it returns zeros before the first update and averages
     integers.
 
-    Args:
-        model: the layer.
-        decay: β.
-        gamma: updates over which "exponential" warms up.
-        ema_decay_type: "threshold" is ``min(β, t/(9+t))``, "exponential" ``β·(1 - exp(-t/gamma))``,
-            "normal" β.
-        ema_filter_no_grad: accepted; frozen parameters are never averaged.
+    The arguments are PaddleOCR's: βₜ is ``min(β, t/(9+t))`` for "threshold", ``β·(1 - exp(-t/gamma))`` for
+    "exponential" and β for "normal"; frozen parameters are never averaged, whatever ``ema_filter_no_grad``
+    says.
 
     Raises:
         ConfigError: ``ema_decay_type`` is none of these, or ``gamma`` is not positive.
@@ -64,14 +60,7 @@ class ModelEMA(FromZero):
         return self._sums()
 
     def update(self, model: nn.Layer) -> None:
-        """Take the layer's present values in.
-
-        Args:
-            model: the layer given at first, since then wrapped by ``DataParallel`` or fleet or not.
-
-        Raises:
-            ConfigError: ``model`` is another layer.
-        """
+        """Take the present values of the layer, wrapped since or not; another is a ``ConfigError``."""
         self._take(model)
 
     def apply(self) -> dict[str, Tensor]:

@@ -14,12 +14,9 @@ class EMA(Shadow):
 
     ``avg ← β·avg + (1-β)·θ``
 
-    Args:
-        model: the model to average.
-        beta: β, in [0, 1].
-
     Raises:
         ConfigError: ``beta`` is outside [0, 1], or no parameter needs a gradient.
+        SwapError: a method is called while the model holds the other weights than it needs.
 
     Examples:
         >>> model = nn.Linear(2, 1)
@@ -38,27 +35,15 @@ class EMA(Shadow):
         self.model, self.beta = model, beta
 
     def update(self) -> None:
-        """Take the model's present weights in.
-
-        Raises:
-            SwapError: the model holds the averages.
-        """
+        """Take the model's present weights in."""
         self._update(self.model, self.beta)
 
     def apply(self) -> None:
-        """Put the averages into the model. Nothing is copied.
-
-        Raises:
-            SwapError: they are there already.
-        """
+        """Put the averages into the model. Nothing is copied."""
         self._put_in(self.model)
 
     def restore(self) -> None:
-        """Put the raw weights back.
-
-        Raises:
-            SwapError: they are there already.
-        """
+        """Put the raw weights back."""
         self._take_out(self.model)
 
     def state_dict(self) -> dict[str, Tensor]:

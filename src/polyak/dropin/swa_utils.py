@@ -57,60 +57,24 @@ class _One(_Rule):
 
 
 def get_ema_multi_avg_fn(decay: float = 0.999) -> MultiAvgFn:
-    """``avg ← β·avg + (1-β)·θ`` for lists of tensors.
-
-    Args:
-        decay: β, in [0, 1].
-
-    Returns:
-        A function of (averages, parameters, number averaged) that moves the averages in place.
-
-    Raises:
-        ConfigError: ``decay`` is outside [0, 1].
-
-    Source: torch 2.13, ``torch.optim.swa_utils``.
-    """
+    """``avg ← β·avg + (1-β)·θ`` for lists of tensors, in place; ``ConfigError`` if β is outside [0, 1]."""
     check_beta("decay", decay)
     return _Several(Constant(decay))
 
 
 def get_swa_multi_avg_fn() -> MultiAvgFn:
-    """``avg ← avg + (θ - avg)/(n+1)`` for lists of tensors.
-
-    Returns:
-        A function of (averages, parameters, number averaged) that moves the averages in place.
-
-    Source: torch 2.13, ``torch.optim.swa_utils``.
-    """
+    """``avg ← avg + (θ - avg)/(n+1)`` for lists of tensors, in place; n are in the average already."""
     return _Several(Uniform())
 
 
 def get_ema_avg_fn(decay: float = 0.999) -> AvgFn:
-    """``β·avg + (1-β)·θ`` for one tensor.
-
-    Args:
-        decay: β, in [0, 1].
-
-    Returns:
-        A function of (average, parameter, number averaged) that returns the new average.
-
-    Raises:
-        ConfigError: ``decay`` is outside [0, 1].
-
-    Source: torch 2.13, ``torch.optim.swa_utils``.
-    """
+    """``β·avg + (1-β)·θ`` for one tensor; ``ConfigError`` if β is outside [0, 1]."""
     check_beta("decay", decay)
     return _One(Constant(decay))
 
 
 def get_swa_avg_fn() -> AvgFn:
-    """``avg + (θ - avg)/(n+1)`` for one tensor.
-
-    Returns:
-        A function of (average, parameter, number averaged) that returns the new average.
-
-    Source: torch 2.13, ``torch.optim.swa_utils``.
-    """
+    """``avg + (θ - avg)/(n+1)`` for one tensor; n are in the average already."""
     return _One(Uniform())
 
 
@@ -119,13 +83,8 @@ class AveragedModel(nn.Module):
 
     ``avg ← avg + (θ - avg)/(n+1)``, or the rule of ``avg_fn`` or ``multi_avg_fn``; n = 0 copies.
 
-    Args:
-        model: the model to average; ``module`` is a copy of it.
-        device: where the copy lives; by default beside the model.
-        avg_fn: (average, parameter, n) to the new average, one tensor at a time.
-        multi_avg_fn: moves a list of averages in place, given the parameters and n. Both are called
-            only with floating tensors of one device and dtype; counters and masks are copied.
-        use_buffers: average buffers too instead of copying them.
+    The arguments are torch's. Functions of your own are called only with floating tensors of one device and
+    dtype; counters and masks are copied.
 
     Raises:
         ConfigError: both functions are given.
@@ -202,11 +161,6 @@ def update_bn(
     """Recompute the BatchNorm statistics of ``model`` in one pass over the data.
 
     Everything but BatchNorm runs in evaluation mode, as it will when the statistics are used.
-
-    Args:
-        loader: batches; of a list or tuple the first element goes through the model.
-        model: e.g. an ``AveragedModel``.
-        device: where each batch is moved first.
 
     Raises:
         ConfigError: the loader is empty. The statistics are as before then.

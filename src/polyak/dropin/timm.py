@@ -20,19 +20,8 @@ class ModelEmaV3(nn.Module):
 
     ``βₜ = clip(1-(1+s/γ)^(-p), min_decay, decay)``, ``s = step - update_after_step - 1``; 0 where s ≤ 0
 
-    Args:
-        model: the model to average; ``module`` is a copy of it in evaluation mode.
-        decay: β, in [0, 1].
-        min_decay: the least β of the warm-up.
-        update_after_step: copy the model up to this step.
-        use_warmup: β grows with the step.
-        warmup_gamma: γ.  warmup_power: p.
-        device: where the copy lives; by default beside the model.
-        dtype: of the copy; by default the model's.
-        stochastic_rounding: accepted; 16-bit averages are always rounded so, or they would stop moving.
-        stochastic_rounding_seed: of the random bits.
-        foreach: accepted; the fastest engine is taken.
-        exclude_buffers: copy buffers instead of averaging them.
+    The arguments are timm's; ``stochastic_rounding`` and ``foreach`` change nothing: 16-bit averages are
+    always rounded so, or they would stop moving, and the fastest engine is taken.
 
     Examples:
         >>> model = nn.Linear(2, 1)
@@ -110,11 +99,6 @@ class ModelEmaV3(nn.Module):
 class ModelEmaV2(nn.Module):
     """An average of everything in a model's ``state_dict`` with a constant β.
 
-    Args:
-        model: the model to average; ``module`` is a copy of it in evaluation mode.
-        decay: β, in [0, 1].
-        device: where the copy lives; by default beside the model.
-
     Examples:
         >>> model = nn.Linear(2, 1)
         >>> averaged = ModelEmaV2(model, decay=0.99)
@@ -148,12 +132,8 @@ class ModelEmaV2(nn.Module):
 class ModelEma:
     """timm's first class: ``ema`` is the averaged copy.
 
-    Args:
-        model: what to average.
-        decay: β, in [0, 1].
-        device: where the copy lives; by default beside the model.
-        resume: a timm training checkpoint whose ``state_dict_ema`` to continue from. If it has none,
-            a warning says so and the average starts at the model.
+    If the checkpoint ``resume`` has no ``state_dict_ema``, a warning says so and the average starts at the
+    model.
 
     Examples:
         >>> model = nn.Linear(2, 1)

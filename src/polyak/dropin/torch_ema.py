@@ -24,10 +24,7 @@ class ExponentialMovingAverage:
 
     ``avg ← avg + (1-β)·(θ - avg)``, ``βₜ = min(decay, (1+t)/(10+t))`` under ``use_num_updates``
 
-    Args:
-        parameters: θ, trained or not. Only weak references are kept.
-        decay: β, in [0, 1].
-        use_num_updates: let β grow with the number of updates.
+    The arguments are torch_ema's; of ``parameters``, trained or not, only weak references are kept.
 
     Raises:
         ConfigError: ``decay`` is outside [0, 1].

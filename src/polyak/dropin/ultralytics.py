@@ -25,13 +25,8 @@ class ModelEMA:
 
     ``avg ← avg + (1-βₜ)·(θ - avg)``, ``βₜ = decay·(1 - e^(-t/tau))``, t = updates
 
-    Args:
-        model: the model to average; ``ema`` is a copy of it in evaluation mode.
-        decay: the largest β, in [0, 1].
-        tau: of the ramp, in updates.
-        updates: the number already made.
-
-    ``decay`` is a function of ``updates`` that may be replaced; ``enabled = False`` stops the average.
+    The arguments are Ultralytics'. ``decay`` is a function of ``updates`` that may be replaced;
+    ``enabled = False`` stops the average.
 
     Raises:
         ConfigError: ``decay`` or ``tau`` is outside its rule.

@@ -12,14 +12,12 @@ class ModelEMA(Shadow):
 
     ``avg ← β·avg + (1-β)·θ``
 
-    Args:
-        model: the model to average.
-        decay: β, in [0, 1].
-
     ``backup`` holds the raw weights between ``apply_shadow`` and ``restore``, and is empty otherwise.
 
     Raises:
         ConfigError: ``decay`` is outside [0, 1], or no parameter needs a gradient.
+        SwapError: a method is called while the model holds the other weights than it needs.
+        PlanError: a parameter is missing in the model or has another shape.
 
     Examples:
         >>> model = nn.Linear(2, 1)
@@ -36,26 +34,13 @@ class ModelEMA(Shadow):
         self.decay = decay
 
     def update(self, model: nn.Module) -> None:
-        """Take the model's present weights in.
-
-        Raises:
-            SwapError: the model holds the averages.
-            PlanError: a parameter is missing in the model or has another shape.
-        """
+        """Take the model's present weights in."""
         self._update(model, self.decay)
 
     def apply_shadow(self, model: nn.Module) -> None:
-        """Put the averages into the model. Nothing is copied.
-
-        Raises:
-            SwapError: they are there already.
-        """
+        """Put the averages into the model. Nothing is copied."""
         self._put_in(model)
 
     def restore(self, model: nn.Module) -> None:
-        """Put the raw weights back.
-
-        Raises:
-            SwapError: they are there already.
-        """
+        """Put the raw weights back."""
         self._take_out(model)
