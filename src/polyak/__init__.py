@@ -35,6 +35,7 @@ from polyak.schedules import Anneal as Anneal
 from polyak.schedules import Capped as Capped
 from polyak.schedules import Constant as Constant
 from polyak.schedules import Cosine as Cosine
+from polyak.schedules import Custom as Custom
 from polyak.schedules import Debiased as Debiased
 from polyak.schedules import Decay as Decay
 from polyak.schedules import HalfLife as HalfLife
@@ -68,6 +69,7 @@ __all__ = [
     "ConfigError",
     "Constant",
     "Cosine",
+    "Custom",
     "Debiased",
     "Decay",
     "HalfLife",

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polyak.schedules import Decay, as_decay, compose
+from polyak.schedules.decay import DecayLike
 
 Array: TypeAlias = NDArray[Any]
 Tensors: TypeAlias = Mapping[str, Array]
@@ -44,7 +45,7 @@ class State(NamedTuple):
     start: int = 0
 
 
-def init(parameters: Tensors, decay: float | Decay, *, every: int = 1, start: int = 0) -> State:
+def init(parameters: Tensors, decay: DecayLike, *, every: int = 1, start: int = 0) -> State:
     """``avg₀ = θ₀``, in float64 (complex128 for complex arrays)."""
     return State({k: _wide(v) for k, v in parameters.items()}, as_decay(decay), every=every, start=start)
 

@@ -30,6 +30,8 @@ def metrics_of(averages: AverageSet[Any, T], step: int) -> dict[str, Any]:
 def track_metrics(track: Track[Any]) -> dict[str, float]:
     """decay, mean_age, half_life and initial_weight of one average."""
     profile = track.profile
+    if not profile.known:  # it goes on from a file that another function made
+        return {"decay": track.beta} | dict.fromkeys(("mean_age", "half_life", "initial_weight"), math.nan)
     return {
         "decay": track.beta,
         "mean_age": profile.mean_age,

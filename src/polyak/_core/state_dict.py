@@ -6,7 +6,7 @@ The state holds nothing but dicts, lists, strings, numbers and tensors, so ``tor
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator, Mapping
+from collections.abc import Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeAlias
@@ -16,8 +16,8 @@ from polyak._core.tensors import T, TensorOps, alike
 from polyak._core.track import Track
 from polyak._core.updater import Skipped
 from polyak.errors import CheckpointError
-from polyak.schedules import Decay, History, Profile
-from polyak.schedules.decay import Unit
+from polyak.schedules import Decay, History, Profile, Run, compose
+from polyak.schedules.decay import Custom, Unit, decay_in_file
 
 State: TypeAlias = dict[str, Any]
 FORMAT = 1
@@ -238,20 +238,23 @@ def _counts(named: Mapping[Any, Any]) -> dict[Any, int]:
 def _restored(
     track: Track[T], state: TrackState[T], joining: Mapping[str, int], report: LoadReport
 ) -> Track[T]:
-    decay = Decay.from_config(state.decay)
-    if decay != track.decay:
+    decay = decay_in_file(state.decay)
+    if not _same(decay, track.decay):
         report.schedules.append(f"{track.name}: {track.decay} (state: {decay})")
     profile = Profile.from_json(state.profile)
     if len(profile.terms) != 1:
         raise CheckpointError(
             f"track {track.name!r}: its profile has {len(profile.terms)} terms; a track has one."
         )
+    _refuse_unknown(track, [decay, *(run.decay for run in profile.terms[0][1])])
     # With the track's own decay object the next update extends the last run instead of opening another.
     runs = [
-        run._replace(decay=track.decay) if run.decay == track.decay else run for run in profile.terms[0][1]
+        run._replace(decay=track.decay) if _same(run.decay, track.decay) else run
+        for run in profile.terms[0][1]
     ]
     if not 0 <= state.beta <= 1:
         raise CheckpointError(f"track {track.name!r}: the state says beta={state.beta}: must lie in [0, 1].")
+    report.schedules += _another_function(track, runs, state.beta)
     return replace(
         track,
         clock=state.clock,
@@ -259,6 +262,31 @@ def _restored(
         joined={**state.joined, **joining},
         history=History(runs, profile.within),
     )
+
+
+def _refuse_unknown(track: Track[Any], decays: Sequence[Decay]) -> None:
+    """A function is in no state, and can be left with strict=False; a class has to be imported."""
+    for decay in decays:
+        if not (decay.known or _same(decay, track.decay) or decay.to_config()["kind"] == "Custom"):
+            raise CheckpointError(
+                f"track {track.name!r}: its decay is {decay}. Import the module that defines it first."
+            )
+
+
+def _same(theirs: Decay, mine: Decay) -> bool:
+    """Whether these are one decay, as far as a file can say: of a function it keeps the name."""
+    return theirs == mine or theirs.to_config() == mine.to_config()
+
+
+def _another_function(track: Track[Any], runs: Sequence[Run], beta: float) -> list[str]:
+    """A function under the name of the one that was used shows by the decay that was applied last."""
+    if not isinstance(track.decay, Custom) or not runs or runs[-1].decay != track.decay:
+        return []
+    last = runs[-1]
+    now = compose(track.decay, last.clock + (last.count - 1) * last.advance, last.advance)
+    if now == beta:
+        return []
+    return [f"{track.name}: {track.decay} gives {now:.9g} where the state's own of that name gave {beta:.9g}"]
 
 
 def _compare_track(

@@ -5,13 +5,16 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, NoReturn
+from typing import Any, Generic, NoReturn, TypeAlias
 
 from polyak._core.averaged_module import Twin
 from polyak._core.clock import Clock
 from polyak._core.tensors import T
 from polyak.errors import ConfigError, PlanError
 from polyak.schedules import Decay, History, Profile, as_decay, compose
+from polyak.schedules.decay import DecayLike
+
+Decays: TypeAlias = DecayLike | Mapping[str, DecayLike]
 
 
 @dataclass(repr=False)
@@ -114,17 +117,20 @@ def averages_in(tracks: Sequence[Track[T]], name: str) -> tuple[tuple[T, ...], t
     return averages, tuple([track.residuals[name] for track in tracks if name in track.residuals])
 
 
-def named_decays(decay: float | Decay | Mapping[str, float | Decay]) -> dict[str, Decay]:
+def _by_name(decay: Decays) -> Mapping[str, DecayLike]:
+    return {"average": decay} if callable(decay) or not isinstance(decay, Mapping) else decay
+
+
+def named_decays(decay: Decays) -> dict[str, Decay]:
     """The tracks asked for: a single decay is the track "average"."""
-    if not isinstance(decay, Mapping):
-        return {"average": as_decay(decay)}
-    if not decay:
+    named = _by_name(decay)
+    if not named:
         raise ConfigError("decay={}: name at least one track.")
-    if "raw" in decay:
+    if "raw" in named:
         raise ConfigError(f'decay={decay}: "raw" means the model\'s own weights; name the track otherwise.')
-    if "base" in decay:
+    if "base" in named:
         raise ConfigError(f'decay={decay}: "base" means θ₀ in an archive; name the track otherwise.')
-    return {name: as_decay(value) for name, value in decay.items()}
+    return {name: as_decay(value) for name, value in named.items()}
 
 
 def refuse_decay(where: str, value: object) -> NoReturn:
@@ -151,13 +157,13 @@ def check_counts_steps(tracks: Iterable[Track[Any]]) -> None:
             )
 
 
-def warn_if_swapped(decay: float | Decay | Mapping[str, float | Decay]) -> None:
+def warn_if_swapped(decay: Decays) -> None:
     """Warn of a plain β so small that it looks like the 1-β which others call momentum, rate or τ.
 
     Zero, which copies the model, and ``Constant``, which says that β is meant, are left alone.
     """
-    for given in decay.values() if isinstance(decay, Mapping) else (decay,):
-        if not isinstance(given, Decay) and 0 < given < 0.5:
+    for given in _by_name(decay).values():
+        if not callable(given) and 0 < given < 0.5:
             warnings.warn(
                 f"decay={given!r} keeps only {given:.3g} of the average at each step. If it is a momentum, "
                 f"rate or τ, which is 1-decay, did you mean {1 - given:.12g}? If not, "

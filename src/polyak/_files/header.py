@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeAlias, get_args
 
 from polyak.errors import CheckpointError
 from polyak.schedules import Decay, Profile
+from polyak.schedules.decay import decay_in_file
 
 Role: TypeAlias = Literal["average", "raw", "resumable"]
 FORMAT = 1
@@ -86,7 +87,7 @@ class Header:
             return cls(
                 track=str(fields["track"]),
                 step=None if step is None else _count("step", step),
-                decay=None if decay is None else Decay.from_config(decay),
+                decay=None if decay is None else decay_in_file(decay),
                 profile=None if profile is None else Profile.from_config(profile),
                 role=fields["role"],
                 run=str(fields["run"]),

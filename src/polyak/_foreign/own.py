@@ -15,7 +15,8 @@ from polyak._files.layout import SUMS
 from polyak._foreign.nodes import Node, mapping, slots_of, whole
 from polyak._foreign.parts import Part, Recognised, Tensors
 from polyak.errors import CheckpointError
-from polyak.schedules import Decay, Profile
+from polyak.schedules import Profile
+from polyak.schedules.decay import decay_in_file
 
 STATE = ("format", "run", "step", "tracks", "copies")  # keys of ``ema.state_dict()``
 
@@ -91,7 +92,7 @@ def _header(track_name: str, track: Mapping[object, object], step: int | None, r
     return Header(
         track=track_name,
         step=step,
-        decay=Decay.from_config(cast("Mapping[str, Any]", track["decay"])),
+        decay=decay_in_file(cast("Mapping[str, Any]", track["decay"])),
         profile=Profile.from_json(str(track["profile"])),
         role="average",
         run=run,

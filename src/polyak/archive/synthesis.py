@@ -25,6 +25,7 @@ from polyak.archive.mixture import Stored, mix, movement_in, profile_of
 from polyak.archive.snapshots import Snapshot
 from polyak.errors import CheckpointError, ConfigError
 from polyak.schedules import Decay, HalfLife, Profile, as_decay, replay, solve_each
+from polyak.schedules.decay import DecayLike
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Reach(NamedTuple):
 
 def synthesize(
     archive: Archive | str | os.PathLike[str],
-    target: float | Decay | Profile,
+    target: DecayLike | Profile,
     at: int | None = None,
     *,
     last: int | None = None,

@@ -232,8 +232,8 @@ def _plain(value: Any) -> Any:
 
 
 def figures_of(profile: Profile) -> Figures | None:
-    """The numbers of a profile; None where working them out would take seconds."""
-    if profile.effort > _EFFORT:
+    """The numbers of a profile; None where they are unknown or working them out would take seconds."""
+    if not profile.known or profile.effort > _EFFORT:
         return None
     return Figures(profile.mean_age, profile.half_life, profile.effective_samples, profile.initial_weight)
 

@@ -1,6 +1,7 @@
 """How much: decays, the profiles they grow, and the mixtures that reach a wanted profile. NumPy only."""
 
 from polyak.schedules.decay import Constant as Constant
+from polyak.schedules.decay import Custom as Custom
 from polyak.schedules.decay import Decay as Decay
 from polyak.schedules.decay import as_decay as as_decay
 from polyak.schedules.decay import compose as compose

@@ -1,4 +1,4 @@
-"""How much of the average survives a step: what a decay is, and the plainest one.
+"""How much of the average survives a step: what a decay is, the plainest one, and one's own.
 
 Legend: t counts from 1 in the decay's own unit (training steps, samples or tokens);
 βₜ is the decay applied at t, ``avgₜ = βₜ·avgₜ₋₁ + (1-βₜ)·θₜ``; B(t, k) = βₜ₊₁·…·βₜ₊ₖ is the
@@ -10,9 +10,10 @@ with equal decays are therefore equal, and a resumed one continues where it stoo
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
 from numbers import Real
 from typing import Any, ClassVar, Literal, TypeAlias
 
@@ -36,10 +37,12 @@ class Decay(ABC):
     unit: ClassVar[Unit] | Unit = "steps"
     constant: ClassVar[bool] | bool = False  # βₜ is the same at every t
     closed: ClassVar[bool] = False  # products takes as long for any k
+    known: ClassVar[bool] = True  # βₜ can be computed here
     _kinds: ClassVar[dict[str, type[Decay]]] = {}
 
-    def __init_subclass__(cls) -> None:
-        Decay._kinds[cls.__name__] = cls
+    def __init_subclass__(cls, in_files: bool = True) -> None:
+        if in_files:
+            Decay._kinds[cls.__name__] = cls
 
     @abstractmethod
     def betas(self, t: Array) -> Array:
@@ -86,7 +89,8 @@ class Decay(ABC):
             cls = Decay._kinds[arguments.pop("kind", None)]
         except (KeyError, TypeError, ValueError) as error:
             known = ", ".join(sorted(Decay._kinds))
-            raise ConfigError(f"{config!r} names no known decay; known kinds: {known}.") from error
+            kind = _UnknownKindError if isinstance(error, KeyError) else ConfigError
+            raise kind(f"{config!r} names no known decay; known kinds: {known}.") from error
         try:
             return cls._from_arguments(arguments)
         except ConfigError:
@@ -99,22 +103,53 @@ class Decay(ABC):
         return cls(**arguments)
 
 
-def as_decay(decay: float | Decay) -> Decay:
-    """A float is a ``Constant``; a ``Decay`` is itself."""
+class _UnknownKindError(ConfigError):
+    """A config whose kind is no class of this process."""
+
+
+DecayLike: TypeAlias = float | Decay | Callable[[int], float]
+
+
+def as_decay(decay: DecayLike) -> Decay:
+    """A float is a ``Constant``, a function of t is a ``Custom``, and a ``Decay`` is itself.
+
+    Raises:
+        ConfigError: it is none of them, or what it gives is no decay.
+    """
     if isinstance(decay, Decay):
         return decay
+    if isinstance(decay, type):
+        raise ConfigError(f"decay={decay!r} is a class: make one of it, {decay.__name__}(…).")
+    if callable(decay):
+        return Custom(decay)
     if not isinstance(decay, Real) or isinstance(decay, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise ConfigError(f"decay={decay!r}: must be a number in [0, 1] or a polyak.Decay.")
+        raise ConfigError(
+            f"decay={decay!r}: must be a number in [0, 1], a polyak.Decay or a function of the step t."
+        )
     return Constant(decay)
 
 
-def compose(decay: float | Decay, t: int, k: int) -> float:
+def decay_in_file(config: Mapping[str, Any]) -> Decay:
+    """The decay that a file names; ``Unknown`` if it is of a kind that only another program has.
+
+    Raises:
+        ConfigError: it is no description of a decay.
+    """
+    try:
+        return Decay.from_config(config)
+    except _UnknownKindError:
+        if not isinstance(config.get("kind"), str):
+            raise
+        return Unknown(json.dumps(config))
+
+
+def compose(decay: DecayLike, t: int, k: int) -> float:
     """The decay of the k steps that follow step t, taken at once.
 
     ``B(t, k) = βₜ₊₁ · βₜ₊₂ · … · βₜ₊ₖ``; ``B(t, 1) = decay(t + 1)``, ``B(t, 0) = 1``.
 
     Args:
-        decay: the schedule, or a float for a constant one.
+        decay: the schedule, a float for a constant one, or a function of t.
         t: steps already taken, ≥ 0, in the decay's unit.
         k: steps to take at once, ≥ 0, in the decay's unit.
 
@@ -192,3 +227,90 @@ class Constant(Decay):
 
     def products(self, t: Array, k: int | Array) -> Array:
         return np.full_like(t, self.beta**k)
+
+
+@dataclass(frozen=True, repr=False)
+class Custom(Decay, in_files=False):
+    """A decay of one's own: any function of t.
+
+    A function may stand wherever a decay may: ``EMA(model, lambda t: min(0.999, t / (t + 10)))``. It must be
+    pure, since profiles ask it again. Files keep its name only: to resume, make the EMA with the same
+    function; elsewhere such a file is read, but the weights that its average gives to each step are unknown.
+    A subclass of ``Decay`` is read with its arguments wherever the class has been imported.
+
+    Args:
+        function: takes the training step t = 1, 2, … since averaging began and returns βₜ in [0, 1].
+        name: for files; by default the function's own.
+
+    Raises:
+        ConfigError: for t = 1 the function raises or returns no number in [0, 1]; later also ``update``.
+
+    Examples:
+        >>> def a_third(t):
+        ...     return (t - 1) / (t + 2)
+        >>> a_third_of_the_run = Custom(a_third)
+        >>> a_third_of_the_run, a_third_of_the_run(4)
+        (Custom('a_third'), 0.5)
+    """
+
+    function: Callable[[int], float] = field(hash=False)
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        name = self.name or getattr(self.function, "__qualname__", type(self.function).__qualname__)
+        object.__setattr__(self, "name", name)
+        try:
+            self(1)
+        except ConfigError:
+            raise
+        except Exception as error:
+            raise ConfigError(
+                f"decay={name}: must take the step t = 1, 2, … and return a decay in [0, 1], but {name}(1) "
+                f"raised {error!r}."
+            ) from error
+
+    def __repr__(self) -> str:
+        return f"Custom({self.name!r})"
+
+    def __call__(self, t: int) -> float:
+        beta = float(self.function(t))
+        check(f"{self.name}({t})", beta, "a decay must lie in [0, 1]", 0 <= beta <= 1)
+        return beta
+
+    def betas(self, t: Array) -> Array:
+        return np.array([self(int(one)) for one in np.ravel(t)], np.float64).reshape(np.shape(t))
+
+    def effort(self, k: int) -> int:
+        return 10 * k  # a call takes about half a microsecond
+
+    def to_config(self) -> Config:
+        return {"kind": "Custom", "name": self.name}
+
+
+@dataclass(frozen=True, repr=False)
+class Unknown(Decay, in_files=False):
+    """A decay that a file names and this process cannot compute.
+
+    Args:
+        config: what the file says of it, as JSON.
+    """
+
+    config: str
+    known = False
+
+    def __repr__(self) -> str:
+        arguments = self.to_config()
+        kind = arguments.pop("kind")
+        if kind == "Custom":
+            return f"Custom({arguments.get('name')!r}), a function, which is not in the file"
+        given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+        return f"{kind}({given}), which is not known here"
+
+    def betas(self, t: Array) -> Array:
+        raise ConfigError(
+            f"the weights of this average are unknown: its decay is {self}. To go on with it, make the EMA "
+            "with the same function or import the class first."
+        )
+
+    def to_config(self) -> Config:
+        return dict(json.loads(self.config))

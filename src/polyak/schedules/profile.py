@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from polyak.errors import CheckpointError, ConfigError
-from polyak.schedules.decay import Array, Decay, as_decay
+from polyak.schedules.decay import Array, Decay, DecayLike, as_decay, decay_in_file
 from polyak.schedules.runs import COPY, Run, coarsened, effects, length, remaining
 from polyak.schedules.windows import Strand, edges, strands, windows
 
@@ -105,7 +105,7 @@ class Profile:
     within: float = 0.0
 
     @classmethod
-    def from_decay(cls, decay: float | Decay, steps: int, *, every: int = 1, start: int = 0) -> Profile:
+    def from_decay(cls, decay: DecayLike, steps: int, *, every: int = 1, start: int = 0) -> Profile:
         """The profile of ``steps`` training steps under one decay.
 
         Args:
@@ -162,6 +162,11 @@ class Profile:
     @cached_property
     def _lengths(self) -> list[int]:
         return [length(runs) for _, runs in self.terms]
+
+    @property
+    def known(self) -> bool:
+        """Whether its weights can be computed: false where a file named a decay that is not known here."""
+        return all(run.decay.known for _, runs in self.terms for run in runs)
 
     def weights(self) -> Array:
         """w, float64 of shape [T + 1]: the weight of each θₜ, oldest first."""
@@ -293,7 +298,7 @@ class Profile:
         try:
             if len(data["decays"]) > _DECAYS:
                 raise ValueError(f"it has {len(data['decays']):,} decays, at most {_DECAYS:,} are read")
-            decays = [Decay.from_config(config) for config in data["decays"]]
+            decays = [decay_in_file(config) for config in data["decays"]]
             terms = tuple(
                 (_finite(c), tuple(_run(decays, *run) for run in runs)) for c, runs in data["terms"]
             )

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from polyak.errors import ConfigError
-from polyak.schedules.decay import Decay, as_decay
+from polyak.schedules.decay import DecayLike, as_decay
 from polyak.schedules.profile import COPY, Profile, Run
 
 
-def replay(kept: Profile, decay: float | Decay, at: int, last: int | None = None) -> Profile:
+def replay(kept: Profile, decay: DecayLike, at: int, last: int | None = None) -> Profile:
     """The profile ``decay`` would have at step ``at``, had it been a track beside the one kept.
 
     It looks at the same points: an average updated on every tenth step is compared with one that would

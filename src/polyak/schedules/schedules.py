@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 
 from polyak.errors import ConfigError
-from polyak.schedules.decay import Array, Config, Decay, as_decay, check, check_beta, check_whole
+from polyak.schedules.decay import Array, Config, Decay, DecayLike, as_decay, check, check_beta, check_whole
 
 
 @dataclass(frozen=True)
@@ -233,7 +233,7 @@ class Piecewise(Decay):
 
     pieces: tuple[tuple[int | None, Decay], ...]
 
-    def __init__(self, pieces: Sequence[tuple[int | None, float | Decay]]) -> None:
+    def __init__(self, pieces: Sequence[tuple[int | None, DecayLike]]) -> None:
         object.__setattr__(self, "pieces", tuple((until, as_decay(decay)) for until, decay in pieces))
         ends = [until for until, _ in self.pieces]
         closed = [until for until in ends[:-1] if until is not None]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -18,9 +18,8 @@ from polyak._core.optimizer_hook import as_several
 from polyak._core.persistence import PersistentEMA
 from polyak._core.ranks import synchronize_buffers
 from polyak._core.tensor_map import Buffers, Patterns, Selection
-from polyak._core.track import named_decays, warn_if_swapped
+from polyak._core.track import Decays, named_decays, warn_if_swapped
 from polyak.errors import PlanError
-from polyak.schedules import Decay
 from polyak.torch._engines.select import EngineName
 from polyak.torch._engines.updater import Graph
 from polyak.torch.average_set import average_set
@@ -43,9 +42,9 @@ class EMA(PersistentEMA[ModuleT, Tensor]):
 
     Args:
         model: any ``nn.Module``, on any device, wrapped by DDP or ``torch.compile`` or not.
-        decay: β, a schedule, or several by name (``{"short": 0.999, "long": HalfLife(steps=5000)}``),
-            kept side by side. A plain 0.9999 keeps 90 % of θ₀ after 1000 steps; ``Warmup`` does not. What
-            others call momentum, rate or τ is 1-β: a plain β below 0.5 warns.
+        decay: β, a schedule, a function of the step t, or several by name, kept side by side (``{"short":
+            0.999, "long": HalfLife(steps=5000)}``). A plain 0.9999 keeps 90 % of θ₀ after 1000 steps;
+            ``Warmup`` does not. What others call momentum, rate or τ is 1-β: a plain β below 0.5 warns.
         include: names or globs of them (``"head.*"``); only tensors that match are averaged.
         exclude: names or globs; tensors that match are not. A pattern that matches nothing is an error.
         buffers: "auto" averages BatchNorm-style statistics and copies every other buffer bit by bit;
@@ -97,7 +96,7 @@ class EMA(PersistentEMA[ModuleT, Tensor]):
     def __init__(
         self,
         model: ModuleT,
-        decay: float | Decay | Mapping[str, float | Decay] = 0.9999,
+        decay: Decays = 0.9999,
         *,
         include: Patterns = None,
         exclude: Patterns = None,

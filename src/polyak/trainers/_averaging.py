@@ -4,23 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from typing import Any, ClassVar, Generic, ParamSpec, TypeAlias, TypeVar
+from typing import Any, ClassVar, Generic, ParamSpec, TypeVar
 
 from polyak._core.ema import BaseEMA
 from polyak._core.save import raw_header, track_header
-from polyak._core.track import named_decays
+from polyak._core.track import Decays, named_decays
 from polyak._files.header import Header
 from polyak._files.source import Where
 from polyak._foreign.note import write_note
 from polyak.errors import PlanError
-from polyak.schedules import Decay
 from polyak.trainers._evaluations import Evaluate, evaluations
 
 P = ParamSpec("P")
 R = TypeVar("R")
 V = TypeVar("V")
 EmaT = TypeVar("EmaT", bound=BaseEMA[Any, Any])
-Decays: TypeAlias = float | Decay | Mapping[str, float | Decay]
 _LOGGED = ("decay", "mean_age", "distance", "skipped")
 
 

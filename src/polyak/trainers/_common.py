@@ -14,6 +14,7 @@ from polyak._core.state_dict import EMAState
 from polyak._core.tensor_map import Buffers, Patterns
 from polyak.errors import ConfigError
 from polyak.schedules import Decay
+from polyak.schedules.decay import decay_in_file
 from polyak.torch import EMA
 from polyak.torch._engines.select import EngineName
 from polyak.torch.optimizer_hook import Attachment
@@ -91,6 +92,6 @@ def arguments_in(state: Mapping[str, Any]) -> tuple[dict[str, Decay], EMAOptions
         CheckpointError: the state is malformed.
     """
     theirs = EMAState[Tensor].from_dict(state)
-    decays = {name: Decay.from_config(track.decay) for name, track in theirs.tracks.items()}
+    decays = {name: decay_in_file(track.decay) for name, track in theirs.tracks.items()}
     settings = theirs.settings
     return decays, {"every": settings["every"], "start": settings["start"], "seed": settings["seed"]}
