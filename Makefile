@@ -19,7 +19,7 @@ PIP = $(BIN)/python -m pip --disable-pip-version-check
 # share, such as a kernel compiled once, is made once; files of slow tests begin first.
 PYTEST = -m pytest -n $(shell getconf _NPROCESSORS_ONLN) --dist loadfile --no-loadscope-reorder
 
-.PHONY: help env demo test test-fast test-paddle test-bare test-containers newest fuzz gpu lint format docs lock clean
+.PHONY: help env demo test test-fast test-paddle test-bare test-containers newest fuzz gpu lint format docs docs-serve pictures lock clean
 
 help:            ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 24
@@ -102,6 +102,12 @@ format: env      ## let ruff fix and format what it can
 
 docs: env        ## build the documentation, warnings are errors
 	$(BIN)/mkdocs build --strict
+
+docs-serve: env  ## the documentation at http://127.0.0.1:8000, built again at each change
+	$(BIN)/mkdocs serve --strict
+
+pictures: env    ## draw the pictures of README and documentation again, from committed results
+	$(BIN)/python -m docs.pictures.draw
 
 lock:            ## pin every version again, for Python 3.10 to 3.13 (needs uv)
 	echo 'torch==$(TORCH)' | uv pip compile --quiet --universal --python-version 3.10 --upgrade --all-extras \
