@@ -51,5 +51,5 @@ def distances(averages: AverageSet[Any, T]) -> list[float]:
             yield from ((track.value(name), live) for name, live in zip(names, lives, strict=True))
 
     squares = averages.ops.squared_distances(pairs())
-    size, *apart = (sum(squares[i : i + len(names)]) for i in range(0, len(squares), len(names)))
-    return [math.sqrt(each / size) if size else math.sqrt(each) for each in apart]
+    size, *moved = (sum(squares[i : i + len(names)]) for i in range(0, len(squares), len(names)))
+    return [math.sqrt(each / size) if size else math.sqrt(each) for each in moved]

@@ -5,19 +5,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeAlias
 
 import paddle
 from paddle import nn
 from paddle.nn.layer.norm import _BatchNormBase
 
-from polyak._core.swap_guard import accept
-from polyak.errors import ConfigError
-from polyak.paddle.tensors import overwrite
+from polyak._core.batchnorm import Norms, measure, pass_batch
+from polyak.paddle import tensors
 
-_NORMS = (_BatchNormBase, nn.BatchNorm)  # the latter is of Paddle's first API
+BatchNorm: TypeAlias = _BatchNormBase | nn.BatchNorm  # the latter is of Paddle's first API
 Forward: TypeAlias = Callable[[nn.Layer, Any], object]
 
 
@@ -45,47 +45,27 @@ def update_batchnorm(layer: nn.Layer, loader: Iterable[Any], forward: Forward | 
 
     Source: Izmailov et al. 2018, arXiv 1803.05407, §3.1.
     """
-    norms = [norm for norm in layer.sublayers(include_self=True) if isinstance(norm, _NORMS)]
-    if not norms:
-        return
-    run = forward or _forward
-    with _measuring(layer, norms), paddle.no_grad():
-        empty = True
-        for batch in loader:
-            run(layer, batch)
-            empty = False
-        if empty:
-            raise ConfigError(
-                "loader gave no batch, so there is nothing to measure (a generator can be used only once). "
-                "The statistics are as before."
-            )
+    layers = layer.sublayers(include_self=True)
+    norms = [one for one in layers if isinstance(one, BatchNorm)]
+    statistics = [tensor for norm in norms for tensor in (norm._mean, norm._variance)]
+    if norms:
+        run = partial(forward or _forward, layer)
+        with paddle.no_grad():
+            measure(Norms(norms, statistics, _cumulative(norms)), layer, layers, loader, run, tensors)
 
 
 @contextmanager
-def _measuring(layer: nn.Layer, norms: list[_BatchNormBase | nn.BatchNorm]) -> Generator[None]:
-    modes = [(one, one.training) for one in layer.sublayers(include_self=True)]
+def _cumulative(norms: Sequence[BatchNorm]) -> Generator[None]:
     momenta = [norm._momentum for norm in norms]
-    before = [(norm._mean.clone(), norm._variance.clone()) for norm in norms]
     watch: Any = _Cumulative  # Paddle's stub wants a hook that changes the inputs
     hooks = [norm.register_forward_pre_hook(watch()) for norm in norms]
     try:
-        layer.eval()
-        for norm in norms:
-            norm.train()
         yield
-    except BaseException:
-        for norm, (mean, variance) in zip(norms, before, strict=True):
-            overwrite(norm._mean, mean)
-            overwrite(norm._variance, variance)
-        raise
     finally:
         for hook in hooks:
             hook.remove()
         for norm, momentum in zip(norms, momenta, strict=True):
             norm._momentum = momentum
-        for one, mode in modes:
-            one.training = mode
-        accept([id(tensor) for norm in norms for tensor in (norm._mean, norm._variance)])
 
 
 class _Cumulative:
@@ -102,7 +82,5 @@ class _Cumulative:
         norm._momentum = 1 - 1 / self._calls
 
 
-def _forward(layer: nn.Layer, batch: Any) -> object:
-    if isinstance(batch, Mapping):
-        return layer(**batch)
-    return layer(batch[0] if isinstance(batch, list | tuple) else batch)
+def _forward(layer: nn.Layer, batch: object) -> object:
+    return pass_batch(layer, batch, lambda value: value)

@@ -168,11 +168,11 @@ def squared_distances(pairs: Iterable[tuple[Tensor, Tensor | None]]) -> list[flo
 
 
 def _squared_difference(average: Tensor, other: Tensor | None) -> Tensor:
-    apart = cast(average.detach(), wide(average.dtype))
+    difference = cast(average.detach(), wide(average.dtype))
     if other is not None:
-        apart = apart - to(cast(other.detach(), apart.dtype), apart.place)
-    # Of no elements the sum has their dtype, whatever is asked for.
-    return cast(apart.abs().square().sum(dtype="float64"), paddle.float64)
+        difference = difference - to(cast(other.detach(), difference.dtype), difference.place)
+    # The sum of no elements has their dtype, whatever ``dtype`` says.
+    return cast(difference.abs().square().sum(dtype="float64"), paddle.float64)
 
 
 def all_finite(tensors: Sequence[Tensor]) -> list[bool]:
@@ -256,4 +256,4 @@ def two_parts(average: Tensor, low: Tensor) -> bool:
 
 def traces(parameter: Tensor) -> Traces:
     """What training left behind: optimizers do not count as writing."""
-    return Traces(parameter.inplace_version, parameter.grad is not None)
+    return Traces(version(parameter), parameter.grad is not None)

@@ -20,6 +20,7 @@ from torch import Tensor
 from polyak._core.change_detection import AttributeSnapshot, attributes_unchanged, snapshot_attributes
 from polyak._core.swap_guard import NOTHING, Changed, Exchange, Swap
 from polyak._core.tensor_map import TensorMap
+from polyak.torch.tensors import version as version_of
 
 # A module's dictionary, and the tensors that belong there.
 Place: TypeAlias = tuple[dict[str, Any], dict[str, Any]]
@@ -137,7 +138,7 @@ class ModelSwap:
         # share_memory() moves what both lie in, which is no other memory.
         moved = [t for t in lives if t.data_ptr() != memories[id(t)].data_ptr()]
         there = [(t, v) for t, v in zip(lives, versions, strict=True) if not any(t is m for m in moved)]
-        written = [t for t, version in there if t._version != version]  # pyright: ignore[reportPrivateUsage]
+        written = [t for t, version in there if version_of(t) != version]
         parameters = [self.names[id(t)] for t in written if id(t) not in self._buffers]
         buffers = [self.names[id(t)] for t in written if id(t) in self._buffers]
         return Changed(parameters, buffers, [self.names[id(t)] for t in moved])

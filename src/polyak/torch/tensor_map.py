@@ -5,6 +5,9 @@ by several names is planned once, under the first. Live tensors are held as the 
 holds, never as detached aliases, so no update can go to memory the model has left.
 """
 
+# pyright: reportPrivateUsage=false
+# A module's own dictionaries have no public names, and its public generators cost more than an update.
+
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
@@ -23,12 +26,13 @@ from polyak._core.change_detection import (
     snapshot_attributes,
     snapshot_dicts,
 )
-from polyak._core.tensor_map import Kind, Seen, Selection, TensorEntry, planned
+from polyak._core.tensor_map import BufferKind, Kind, Seen, Selection, TensorEntry, planned
 from polyak._core.tensor_map import TensorMap as BaseTensorMap
 from polyak._wrappers import CHILDREN
 from polyak.errors import PlanError
-from polyak.torch.batchnorm import sort_of
 from polyak.torch.tensors import holds_values, unchanged_check
+
+_RUNNING_STATISTICS = ("running_mean", "running_var", "moving_mean", "moving_variance")  # torch, Keras
 
 
 class TensorMap(BaseTensorMap[Tensor]):
@@ -78,7 +82,7 @@ def unwrap(module: nn.Module) -> nn.Module:
     while True:
         if isinstance(module, DataParallel | DistributedDataParallel):
             module = cast(nn.Module, module.module)
-        elif inner := [child for key, child in module._modules.items() if key in CHILDREN]:  # pyright: ignore[reportPrivateUsage]
+        elif inner := [child for key, child in module._modules.items() if key in CHILDREN]:
             module = cast(nn.Module, inner[0])
         else:
             return module
@@ -88,7 +92,7 @@ def walk(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]
     """Each module below, wrappers taken off, by the prefix of its tensors' names."""
     module = unwrap(module)
     yield prefix, module
-    for key, child in module._modules.items():  # pyright: ignore[reportPrivateUsage]
+    for key, child in module._modules.items():
         if child is not None:
             yield from walk(child, f"{prefix}{key}.")
 
@@ -107,7 +111,7 @@ _WHOLE = "Average one that is whole in each process: under DDP, or on one device
 
 def _refuse_fsdp(model: nn.Module) -> None:
     """Its first version; the parameters of the second are refused one by one."""
-    if any("_fsdp_wrapped_module" in module._modules for module in model.modules()):  # pyright: ignore[reportPrivateUsage]
+    if any("_fsdp_wrapped_module" in module._modules for module in model.modules()):
         raise PlanError(f"the model is wrapped by FSDP, whose parameters are pieces. {_WHOLE}")
 
 
@@ -130,15 +134,22 @@ def entries(
 def _seen(modules: dict[str, nn.Module]) -> Iterator[Seen[Tensor]]:
     for prefix, module in modules.items():
         kinds: tuple[tuple[Kind, dict[str, Tensor | None]], ...] = (
-            ("parameter", module._parameters),  # pyright: ignore[reportPrivateUsage, reportAssignmentType]
-            ("buffer", module._buffers),  # pyright: ignore[reportPrivateUsage]
+            ("parameter", module._parameters),  # pyright: ignore[reportAssignmentType]
+            ("buffer", module._buffers),
         )
         for kind, store in kinds:
             for key, tensor in store.items():
                 if tensor is not None:
-                    name, fleeting = prefix + key, key in module._non_persistent_buffers_set  # pyright: ignore[reportPrivateUsage]
+                    name, fleeting = prefix + key, key in module._non_persistent_buffers_set
                     identity = _identity(tensor, name)
-                    yield Seen(name, kind, tensor, identity, sort_of(module, key), not fleeting)
+                    yield Seen(name, kind, tensor, identity, _sort(module, key), not fleeting)
+
+
+def _sort(module: nn.Module, key: str) -> BufferKind:
+    """Which sort of buffer this is, by its name and what stands beside it."""
+    if key in ("_u", "_v") or (key.endswith(("_u", "_v")) and f"{key[:-2]}_orig" in module._parameters):
+        return "vector"
+    return "statistic" if key in _RUNNING_STATISTICS else "other"
 
 
 def _identity(tensor: Tensor, name: str) -> object:

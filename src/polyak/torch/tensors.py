@@ -125,10 +125,10 @@ def squared_distances(pairs: Iterable[tuple[Tensor, Tensor | None]]) -> list[flo
 
 def _norm_of_difference(average: Tensor, other: Tensor | None) -> Tensor:
     wide = torch.promote_types(average.dtype, torch.float32)
-    apart = average.to(wide)
+    difference = average.to(wide)
     if other is not None:
-        apart = apart - other.to(average.device, wide)
-    return cast(Tensor, apart.norm())
+        difference = difference - other.to(average.device, wide)
+    return cast(Tensor, difference.norm())
 
 
 def all_finite(tensors: Sequence[Tensor]) -> list[bool]:
@@ -149,9 +149,8 @@ def rounded(average: Tensor, dtype: str) -> Tensor:
     average = average.detach()
     if average.is_complex():
         return on_host(average)
-    asked: torch.dtype = getattr(torch, dtype)
-    small = average.to("cpu", asked, copy=True)
-    if asked == torch.float16 and not all_finite([small])[0]:
+    small = average.to("cpu", getattr(torch, dtype), copy=True)
+    if dtype == "float16" and not all_finite([small])[0]:
         return average.to("cpu", torch.float32, copy=True)
     return small
 
@@ -220,5 +219,4 @@ def two_parts(average: Tensor, low: Tensor) -> bool:
 
 def traces(parameter: Tensor) -> Traces:
     """What training left behind: fused optimizers do not count as writing."""
-    writes = 0 if parameter.is_inference() else parameter._version  # pyright: ignore[reportPrivateUsage]
-    return Traces(writes, parameter.grad is not None)
+    return Traces(version(parameter), parameter.grad is not None)

@@ -6,6 +6,9 @@ blended into every track before the next block is read: more tracks and conversi
 bfloat16 into float32 (benchmarks/results/without_compiler-2026-11-29.md).
 """
 
+# pyright: reportPrivateUsage=false, reportPrivateImportUsage=false
+# torch's multi-tensor operations have no public names.
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -81,7 +84,7 @@ class _Block:
     def convert(self) -> None:
         """θ into the scratch memory, before a look and a blend; nothing where it is averaged as it is."""
         if self._converted:
-            torch._foreach_copy_(self._converted, self._live)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+            torch._foreach_copy_(self._converted, self._live)
 
     def seen_finite(self) -> bool:
         """Whether a look shows that all of θ is finite and within the storage's range."""
@@ -95,7 +98,7 @@ class _Block:
             return
         live = self._converted or self._live
         for averages, weight in zip(self._tracks, weights, strict=True):
-            torch._foreach_lerp_(averages, live, weight)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+            torch._foreach_lerp_(averages, live, weight)
 
 
 def _blocks(pairs: Sequence[Pair], seed: int) -> list[_Block]:

@@ -1,5 +1,8 @@
 """Averaging piece by piece: what masks, rounds and keeps two parts needs temporaries, and they stay small."""
 
+# pyright: reportPrivateUsage=false, reportPrivateImportUsage=false
+# torch's multi-tensor operations have no public names.
+
 from __future__ import annotations
 
 import cmath
@@ -70,7 +73,7 @@ def looks_storable(values: list[Tensor], storage: torch.dtype) -> bool:
     """
     if len(values) == 1 and storage.itemsize >= 4:
         return cmath.isfinite(values[0].sum().item())
-    norms = torch._foreach_norm(values, 2)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+    norms = torch._foreach_norm(values, 2)
     return torch.stack(norms).sum().item() <= torch.finfo(storage).max
 
 
@@ -88,7 +91,7 @@ def largest_values(values: Sequence[Tensor]) -> list[float]:
     for (device, dtype), places in groups.items():
         if dtype.itemsize == 1:  # torch has no norm of 8-bit floats
             continue
-        each = torch._foreach_norm([values[i].detach() for i in places], math.inf)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+        each = torch._foreach_norm([values[i].detach() for i in places], math.inf)
         norms.setdefault(device, []).append(torch.stack(each).to(torch.float32))
         order.setdefault(device, []).extend(places)
     for device, found in norms.items():

@@ -1,5 +1,8 @@
 """Copying many tensors in few calls."""
 
+# pyright: reportPrivateUsage=false, reportPrivateImportUsage=false
+# torch's multi-tensor operations have no public names.
+
 from __future__ import annotations
 
 from collections.abc import Iterable
@@ -31,4 +34,4 @@ class Copies:
         """Copy everything; ``non_blocking`` where a GPU writes to pinned memory by itself."""
         for targets, sources in self._groups.values():
             with torch.no_grad():  # in the loop: of an update that copies nothing it would be a tenth
-                torch._foreach_copy_(targets, sources, non_blocking)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+                torch._foreach_copy_(targets, sources, non_blocking)

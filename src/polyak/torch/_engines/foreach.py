@@ -9,6 +9,9 @@ One call updates all tensors of a dtype where nothing is masked, converted or ro
 them where θ is masked; the rest goes chunk by chunk. No temporary is ever as large as the model.
 """
 
+# pyright: reportPrivateUsage=false, reportPrivateImportUsage=false
+# torch's multi-tensor operations have no public names.
+
 from __future__ import annotations
 
 import math
@@ -75,7 +78,7 @@ class Foreach(Several):
 def _lerp(group: Sequence[Pair], weights: Sequence[float]) -> None:
     live = [pair.live for pair in group]
     for track, weight in enumerate(weights):
-        torch._foreach_lerp_([pair.averages[track] for pair in group], live, weight)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+        torch._foreach_lerp_([pair.averages[track] for pair in group], live, weight)
 
 
 def _blend_batch(
@@ -96,10 +99,10 @@ def _blend_batch(
         averages = [pair.averages[track] for pair in batch]
         old = torch.cat([tensor.reshape(-1) for tensor in averages])
         new = old.lerp_(theta if fine is None else torch.where(fine, theta, old), weight)
-        torch._foreach_copy_(averages, shaped(new, averages))  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+        torch._foreach_copy_(averages, shaped(new, averages))
     if fine is None:
         return [None] * len(batch)
-    norms = torch._foreach_norm(shaped(theta, live), math.inf)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+    norms = torch._foreach_norm(shaped(theta, live), math.inf)
     return list(~torch.stack(norms).isfinite())
 
 

@@ -36,6 +36,8 @@ _STORE: dict[Store, str] = {
     ("float32", "float32"): "compensated",
 }
 _BLOCK = cast(int, kernels.BLOCK.value)
+_COLUMNS = cast(int, kernels.COLUMNS.value)
+_SCALARS = cast(int, kernels.SCALARS.value)
 _WIDE = 16  # bytes one access can move, if the address is a multiple of them
 _WARPS = 8  # 16 elements a thread
 _OLDEST = (7, 0)  # compute capability; the kernel's atomics do not exist on Pascal (GTX 10xx, P100)
@@ -85,7 +87,7 @@ class Triton(Several):
         self._groups = [_group(pairs, places, *key) for key, places in groups.items()]
         self.counts = Counts.of(pairs)
         self._seen = torch.zeros(1 + len(pairs), dtype=torch.int64, device=device)
-        size = cast(int, kernels.SCALARS.value) + self._tracks
+        size = _SCALARS + self._tracks
         # Of an update now, and of the next replay: apart, so that no replay finds what another update used.
         self._now, self._next = (torch.zeros(size, dtype=torch.int64, device=device) for _ in range(2))
 
@@ -176,12 +178,12 @@ def _launch_nothing(
     def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
         return torch.zeros(shape, dtype=dtype, device=device)
 
-    table = zeros(1, cast(int, kernels.COLUMNS.value) + 2 * tracks)
+    table = zeros(1, _COLUMNS + 2 * tracks)
     group = _Group(table, zeros(1, 2, dtype=torch.int32), live, _STORE[store], _largest(store))
     counts = Counts(zeros(1, dtype=torch.int32), zeros(dtype=torch.int32))
     _launch(
         group,
-        zeros(cast(int, kernels.SCALARS.value) + tracks),
+        zeros(_SCALARS + tracks),
         zeros(2),
         counts,
         skip,
@@ -213,7 +215,7 @@ def _launch(
             counts.tensors,
             counts.updates,
             count,
-            TRACKS=len(scalars) - cast(int, kernels.SCALARS.value),
+            TRACKS=len(scalars) - _SCALARS,
             LIVE=group.live,
             STORE=group.store,
             LARGEST=group.largest,

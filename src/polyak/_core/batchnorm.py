@@ -1,0 +1,83 @@
+"""BatchNorm statistics measured anew, whatever the framework; see ``polyak.update_batchnorm``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar, cast
+
+from polyak._core.swap_guard import accept
+from polyak._core.tensors import T, TensorOps
+from polyak.errors import ConfigError
+
+BatchT = TypeVar("BatchT")
+
+
+class Module(Protocol):
+    """What modules and layers have in common."""
+
+    training: bool
+
+    def train(self) -> object: ...
+
+    def eval(self) -> object: ...
+
+
+@dataclass(frozen=True)
+class Norms(Generic[T]):
+    """The BatchNorms of a model.
+
+    statistics: their tensors, which forward passes write in place.
+    cumulative: while it is open these become the mean over all forward passes since.
+    """
+
+    modules: Sequence[Module]
+    statistics: Sequence[T]
+    cumulative: AbstractContextManager[None]
+
+
+def measure(
+    norms: Norms[T],
+    model: Module,
+    modules: Iterable[Module],
+    loader: Iterable[BatchT],
+    run: Callable[[BatchT], object],
+    ops: TensorOps[T],
+) -> None:
+    """Run the loader with all of ``modules`` but the norms in evaluation mode.
+
+    Raises:
+        ConfigError: the loader is empty. The statistics are as before then, and on any other exception.
+    """
+    modes = [(module, module.training) for module in modules]
+    before = [(tensor, ops.duplicate(tensor)) for tensor in norms.statistics]
+    try:
+        model.eval()
+        for norm in norms.modules:
+            norm.train()
+        with norms.cumulative:
+            empty = True
+            for batch in loader:
+                run(batch)
+                empty = False
+        if empty:
+            raise ConfigError(
+                "loader gave no batch, so there is nothing to measure (a generator can be used only once). "
+                "The statistics are as before."
+            )
+    except BaseException:
+        for tensor, old in before:
+            ops.overwrite(tensor, old)
+        raise
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        accept([id(tensor) for tensor in norms.statistics])
+
+
+def pass_batch(model: Callable[..., object], batch: object, move: Callable[[Any], Any]) -> object:
+    """A mapping as keyword arguments, of a list or tuple the first element, anything else as it is."""
+    if isinstance(batch, Mapping):
+        return model(**{key: move(value) for key, value in cast("Mapping[str, Any]", batch).items()})
+    return model(move(cast("Sequence[Any]", batch)[0] if isinstance(batch, list | tuple) else batch))
