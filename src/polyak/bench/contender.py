@@ -40,18 +40,7 @@ def decays(tracks: int) -> list[float]:
 def ours(
     model: nn.Module, betas: Sequence[float], store: str, engine: str = "auto", policy: str = "skip"
 ) -> Contender:
-    """polyak: one EMA for all tracks.
-
-    Args:
-        model: whose parameters are averaged.
-        betas: a decay for each track.
-        store: one of ``cost.STORED``.
-        engine: the argument of ``polyak.EMA``.
-        policy: its ``on_nonfinite``.
-
-    Returns:
-        The contender, with the engine that runs and why.
-    """
+    """polyak: one EMA for all tracks; ``store`` is one of ``cost.STORED``, ``policy`` is ``on_nonfinite``."""
     words: dict[str, Any] = {"engine": engine, "on_nonfinite": policy}
     if store == "compensated":
         words["compensated"] = True
@@ -70,17 +59,8 @@ def engines(
 ) -> tuple[dict[str, Contender], dict[str, str]]:
     """The engine that polyak picks, under "auto", and the others that run on this device.
 
-    Args:
-        model: whose parameters are averaged.
-        betas: a decay for each track.
-        store: one of ``cost.STORED``.
-        device: "cpu", "cuda" …
-
     Returns:
         Contenders by name; and for each engine that cannot run, the reason.
-
-    Raises:
-        PlanError: the model has nothing to average.
     """
     auto = ours(model, betas, store)
     found, left_out = {"auto": auto}, dict[str, str]()

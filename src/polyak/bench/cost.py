@@ -18,15 +18,7 @@ ROOM = 0.5  # the share of the free memory that averages may take
 def moved(live: int, stored: int, tracks: int = 1) -> int:
     """Bytes that one update moves: θ is read once, each average is read and written.
 
-    ``live + 2·stored·tracks``
-
-    Args:
-        live: bytes of θ.
-        stored: bytes of one average with its low part, as in ``STORED``.
-        tracks: number of averages.
-
-    Returns:
-        Bytes per parameter.
+    ``live + 2·stored·tracks``: bytes of θ, and of one average with its low part, as in ``STORED``.
 
     Examples:
         >>> moved(4, 4), moved(4, 4, tracks=3), moved(2, 4), moved(2, 2)
@@ -42,14 +34,6 @@ def moved_apart(live: int, stored: int, tracks: int = 1) -> int:
 
     ``(live + 2·stored)·tracks``
 
-    Args:
-        live: bytes of θ.
-        stored: bytes of one average.
-        tracks: number of averages.
-
-    Returns:
-        Bytes per parameter.
-
     Examples:
         >>> moved_apart(4, 4, tracks=3)
         36
@@ -58,18 +42,9 @@ def moved_apart(live: int, stored: int, tracks: int = 1) -> int:
 
 
 def seconds(parameters: float, each: float, bandwidth: float, cards: int = 1) -> float:
-    """Time to move that much memory, spread over cards that each hold their part.
+    """Seconds of one update of a model that is sharded over cards.
 
-    ``parameters·each / (cards·bandwidth)``
-
-    Args:
-        parameters: number of them, in total.
-        each: bytes per parameter, from ``moved``.
-        bandwidth: of one card, bytes per second.
-        cards: number of them that parameters and averages are sharded over.
-
-    Returns:
-        Seconds of one update.
+    ``parameters·each / (cards·bandwidth)``, each the bytes per parameter from ``moved``.
 
     Examples:
         >>> round(1e3 * seconds(1e12, moved(2, 4), bandwidth=3e12, cards=1000), 2)
@@ -81,15 +56,7 @@ def seconds(parameters: float, each: float, bandwidth: float, cards: int = 1) ->
 def share(update: float, step: float, every: int = 1) -> float:
     """The share of the training time that goes into the average.
 
-    ``(update/every) / (step + update/every)``
-
-    Args:
-        update: seconds of one update.
-        step: seconds of a training step without it.
-        every: steps from one update to the next.
-
-    Returns:
-        Between 0 and 1.
+    ``(update/every) / (step + update/every)``, in seconds of one update and of a training step without it.
 
     Examples:
         >>> share(0.01, 0.09), round(share(0.01, 0.09, every=10), 3)
@@ -102,14 +69,6 @@ def cadence(update: float, step: float, budget: float = BUDGET) -> int:
     """The smallest ``every`` with which the average stays within a share of the training time.
 
     ``k ≥ (update/step)·(1-budget)/budget``
-
-    Args:
-        update: seconds of one update.
-        step: seconds of a training step without it.
-        budget: the share it may take.
-
-    Returns:
-        Steps from one update to the next, at least 1.
 
     Examples:
         >>> cadence(0.0001, 0.09), cadence(0.01, 0.09)
@@ -152,13 +111,9 @@ class Advice:
 
 
 def recommend(facts: Facts) -> Advice:
-    """Choose the arguments of ``polyak.EMA`` for this model on this machine.
+    """Arguments of ``polyak.EMA`` for this model on this machine.
 
-    Args:
-        facts: the model and the machine.
-
-    Returns:
-        float32 on the model's device at every step, unless free memory or the time of a step forbid it.
+    float32 on the model's device at every step, unless free memory or the time of a step forbid it.
 
     Examples:
         >>> large = Facts(10**9, 2, 1, "float32", 0.01, 0.1, 1e12, 6 * 10**9, "cuda", "triton")

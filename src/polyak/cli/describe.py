@@ -41,14 +41,7 @@ _SHARD = re.compile(r"-\d{5}-of-\d{5}\.")  # stands in an index
 
 @dataclass(frozen=True)
 class Tensors:
-    """How much a set of tensors is.
-
-    Args:
-        count: of tensors.
-        elements: of all tensors together.
-        nbytes: of all tensors together.
-        dtypes: how many tensors of each.
-    """
+    """How much a set of tensors is; ``dtypes`` counts the tensors of each."""
 
     count: int
     elements: int
@@ -70,15 +63,7 @@ class Figures:
 class Weighting:
     """One set of weights in a file: a part of a foreign file, a track of polyak's.
 
-    Args:
-        name: the track, or what the part is called.
-        role: "average", "raw", "optimizer" or "unknown".
-        path: where in the file; "" for all of it.
-        tensors: how much it is.
-        decay: the schedule, if known.
-        profile: the weight of each point of the trajectory, if known.
-        figures: of the profile.
-        notes: what a reader should know.
+    role: "average", "raw", "optimizer" or "unknown".  path: where in the file; "" for all of it.
     """
 
     name: str
@@ -95,18 +80,10 @@ class Weighting:
 class CheckpointSummary:
     """A file, a set of shards or a folder of one checkpoint.
 
-    Args:
-        where: as it was given.
-        format: "safetensors", "pytorch", "paddle" or "dcp".
-        library: that wrote it; "" when nothing says.
-        role: "average", "raw" or "resumable" for a file of polyak's; None for others.
-        run: the training run, if known.
-        step: training steps, if known.
-        updates: of the average, if the file counts them.
-        counters: of a resumable state: skipped updates, settings, time in each unit.
-        parts: the sets of weights in it.
-        integrity: whether its bytes are those that were written.
-        notes: what a reader should know.
+    format: "safetensors", "pytorch", "paddle" or "dcp".  library: that wrote it; "" when nothing says.
+    role: "average", "raw" or "resumable" for a file of polyak's; None for others.
+    updates: of the average, if the file counts them.
+    counters: of a resumable state: skipped updates, settings, time in each unit.
     """
 
     where: str
@@ -124,17 +101,7 @@ class CheckpointSummary:
 
 @dataclass(frozen=True)
 class Snapshots:
-    """A folder that ``polyak.Archive`` keeps.
-
-    Args:
-        where: the folder.
-        run: the training run.
-        steps: of the snapshots, the base's first.
-        tracks: the averages in it.
-        files: how many.
-        nbytes: on disk.
-        reach: which half-lives can be made of it, at which error; empty before the first snapshot.
-    """
+    """A folder that ``polyak.Archive`` keeps; ``reach`` is empty before the first snapshot."""
 
     where: str
     run: str
@@ -216,9 +183,7 @@ def to_json(found: CheckpointSummary | Snapshots) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, Decay):
-        return value.to_config()
-    if isinstance(value, Profile):
+    if isinstance(value, Decay | Profile):
         return value.to_config()
     if isinstance(value, Reach):
         return value._asdict()

@@ -210,11 +210,7 @@ def parameters_only(holder: Holder, entry: TensorEntry[Tensor]) -> Role:
 
 
 def matching(lives: Sequence[nn.Parameter], averages: Sequence[Tensor]) -> Sequence[nn.Parameter]:
-    """The parameters, one for each average.
-
-    Raises:
-        ConfigError: there are more or fewer.
-    """
+    """The parameters, one for each average; more or fewer are refused."""
     if len(lives) != len(averages):
         raise ConfigError(f"parameters: {len(lives)} of them for {len(averages)} averages.")
     return lives
@@ -231,11 +227,7 @@ def overwrite(lives: Sequence[Tensor], values: Sequence[Tensor]) -> None:
 
 
 def restored(stored: list[Tensor] | None) -> list[Tensor]:
-    """What ``store`` kept.
-
-    Raises:
-        RuntimeError: nothing.
-    """
+    """What ``store`` kept; a RuntimeError, as in the originals, if that is nothing."""
     if stored is None:
         raise RuntimeError("restore(): there are no stored weights; call store() first.")
     return stored
@@ -252,11 +244,7 @@ def moved(
 
 
 def tensors_in(name: str, value: object, like: Sequence[Tensor]) -> list[Tensor]:
-    """Copies of a list of tensors with the shapes of ``like``.
-
-    Raises:
-        ConfigError: it is not such a list.
-    """
+    """Copies of a list of tensors with the shapes of ``like``; anything else is refused."""
     kind = type(value)
     given = cast(list[object], value) if kind is list else []
     if kind is not list or not all(isinstance(v, Tensor) for v in given):

@@ -72,21 +72,13 @@ class FromZero:
 
 
 def check_same(model: nn.Layer, ema: EMA, verb: str) -> None:
-    """Refuse a layer other than the one the average was made for, wrapped or not.
-
-    Raises:
-        ConfigError: it is another one.
-    """
+    """Refuse a layer other than the one the average was made for, wrapped or not."""
     if unwrap(model) is not unwrap(ema.model):
         raise ConfigError(f"{verb}: the model is another one than is averaged; make a new average for it.")
 
 
 def schedule(decay: float, ema_decay_type: DecayType, tau: int = 2000) -> Decay:
-    """βₜ of PaddleDetection, which counts updates from 0.
-
-    Raises:
-        ConfigError: the type is unknown.
-    """
+    """βₜ of PaddleDetection, which counts updates from 0."""
     if ema_decay_type not in get_args(DecayType):
         raise ConfigError(
             f'ema_decay_type={ema_decay_type!r}: must be "threshold", "exponential" or "normal".'

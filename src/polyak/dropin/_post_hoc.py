@@ -15,9 +15,9 @@ from polyak._files.checkpoint import LazyTensor
 from polyak._files.weighted_sum import in_memory, summed
 from polyak._foreign.open_any import open_weights
 from polyak.archive.mixture import mixed
-from polyak.dropin._follower import Follower, everything, inexact
-from polyak.dropin._modules import HostCounter, copied, device_of, without_gradients
-from polyak.dropin._names import ByName, Names
+from polyak.dropin._follower import inexact
+from polyak.dropin._modules import device_of
+from polyak.dropin._names import Named, Names, given
 from polyak.errors import CheckpointError, ConfigError
 from polyak.schedules import COPY, Power, Profile, compose, solve
 from polyak.schedules.decay import check_whole
@@ -25,7 +25,7 @@ from polyak.schedules.posthoc import gram_of
 from polyak.schedules.profile import Run
 
 
-class KarrasEMA(ByName, nn.Module):
+class KarrasEMA(Named):
     """An average whose width grows with the run.
 
     ``βₙ = ((n+1-k)/(n+1))^(γ+1)``, n = step, k = update_every
@@ -44,9 +44,6 @@ class KarrasEMA(ByName, nn.Module):
 
     Source: Karras et al. 2024, arXiv 2312.02696, §3.1; ema-pytorch 0.8.3.
     """
-
-    initted: Tensor
-    step: Tensor
 
     def __init__(
         self,
@@ -67,18 +64,13 @@ class KarrasEMA(ByName, nn.Module):
         check_whole("update_every", update_every, 1)
         self.frozen, self.update_every = frozen, update_every
         self.online_model = [model]
-        given = ema_model if isinstance(ema_model, nn.Module) or ema_model is None else ema_model()
-        self.ema_model = without_gradients(copied(model) if given is None else given)
-        self._find_names(self.ema_model)
         self.param_or_buffer_names_no_ema = param_or_buffer_names_no_ema
         self.ignore_names, self.ignore_startswith_names = ignore_names, ignore_startswith_names
+        self.names = Names(param_or_buffer_names_no_ema, ignore_names, tuple(ignore_startswith_names))
         self.allow_different_devices = allow_different_devices
         self.move_ema_to_online_device = move_ema_to_online_device
-        self.names = Names(param_or_buffer_names_no_ema, ignore_names, tuple(ignore_startswith_names))
-        self._whole, self._follower = Follower(roles=everything), Follower(roles=self.names)
-        self._steps, self._started = HostCounter(), HostCounter()
-        self.register_buffer("initted", torch.tensor(False))
-        self.register_buffer("step", torch.tensor(0))
+        self._adopt(given(ema_model, model), self.names)
+        self._count_from_zero()
 
     @property
     def model(self) -> nn.Module:
@@ -95,25 +87,6 @@ class KarrasEMA(ByName, nn.Module):
         """β of this step."""
         return compose(Power(gamma=self.gamma), max(0, self.count + 1 - self.update_every), self.update_every)
 
-    def eval(self) -> Any:
-        """``ema_model`` in evaluation mode."""
-        return self.ema_model.eval()
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.ema_model(*args, **kwargs)
-
-    def restore_ema_model_device(self) -> None:
-        """Move the averages to the device of this module's counters."""
-        self.ema_model.to(self.initted.device)
-
-    def copy_params_from_model_to_ema(self) -> None:
-        """Start again from the present model."""
-        self._whole.copy(self.ema_model, self.model)
-
-    def copy_params_from_ema_to_model(self) -> None:
-        """Overwrite the model with its average."""
-        Follower(roles=everything).copy(self.model, self.ema_model)
-
     def update(self) -> None:
         """Take the model's present weights in, if it is time to. Call it after each training step."""
         step = self.count
@@ -123,7 +96,7 @@ class KarrasEMA(ByName, nn.Module):
         if not self._started.of(self.initted):
             self.copy_params_from_model_to_ema()
             self._started.set(self.initted, 1)
-        self.update_moving_average(self.ema_model, self.model)
+        self.update_moving_average(self._averages, self.model)
 
     def update_moving_average(self, ma_model: nn.Module, current_model: nn.Module) -> None:
         """Move ``ma_model`` towards the other."""
@@ -139,7 +112,7 @@ class KarrasEMA(ByName, nn.Module):
 
     def averaged(self) -> dict[str, Tensor]:
         """The averaged tensors by name."""
-        named = (*self.ema_model.named_parameters(), *self.ema_model.named_buffers())
+        named = (*self._averages.named_parameters(), *self._averages.named_buffers())
         return {name: t for name, t in named if inexact(t) and self.names.role([name]) == "average"}
 
     def profile(self, gamma: float, step: int) -> Profile:
@@ -251,15 +224,9 @@ class PostHocEMA(nn.Module):
     def synthesize_ema_model(
         self, gamma: float | None = None, sigma_rel: float | None = None, step: int | None = None
     ) -> KarrasEMA:
-        """The average that another width would have given.
+        """The average that another width would have given, from the checkpoints up to ``step``.
 
-        Args:
-            gamma: its γ, or
-            sigma_rel: its width as a share of the run.
-            step: the step of the average; by default that of the newest checkpoint. Later ones are not used.
-
-        Returns:
-            The average; tensors that are not averaged are those of the present model.
+        Tensors that are not averaged are those of the present model.
 
         Raises:
             ConfigError: none or both widths are given, or ``step`` lies outside the checkpoints.

@@ -157,16 +157,7 @@ class EMAModel:
 
     def state_dict(self) -> dict[str, Any]:
         """The complete state under diffusers' keys; the tensors are not copies."""
-        return {
-            "decay": self.decay,
-            "min_decay": self.min_decay,
-            "optimization_step": self.optimization_step,
-            "update_after_step": self.update_after_step,
-            "use_ema_warmup": self.use_ema_warmup,
-            "inv_gamma": self.inv_gamma,
-            "power": self.power,
-            "shadow_params": self.shadow_params,
-        }
+        return {name: getattr(self, name) for name in (*_KINDS, "shadow_params")}
 
     def store(self, parameters: Parameters) -> None:
         """Keep a copy of the parameters for ``restore``, on the CPU."""

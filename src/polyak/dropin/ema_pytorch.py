@@ -6,13 +6,13 @@ from collections.abc import Callable, Collection
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from polyak.dropin._follower import Follower, everything
-from polyak.dropin._modules import HostCounter, copied, device_of, in_evaluation, without_gradients
-from polyak.dropin._names import ByName, Names
+from polyak.dropin._follower import Follower
+from polyak.dropin._modules import device_of, in_evaluation
+from polyak.dropin._names import Named, Names, given
 from polyak.dropin._post_hoc import KarrasEMA as KarrasEMA
 from polyak.dropin._post_hoc import PostHocEMA as PostHocEMA
 from polyak.errors import ConfigError
@@ -22,7 +22,7 @@ from polyak.schedules.decay import check_beta
 Maker = Callable[[], nn.Module]
 
 
-class EMA(ByName, nn.Module):
+class EMA(Named):
     """An average of a model's parameters and floating buffers, with a warm-up; it holds the model too.
 
     ``βₜ = clip(1-(1+s/γ)^(-p), min_value, beta)``, ``s = step - update_after_step - 1``; 0 where s ≤ 0
@@ -43,9 +43,6 @@ class EMA(ByName, nn.Module):
 
     Source: ema-pytorch 0.8.3.
     """
-
-    initted: Tensor
-    step: Tensor
 
     def __init__(
         self,
@@ -81,37 +78,29 @@ class EMA(ByName, nn.Module):
         self.inv_gamma, self.power, self.min_value = inv_gamma, power, min_value
         self.param_or_buffer_names_no_ema = param_or_buffer_names_no_ema
         self.ignore_names, self.ignore_startswith_names = ignore_names, ignore_startswith_names
+        self.names = Names(param_or_buffer_names_no_ema, ignore_names, tuple(ignore_startswith_names))
         self.include_online_model = include_online_model
         self.online_model = model if include_online_model else [model]
         self.allow_different_devices, self.use_foreach = allow_different_devices, use_foreach
+        self.move_ema_to_online_device, self.coerce_dtype = move_ema_to_online_device, coerce_dtype
         self.update_model_with_ema_every = update_model_with_ema_every
         self.update_model_with_ema_beta = update_model_with_ema_beta
         self.forward_method_names = forward_method_names
-        self.move_ema_to_online_device, self.coerce_dtype = move_ema_to_online_device, coerce_dtype
-        self._steps, self._started = HostCounter(), HostCounter()
-        self.ema_model: nn.Module | None = None
+        self._towards = Follower(roles=self.names)
+        self.ema_model = None
         if lazy_init_ema and ema_model is not None:
             raise ConfigError(
                 "ema_model is given and lazy_init_ema=True: a lazy one is copied from the model."
             )
         if not lazy_init_ema:
-            given = ema_model if isinstance(ema_model, nn.Module) or ema_model is None else ema_model()
-            self.init_ema(given)
-        self.register_buffer("initted", torch.tensor(False))
-        self.register_buffer("step", torch.tensor(0))
+            self.init_ema(given(ema_model, model))
+        self._count_from_zero()
 
     def init_ema(self, ema_model: nn.Module | None = None) -> None:
         """Make the module that holds the averages."""
-        module = copied(self.model) if ema_model is None else ema_model
-        self.ema_model = without_gradients(module)
+        self._adopt(given(ema_model, self.model), self.names)
         for name in self.forward_method_names:
-            setattr(self, name, getattr(module, name))
-        self._find_names(module)
-        names = Names(
-            self.param_or_buffer_names_no_ema, self.ignore_names, tuple(self.ignore_startswith_names)
-        )
-        self._whole, self._follower = Follower(roles=everything), Follower(roles=names)
-        self._back, self._towards = Follower(roles=everything), Follower(roles=names)
+            setattr(self, name, getattr(self.ema_model, name))
 
     def add_to_optimizer_post_step_hook(self, optimizer: Optimizer) -> RemovableHandle:
         """Update after each step of the optimizer."""
@@ -127,30 +116,11 @@ class EMA(ByName, nn.Module):
         online = cast(Any, self.online_model)
         return online if self.include_online_model else online[0]
 
-    def eval(self) -> Any:
-        """``ema_model`` in evaluation mode."""
-        return self._averages.eval()
-
     @torch.no_grad()
     def forward_eval(self, *args: Any, **kwargs: Any) -> Any:
         """Forward through the averages in evaluation mode; every mode is as before afterwards."""
         with in_evaluation(self._averages) as module:
             return module(*args, **kwargs)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self._averages(*args, **kwargs)
-
-    def restore_ema_model_device(self) -> None:
-        """Move the averages to the device of this module's counters."""
-        self._averages.to(self.initted.device)
-
-    def copy_params_from_model_to_ema(self) -> None:
-        """Start again from the present model."""
-        self._whole.copy(self._averages, self.model)
-
-    def copy_params_from_ema_to_model(self) -> None:
-        """Overwrite the model with its average."""
-        self._back.copy(self.model, self._averages)
 
     def update_model_with_ema(self, decay: float | None = None) -> None:
         """Move the model towards its average; it keeps the share ``decay`` of itself."""
@@ -198,9 +168,3 @@ class EMA(ByName, nn.Module):
         beta = self.get_current_decay() if current_decay is None else current_decay
         follower = self._follower if ma_model is self.ema_model else self._towards
         follower.update(ma_model, current_model, beta)
-
-    @property
-    def _averages(self) -> nn.Module:
-        if self.ema_model is None:
-            raise ConfigError("lazy_init_ema=True: there is no average before the first update().")
-        return self.ema_model

@@ -1,4 +1,7 @@
-"""A metric over the half-life: in the terminal, and as a PNG with the ``plot`` extra."""
+"""A metric over the half-life: in the terminal, and as a PNG with the ``plot`` extra.
+
+Drawn by our own code: tests hold every character, which plotext and uniplot do not promise between releases.
+"""
 
 from __future__ import annotations
 
