@@ -52,10 +52,13 @@ test-paddle: env-paddle ## all that holds for PaddlePaddle, in an environment wi
 data: env-paddle ## the text lines of experiments/ocr, made once (ARGS="--quick")
 	$(PADDLE)/bin/python -m experiments.ocr.data $(ARGS)
 
+demo-paddle: env-paddle ## the demo in PaddlePaddle, without torch
+	$(PADDLE)/bin/polyak demo $(ARGS)
+
 ocr: env-paddle  ## text-line recognition with and without an average (ARGS="--quick": minutes)
 	OMP_NUM_THREADS=1 $(PADDLE)/bin/python -W ignore -m experiments.ocr.run $(ARGS)
 
-.PHONY: env-paddle data ocr rebuild-paddle
+.PHONY: env-paddle demo-paddle data ocr rebuild-paddle
 env-paddle:
 	@test -e $(PADDLE_STAMP) || $(MAKE) --no-print-directory rebuild-paddle
 

@@ -38,7 +38,7 @@ def test_loss() -> float:
         return cross_entropy(model(images[test]), labels[test]).item()
 
 
-for _epoch in range(8):
+for _epoch in range(4):
     train_epoch()
     raw = test_loss()
     with ema.average_parameters():

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from itertools import pairwise
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
-# Student's t at 97.5 % for 1, 2, … degrees of freedom.
-T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
-T += (2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042)
+from experiments.intervals import estimate
 
 
 def distance(a: list[int], b: list[int]) -> int:
@@ -20,13 +17,6 @@ def distance(a: list[int], b: list[int]) -> int:
         for j, y in enumerate(b, 1):
             corner, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, corner + (x != y))
     return row[-1]
-
-
-def estimate(values: list[float]) -> dict[str, float | None]:
-    """``mean ± t·s/√n``; one value alone has no interval."""
-    n = len(values)
-    half = T[n - 2] * stdev(values) / math.sqrt(n) if n > 1 else None
-    return {"mean": fmean(values), "half": half}
 
 
 def numbers(rows: list[dict[str, Any]], name: str) -> dict[str, float]:
@@ -60,3 +50,23 @@ def summary(seeds: list[dict[str, Any]]) -> dict[str, Any]:
     costs = [seed["cost"] for seed in seeds]
     shares = ("step_seconds", "one_track", "all_tracks")
     return {"models": out, "cost": costs[0] | {key: fmean(cost[key] for cost in costs) for key in shares}}
+
+
+def screen(found: dict[str, dict[str, Any]]) -> list[str]:
+    """Best, last and wobble of every curve, by learning rate, and what the average adds in a sentence.
+
+    Args:
+        found: the ``models`` of ``summary`` at each learning rate.
+    """
+    lines, gains = [], []
+    for schedule, models in found.items():
+        lines.append(f"learning rate {schedule}")
+        for name, model in models.items():
+            best, last, wobble = (100 * model[key]["mean"] for key in ("best", "last", "wobble"))
+            lines.append(f"  {name:<20}best {best:5.1f} %   last {last:5.1f} %   wobble {wobble:4.1f} points")
+        average = next(name for name in models if name != "raw")
+        gains.append(f"{100 * models[average]['gain']['last']['mean']:+.1f} points at the {schedule} rate")
+    return [
+        *lines,
+        f"In lines read at the end, {average} differs from the raw weights by {' and '.join(gains)}.",
+    ]

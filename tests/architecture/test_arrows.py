@@ -45,7 +45,7 @@ ROOMS = (
 ONLY: dict[str, set[str]] = {
     "paddle": {"_core", "_kernel", "_files", "_dtypes", "schedules"},  # it does not know torch
     "doctor": set(),
-    "demo": {"polyak", "paddle"},  # the front doors only: the demo is what a user could write
+    "demo": {"polyak", "paddle", "report"},  # the front doors, and a drawing: what a user could write
     "bench": {"polyak"},  # likewise: what it measures is what a user gets
     "polyak": {"torch", "select", "merge", "archive", "_foreign", "schedules"},  # the front door itself
     "__main__": {"cli"},
@@ -74,7 +74,7 @@ PACKAGES: dict[str, set[str]] = {
     "ignite": {"trainers"},
     "keras": {"trainers"},
     "typer": {"cli"},
-    "rich": {"cli", "demo"},
+    "rich": {"cli"},
     "matplotlib": {"report"},
     "pooch": {"demo"},
     "sklearn": {"demo"},

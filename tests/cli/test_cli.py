@@ -45,7 +45,8 @@ def test_help_fits_one_screen_and_lists_every_command() -> None:
 def test_demo_help_names_every_option() -> None:
     shown = polyak("demo", "--help").stdout
     for option in (
-        "--data", "--root", "--epochs", "--decay", "--warmup", "--no-warmup", "--seed", "--device", "--out",
+        "--data", "--root", "--epochs", "--lr", "--decay", "--warmup", "--no-warmup", "--seed", "--device",
+        "--out", "--score",
     ):  # fmt: skip
         assert option in shown, option
 
@@ -55,7 +56,7 @@ def test_help_needs_no_framework() -> None:
         assert polyak(*command, block="torch").returncode == 0
 
 
-@pytest.mark.parametrize("package", ["torch", "pooch", "sklearn"])
+@pytest.mark.parametrize("package", ["torch", "pooch", "sklearn", "matplotlib"])
 def test_a_missing_extra_answers_with_its_pip_line(package: str, tmp_path: Path) -> None:
     data = "digits" if package == "sklearn" else "auto"
     answer = polyak("demo", "--data", data, "--root", str(tmp_path), block=package, cwd=tmp_path)
@@ -94,6 +95,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(
     ("arguments", "message"),
     [
         (["demo", "--data", "imagenet"], "is not one of 'auto', 'fashion-mnist', 'cifar10', 'digits'"),
+        (["demo", "--lr", "linear"], "'linear' is not one of 'constant', 'cosine'"),
         (["demo", "--framework", "jax"], "'jax' is not one of 'auto', 'torch', 'paddle'"),
         (["demo", "--epochs", "0"], "should be greater than or equal to 1"),
         (["demo", "--root", "nowhere"], "'nowhere' does not exist"),
@@ -118,14 +120,20 @@ def test_a_run_ends_with_the_table(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     for words in (
-        "2 epochs on cpu, decay 0.9, seed 0",
+        "2 epochs on cpu, seed 0",
+        "learning rate constant; decay 0.9: a half-life of 7 steps after the first epoch, 7 after the last",
         "EMA loss",
         "EMA accuracy",
         "best accuracy",
         "last accuracy",
-        "mean jump from epoch to epoch",
+        "wobble of the accuracy",
+        "Without averaging this run would have",
+        "With --lr cosine the falling learning rate does the averaging.",
         "of the training time",
-        "wrote runs/demo-1/metrics.jsonl and average.safetensors",
+        "accuracy: ○ raw, ● average",
+        "wrote runs/demo-1: average.safetensors, curves.png, metrics.jsonl, snapshots",
+        "polyak inspect runs/demo-1/average.safetensors --plot",
+        "polyak doctor your_train.py",
     ):
         assert words in done.stdout, words
     assert (tmp_path / "runs/demo-1/average.safetensors").exists()
@@ -164,10 +172,8 @@ def test_ctrl_c_leaves_a_usable_run(tmp_path: Path) -> None:
     assert f"{lines[-1]['step']}/2300000" in out
     average = load_file(tmp_path / "run" / "average.safetensors")
     assert sum(tensor.size for tensor in average.values()) == 62_006
-    assert [path.name for path in sorted(metrics.parent.iterdir())] == [
-        "average.safetensors",
-        "metrics.jsonl",
-    ]
+    left = ["average.safetensors", "curves.png", "metrics.jsonl", "snapshots"]
+    assert [path.name for path in sorted(metrics.parent.iterdir())] == left
 
 
 def test_ctrl_c_before_anything_began_is_quiet(tmp_path: Path) -> None:

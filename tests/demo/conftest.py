@@ -5,6 +5,7 @@ import io
 import os
 import struct
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,9 +29,7 @@ def nothing_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A machine without the Debian package and with an empty cache; returns the cache folder."""
     cache = tmp_path / "cache"
     monkeypatch.setattr(data, "cache", lambda source: cache / source.name)
-    bare = data.Source(
-        "fashion-mnist", data.FASHION_MNIST.url, data.FASHION_MNIST.files, data.read_fashion_mnist
-    )
+    bare = replace(data.FASHION_MNIST, installed=())
     monkeypatch.setattr(data, "FASHION_MNIST", bare)
     monkeypatch.setattr(data, "SOURCES", {"fashion-mnist": bare, "cifar10": data.CIFAR10})
     return cache

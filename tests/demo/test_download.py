@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -38,7 +39,7 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[st
 def fashion_at(url: str, folder: Path) -> data.Source:
     write_fashion(folder)
     hashes = {path.name: "md5:" + hashlib.md5(path.read_bytes()).hexdigest() for path in folder.iterdir()}
-    return data.Source("fashion-mnist", url, hashes, data.read_fashion_mnist)
+    return replace(data.FASHION_MNIST, url=url, files=hashes, installed=())
 
 
 @pytest.mark.parametrize("with_root", [False, True])
@@ -66,7 +67,7 @@ def test_a_named_data_set_is_fetched_once(
 def test_a_wrong_hash_is_refused_and_nothing_stays(served: tuple[str, Path], tmp_path: Path) -> None:
     url, folder = served
     (folder / data.CIFAR_FILE).write_bytes(cifar_tar())
-    source = data.Source("cifar10", url, data.CIFAR10.files, data.read_cifar10)
+    source = replace(data.CIFAR10, url=url)
     into = tmp_path / "into"
     with pytest.raises(ConfigError, match=f"{data.CIFAR_FILE} could not be downloaded from {url}: .*hash"):
         data.download(source, into)
@@ -89,14 +90,14 @@ def test_an_absent_file_or_server_is_a_clear_error(
     served: tuple[str, Path], tmp_path: Path, gone: str
 ) -> None:
     url = served[0] if gone == "file" else "http://127.0.0.1:9"
-    source = data.Source("cifar10", url, data.CIFAR10.files, data.read_cifar10)
+    source = replace(data.CIFAR10, url=url)
     with pytest.raises(ConfigError, match="point --root at its folder, or use --data auto"):
         data.download(source, tmp_path / "into")
     assert not (tmp_path / "into").exists()
 
 
 def test_an_existing_empty_root_stays(served: tuple[str, Path], tmp_path: Path) -> None:
-    source = data.Source("cifar10", served[0], data.CIFAR10.files, data.read_cifar10)
+    source = replace(data.CIFAR10, url=served[0])
     (tmp_path / "root").mkdir()
     with pytest.raises(ConfigError):
         data.download(source, tmp_path / "root")

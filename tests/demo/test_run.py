@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
 import polyak
-from polyak.demo.data import read_digits
+from polyak.demo.data import digits
 from polyak.demo.in_torch import TorchLearner
 from polyak.demo.options import Options
-from polyak.demo.run import run, stop_on_interrupt
+from polyak.demo.run import run, score, stop_on_interrupt
+from polyak.demo.screen import next_commands
 from polyak.errors import ConfigError
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
@@ -28,24 +35,69 @@ def test_on_fashion_mnist_the_average_has_the_lower_loss(
     assert ema.last > 0.86, "a network that learned nothing would be at 0.10"
 
 
+def test_over_five_seeds_of_the_digits_the_average_is_better_and_calmer(tmp_path: Path) -> None:
+    """What `make demo` shows where no other images are installed, at its own defaults."""
+    runs = [run(Options(data="digits", seed=seed, out=tmp_path / str(seed))).summary for seed in range(5)]
+    assert sum(r.ema.test_loss < r.raw.test_loss for r in runs) >= 4
+    assert sum(r.ema.last >= r.raw.last for r in runs) >= 4
+    assert sum(r.ema.wobble < r.raw.wobble for r in runs) >= 4
+    assert all(r.ema.last > 0.95 for r in runs)
+
+
+def test_the_next_commands_work_on_what_the_demo_wrote(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = Options(data="digits", epochs=4, out=Path("a run"))
+    run(options)
+    (tmp_path / "your_train.py").write_text((ROOT / "docs/tutorial.py").read_text())
+    bin = Path(sys.executable).parent
+    environment = {**os.environ, "PATH": f"{bin}{os.pathsep}{os.environ['PATH']}", "COLUMNS": "90"}
+    commands = [c for c in next_commands(options, Path("a run")) if not c.startswith("#")]
+    assert [command.split()[1] for command in commands] == ["inspect", "sweep", "doctor"]
+    shown = {}
+    for command in commands:
+        few = ["--points", "2", "--refine", "1"] if "sweep" in command else []
+        done = subprocess.run(
+            [*shlex.split(command), *few], env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, (command, done.stdout, done.stderr)
+        shown[command.split()[1]] = done.stdout
+    assert "weight of each training step" in shown["inspect"]
+    assert "failed" not in shown["sweep"]
+    best = polyak.load("a run/snapshots/sweep/best.safetensors")
+    assert score(options, Path("a run/snapshots/sweep/best.safetensors")) > 0
+    assert best.header.step == 92
+
+
+def test_the_score_of_a_runs_average_is_its_last_loss(tmp_path: Path) -> None:
+    options = Options(data="digits", epochs=1, out=tmp_path / "run")
+    result = run(options)
+    found = score(Options(data="digits"), tmp_path / "run/average.safetensors")
+    assert found == pytest.approx(result.summary.ema.test_loss)
+
+
 def test_what_is_written_is_what_happened(tmp_path: Path) -> None:
     shown: list[str] = []
     ticks: list[tuple[int, int]] = []
     options = Options(data="digits", epochs=2, out=tmp_path / "a" / "b")
     result = run(options, shown.append, lambda *tick: ticks.append(tick))
     assert result.folder == tmp_path / "a" / "b"
-    assert sorted(path.name for path in result.folder.iterdir()) == ["average.safetensors", "metrics.jsonl"]
+    assert result.files == ["average.safetensors", "curves.png", "metrics.jsonl", "snapshots"]
+    assert polyak.Archive(result.folder / "snapshots").steps[-1] == 46
+    assert (result.folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert result.curves["accuracy"][0][-1] == result.summary.raw.last
 
     lines = [json.loads(line) for line in (result.folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["kind"] for line in lines] == ["loss", "loss", "loss", "epoch"] * 2
     assert lines[-1]["accuracy"] == result.summary.raw.last
     assert lines[-1]["ema_accuracy"] == result.summary.ema.last
-    assert set(lines[0]["seconds"]) == {"train", "ema", "watch", "test", "test_ema"}
+    assert set(lines[0]["seconds"]) == {"train", "ema"}
 
     tensors = load_file(result.folder / "average.safetensors")
     learner = TorchLearner(Options())
     learner.model.load_state_dict(tensors)
-    test = learner.hold(read_digits().test)
+    test = learner.hold(digits().test)
     assert learner.evaluate(*test).accuracy == pytest.approx(lines[-1]["ema_accuracy"])
     assert polyak.load(result.folder / "average.safetensors").header.step == 46
 

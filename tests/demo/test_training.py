@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 import polyak
 from polyak.demo import data, training
 from polyak.demo.in_torch import TorchLearner, lenet, pick_device, to_input
-from polyak.demo.options import Options
+from polyak.demo.options import Options, Rate
 from polyak.demo.training import EpochRecord, LossRecord, Record, Training
 from polyak.errors import ConfigError
 
@@ -22,15 +22,21 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def digits() -> data.Images:
-    return data.read_digits()
+    return data.digits()
 
 
-class Run(Training[torch.Tensor]):
+def replace_train(images: data.Images, count: int) -> data.Images:
+    """The same with the first training images only."""
+    pixels, labels = images.train
+    return images._replace(train=data.Split(pixels[:count], labels[:count]))
+
+
+class Run(Training):
     learner: TorchLearner
 
 
-def begin(images: data.Images, epochs: int = 2, **options: object) -> Run:
-    return Run(TorchLearner(Options(device="cpu", **options)), images, epochs)  # type: ignore[arg-type]
+def begin(images: data.Images, epochs: int = 2, lr: Rate = "constant", **options: object) -> Run:
+    return Run(TorchLearner(Options(device="cpu", **options)), images, epochs, lr)  # type: ignore[arg-type]
 
 
 def train(images: data.Images, **options: object) -> tuple[Run, list[Record]]:
@@ -60,10 +66,27 @@ def test_the_learning_rate_is_a_cosine_per_epoch_from_1e3_towards_1e4(digits: da
         assert training.cosine(epoch, 10) == pytest.approx(schedule.get_last_lr()[0])
         reference.step()
         schedule.step()
-    run, records = train(digits)
+    run = begin(digits, lr="cosine")
+    records = list(run.run(lambda: False))
     assert [group["lr"] for group in run.learner.optimizer.param_groups] == [training.cosine(1, 2)]
     rates = {record.epoch: record.lr for record in records if isinstance(record, LossRecord)}
     assert rates == {1: training.cosine(0, 2), 2: training.cosine(1, 2)}
+
+
+@pytest.mark.parametrize("batches", [782, 938])  # of CIFAR-10 and of Fashion-MNIST
+def test_the_tutorials_own_schedule_is_the_constant_rate(digits: data.Images, batches: int) -> None:
+    """It is given its length in steps and stepped once an epoch, so ten epochs are hardly any of it."""
+    tutorial = torch.optim.AdamW([torch.zeros(1, requires_grad=True)], lr=1e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(tutorial, 2 * batches, 1e-4)
+    rates = []
+    for _ in range(10):
+        rates.append(schedule.get_last_lr()[0])
+        tutorial.step()
+        schedule.step()
+    few = replace_train(digits, 64)
+    ours = [r.lr for r in begin(few, epochs=10).run(lambda: False) if isinstance(r, LossRecord)]
+    assert ours == pytest.approx(rates, rel=1e-4)
+    assert ours != pytest.approx([training.cosine(epoch, 10) for epoch in range(10)], rel=1e-4)
 
 
 def test_records_come_at_each_third_and_after_each_epoch(digits: data.Images) -> None:
@@ -84,7 +107,7 @@ def test_records_come_at_each_third_and_after_each_epoch(digits: data.Images) ->
 
 @pytest.mark.parametrize("count", [1, 64, 65, 129])
 def test_every_image_is_seen_once_per_epoch(digits: data.Images, count: int) -> None:
-    few = replace(digits, train=data.Split(digits.train.pixels[:count], digits.train.labels[:count]))
+    few = replace_train(digits, count)
     run = begin(few, epochs=3)
     seen: list[int] = []
     step = run._step
@@ -168,15 +191,16 @@ def test_stopping_reports_the_steps_since_the_last_record(digits: data.Images) -
     assert run.ema.step == 10
 
 
-def test_the_clock_fills_the_account_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = iter([0.0, 1.0, 10.0, 12.0, 20.0, 24.0])
+def test_the_time_of_a_step_is_the_trainings_and_of_an_update_the_averages(
+    digits: data.Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = begin(digits)
+    now = iter([0.0, 3.0, 4.0, 10.0, 12.0, 12.5])
     monkeypatch.setattr(training.time, "perf_counter", lambda: next(now))
-    clock = training.Clock(lambda: None)
-    for account in ("train", "ema", "train"):
-        with clock.into(account):
-            pass
-    assert clock.seconds == training.Seconds(train=5.0, ema=2.0)
-    assert clock.seconds.ema_share == pytest.approx(2 / 7)
+    for _ in range(2):
+        run._step(to_input(run.train[0][:4]), run.train[1][:4])
+    assert run.seconds == training.Seconds(train=5.0, ema=1.5)
+    assert run.seconds.ema_share == pytest.approx(1.5 / 6.5)
 
 
 def test_devices_by_name() -> None:

@@ -7,9 +7,11 @@ import shlex
 import subprocess
 import sys
 from importlib.metadata import metadata
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 ROOT = Path(__file__).parents[2]
@@ -106,15 +108,21 @@ def test_how_to_install_is_said_in_one_place() -> None:
             assert match[0] in lines
 
 
-def test_the_tutorial_runs_and_the_average_wins(
+def test_over_five_seeds_the_tutorials_average_ends_with_the_lower_loss_and_is_calmer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    runpy.run_path(str(ROOT / "docs" / "tutorial.py"))
-    curves = re.findall(r"raw ([\d.]+)   average ([\d.]+)", capsys.readouterr().out)
-    assert len(curves) == 8
-    raw, average = (sum(float(pair[i]) for pair in curves) for i in (0, 1))
-    assert average < raw, "over the run"
+    manual_seed, lower, calmer = torch.manual_seed, 0, 0
+    for seed in range(5):
+        monkeypatch.setattr(torch, "manual_seed", lambda _, seed=seed: manual_seed(seed))
+        runpy.run_path(str(ROOT / "docs" / "tutorial.py"))
+        pairs = re.findall(r"raw ([\d.]+)   average ([\d.]+)", capsys.readouterr().out)
+        raw, average = ([float(pair[side]) for pair in pairs] for side in (0, 1))
+        assert len(raw) == 4
+        lower += average[-1] < raw[-1]
+        calmer += sum(abs(b - a) for a, b in pairwise(average)) < sum(abs(b - a) for a, b in pairwise(raw))
+    assert lower >= 4
+    assert calmer >= 4
     assert (tmp_path / "average.safetensors").exists()
 
 

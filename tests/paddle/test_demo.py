@@ -19,17 +19,17 @@ from polyak.demo import data
 from polyak.demo.in_paddle import PaddleLearner, lenet, pick_device, to_input
 from polyak.demo.options import Options
 from polyak.demo.run import run
-from polyak.demo.training import EpochRecord, LossRecord, Training, cosine
+from polyak.demo.training import EpochRecord, LossRecord, Training
 
 DEBIAN = data.FASHION_MNIST.installed[0]
 
 
 @pytest.fixture(scope="module")
 def digits() -> data.Images:
-    return data.read_digits()
+    return data.digits()
 
 
-class Run(Training[paddle.Tensor]):
+class Run(Training):
     learner: PaddleLearner
 
 
@@ -59,7 +59,7 @@ def test_the_records_are_those_of_torch(digits: data.Images) -> None:
     kinds = [LossRecord, LossRecord, LossRecord, EpochRecord] * 2
     assert [type(record) for record in records] == kinds
     assert [record.step for record in records] == [8, 16, 23, 23, 31, 39, 46, 46]
-    assert run.learner.optimizer.get_lr() == cosine(1, 2)
+    assert run.learner.optimizer.get_lr() == 1e-3
 
 
 def test_every_image_is_seen_once_per_epoch_in_an_order_of_its_own(digits: data.Images) -> None:
@@ -162,5 +162,5 @@ def test_the_command_writes_what_happened_and_is_quiet_about_it(tmp_path: Path) 
     learner = PaddleLearner(Options())
     for name, tensor in learner.model.state_dict().items():
         tensor.set_value(average.tensors[name])
-    assert learner.evaluate(*learner.hold(data.read_digits().test)).accuracy == lines[-1]["ema_accuracy"]
+    assert learner.evaluate(*learner.hold(data.digits().test)).accuracy == lines[-1]["ema_accuracy"]
     assert average.header.step == 23

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import paddle
 import pytest
+from PIL import Image
 
-from experiments.ocr import data, model, table
-from experiments.ocr.configs import QUICK, Config
-from experiments.ocr.summary import distance, estimate, numbers, summary
+from experiments.intervals import estimate
+from experiments.ocr import data, model, run, sheet, table
+from experiments.ocr.configs import FULL, QUICK, Config
+from experiments.ocr.summary import distance, numbers, screen, summary
 from experiments.ocr.train import Run, moments, rate, trained
 
 HERE = Path(table.__file__).parent
@@ -163,7 +166,7 @@ def test_a_seed_is_trained_once(small: Config, tmp_path: Path) -> None:
 
 
 def test_intervals_and_pairs() -> None:
-    assert estimate([1.0, 2.0, 3.0]) == {"mean": 2.0, "half": pytest.approx(4.303 / 3**0.5)}
+    assert estimate([1.0, 2.0, 3.0]) == {"mean": 2.0, "half": pytest.approx(4.303 / 3**0.5, rel=1e-4)}
     assert estimate([1.0])["half"] is None
     curve = [(1, 0.0, 0.0), (2, 0.5, 0.6), (3, 0.7, 0.65), (4, 0.6, 0.7)]
     rows = [{"step": s, "raw": _score(a), "average": _score(b)} for s, a, b in curve]
@@ -174,6 +177,42 @@ def test_intervals_and_pairs() -> None:
     gain = summary([{"rows": rows, "cost": cost}])["models"]["average"]["gain"]
     assert gain["last"]["mean"] == pytest.approx(0.1)
     assert gain["jump_mean"]["mean"] == pytest.approx(-0.1)
+
+
+@needs_fonts
+def test_a_quick_run_shows_both_learning_rates_and_what_the_average_adds(
+    small: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(run, "QUICK", small)
+    monkeypatch.setattr(data, "CACHE", tmp_path / "runs")
+    monkeypatch.setattr("sys.argv", ["run", "--quick", "--out", str(tmp_path / "out")])
+    run.main()
+    assert len(list((tmp_path / "out").glob("quick-co*.json"))) == 2
+    *_, first, raw, warm, half, second, _, _, _, sentence = capsys.readouterr().out.splitlines()
+    assert (first, second) == ("learning rate constant", "learning rate cosine")
+    for line, name in ((raw, "raw"), (warm, "Warmup(0.999)"), (half, "HalfLife(steps=1)")):
+        assert re.fullmatch(
+            rf"  {re.escape(name)} +best +\d+\.\d % +last +\d+\.\d % +wobble +\d+\.\d points", line
+        )
+    assert sentence.startswith("In lines read at the end, Warmup(0.999) differs from the raw weights by ")
+
+
+def test_the_sentence_says_what_the_committed_runs_found() -> None:
+    found = {r["config"]["training"]["schedule"]: r["summary"]["models"] for r in table.newest()[:2]}
+    assert screen(found)[-1] == (
+        "In lines read at the end, Warmup(0.999) differs from the raw weights by "
+        "+9.2 points at the constant rate and -0.1 points at the cosine rate."
+    )
+
+
+@needs_fonts
+def test_the_picture_shows_the_lines_that_are_made(tmp_path: Path) -> None:
+    shown = np.asarray(Image.open(sheet.PICTURE), np.float64)
+    made = np.asarray(sheet.sheet(FULL.lines), np.float64)
+    assert shown.shape == made.shape
+    assert np.corrcoef(shown.ravel(), made.ravel())[0, 1] > 0.99  # another FreeType draws other pixels
+    for page in table.WORDS:
+        assert "](lines.png)" in (HERE / page).read_text()
 
 
 def _score(accuracy: float) -> dict[str, float]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 # First, as it imports Paddle without Paddle's own warnings and says what to install where it is missing.
 from polyak.paddle import EMA
@@ -15,7 +16,7 @@ from paddle import Tensor, nn
 from paddle.nn.functional import cross_entropy
 
 from polyak.demo.data import CLASSES, SIDE, Split
-from polyak.demo.learner import BATCH, TEST_BATCH, Learner, Scores
+from polyak.demo.learner import BATCH, Learner
 from polyak.demo.options import Options
 from polyak.errors import ConfigError
 
@@ -33,8 +34,11 @@ def to_input(pixels: Tensor) -> Tensor:
     return (pixels.astype("float32") / 127.5 - 1).expand([-1, 3, SIDE, SIDE])
 
 
-class PaddleLearner(Learner[Tensor]):
+class PaddleLearner(Learner):
     """See ``Learner``."""
+
+    to_input, cross_entropy = staticmethod(to_input), staticmethod(cross_entropy)
+    no_grad = paddle.no_grad
 
     def __init__(self, options: Options) -> None:
         self.device = pick_device(options.device)
@@ -44,6 +48,9 @@ class PaddleLearner(Learner[Tensor]):
         self.ema = EMA(self.model, options.schedule)
         self.optimizer = paddle.optimizer.AdamW(parameters=self.model.parameters())
         self.order = np.random.default_rng(options.seed)
+
+    def load(self, weights: Mapping[str, Any]) -> None:
+        self.model.set_state_dict(dict(weights))
 
     def hold(self, split: Split) -> tuple[Tensor, Tensor]:
         return paddle.to_tensor(split.pixels), paddle.to_tensor(split.labels)
@@ -57,9 +64,6 @@ class PaddleLearner(Learner[Tensor]):
     def set_lr(self, lr: float) -> None:
         self.optimizer.set_lr(lr)
 
-    def watch(self, inputs: Tensor, labels: Tensor) -> Tensor:
-        return cross_entropy(self.ema(inputs), labels)
-
     def step(self, inputs: Tensor, labels: Tensor) -> Tensor:
         self.model.train()
         loss = cross_entropy(self.model(inputs), labels)
@@ -67,20 +71,6 @@ class PaddleLearner(Learner[Tensor]):
         loss.backward()
         self.optimizer.step()
         return loss.detach()
-
-    def mean(self, losses: Sequence[Tensor]) -> float:
-        return float(paddle.stack([*losses]).mean())
-
-    @paddle.no_grad()
-    def evaluate(self, pixels: Tensor, labels: Tensor, batch: int = TEST_BATCH) -> Scores:
-        self.model.eval()
-        loss, right = 0.0, 0
-        for start in range(0, len(labels), batch):
-            x, y = pixels[start : start + batch], labels[start : start + batch]
-            scores = self.model(to_input(x))
-            loss += float(cross_entropy(scores, y, reduction="sum"))
-            right += int((scores.argmax(1) == y).sum())
-        return Scores(loss / len(labels), right / len(labels))
 
     def wait(self) -> None:
         if self.device != "cpu":

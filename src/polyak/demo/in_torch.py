@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from torch.nn.functional import cross_entropy
 
 import polyak
 from polyak.demo.data import CLASSES, SIDE, Split
-from polyak.demo.learner import BATCH, TEST_BATCH, Learner, Scores
+from polyak.demo.learner import BATCH, Learner
 from polyak.demo.options import Options
 from polyak.errors import ConfigError
 
@@ -30,8 +31,11 @@ def to_input(pixels: Tensor) -> Tensor:
     return pixels.to(torch.float32).div_(127.5).sub_(1).expand(-1, 3, SIDE, SIDE)
 
 
-class TorchLearner(Learner[Tensor]):
+class TorchLearner(Learner):
     """See ``Learner``."""
+
+    to_input, cross_entropy = staticmethod(to_input), staticmethod(cross_entropy)
+    no_grad = torch.no_grad
 
     def __init__(self, options: Options) -> None:
         self.device = pick_device(options.device)
@@ -41,6 +45,9 @@ class TorchLearner(Learner[Tensor]):
         self.ema = polyak.EMA(self.model, options.schedule)
         self.optimizer = torch.optim.AdamW(self.model.parameters())
         self.order = torch.Generator().manual_seed(options.seed)
+
+    def load(self, weights: Mapping[str, Any]) -> None:
+        self.model.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()})
 
     def hold(self, split: Split) -> tuple[Tensor, Tensor]:
         return torch.from_numpy(split.pixels).to(self.device), torch.from_numpy(split.labels).to(self.device)
@@ -54,9 +61,6 @@ class TorchLearner(Learner[Tensor]):
         for group in self.optimizer.param_groups:
             group["lr"] = lr
 
-    def watch(self, inputs: Tensor, labels: Tensor) -> Tensor:
-        return cross_entropy(self.ema(inputs), labels)
-
     def step(self, inputs: Tensor, labels: Tensor) -> Tensor:
         self.model.train()
         loss = cross_entropy(self.model(inputs), labels)
@@ -64,19 +68,6 @@ class TorchLearner(Learner[Tensor]):
         loss.backward()  # pyright: ignore[reportUnknownMemberType]
         self.optimizer.step()
         return loss.detach()
-
-    def mean(self, losses: Sequence[Tensor]) -> float:
-        return float(torch.stack([*losses]).mean())
-
-    @torch.no_grad()
-    def evaluate(self, pixels: Tensor, labels: Tensor, batch: int = TEST_BATCH) -> Scores:
-        self.model.eval()
-        loss, right = 0.0, 0
-        for x, y in zip(torch.split(pixels, batch), torch.split(labels, batch), strict=True):
-            scores = self.model(to_input(x))
-            loss += cross_entropy(scores, y, reduction="sum").item()
-            right += int((scores.argmax(1) == y).sum())
-        return Scores(loss / len(labels), right / len(labels))
 
     def wait(self) -> None:
         if self.device.type in _WAIT:

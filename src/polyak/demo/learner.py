@@ -1,21 +1,18 @@
-"""The demo's interface to a framework: a small network, its average, and one training step.
+"""A small network in training and its average: what is the same in torch and in Paddle.
 
-``in_torch`` and ``in_paddle`` implement it with LeNet-5 in its modern form (LeCun et al. 1998), 62,006
-parameters, and AdamW. Images and losses stay on the device; T is the framework's tensor.
+``in_torch`` and ``in_paddle`` add what differs. The network is LeNet-5 in its modern form (LeCun et al.
+1998), 62,006 parameters; the optimizer is AdamW. Images and losses stay on the device, as tensors.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from pathlib import Path
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple
 
 from polyak.demo.data import Split
 from polyak.demo.options import Options
-
-T = TypeVar("T")
 
 BATCH = 64
 TEST_BATCH = 1000
@@ -28,36 +25,35 @@ class Scores(NamedTuple):
     accuracy: float
 
 
-class Average(Protocol):
-    """The part of ``EMA`` that the demo uses, the same in every framework."""
-
-    @property
-    def step(self) -> int: ...
-    def __call__(self, inputs: Any) -> Any: ...
-    def update(self) -> None: ...
-    def average_parameters(self) -> AbstractContextManager[Any]: ...
-    def save(self, path: Path) -> None: ...
-
-
-class Learner(ABC, Generic[T]):
+class Learner(ABC):
     """A network in training and its average, both from ``options``.
+
+    ``ema`` is ``polyak.EMA`` or ``polyak.paddle.EMA``, which have the same methods.
 
     Raises:
         ConfigError: the framework does not know the device, or this machine does not have it.
     """
 
-    ema: Average
+    model: Any
+    ema: Any
     where: str
+    to_input: Callable[[Any], Any]
+    cross_entropy: Callable[..., Any]
+    no_grad: Callable[[], AbstractContextManager[Any]]
 
     @abstractmethod
     def __init__(self, options: Options) -> None: ...
 
     @abstractmethod
-    def hold(self, split: Split) -> tuple[T, T]:
+    def load(self, weights: Mapping[str, Any]) -> None:
+        """Give the network these weights, arrays by name."""
+
+    @abstractmethod
+    def hold(self, split: Split) -> tuple[Any, Any]:
         """The images as bytes and their labels, on the device."""
 
     @abstractmethod
-    def shuffled(self, pixels: T, labels: T) -> Iterator[tuple[T, T]]:
+    def shuffled(self, pixels: Any, labels: Any) -> Iterator[tuple[Any, Any]]:
         """Batches of inputs and labels, every image once, in a new order."""
 
     @abstractmethod
@@ -65,27 +61,31 @@ class Learner(ABC, Generic[T]):
         """Set the learning rate."""
 
     @abstractmethod
-    def watch(self, inputs: T, labels: T) -> T:
-        """The average's loss on a batch."""
-
-    @abstractmethod
-    def step(self, inputs: T, labels: T) -> T:
+    def step(self, inputs: Any, labels: Any) -> Any:
         """Train on a batch => the loss before."""
-
-    @abstractmethod
-    def mean(self, losses: Sequence[T]) -> float:
-        """The mean of losses."""
-
-    @abstractmethod
-    def evaluate(self, pixels: T, labels: T, batch: int = TEST_BATCH) -> Scores:
-        """Evaluate the live network, raw or averaged, on all of these images."""
 
     @abstractmethod
     def wait(self) -> None:
         """Wait for the device."""
 
+    def watch(self, inputs: Any, labels: Any) -> Any:
+        """The average's loss on a batch."""
+        return self.cross_entropy(self.ema(inputs), labels)
 
-def choose(options: Options) -> Learner[Any]:
+    def evaluate(self, pixels: Any, labels: Any, batch: int = TEST_BATCH) -> Scores:
+        """Evaluate the live network, raw or averaged, on all of these images."""
+        self.model.eval()
+        loss, right = 0.0, 0
+        with self.no_grad():
+            for start in range(0, len(labels), batch):
+                x, y = pixels[start : start + batch], labels[start : start + batch]
+                scores = self.model(self.to_input(x))
+                loss += float(self.cross_entropy(scores, y, reduction="sum"))
+                right += int((scores.argmax(1) == y).sum())
+        return Scores(loss / len(labels), right / len(labels))
+
+
+def choose(options: Options) -> Learner:
     """The learner of the chosen framework, which is imported here.
 
     Raises:

@@ -12,6 +12,7 @@ from polyak.errors import ConfigError
 
 Data: TypeAlias = Literal["auto", "fashion-mnist", "cifar10", "digits"]
 Framework: TypeAlias = Literal["auto", "torch", "paddle"]
+Rate: TypeAlias = Literal["constant", "cosine"]
 FRAMEWORKS = {"torch": "demo", "paddle": "paddle,images"}  # with the extras that bring what the demo needs
 
 
@@ -23,11 +24,12 @@ class Options:
         data: the images.
         root: a folder that holds the image files, or receives the downloaded ones.
         epochs: passes over the training images, at least 1.
+        lr: "constant", 1e-3 throughout, or "cosine", from 1e-3 down towards 1e-4.
         decay: β of the average.
         warmup: let the decay grow to β from 0 instead of starting there.
         seed: of the initial weights and of the order of the images, in 0 … 2⁶³-1.
         device: "auto", or the framework's name of it: "cpu", "cuda:1", "mps"; in Paddle "gpu:1".
-        out: folder for `metrics.jsonl` and `average.safetensors`; None takes a new one under `runs/`.
+        out: folder of the files that the run writes; None takes a new one under `runs/`.
         framework: "torch", "paddle", or "auto" for the first of them that is installed.
 
     Raises:
@@ -37,6 +39,7 @@ class Options:
     data: Data = "auto"
     root: Path | None = None
     epochs: int = 10
+    lr: Rate = "constant"
     decay: float = 0.9998
     warmup: bool = True
     seed: int = 0

@@ -1,4 +1,4 @@
-"""The demo: read the images, train, log and show the records, save the average."""
+"""The demo: read the images, train, log and show the records, save the average and what shows it."""
 
 from __future__ import annotations
 
@@ -11,23 +11,34 @@ from pathlib import Path
 from threading import Event
 from types import FrameType
 
+import polyak
 from polyak.demo import screen
 from polyak.demo.data import load
 from polyak.demo.learner import choose
 from polyak.demo.options import Options
 from polyak.demo.summary import Summary, summarize
-from polyak.demo.training import LossRecord, Record, Training
+from polyak.demo.training import EpochRecord, LossRecord, Record, Training
+from polyak.report.epochs import picture
 
 
 @dataclass(frozen=True)
 class Result:
-    """The figures of a run, its steps done and planned, its folder, and whether Ctrl-C ended it early."""
+    """The figures of a run, its curves, steps done and planned, folder, and whether Ctrl-C ended it early.
+
+    `curves` has for "accuracy" and "loss" the values at each epoch of raw weights and of the average.
+    """
 
     summary: Summary
+    curves: dict[str, tuple[list[float], list[float]]]
     steps: int
     total: int
     folder: Path
     interrupted: bool
+
+    @property
+    def files(self) -> list[str]:
+        """What the folder holds."""
+        return sorted(path.name for path in self.folder.iterdir())
 
 
 def run(
@@ -35,7 +46,10 @@ def run(
     show: Callable[[str], object] = lambda line: None,
     tick: Callable[[int, int], object] = lambda done, total: None,
 ) -> Result:
-    """Train a network and its average; write `metrics.jsonl` line by line, `average.safetensors` at the end.
+    """Train a network and its average.
+
+    Writes `metrics.jsonl` line by line and snapshots of the average while training, then
+    `average.safetensors` and `curves.png`.
 
     The first Ctrl-C ends the run after the current step, so that the average and its counters agree; a
     second one ends it at once.
@@ -50,18 +64,19 @@ def run(
     """
     learner = choose(options)
     images = load(options.data, options.root)
-    training = Training(learner, images, options.epochs)
+    training = Training(learner, images, options.epochs, options.lr)
     total = options.epochs * training.steps_per_epoch
     folder = options.make_folder()
     train, test = len(images.train.labels), len(images.test.labels)
-    warmup = " with warm-up" if options.warmup else ""
     show(f"{images.name} from {images.origin}: {train:,} training and {test:,} test images")
-    show(
-        f"{screen.counted(options.epochs, 'epoch')} on {learner.where}, "
-        f"decay {options.decay}{warmup}, seed {options.seed}; writing to {folder}"
-    )
+    show(f"{screen.counted(options.epochs, 'epoch')} on {learner.where}, seed {options.seed}, to {folder}")
+    show(f"learning rate {options.lr}; {screen.decay(options, training.steps_per_epoch)}")
     records: list[Record] = []
-    with stop_on_interrupt() as stop, (folder / "metrics.jsonl").open("x") as log:
+    with (
+        stop_on_interrupt() as stop,
+        (folder / "metrics.jsonl").open("x") as log,
+        polyak.Archive(folder / "snapshots", training.ema),
+    ):
 
         def after_step() -> bool:
             tick(training.ema.step, total)
@@ -73,7 +88,26 @@ def run(
             log.flush()  # a killed run keeps what it showed
             show(screen.line(record))
         training.ema.save(folder / "average.safetensors")
-    return Result(summarize(records), training.ema.step, total, folder, stop.is_set())
+    done = [record for record in records if isinstance(record, EpochRecord)]
+    curves = {
+        "accuracy": ([e.accuracy for e in done], [e.ema_accuracy for e in done]),
+        "loss": ([e.test_loss for e in done], [e.ema_test_loss for e in done]),
+    }
+    if done:
+        picture(curves, folder / "curves.png")
+    return Result(summarize(records), curves, training.ema.step, total, folder, stop.is_set())
+
+
+def score(options: Options, weights: Path) -> float:
+    """The loss of a file's weights on the test images.
+
+    Raises:
+        ConfigError: an option cannot be followed.
+        CheckpointError: the file is damaged or no average.
+    """
+    learner = choose(options)
+    learner.load(polyak.load(weights).tensors)
+    return learner.evaluate(*learner.hold(load(options.data, options.root).test)).loss
 
 
 def to_json(record: Record) -> str:

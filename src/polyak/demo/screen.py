@@ -2,8 +2,25 @@
 
 from __future__ import annotations
 
+import shlex
+from pathlib import Path
+
+import polyak
+from polyak.demo.options import Options, Rate
 from polyak.demo.summary import Summary
 from polyak.demo.training import LossRecord, Record
+
+
+def decay(options: Options, steps_per_epoch: int) -> str:
+    """The decay, and the half-lives it gives the average: a warm-up reaches β long after a short run."""
+    first, last = (
+        polyak.Profile.from_decay(options.schedule, steps).half_life
+        for steps in (steps_per_epoch, steps_per_epoch * options.epochs)
+    )
+    return (
+        f"decay {options.decay}{' with warm-up' if options.warmup else ''}: "
+        f"a half-life of {first:,.0f} steps after the first epoch, {last:,.0f} after the last"
+    )
 
 
 def line(record: Record) -> str:
@@ -25,21 +42,51 @@ def rows(summary: Summary) -> list[tuple[str, str, str]]:
     return [
         ("best accuracy", percent(raw.best), percent(ema.best)),
         ("last accuracy", percent(raw.last), percent(ema.last)),
-        ("mean jump from epoch to epoch", percent(raw.jump), percent(ema.jump)),
+        ("wobble of the accuracy, late epochs", percent(raw.wobble), percent(ema.wobble)),
         ("last loss, test images", plain(raw.test_loss), plain(ema.test_loss)),
         ("last loss, training batches", plain(raw.train_loss), plain(ema.train_loss)),
     ]
 
 
-def times(summary: Summary) -> list[str]:
-    """Where the time went, the average's own cost first."""
-    spent = summary.seconds
+def gain(summary: Summary, lr: Rate) -> list[str]:
+    """What the average was worth, in a sentence or two."""
+    raw, ema = summary.raw, summary.ema
+    if raw.last is None or ema.last is None:
+        return []
+    points = 100 * (ema.last - raw.last)
+    verb = "lost" if points >= 0 else "gained"
     return [
-        f"updating the average took {summary.ema_share:.1%} of the training time "
-        f"({spent.ema:.2f} s of {spent.train + spent.ema:.2f} s).",
-        f"Only to show both curves: {spent.watch:.2f} s for its loss on the training batches, "
-        f"{spent.test:.2f} s and {spent.test_ema:.2f} s for the test images, raw and average.",
+        f"Without averaging this run would have {verb} {abs(points):.2f} points: "
+        f"{raw.last:.2%} accuracy instead of {ema.last:.2%}, "
+        f"and a loss of {plain(raw.test_loss)} instead of {plain(ema.test_loss)}.",
+        "With --lr cosine the falling learning rate does the averaging."
+        if lr == "constant"
+        else "Here the falling learning rate did the averaging; --lr constant leaves it to the average.",
     ]
+
+
+def next_commands(options: Options, folder: Path) -> list[str]:
+    """What to try on the files of a run."""
+    score = ["polyak", "demo", "--data", options.data, "--framework", options.chosen]
+    score += ["--root", str(options.root)] if options.root else []
+    evaluate = f"{shlex.join(score)} --score {{weights}}"
+    return [
+        "# what the average is made of",
+        shlex.join(["polyak", "inspect", str(folder / "average.safetensors"), "--plot"]),
+        "# the best half-life, found after training",
+        shlex.join(["polyak", "sweep", str(folder / "snapshots"), "--mode", "min", "--eval", evaluate]),
+        "# mistakes with averages in a script of yours",
+        "polyak doctor your_train.py",
+    ]
+
+
+def cost(summary: Summary) -> str:
+    """What the average took."""
+    spent = summary.seconds
+    return (
+        f"Updating the average took {summary.ema_share:.1%} of the training time "
+        f"({spent.ema:.2f} s of {spent.train + spent.ema:.2f} s)."
+    )
 
 
 def counted(n: int, noun: str) -> str:

@@ -1,21 +1,21 @@
-"""What a run came to: the best and last accuracy, how much each curve jumps, what the average cost."""
+"""What a run came to: the best and last accuracy, how much each curve wobbles, what the average cost."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from statistics import fmean
 
 from polyak.demo.training import EpochRecord, LossRecord, Record, Seconds
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One accuracy curve: best and last value in 0 … 1, and its mean absolute change from epoch to epoch."""
+    """One accuracy curve: best and last value in 0 … 1, and its wobble; the losses it ended with."""
 
     best: float | None
     last: float | None
-    jump: float | None
+    wobble: float | None
     test_loss: float | None
     train_loss: float | None
 
@@ -47,13 +47,14 @@ def curve(accuracies: Sequence[float], test_losses: Sequence[float], train_loss:
     return Curve(
         best=max(accuracies, default=None),
         last=accuracies[-1] if accuracies else None,
-        jump=mean_jump(accuracies),
+        wobble=wobble(accuracies),
         test_loss=test_losses[-1] if test_losses else None,
         train_loss=train_loss,
     )
 
 
-def mean_jump(values: Sequence[float]) -> float | None:
-    """Mean of |aₑ - aₑ₋₁| over the epochs; None for fewer than two."""
-    jumps = [abs(after - before) for before, after in pairwise(values)]
-    return sum(jumps) / len(jumps) if jumps else None
+def wobble(values: Sequence[float]) -> float | None:
+    """Mean of |aₑ - (aₑ₋₁ + aₑ₊₁)/2| in the second half, free of the rise; None for fewer than 4 epochs."""
+    late = values[(len(values) - 1) // 2 :]
+    apart = [abs(b - (a + c) / 2) for a, b, c in zip(late, late[1:], late[2:], strict=False)]
+    return fmean(apart) if apart else None

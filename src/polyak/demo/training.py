@@ -1,4 +1,4 @@
-"""The training loop: AdamW, a cosine per epoch, cross-entropy, and an average updated after every step.
+"""The training loop: AdamW, cross-entropy, and an average updated after every step.
 
 It yields what happened and prints nothing. Every record carries both curves and the time spent so far.
 """
@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Generic
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
 
 from polyak.demo.data import Images
-from polyak.demo.learner import BATCH, Learner, T
+from polyak.demo.learner import BATCH, Learner
+from polyak.demo.options import Rate
 
 LR_FIRST, LR_LAST = 1e-3, 1e-4
 
@@ -22,16 +23,12 @@ LR_FIRST, LR_LAST = 1e-3, 1e-4
 class Seconds:
     """Where the time went, in seconds since the start.
 
-    `train` is forward, backward and optimizer step; `ema` is `ema.update()`; `watch` is the average's loss
-    on the training batches, which only a demonstration wants; `test` and `test_ema` are the passes over the
-    test images.
+    `train` is forward, backward and optimizer step; `ema` is `ema.update()`. What only a demonstration wants,
+    to evaluate both and to watch the average's loss on the training batches, is not counted.
     """
 
     train: float = 0.0
     ema: float = 0.0
-    watch: float = 0.0
-    test: float = 0.0
-    test_ema: float = 0.0
 
     @property
     def ema_share(self) -> float:
@@ -67,20 +64,21 @@ class EpochRecord:
 Record = LossRecord | EpochRecord
 
 
-class Training(Generic[T]):
+class Training:
     """The loop that moves a model and its average.
 
     Args:
         learner: both, and how to step them.
         images: the data, moved to the device once, as bytes.
         epochs: passes over the training images.
+        lr: the learning rate's schedule.
     """
 
-    def __init__(self, learner: Learner[T], images: Images, epochs: int) -> None:
-        self.learner, self.ema, self.epochs = learner, learner.ema, epochs
+    def __init__(self, learner: Learner, images: Images, epochs: int, lr: Rate = "constant") -> None:
+        self.learner, self.ema, self.epochs, self.lr = learner, learner.ema, epochs, lr
         self.train, self.test = learner.hold(images.train), learner.hold(images.test)
         self.steps_per_epoch = math.ceil(len(images.train.labels) / BATCH)  # the short last one included
-        self.clock = Clock(learner.wait)
+        self.seconds = Seconds()
 
     def run(self, after_step: Callable[[], bool]) -> Iterator[Record]:
         """Train; yield a loss record at each third of an epoch and an epoch record after it.
@@ -91,9 +89,9 @@ class Training(Generic[T]):
         """
         thirds = {math.ceil(self.steps_per_epoch * k / 3) for k in (1, 2, 3)}
         for epoch in range(1, self.epochs + 1):
-            lr = cosine(epoch - 1, self.epochs)
+            lr = LR_FIRST if self.lr == "constant" else cosine(epoch - 1, self.epochs)
             self.learner.set_lr(lr)
-            losses: list[tuple[T, T]] = []
+            losses: list[tuple[Any, Any]] = []
             for step, batch in enumerate(self.learner.shuffled(*self.train), start=1):
                 losses.append(self._step(*batch))
                 stop = after_step()
@@ -104,49 +102,30 @@ class Training(Generic[T]):
                     return
             yield self._epoch_record(epoch)
 
-    def _step(self, inputs: T, labels: T) -> tuple[T, T]:
+    def _step(self, inputs: Any, labels: Any) -> tuple[Any, Any]:
         """One training step => raw loss, loss of the average, both before either has seen the batch."""
-        with self.clock.into("watch"):
-            ema_loss = self.learner.watch(inputs, labels)
-        with self.clock.into("train"):
-            loss = self.learner.step(inputs, labels)
-        with self.clock.into("ema"):
-            self.ema.update()
+        ema_loss = self.learner.watch(inputs, labels)
+        begun = self._now()
+        loss = self.learner.step(inputs, labels)
+        trained = self._now()
+        self.ema.update()
+        spent = self.seconds
+        self.seconds = Seconds(spent.train + trained - begun, spent.ema + self._now() - trained)
         return loss, ema_loss
 
-    def _loss_record(self, epoch: int, lr: float, losses: Sequence[tuple[T, T]]) -> LossRecord:
-        raw, ema = map(self.learner.mean, zip(*losses, strict=True))
-        return LossRecord(epoch, self.ema.step, lr, raw, ema, self.clock.seconds)
+    def _now(self) -> float:
+        self.learner.wait()  # a GPU works behind our back
+        return time.perf_counter()
+
+    def _loss_record(self, epoch: int, lr: float, losses: Sequence[tuple[Any, Any]]) -> LossRecord:
+        raw, ema = (fmean(map(float, side)) for side in zip(*losses, strict=True))
+        return LossRecord(epoch, self.ema.step, lr, raw, ema, self.seconds)
 
     def _epoch_record(self, epoch: int) -> EpochRecord:
-        with self.clock.into("test"):
-            raw = self.learner.evaluate(*self.test)
-        with self.clock.into("test_ema"), self.ema.average_parameters():
+        raw = self.learner.evaluate(*self.test)
+        with self.ema.average_parameters():
             ema = self.learner.evaluate(*self.test)
-        return EpochRecord(
-            epoch, self.ema.step, raw.loss, ema.loss, raw.accuracy, ema.accuracy, self.clock.seconds
-        )
-
-
-class Clock:
-    """Adds wall-clock time to the fields of `Seconds`.
-
-    Args:
-        wait: for a GPU, which works behind our back.
-    """
-
-    def __init__(self, wait: Callable[[], None]) -> None:
-        self.seconds = Seconds()
-        self._wait = wait
-
-    @contextmanager
-    def into(self, account: str) -> Generator[None]:
-        """Add the time spent inside to one account."""
-        start = time.perf_counter()
-        yield
-        self._wait()
-        spent = getattr(self.seconds, account) + time.perf_counter() - start
-        self.seconds = replace(self.seconds, **{account: spent})
+        return EpochRecord(epoch, self.ema.step, raw.loss, ema.loss, raw.accuracy, ema.accuracy, self.seconds)
 
 
 def cosine(epoch: int, epochs: int) -> float:
