@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import ml_dtypes
 import numpy as np
+from numpy.typing import NDArray
 
-BY_NAME: dict[str, np.dtype[Any]] = {
+Array: TypeAlias = NDArray[Any]  # of any dtype, those of ml_dtypes included
+DType: TypeAlias = np.dtype[Any]
+
+BY_NAME: dict[str, DType] = {
     "BOOL": np.dtype(np.bool_),
     "U8": np.dtype(np.uint8),
     "I8": np.dtype(np.int8),
@@ -33,6 +37,6 @@ BFLOAT16 = BY_NAME["BF16"]
 _FLOATS = frozenset(name for name in BY_NAME if name.startswith(("F", "BF", "C")))
 
 
-def is_float(dtype: np.dtype[Any]) -> bool:
+def is_float(dtype: DType) -> bool:
     """Whether numbers of this dtype can be averaged: real or complex floats of any width."""
     return NAMES.get(dtype) in _FLOATS or dtype.kind in "fc"

@@ -25,7 +25,7 @@ def loaded_by(code: str) -> set[str]:
     [
         "import polyak",
         "from polyak import Profile, load, compose; dir(__import__('polyak'))",
-        "import polyak.schedules, polyak.reference, polyak._foreign.load, polyak.archive.archive",
+        "import polyak.schedules, polyak.reference, polyak._foreign.open_any, polyak.archive.archive",
     ],
 )
 def test_nothing_heavy_is_loaded(code: str) -> None:

@@ -20,8 +20,7 @@ import polyak
 from polyak._dtypes import BY_NAME
 from polyak._files.header import Header
 from polyak._files.write import write_arrays
-from polyak._foreign.load import Average
-from polyak._foreign.open_any import open_weights
+from polyak._foreign.open_any import Average, open_weights
 from polyak.errors import CheckpointError
 from tests.checkpoints.mutations import MUTATIONS, joined, plain, split
 
@@ -116,7 +115,7 @@ def ours(path: Path) -> Content | str:
 
 # Where polyak is stricter than the package, and why.
 STRICTER = (
-    "stands there twice",  # of two tensors of one name the package takes one; which was meant nobody knows
+    "is there twice",  # of two tensors of one name the package takes one; which was meant nobody knows
     "which no array can have",  # shapes that NumPy cannot make, though they have no elements
     "has dtype 'F4'",  # half a byte; neither NumPy nor ml_dtypes stores it so
 )

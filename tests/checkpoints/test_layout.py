@@ -23,8 +23,7 @@ from polyak._dtypes import BY_NAME
 from polyak._files.header import KEY, Header
 from polyak._files.layout import METADATA, SUMS, Spec, arrange
 from polyak._files.write import write_arrays, write_safetensors
-from polyak._foreign.load import load
-from polyak._foreign.open_any import open_weights
+from polyak._foreign.open_any import load, open_weights
 from polyak.errors import CheckpointError
 from polyak.schedules import Profile, Warmup
 from tests.work import lines_run
@@ -254,9 +253,9 @@ TEXTS: dict[str, bytes] = {
     "8e0 is no whole number": X.replace(b"[0,8]", b"[0,8e0]"),
     "-Infinity is no whole number": X.replace(b"[2]", b"[-Infinity]"),
     "9999999999999999999999999999999999999999 is no": X.replace(b"[2]", b"[" + b"9" * 5000 + b"]"),
-    "'x' stands there twice": X[:-1] + b"," + X[1:],
-    "'dtype' stands there twice": X.replace(b'"shape"', b'"dtype":"F32","shape"'),
-    "'a' stands there twice": b'{"__metadata__":{"a":"1","a":"2"}' + b"," + X[1:],
+    "'x' is there twice": X[:-1] + b"," + X[1:],
+    "'dtype' is there twice": X.replace(b'"shape"', b'"dtype":"F32","shape"'),
+    "'a' is there twice": b'{"__metadata__":{"a":"1","a":"2"}' + b"," + X[1:],
     "half of a surrogate": X.replace(b'"x"', b'"\\ud800"'),
     "must map strings": b'{"__metadata__":{"a":"\\udfff"},' + X[1:],
     "can't decode byte": X.replace(b'"x"', b'"\xff"'),

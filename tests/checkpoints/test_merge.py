@@ -39,7 +39,7 @@ from polyak._files.layout import Spec
 from polyak._files.shards import write_sharded
 from polyak._files.write import write_arrays
 from polyak._foreign.open_any import open_weights
-from polyak._foreign.steps import step_in_name
+from polyak._foreign.recognize import step_in_name
 from polyak.cli.describe import describe
 from polyak.merge import inputs
 from polyak.schedules import solve

@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 
 import polyak
 from polyak._files.header import Header
-from polyak._foreign.note import SUFFIX, write_note
+from polyak._foreign.own import SUFFIX, write_note
 from polyak.cli.describe import CheckpointSummary, describe
 from polyak.convert.convert import convert
 from polyak.errors import CheckpointError

@@ -55,6 +55,17 @@ def has(values: dict[str, Any], value: float) -> bool:
     return set(values) == {"a.weight", "a.bias"} and all((array == value).all() for array in values.values())
 
 
+def test_averages_that_share_a_storage_with_other_tensors(tmp_path: Path) -> None:
+    """Slices of one storage, as recurrent layers have them, are compared by their place in it."""
+    flat, model = torch.arange(6.0), torch.nn.Linear(2, 2)
+    model.weight.data, model.bias.data = flat[:4].view(2, 2), flat[4:]
+    ema = polyak.EMA(model, 0.9)
+    path = saved(tmp_path / "a.pt", {"model": model.state_dict(), "ema": ema.state_dict()})
+    found, values = found_in(path)
+    assert {one.role for one in found.parts} == {"average", "raw"}
+    assert values["average"]["bias"].tolist() == values["raw"]["bias"].tolist() == [4.0, 5.0]
+
+
 # MMEngine.
 
 

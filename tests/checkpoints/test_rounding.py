@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from polyak._dtypes import BY_NAME
-from polyak._files.crc import crc_of_both
+from polyak._files.layout import crc_of_both
 from polyak._files.rounding import round_into, widen_into
 
 NARROW = [name for name, dtype in BY_NAME.items() if name.startswith(("F", "BF")) and dtype.itemsize < 4]

@@ -1,1 +1,1 @@
-"""Our bytes: safetensors files that say what they hold, written whole or not at all."""
+"""polyak's own files. What cannot be read or written raises ``CheckpointError``, which names the file."""

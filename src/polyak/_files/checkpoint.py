@@ -1,6 +1,6 @@
-"""Named tensors whose values stay in their file until they are asked for.
+"""Named tensors whose values stay in their file until they are read.
 
-Every format polyak reads ends here, so that what is done with weights (averaging, converting, looking)
+Every format polyak reads ends here, so that what is done with weights (averaging, converting, describing)
 is written once and needs no more memory than the piece it works on.
 """
 
@@ -11,25 +11,19 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import prod
-from types import TracebackType
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from polyak._dtypes import Array, DType
 from polyak._files.source import Source
 from polyak.errors import CheckpointError
 
-_PIECE = 1 << 24  # bytes looked at together when a checksum is taken
-
 
 class LazyTensor(ABC):
-    """One tensor of a file: its dtype and shape now, its values when read.
+    """One tensor of a file: its dtype (NumPy's or ml_dtypes') and shape now, its values when read."""
 
-    dtype: NumPy's, or ml_dtypes'.  shape: any; () is a single number.
-    """
-
-    dtype: np.dtype[Any]
+    dtype: DType
     shape: tuple[int, ...]
 
     @property
@@ -48,85 +42,65 @@ class LazyTensor(ABC):
         return str(self.dtype)
 
     @abstractmethod
-    def read_into(self, start: int, buffer: NDArray[Any]) -> None:
+    def read_into(self, start: int, buffer: Array) -> None:
         """Fill a contiguous array of this dtype with the elements from ``start`` on, in row-major order."""
 
-    def read(self) -> NDArray[Any]:
-        """The whole tensor.
-
-        Raises:
-            CheckpointError: the file cannot be read, or its bytes are not those that were written.
-        """
+    def read(self) -> Array:
+        """All values."""
         flat = np.empty(self.size, self.dtype)
         self.read_into(0, flat)
         return flat.reshape(self.shape)
 
 
-@dataclass(frozen=True)
+# Not frozen, for then their fields would be other ones than those of LazyTensor; nothing changes them.
+@dataclass(unsafe_hash=True)
 class FileTensor(LazyTensor):
-    """A tensor that lies in a file as one run of bytes.
+    """A tensor that lies in a file as one run of bytes."""
 
-    Args:
-        source: the file.
-        offset: its first byte there.
-        dtype: of the elements.
-        shape: row-major.
-        crc: CRC-32 of its bytes, if the file says; ``read`` compares.
-    """
+    source: Source = field(repr=False)  # the file
+    offset: int  # its first byte there
+    dtype: DType  # of the elements
+    shape: tuple[int, ...]  # row-major
+    crc: int | None = None  # CRC-32 of its bytes, if the file says; ``read`` compares
 
-    source: Source = field(repr=False)
-    offset: int
-    dtype: np.dtype[Any]  # pyright: ignore[reportGeneralTypeIssues, reportIncompatibleVariableOverride]
-    shape: tuple[int, ...]  # pyright: ignore[reportGeneralTypeIssues, reportIncompatibleVariableOverride]
-    crc: int | None = None
-
-    def read_into(self, start: int, buffer: NDArray[Any]) -> None:
+    def read_into(self, start: int, buffer: Array) -> None:
         self.source.read_into(self.offset + start * self.dtype.itemsize, as_bytes(buffer))
 
-    def read(self) -> NDArray[Any]:
+    def read(self) -> Array:
         array = super().read()
         if self.crc is not None and zlib.crc32(as_bytes(array)) != self.crc:
-            raise CheckpointError(f"{self.source.name} is damaged: {self._where()}")
+            raise CheckpointError(
+                f"{self.source.name} is damaged: the {self.nbytes:,} bytes from {self.offset:,} on are not "
+                "those that were written. Copy it again from its origin."
+            )
         return array
 
-    def _where(self) -> str:
-        return (
-            f"the {self.nbytes:,} bytes from {self.offset:,} on are not those that were written. "
-            "Copy it again from its origin."
-        )
 
-
-@dataclass(frozen=True)
+@dataclass(unsafe_hash=True)
 class ComputedTensor(LazyTensor):
-    """A tensor made from its file by a function: one that is strided there, or in pieces.
+    """A tensor made from its file by a function at each read: one that is strided there, or in pieces."""
 
-    Args:
-        dtype: of the elements.
-        shape: row-major.
-        make: returns the whole array; called at each read, nothing is kept.
-    """
+    dtype: DType
+    shape: tuple[int, ...]
+    make: Callable[[], Array] = field(repr=False)
 
-    dtype: np.dtype[Any]  # pyright: ignore[reportGeneralTypeIssues, reportIncompatibleVariableOverride]
-    shape: tuple[int, ...]  # pyright: ignore[reportGeneralTypeIssues, reportIncompatibleVariableOverride]
-    make: Callable[[], NDArray[Any]] = field(repr=False)
-
-    def read_into(self, start: int, buffer: NDArray[Any]) -> None:
+    def read_into(self, start: int, buffer: Array) -> None:
         buffer[:] = self.make().reshape(-1)[start : start + len(buffer)]
 
 
-@dataclass(frozen=True)
+@dataclass(unsafe_hash=True)
 class NoArray(LazyTensor):
     """A tensor that no array can be: it has its place and its name, and cannot be read."""
 
     what: str
-    dtype: np.dtype[Any] = field(default=np.dtype("V0"), init=False)  # pyright: ignore[reportGeneralTypeIssues, reportIncompatibleVariableOverride]
-    shape: tuple[int, ...] = field(default=(0,), init=False)  # pyright: ignore[reportGeneralTypeIssues, reportIncompatibleVariableOverride]
+    dtype: DType = field(default=np.dtype("V0"), init=False)
+    shape: tuple[int, ...] = field(default=(0,), init=False)
 
     @property
     def kind(self) -> str:
         return self.what
 
-    def read_into(self, start: int, buffer: NDArray[Any]) -> None:
+    def read_into(self, start: int, buffer: Array) -> None:
         raise CheckpointError(
             f"a tensor is {self.what}: polyak reads arrays of numbers. Load the file with torch, make it a "
             "plain tensor (dequantize(), to_dense(), full_tensor(), …) and save it again."
@@ -135,25 +109,15 @@ class NoArray(LazyTensor):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The tensors of a checkpoint, by name, and what else it says.
+    """The tensors of a checkpoint, by name, and what else it says; leaving its ``with`` closes the files."""
 
-    Use it as a context manager: leaving closes the files, after which nothing can be read.
-
-    Args:
-        where: the path or URL it came from.
-        format: "safetensors", "pytorch", "paddle" or "dcp".
-        slots: the tensors.
-        metadata: strings of the safetensors header.
-        others: for a pickle, everything in it, tensors being ``LazyTensor``s; for other formats None.
-        sources: the open files.
-    """
-
-    where: str
-    format: str
-    slots: Mapping[str, LazyTensor]
-    metadata: Mapping[str, str] = field(default_factory=dict[str, str])
+    where: str  # the path or URL it came from
+    format: str  # "safetensors", "pytorch", "paddle", "keras" or "dcp"
+    slots: Mapping[str, LazyTensor]  # the tensors
+    metadata: Mapping[str, str] = field(default_factory=dict[str, str])  # strings of the safetensors header
+    # for a pickle, everything in it, tensors being ``LazyTensor``s; for other formats None
     others: Any = None
-    sources: tuple[Source, ...] = ()
+    sources: tuple[Source, ...] = ()  # the open files
 
     def places(self) -> dict[str, dict[str, LazyTensor]]:
         """The tensors by what stands before the first slash of their names, as resumable files have them."""
@@ -166,14 +130,12 @@ class Checkpoint:
     def __enter__(self) -> Checkpoint:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for source in self.sources:
             source.close()
 
 
-def as_bytes(array: NDArray[Any]) -> memoryview:
-    """The memory of a contiguous array, byte by byte."""
+def as_bytes(array: Array) -> memoryview:
+    """The memory of a contiguous array, byte by byte; ml_dtypes have no buffer protocol of their own."""
     flat: Any = array.reshape(-1).view(np.uint8)
-    return memoryview(flat)  # ml_dtypes have no buffer protocol of their own
+    return memoryview(flat)

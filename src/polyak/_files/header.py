@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 from polyak.errors import CheckpointError
 from polyak.schedules import Decay, Profile
@@ -64,11 +64,7 @@ class Header:
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str], path: str) -> Header:
-        """The header in a file's metadata.
-
-        Raises:
-            CheckpointError: there is none, it is of a newer format, or a field is missing or malformed.
-        """
+        """The header in a file's metadata."""
         if KEY not in metadata:
             raise CheckpointError(
                 f"{path} has no {KEY!r} header: it is a plain weights file, not an average."
@@ -104,3 +100,54 @@ def _count(name: str, value: Any) -> int:
     if type(value) is not int or value < 0:
         raise ValueError(f"{name}={value!r} is no whole number, at least 0")
     return value
+
+
+class FileShare(NamedTuple):
+    """One file of a merge: its name, the training step it is of (None if unknown), its weight."""
+
+    name: str
+    step: int | None
+    weight: float
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where the weights of a file come from, if not from a training run: a part of a header's state."""
+
+    # that wrote the checkpoint they were converted from; "" if unknown, None if they were not
+    library: str | None = None
+    updates: int | None = None  # of the average in that checkpoint, if it counted them
+    files: Sequence[FileShare] | None = None  # of a merge whose profile is unknown; None of anything else
+    taken_as_raw: bool = False  # the merged files did not say that they are raw, whoever merged them did
+
+    def to_state(self) -> dict[str, Any]:
+        """The entries of a header's state, plain values only.
+
+        Examples:
+            >>> Origin("timm", updates=3).to_state()
+            {'library': 'timm', 'updates': 3}
+            >>> Origin.from_state(Origin("timm", updates=3).to_state())
+            Origin(library='timm', updates=3, files=None, taken_as_raw=False)
+        """
+        fields = {
+            "library": self.library,
+            "updates": self.updates,
+            "weights_of_files": None if self.files is None else [list(one) for one in self.files],
+            "taken_as_raw": self.taken_as_raw or None,
+        }
+        return {key: value for key, value in fields.items() if value is not None}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Origin:
+        """What a header's state says of the origin; malformed entries say nothing."""
+        library, updates = state.get("library"), state.get("updates")
+        try:
+            files = tuple(FileShare(str(n), step, float(w)) for n, step, w in state["weights_of_files"])
+        except (KeyError, TypeError, ValueError):
+            files = None
+        return cls(
+            library=library if isinstance(library, str) else None,
+            updates=updates if type(updates) is int and updates >= 0 else None,
+            files=files,
+            taken_as_raw=state.get("taken_as_raw") is True,
+        )

@@ -17,15 +17,16 @@ import json
 import sys
 import zlib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from math import prod
 from reprlib import Repr
-from typing import Any
+from typing import Any, NoReturn, TypeGuard
 
 import numpy as np
 
-from polyak._dtypes import BY_NAME, NAMES
+from polyak._dtypes import BY_NAME, NAMES, DType
 from polyak._files.checkpoint import FileTensor
 from polyak._files.source import Source
 from polyak.errors import CheckpointError
@@ -36,16 +37,16 @@ SUMS = "polyak_sums"
 _DIGITS = 8  # hexadecimal, of one CRC-32
 AXES = 32 if np.__version__.startswith("1.") else 64  # of a NumPy array, at most
 
-_REPR = Repr()  # what a file says can be 100 MB long: messages show its beginning
+_REPR = Repr()  # a header can be 100 MB long: messages show the beginning of what is wrong
 _REPR.maxstring = 200
 _brief = _REPR.repr
 
 
 @dataclass(frozen=True)
 class Spec:
-    """What a tensor to be written is: dtype and shape."""
+    """Dtype and shape of a tensor to be written."""
 
-    dtype: np.dtype[Any]
+    dtype: DType
     shape: tuple[int, ...]
 
     @property
@@ -56,7 +57,7 @@ class Spec:
 
 @dataclass(frozen=True)
 class Layout:
-    """A header to be written: its bytes, the tensors in file order, where the digits of the sums stand."""
+    """A header to be written: its bytes, the tensors in file order, where the digits of the sums begin."""
 
     header: bytes
     names: tuple[str, ...]
@@ -67,22 +68,17 @@ class Layout:
         sums = "".join(f"{crc:08x}" for crc in tensors).encode()
         start = self.digits + _DIGITS
         header = self.header[:start] + sums + self.header[start + len(sums) :]
-        own = f"{zlib.crc32(header):08x}".encode()
-        return header[: self.digits] + own + header[start:]
+        return header[: self.digits] + f"{zlib.crc32(header):08x}".encode() + header[start:]
 
 
 def arrange(specs: Mapping[str, Spec], metadata: Mapping[str, str]) -> Layout:
-    """The header of a file with these tensors: widest dtypes first, so that all are aligned.
-
-    Raises:
-        CheckpointError: a name, dtype or shape that the format cannot hold, or a header beyond its limit.
-    """
+    """The header of a file with these tensors: widest dtypes first, so that all are aligned."""
     for name, spec in specs.items():
         _check_writable(name, spec)
     names = file_order(specs)
     zeros = "0" * _DIGITS * (len(names) + 1)
     # The checksums come first, where they are looked for; those of a file this one is made from are void.
-    fields: dict[str, Any] = {METADATA: {SUMS: zeros} | {k: v for k, v in metadata.items() if k != SUMS}}
+    fields: dict[str, object] = {METADATA: {SUMS: zeros} | {k: v for k, v in metadata.items() if k != SUMS}}
     end = 0
     for name in names:
         spec, begin = specs[name], end
@@ -118,11 +114,7 @@ def _check_writable(name: str, spec: Spec) -> None:
 
 
 def parse(source: Source) -> tuple[dict[str, FileTensor], dict[str, str]]:
-    """The tensors and the metadata of a safetensors file, every statement of its header checked.
-
-    Raises:
-        CheckpointError: the header is no header, or contradicts itself or the size of the file.
-    """
+    """The tensors and the metadata of a safetensors file, every statement of its header checked."""
 
     def refuse(why: str) -> CheckpointError:
         return CheckpointError(f"{source.name} is no valid safetensors file: {why}.")
@@ -136,40 +128,23 @@ def parse(source: Source) -> tuple[dict[str, FileTensor], dict[str, str]]:
     try:
         fields = parse_json(text)
         metadata = _strings(fields.pop(METADATA, None))
-        spans = {name: _span(source, 8 + length, name, value) for name, value in fields.items()}
+        tensors = {name: _tensor(source, 8 + length, name, value) for name, value in fields.items()}
     except (ValueError, RecursionError) as error:
         raise refuse(f"its header cannot be understood ({error})") from error
     end = 8 + length
-    for name, span in sorted(spans.items(), key=lambda item: (item[1].offset, item[1].nbytes)):
-        if span.offset != end:
-            how = "overlaps the tensor before it" if span.offset < end else "leaves a hole before it"
+    for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].offset, item[1].nbytes)):
+        if tensor.offset != end:
+            how = "overlaps the tensor before it" if tensor.offset < end else "leaves a hole before it"
             raise refuse(f"tensor {_brief(name)} {how}")
-        end += span.nbytes
+        end += tensor.nbytes
     if end != source.size:
         why = "it was cut" if end > source.size else "something was added"
         raise refuse(f"its tensors end at byte {end:,}, the file at {source.size:,}: {why}")
-    return _with_sums(source, text, spans, metadata), metadata
+    return _with_sums(source, text, tensors, metadata), metadata
 
 
-def _whole(digits: str) -> int:
-    if len(digits) > 19 or digits.startswith("-"):  # reading millions of digits takes minutes before 3.11
-        raise ValueError(f"{digits[:40]} is no whole number from 0 to 2⁶³")
-    return int(digits)
-
-
-def _no_number(text: str) -> Any:
-    raise ValueError(f"{text[:40]} is no whole number")
-
-
-def parse_json(
-    text: bytes, whole: Callable[[str], Any] = _whole, fraction: Callable[[str], Any] = _no_number
-) -> dict[str, Any]:
-    """A JSON object, every name in it once.
-
-    Args:
-        text: UTF-8.
-        whole: makes what is kept of a number without a fraction, here one that can be a length.
-        fraction: of any other number but NaN and infinities, which are no JSON.
+def parse_json(text: bytes, fractions: bool = False) -> dict[str, Any]:
+    """A JSON object with every name in it once, all whole numbers in it lengths or counts.
 
     Raises:
         ValueError: it is none.
@@ -180,18 +155,41 @@ def parse_json(
     return json.loads(
         text.decode(),
         object_pairs_hook=_unique,
-        parse_int=whole,
-        parse_float=fraction,
+        parse_int=_length,
+        parse_float=float if fractions else _no_number,
         parse_constant=_no_number,
     )
 
 
-def _span(source: Source, data: int, name: str, field: Any) -> FileTensor:
+def is_dict(value: object) -> TypeGuard[dict[object, object]]:
+    """``isinstance``, for a value whose content is not known."""
+    return isinstance(value, dict)
+
+
+def is_list(value: object) -> TypeGuard[list[object]]:
+    """``isinstance``, for a value whose content is not known."""
+    return isinstance(value, list)
+
+
+def _length(digits: str) -> int:
+    if len(digits) > 19 or digits.startswith("-"):  # reading millions of digits takes minutes before 3.11
+        raise ValueError(f"{digits[:40]} is no whole number from 0 to 2⁶³")
+    return int(digits)
+
+
+def _no_number(text: str) -> NoReturn:
+    raise ValueError(f"{text[:40]} is no whole number")
+
+
+def _tensor(source: Source, data: int, name: str, field: object) -> FileTensor:
     what = f"tensor {_brief(name)}"
-    if not isinstance(field, dict) or set(field) != {"dtype", "shape", "data_offsets"}:  # pyright: ignore
+    if not is_dict(field) or set(field) != {"dtype", "shape", "data_offsets"}:
         raise ValueError(f"{what} is {_brief(field)}: needs dtype, shape and data_offsets")
-    dtype: Any = field["dtype"]  # pyright: ignore[reportUnknownVariableType]
-    shape, offsets = _counts(what, field["shape"]), _counts(what, field["data_offsets"])
+    dtype, shape, offsets = (
+        field["dtype"],
+        _counts(what, field["shape"]),
+        _counts(what, field["data_offsets"]),
+    )
     if not isinstance(dtype, str) or dtype not in BY_NAME:
         raise ValueError(f"{what} has dtype {_brief(dtype)}, none of {', '.join(BY_NAME)}")
     # prod of millions of factors would take hours, and NumPy has no such arrays, even of no elements.
@@ -206,18 +204,18 @@ def _span(source: Source, data: int, name: str, field: Any) -> FileTensor:
     return FileTensor(source, data + offsets[0], BY_NAME[dtype], shape)
 
 
-def _counts(what: str, value: Any) -> tuple[int, ...]:
-    numbers: list[Any] = value if isinstance(value, list) else [None]  # pyright: ignore
+def _counts(what: str, value: object) -> tuple[int, ...]:
+    numbers: list[Any] = value if is_list(value) else [None]
     if any(type(n) is not int for n in numbers):
         raise ValueError(f"{what} has {_brief(value)} where whole numbers belong")
     return tuple(numbers)
 
 
 def _with_sums(
-    source: Source, text: bytes, spans: dict[str, FileTensor], metadata: Mapping[str, str]
+    source: Source, text: bytes, tensors: dict[str, FileTensor], metadata: Mapping[str, str]
 ) -> dict[str, FileTensor]:
     if SUMS not in metadata:
-        return spans
+        return tensors
     sums, found = metadata[SUMS], text.find(metadata[SUMS].encode())
     blank = text[:found] + b"0" * _DIGITS + text[found + _DIGITS :]
     header = len(text).to_bytes(8, "little") + blank
@@ -225,11 +223,8 @@ def _with_sums(
         if f"{zlib.crc32(header):08x}" != sums[:_DIGITS]:
             raise CheckpointError(f"{source.name} is damaged: its header is not the one that was written.")
         crcs = [int(sums[i : i + _DIGITS], 16) for i in range(_DIGITS, len(sums), _DIGITS)]
-        ordered = sorted(spans, key=lambda name: (spans[name].offset, -spans[name].dtype.itemsize, name))
-        return {
-            name: FileTensor(source, spans[name].offset, spans[name].dtype, spans[name].shape, crc)
-            for name, crc in zip(ordered, crcs, strict=True)
-        }
+        ordered = sorted(tensors, key=lambda n: (tensors[n].offset, -tensors[n].dtype.itemsize, n))
+        return {name: replace(tensors[name], crc=crc) for name, crc in zip(ordered, crcs, strict=True)}
     except ValueError as error:
         raise CheckpointError(f"{source.name}: its checksums {sums[:40]!r} are malformed.") from error
 
@@ -238,21 +233,19 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     fields = dict(pairs)
     if len(fields) != len(pairs):
         [(name, _)] = Counter(name for name, _ in pairs).most_common(1)
-        raise ValueError(f"{_brief(name)} stands there twice")
+        raise ValueError(f"{_brief(name)} is there twice")
     if not all(map(_is_text, fields)):
         raise ValueError("a name is half of a surrogate pair, which is no Unicode")
     return fields
 
 
-def _strings(metadata: Any) -> dict[str, str]:
+def _strings(metadata: object) -> dict[str, str]:
     if metadata is None:  # some programs write null for no metadata
         return {}
-    if not isinstance(metadata, dict) or not all(  # pyright: ignore[reportUnknownArgumentType]
-        isinstance(value, str) and _is_text(value)
-        for value in metadata.values()  # pyright: ignore
-    ):
+    strings = {str(k): v for k, v in metadata.items() if isinstance(v, str)} if is_dict(metadata) else {}
+    if not is_dict(metadata) or len(strings) != len(metadata) or not all(map(_is_text, strings.values())):
         raise ValueError(f"{METADATA} must map strings to strings")
-    return metadata  # pyright: ignore[reportUnknownVariableType]
+    return strings
 
 
 def _is_text(string: str) -> bool:
@@ -262,3 +255,45 @@ def _is_text(string: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def crc_of_both(first: int, second: int, length: int) -> int:
+    """``zlib.crc32(a + b)`` from ``zlib.crc32(a)``, ``zlib.crc32(b)`` and ``len(b)``.
+
+    A CRC is the remainder of the bytes read as a polynomial over GF(2); appending n bytes multiplies what
+    came before by x⁸ⁿ. Bits are reflected, as zlib has them: the highest bit of a number is x⁰.
+
+    Examples:
+        >>> crc_of_both(zlib.crc32(b"left "), zlib.crc32(b"right"), 5) == zlib.crc32(b"left right")
+        True
+
+    Source: the function crc32_combine of zlib.
+    """
+    return _product(_shift(length), first) ^ second
+
+
+_POLYNOMIAL = 0xEDB88320
+_ONE, _BYTE = 1 << 31, 1 << 23  # x⁰ and x⁸
+
+
+def _product(a: int, b: int) -> int:
+    """A·b modulo the polynomial."""
+    product, bit = 0, _ONE
+    while bit:
+        if a & bit:
+            product ^= b
+        bit >>= 1
+        b = b >> 1 ^ (_POLYNOMIAL if b & 1 else 0)
+    return product
+
+
+@lru_cache(maxsize=256)
+def _shift(length: int) -> int:
+    """``x^(8·length)`` modulo the polynomial, by repeated squaring."""
+    power, square = _ONE, _BYTE
+    while length:
+        if length & 1:
+            power = _product(power, square)
+        square = _product(square, square)
+        length >>= 1
+    return power

@@ -33,12 +33,9 @@ _held: set[int] = set()  # descriptors of this process; a child must not keep th
 
 
 class Lock:
-    """A lock file to be held, by one ``Lock`` at a time.
+    """A lock file, made when the lock is taken and removed when it is released.
 
-    Args:
-        path: the file; made when it is taken, removed when it is released.
-        what: what is being done by its holder, for the message: "x is being written".
-        advice: the way out, for the message.
+    ``what`` its holder is doing ("x is being written") and ``advice``, the way out, are for the message.
     """
 
     def __init__(self, path: Path, what: str, advice: str) -> None:
@@ -46,12 +43,7 @@ class Lock:
         self._release: Any = None
 
     def take(self, patience: float) -> None:
-        """Hold the lock, or wait so many seconds for it.
-
-        Raises:
-            CheckpointError: somebody else holds it all the time; it says who.
-            OSError: the file cannot be made.
-        """
+        """Hold the lock, or wait so many seconds for it; an ``OSError`` if the file cannot be made."""
         if fcntl is None:
             return
         until = time.monotonic() + patience
@@ -72,6 +64,17 @@ class Lock:
 
     def __exit__(self, *_: object) -> None:
         self.release()
+
+
+def lock_folder(folder: Path, name: str, patience: float, what: str, advice: str) -> Lock:
+    """Make a folder and hold a lock in it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = Lock(folder / name, what, advice)
+        lock.take(patience)
+    except OSError as error:
+        raise CheckpointError(f"{folder} cannot be made or written to: {error}") from error
+    return lock
 
 
 def try_lock(handle: int) -> OSError | None:

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 
 from polyak._files.checkpoint import Checkpoint, LazyTensor
 from polyak._files.header import Header
-from polyak._files.layout import HEADER_LIMIT, SUMS, parse, parse_json
+from polyak._files.layout import HEADER_LIMIT, SUMS, is_dict, parse, parse_json
 from polyak._files.source import Source, Where, beside, open_source
 from polyak.errors import CheckpointError
 
@@ -18,8 +18,7 @@ SET = "polyak_set"  # in the metadata of polyak's shards and of their index: the
 
 def read_safetensors(source: Source) -> Checkpoint:
     """The tensors of one file."""
-    spans, metadata = parse(source)
-    return Checkpoint(source.name, "safetensors", spans, metadata, sources=(source,))
+    return Checkpoint(source.name, "safetensors", *parse(source), sources=(source,))
 
 
 def read_index(where: Where, read: Callable[[Source], Checkpoint] = read_safetensors) -> Checkpoint:
@@ -28,17 +27,11 @@ def read_index(where: Where, read: Callable[[Source], Checkpoint] = read_safeten
     Args:
         where: the index.
         read: what reads one of its files; those of older models are pickles.
-
-    Raises:
-        CheckpointError: the index is malformed, names a file outside its folder, or a tensor that the
-            file does not hold; or the files are not all of one set of polyak's.
     """
     places, mark = _index(where)
     with ExitStack() as opened:
-        shards = {
-            name: opened.enter_context(open_source(beside(where, name)))
-            for name in sorted(set(places.values()))
-        }
+        names = sorted(set(places.values()))
+        shards = {name: opened.enter_context(open_source(beside(where, name))) for name in names}
         files = {name: read(source) for name, source in shards.items()}
         slots: dict[str, LazyTensor] = {}
         for name, file in places.items():
@@ -53,12 +46,7 @@ def read_index(where: Where, read: Callable[[Source], Checkpoint] = read_safeten
 
 
 def header_of(weights: Checkpoint) -> Header:
-    """The header of a file that polyak wrote.
-
-    Raises:
-        CheckpointError: it has none, or no checksums because another program has rewritten it; or it is one
-            shard of a set.
-    """
+    """The header of a file that polyak wrote."""
     header = Header.from_metadata(weights.metadata, weights.where)
     if SUMS not in weights.metadata:
         raise CheckpointError(
@@ -82,14 +70,15 @@ def _index(where: Where) -> tuple[dict[str, str], str | None]:
             )
         text = source.read(0, source.size)
     try:
-        index = parse_json(text.strip(), whole=float, fraction=float)  # a total_size may be 1.5e9
-        places, about = index["weight_map"], index.get("metadata", {})
-        if not isinstance(places, dict) or not all(isinstance(v, str) for v in places.values()):  # pyright: ignore
+        index = parse_json(text.strip(), fractions=True)  # a total_size may be 1.5e9
+        listed, about = index["weight_map"], index.get("metadata")
+        places = {str(k): v for k, v in listed.items() if isinstance(v, str)} if is_dict(listed) else {}
+        if not is_dict(listed) or len(places) != len(listed):
             raise ValueError("weight_map must map names of tensors to names of files")
-        mark = about.get(SET) if isinstance(about, dict) else None  # pyright: ignore
     except (ValueError, KeyError, RecursionError) as error:
         raise CheckpointError(f"{where} is no index of safetensors files: {error!r}") from error
-    return places, mark  # pyright: ignore[reportUnknownVariableType]
+    mark = about.get(SET) if is_dict(about) else None
+    return places, None if mark is None else str(mark)
 
 
 def _check_set(where: Where, mark: str | None, files: Mapping[str, Checkpoint], named: int) -> None:
@@ -97,20 +86,19 @@ def _check_set(where: Where, mark: str | None, files: Mapping[str, Checkpoint], 
     for name, file in files.items():
         if file.metadata.get(SET) != mark:
             raise CheckpointError(f"{name} is not of the set that {where} is the index of: not read.")
-    if mark is None:
-        return
-    for name, file in files.items():
-        if SUMS not in file.metadata:
+        if mark is not None and SUMS not in file.metadata:
             raise CheckpointError(
                 f"{name} is damaged: it has no checksums, which all of its set are written with."
             )
+    if mark is None:
+        return
     try:
         count = int(json.loads(mark)[2])
     except (ValueError, TypeError, LookupError) as error:
         raise CheckpointError(f"{where} has the malformed mark {mark[:80]!r}.") from error
-    held = sum(len(file.slots) for file in files.values())
-    if (len(files), named) != (count, held):
+    present = sum(len(file.slots) for file in files.values())
+    if (len(files), named) != (count, present):
         raise CheckpointError(
             f"{where} was shortened: it names {named} tensors in {len(files)} files; the set has {count} "
-            f"files, and those it names hold {held}."
+            f"files, and those it names hold {present}."
         )

@@ -7,13 +7,12 @@ float32, which is rounding twice.
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
 
 import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from polyak._dtypes import BFLOAT16
+from polyak._dtypes import BFLOAT16, Array, DType
 
 _FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 _FLOAT16_MAX = np.float32(65504)
@@ -22,7 +21,7 @@ _FLOAT16_MASK = np.int32(-0x7000_2000)
 _FLOAT16_SCALE = np.float32(2.0**112)  # the difference of the two exponents' biases
 
 
-def widen_into(values: NDArray[Any], out: NDArray[Any]) -> None:
+def widen_into(values: Array, out: Array) -> None:
     """Real numbers of any width into a float32 or float64 buffer of the same length."""
     if out.dtype == _FLOAT32 and values.dtype == BFLOAT16:
         bits = out.view(np.uint32)
@@ -34,7 +33,7 @@ def widen_into(values: NDArray[Any], out: NDArray[Any]) -> None:
         np.copyto(out, values, casting="unsafe")
 
 
-def _widen_half(values: NDArray[Any], out: NDArray[Any]) -> None:
+def _widen_half(values: Array, out: Array) -> None:
     """A float16's bits, shifted into a float32, are the number divided by 2¹¹²; NaN and infinity excepted."""
     bits = out.view(np.int32)
     np.copyto(bits, values.view(np.int16))  # with its sign in all upper bits
@@ -45,7 +44,7 @@ def _widen_half(values: NDArray[Any], out: NDArray[Any]) -> None:
         np.copyto(out, values)
 
 
-def round_into(values: NDArray[Any], out: NDArray[Any]) -> bool:
+def round_into(values: Array, out: Array) -> bool:
     """Float32 or float64 numbers, rounded once to nearest even, into a buffer of a dtype as wide or narrower.
 
     Returns:
@@ -63,7 +62,7 @@ def round_into(values: NDArray[Any], out: NDArray[Any]) -> bool:
 
 
 @lru_cache
-def _top(dtype: np.dtype[Any]) -> float:
+def _top(dtype: DType) -> float:
     """The largest finite number."""
     return float(ml_dtypes.finfo(dtype).max)  # pyright: ignore[reportUnknownArgumentType]
 

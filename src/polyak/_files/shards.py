@@ -73,48 +73,34 @@ def write_sharded(
     with ExitStack() as parts, refusals(Path(path)):
         target = real(path)
         if len(groups) > 1:
-            _check_no_link(path, target)
+            if Path(path).is_symlink():
+                raise CheckpointError(
+                    f"{path} is a link to {target}, and shards are found by the name of their index, which a "
+                    "link does not give them. Save to the file itself, or in one piece. Nothing was changed."
+                )
             mark = json.dumps([target.name, secrets.token_hex(8), len(groups)])
             metadata = {**metadata, SET: mark}
         _check_ours(target)
         sweep(target)
         rights = rights_of(target, _index(target))
-        written = [_written(parts, target, rights, group, specs, metadata, pieces) for group in groups]
+        written: list[Path] = []
+        for group in groups:
+            chosen = {name: specs[name] for name in group}
+            layout = arrange(chosen, metadata)
+            written.append(parts.enter_context(claimed(target, rights)))
+            with written[-1].open("wb", buffering=0) as file:
+                write_body(file, layout, chosen, pieces)
         check()
-        # All is on the disk but for the names, which only one process at a time may give.
-        parts.enter_context(_alone(target))
+        # All is on the disk but for the names, which one process at a time may give, in milliseconds.
+        about = f"{target} is being written"
+        lock = Lock(hidden(target, "lock"), about, "wait for it, or save under another name")
+        lock.take(_PATIENCE)
+        parts.enter_context(lock)
         _check_ours(target)
         if len(groups) == 1:
             _put_file(target, rights, written[0])
         else:
             _put_set(target, rights, written, groups, specs, metadata[SET])
-
-
-def _alone(target: Path) -> Lock:
-    """Held while the files of one save take their places, which takes milliseconds."""
-    lock = Lock(
-        hidden(target, "lock"), f"{target} is being written", "wait for it, or save under another name"
-    )
-    lock.take(_PATIENCE)
-    return lock
-
-
-def _written(
-    parts: ExitStack,
-    target: Path,
-    rights: Rights | None,
-    names: list[str],
-    specs: Mapping[str, Spec],
-    metadata: Mapping[str, str],
-    pieces: Pieces,
-) -> Path:
-    """One finished file under a temporary name."""
-    chosen = {name: specs[name] for name in names}
-    layout = arrange(chosen, metadata)
-    part = parts.enter_context(claimed(target, rights))
-    with part.open("wb", buffering=0) as file:
-        write_body(file, layout, chosen, pieces)
-    return part
 
 
 def _put_file(target: Path, rights: Rights | None, part: Path) -> None:
@@ -157,21 +143,12 @@ def _index(target: Path) -> Path:
     return target.with_name(target.name + INDEX)
 
 
-def _check_no_link(path: Where, target: Path) -> None:
-    if Path(path).is_symlink():
-        raise CheckpointError(
-            f"{path} is a link to {target}, and shards are found by the name of their index, which a link "
-            "does not give them. Save to the file itself, or in one piece. Nothing was changed."
-        )
-
-
 def _check_ours(target: Path) -> None:
     """Refuse to write where a model of someone else's would be lost, or hidden by the new file."""
-    index = _index(target)
-    if _read_index(index)[0] is None:
+    if _read_index(_index(target))[0] is None:
         raise CheckpointError(
-            f"{index} belongs to weights that polyak did not write. Save under another name, or move it "
-            "and its shards away first. Nothing was changed."
+            f"{_index(target)} belongs to weights that polyak did not write. Save under another name, or "
+            "move it and its shards away first. Nothing was changed."
         )
 
 
@@ -179,12 +156,10 @@ def _read_index(index: Path) -> tuple[str | None, set[str]]:
     """The mark and the shards of the set that is there now; "" for no set, None for one not polyak's."""
     try:
         text = index.read_bytes()  # not after a look whether it is there: a writer beside may remove it
-    except FileNotFoundError:
-        return "", set()
     except OSError as error:
-        if error.errno != errno.ENAMETOOLONG:
+        if error.errno not in (errno.ENOENT, errno.ENAMETOOLONG):  # the latter: there can be no index
             raise
-        return "", set()  # beside a file of so long a name there can be no index
+        return "", set()
     try:
         read = json.loads(text)
         return str(read["metadata"][SET]), set(map(str, read["weight_map"].values()))

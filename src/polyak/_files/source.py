@@ -9,9 +9,10 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from importlib import import_module
 from io import FileIO
 from pathlib import Path
-from typing import Any, ClassVar, TypeAlias, TypeVar
+from typing import Any, ClassVar, TypeAlias, TypeGuard, TypeVar
 from weakref import WeakKeyDictionary
 
 from polyak.errors import CheckpointError, MissingExtraError
@@ -33,11 +34,7 @@ class Source(ABC):
     refusals: ClassVar[type[Exception]] = OSError
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
-        """Fill ``buffer`` from ``offset``.
-
-        Raises:
-            CheckpointError: the bytes are not there, or the system refuses.
-        """
+        """Fill ``buffer`` from ``offset``."""
         if offset < 0 or offset + len(buffer) > self.size:
             raise CheckpointError(
                 f"{self.name} is truncated: {offset + len(buffer):,} bytes are needed, "
@@ -135,9 +132,9 @@ class _OpenFiles:
             self._files[source] = file  # last, for it was read last
             self._lent[source] += 1
             over = len(self._files) - _OPEN
-            idle = [one for one in self._files if one not in self._lent] if over > 0 else []
-            for one in idle[: max(0, over)]:
-                self._files.pop(one).close()
+            if over > 0:
+                for idle in [other for other in self._files if other not in self._lent][:over]:
+                    self._files.pop(idle).close()
         try:
             yield file
         finally:
@@ -178,7 +175,7 @@ class _Remote(Source):
         self._file.close()
 
 
-def is_url(where: Where) -> bool:
+def is_url(where: Where) -> TypeGuard[str]:
     """Whether this is a URL rather than a path of this machine."""
     return isinstance(where, str) and "://" in where
 
@@ -191,7 +188,7 @@ def open_source(where: Where) -> Source:
         MissingExtraError: a URL was given and fsspec, or its driver for this kind of URL, is missing.
     """
     if is_url(where):
-        return _asked(where, lambda filesystem, path: _Remote(str(where), filesystem, path))
+        return _on_filesystem(where, lambda filesystem, path: _Remote(where, filesystem, path))
     try:
         return _Local(Path(where))
     except (OSError, ValueError) as error:  # ValueError for a zero byte in the name
@@ -201,16 +198,12 @@ def open_source(where: Where) -> Source:
 def is_folder(where: Where) -> bool:
     """Whether a path or URL is a folder."""
     if is_url(where):
-        return _asked(where, lambda filesystem, path: bool(filesystem.isdir(path)))
+        return _on_filesystem(where, lambda filesystem, path: bool(filesystem.isdir(path)))
     return os.path.isdir(where)  # unlike Path.is_dir it raises nothing
 
 
 def inside(folder: Where, name: str) -> Where:
-    """A file of a folder, which ``name`` must not leave.
-
-    Raises:
-        CheckpointError: the name is a path that leads out of the folder.
-    """
+    """A file of a folder, which ``name`` must not leave."""
     if not name or name.startswith("/") or "\\" in name or ":" in name or ".." in name.split("/"):
         raise CheckpointError(f"{folder} names the file {name!r}, which lies outside of it: not read.")
     return f"{str(folder).rstrip('/')}/{name}" if is_url(folder) else Path(folder) / name
@@ -218,35 +211,27 @@ def inside(folder: Where, name: str) -> Where:
 
 def beside(where: Where, name: str) -> Where:
     """A file in the same folder as another."""
-    return inside(str(where).rpartition("/")[0] if is_url(where) else Path(where).parent, name)
+    return inside(where.rpartition("/")[0] if is_url(where) else Path(where).parent, name)
 
 
 def exists(where: Where) -> bool:
     """Whether there is a file or folder."""
     if is_url(where):
-        return _asked(where, lambda filesystem, path: bool(filesystem.exists(path)))
+        return _on_filesystem(where, lambda filesystem, path: bool(filesystem.exists(path)))
     return os.path.exists(where)
 
 
-def _asked(where: Where, question: Callable[[Any, str], T]) -> T:
-    """What a driver of fsspec answers."""
-    filesystem, path = _filesystem(str(where))
+def _on_filesystem(url: str, call: Callable[[Any, str], T]) -> T:
+    """Call a function with the driver of fsspec for a URL, and the path on its filesystem."""
     try:
-        return question(filesystem, path)
-    except CheckpointError:
-        raise
-    except Exception as error:  # see _Remote.refusals
-        raise CheckpointError(f"{where} cannot be opened: {error!r}") from error
-
-
-def _filesystem(url: str) -> tuple[Any, str]:
-    try:
-        from fsspec.core import url_to_fs  # pyright: ignore[reportUnknownVariableType]
+        core = import_module("fsspec.core")
     except ModuleNotFoundError as error:
         raise MissingExtraError("fsspec", "remote") from error
     try:
-        return url_to_fs(url)  # pyright: ignore[reportUnknownVariableType]
+        return call(*core.url_to_fs(url))
+    except CheckpointError:
+        raise
     except ImportError as error:
         raise MissingExtraError(f"The driver for {url.split('://')[0]}:// ({error})", "remote") from error
-    except ValueError as error:
-        raise CheckpointError(f"{url} cannot be opened: {error}") from error
+    except Exception as error:  # see _Remote.refusals
+        raise CheckpointError(f"{url} cannot be opened: {error!r}") from error

@@ -21,15 +21,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import cycle, groupby
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from zlib import crc32
 
 import numpy as np
-from numpy.typing import NDArray
 
+from polyak._dtypes import Array, DType
 from polyak._files.checkpoint import ComputedTensor, FileTensor, LazyTensor, as_bytes
-from polyak._files.crc import crc_of_both
-from polyak._files.layout import Spec
+from polyak._files.layout import Spec, crc_of_both
 from polyak._files.rounding import round_into, widen_into
 from polyak._files.write import Pieces
 from polyak.errors import CheckpointError
@@ -53,19 +52,13 @@ class Input(NamedTuple):
 
 @dataclass(frozen=True)
 class TensorSum:
-    """One tensor of the result.
+    """One tensor of the result."""
 
-    Args:
-        name: of the tensor.
-        inputs: largest coefficient first.
-        dtype: of the result.
-        wide: float32 or float64, the dtype of the arithmetic; None to copy the only input as it is.
-    """
-
-    name: str
-    inputs: Sequence[Input]
-    dtype: np.dtype[Any]
-    wide: np.dtype[Any] | None
+    name: str  # of the tensor
+    inputs: Sequence[Input]  # largest coefficient first
+    dtype: DType  # of the result
+    # float32 or float64, the dtype of the arithmetic; None to copy the only input as it is
+    wide: DType | None
 
     @property
     def spec(self) -> Spec:
@@ -86,7 +79,7 @@ class Piece(NamedTuple):
     """
 
     name: str
-    values: NDArray[Any]
+    values: Array
     read: int
 
 
@@ -112,15 +105,11 @@ def summed(
     Args:
         sums: what to compute.
         report: called with each piece after it was used.
-
-    Raises:
-        CheckpointError: while pieces are requested: a file cannot be read or is damaged; a float is NaN, or
-            infinite but not in all inputs, or becomes so.
     """
     with closing(_computed(sums)) as pieces:
         groups = groupby(_reported(pieces, report), key=lambda piece: piece.name)
 
-        def values(name: str) -> Iterator[NDArray[Any]]:
+        def values(name: str) -> Iterator[Array]:
             found, group = next(groups)
             if found != name:
                 raise AssertionError(f"{name} was requested where {found} comes next")
@@ -129,7 +118,7 @@ def summed(
         yield values
 
 
-def in_memory(result: TensorSum, values: Pieces) -> NDArray[Any]:
+def in_memory(result: TensorSum, values: Pieces) -> Array:
     """A whole tensor from its pieces."""
     flat, at = np.empty(result.inputs[0].tensor.size, result.dtype), 0
     for piece in values(result.name):
@@ -167,7 +156,7 @@ def _computed(sums: Iterable[TensorSum]) -> Generator[Piece]:
     try:
         for task in _tasks(sums):
             # A whole tensor is computed alone: no other may be in memory then.
-            while waiting and (len(waiting) == _AHEAD or task.whole or waiting[-1][0].whole):
+            while waiting and (len(waiting) == _AHEAD or task.complete or waiting[-1][0].complete):
                 yield from _finished(*waiting.popleft(), checks)
             waiting.append((task, pool.submit(_compute, task, next(scratches))))
         while waiting:
@@ -179,17 +168,17 @@ def _computed(sums: Iterable[TensorSum]) -> Generator[Piece]:
 class _Task(NamedTuple):
     """The elements of a sum from ``start`` on.
 
-    whole: these are all, because an input can only be made as a whole.
+    complete: these are all, because an input can only be made as a whole.
     """
 
     sum: TensorSum
     start: int
     length: int
-    whole: bool
+    complete: bool
 
 
 class _Result(NamedTuple):
-    values: NDArray[Any]
+    values: Array
     crcs: list[int | None]  # CRC-32 of what was read of each input whose file has one
 
 
@@ -199,7 +188,7 @@ class _Scratch:
     def __init__(self) -> None:
         self._memory = [np.empty(0, np.uint8)] * 4
 
-    def take(self, place: int, dtype: np.dtype[Any], length: int) -> NDArray[Any]:
+    def take(self, place: int, dtype: DType, length: int) -> Array:
         if length > 2 * PIECE:  # of a whole tensor
             return np.empty(length, dtype)
         if self._memory[place].nbytes < length * dtype.itemsize:
@@ -214,11 +203,7 @@ class _Checks:
         self._crcs: list[int | None] = []
 
     def add(self, task: _Task, crcs: list[int | None]) -> None:
-        """Take in the next piece; compare after a tensor's last.
-
-        Raises:
-            CheckpointError: a file is damaged.
-        """
+        """Take in the next piece; compare after a tensor's last."""
         tensors = [one.tensor for one in task.sum.inputs]
         if task.start:
             crcs = [
@@ -242,7 +227,7 @@ def _finished(task: _Task, future: Future[_Result], checks: _Checks) -> Iterator
     values, crcs = future.result()
     checks.add(task, crcs)
     width = sum(one.tensor.dtype.itemsize for one in task.sum.inputs)
-    if not task.whole:
+    if not task.complete:
         yield Piece(task.sum.name, values, task.length * width)
         return
     for block in _blocks(task.length):  # copied, lest whoever keeps the last piece keeps the whole
@@ -252,10 +237,10 @@ def _finished(task: _Task, future: Future[_Result], checks: _Checks) -> Iterator
 def _tasks(sums: Iterable[TensorSum]) -> Iterator[_Task]:
     for one in sums:
         size = one.inputs[0].tensor.size
-        whole = any(isinstance(i.tensor, ComputedTensor) for i in one.inputs)
-        step = max(1, size) if whole else PIECE * 4 // max(4, (one.wide or one.dtype).itemsize)
+        complete = any(isinstance(i.tensor, ComputedTensor) for i in one.inputs)
+        step = max(1, size) if complete else PIECE * 4 // max(4, (one.wide or one.dtype).itemsize)
         for start in range(0, max(1, size), step):
-            yield _Task(one, start, min(step, size - start), whole)
+            yield _Task(one, start, min(step, size - start), complete)
 
 
 def _compute(task: _Task, scratch: _Scratch) -> _Result:
@@ -282,7 +267,7 @@ def _compute(task: _Task, scratch: _Scratch) -> _Result:
     return _Result(values, crcs)
 
 
-def _take_in(mean: NDArray[Any], numbers: NDArray[Any], share: float | None, scratch: _Scratch) -> None:
+def _take_in(mean: Array, numbers: Array, share: float | None, scratch: _Scratch) -> None:
     """``m -= (m - x)·share``, which leaves a -0 what it is; ``m = x`` for the first, without a share."""
     for block in _blocks(len(mean)):
         part = mean[block]
@@ -302,7 +287,7 @@ def _blocks(length: int) -> Iterator[slice]:
         yield slice(start, min(start + 2 * PIECE, length))
 
 
-def _read(task: _Task, one: Input, scratch: _Scratch) -> tuple[NDArray[Any], int | None]:
+def _read(task: _Task, one: Input, scratch: _Scratch) -> tuple[Array, int | None]:
     """The elements of one input, and their checksum if the file says what it should be."""
     tensor = one.tensor
     if isinstance(tensor, ComputedTensor):
@@ -313,7 +298,7 @@ def _read(task: _Task, one: Input, scratch: _Scratch) -> tuple[NDArray[Any], int
     return values, crc32(as_bytes(values)) if known else None
 
 
-def _equal_infinities(task: _Task) -> tuple[NDArray[Any], NDArray[Any]]:
+def _equal_infinities(task: _Task) -> tuple[Array, Array]:
     """Where all inputs of a piece hold the same infinity, as attention masks do, and which it is."""
     scratch = _Scratch()
     first = _numbers(_read(task, task.sum.inputs[0], _Scratch())[0])
@@ -323,7 +308,7 @@ def _equal_infinities(task: _Task) -> tuple[NDArray[Any], NDArray[Any]]:
     return infinite, first[infinite]
 
 
-def _numbers(array: NDArray[Any]) -> NDArray[Any]:
+def _numbers(array: Array) -> Array:
     """Complex numbers as pairs of real ones."""
     return array.view(f"f{array.dtype.itemsize // 2}") if array.dtype.kind == "c" else array
 

@@ -9,14 +9,15 @@ import secrets
 import stat
 import zlib
 from collections.abc import Callable, Generator, Iterable, Mapping
+from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Thread
-from typing import Any, BinaryIO, NamedTuple, TypeAlias
+from typing import BinaryIO, NamedTuple, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
+from polyak._dtypes import Array
 from polyak._files.checkpoint import as_bytes
 from polyak._files.layout import Layout, Spec, arrange
 from polyak._files.locks import close, fcntl, try_lock
@@ -29,7 +30,7 @@ _SYNC_EVERY = 1 << 26  # bytes written before they are forced to disk in the bac
 _sync_data = getattr(os, "fdatasync", os.fsync)  # macOS and Windows have only the latter
 
 # The values of one tensor, in row-major order, in pieces of any size.
-Pieces: TypeAlias = Callable[[str], Iterable[NDArray[Any]]]
+Pieces: TypeAlias = Callable[[str], Iterable[Array]]
 
 
 @contextmanager
@@ -40,9 +41,6 @@ def atomic(path: str | os.PathLike[str]) -> Generator[Path]:
     after a power cut too. On any exception the temporary file is removed and ``path`` is untouched.
     A killed process cannot remove its own; the next one to write the same file does. A file that is
     replaced leaves its mode and owner to the new one; of a link, the file it points to is replaced.
-
-    Raises:
-        CheckpointError: the operating system refuses, or ``path`` is no regular file.
     """
     with refusals(Path(path)):
         target = real(path)
@@ -59,9 +57,6 @@ def claimed(target: Path, rights: Rights | None) -> Generator[Path]:
     """A temporary file beside ``target``, locked while this process lives, gone at the end.
 
     Where it is to have the ``rights`` of another, nobody else may open it before it has them.
-
-    Raises:
-        CheckpointError: the operating system refuses, here or while it is written.
     """
     with refusals(target):
         handle, temporary = _claim(target, private=rights is not None)
@@ -102,9 +97,6 @@ def write_safetensors(
         specs: dtype and shape of each tensor.
         metadata: strings for the header.
         pieces: called with each name, in the order of the file; yields contiguous arrays.
-
-    Raises:
-        CheckpointError: the format has no name for a dtype, or the system refuses. Nothing is changed.
     """
     layout = arrange(specs, metadata)
     with atomic(path) as temporary, temporary.open("wb", buffering=0) as file:
@@ -112,13 +104,9 @@ def write_safetensors(
 
 
 def write_arrays(
-    path: str | os.PathLike[str], arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]
+    path: str | os.PathLike[str], arrays: Mapping[str, Array], metadata: Mapping[str, str]
 ) -> None:
-    """``write_safetensors`` for arrays that are in memory.
-
-    Raises:
-        CheckpointError: the format has no name for a dtype, or the system refuses. Nothing is changed.
-    """
+    """``write_safetensors`` for arrays that are in memory."""
     specs = {name: Spec(array.dtype, array.shape) for name, array in arrays.items()}
     write_safetensors(path, specs, metadata, lambda name: [np.ascontiguousarray(arrays[name])])
 
@@ -164,40 +152,33 @@ class _Syncing:
 
     def __init__(self, handle: int) -> None:
         self._handle = handle
-        self._thread: Thread | None = None
-        self._errors: list[OSError] = []
+        self._done: Future[None] | None = None
 
     def start(self) -> None:
         """Begin once more, when the time before has ended."""
         self.finish()
-        self._thread = Thread(target=self._sync, name="polyak-sync")
-        self._thread.start()
+        done = Future[None]()
+        Thread(target=self._sync, args=(done,), name="polyak-sync").start()
+        self._done = done
 
     def finish(self) -> None:
-        """Wait for the last time.
+        """Wait for the last time; an ``OSError`` if the disk refused."""
+        if self._done is not None:
+            self._done.result()
 
-        Raises:
-            OSError: the disk refused.
-        """
-        self._join()
-        if self._errors:
-            raise self._errors[0]
-
-    def _sync(self) -> None:
+    def _sync(self, done: Future[None]) -> None:
         try:
-            _sync_data(self._handle)
+            done.set_result(_sync_data(self._handle))
         except OSError as error:
-            self._errors.append(error)
-
-    def _join(self) -> None:
-        if self._thread is not None:
-            self._thread.join()
+            done.set_exception(error)
 
     def __enter__(self) -> _Syncing:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._join()  # after an error too: the descriptor is closed next, and may become another file's
+        if self._done is not None:
+            # After an error too: the descriptor is closed next, and may become another file's.
+            wait([self._done])
 
 
 def _write(file: BinaryIO, view: memoryview) -> None:
@@ -289,11 +270,7 @@ def rights_of(*files: Path) -> Rights | None:
 
 
 def real(path: str | os.PathLike[str]) -> Path:
-    """The file that a path means: of a link, what it points to, there or not.
-
-    Raises:
-        CheckpointError: it is a folder, a pipe or a device.
-    """
+    """The file that a path means: of a link, what it points to, there or not."""
     target = Path(os.path.realpath(path) if os.path.islink(path) else path)
     try:
         kind = os.stat(target).st_mode

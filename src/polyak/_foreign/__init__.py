@@ -1,1 +1,1 @@
-"""Their bytes: every other kind of checkpoint, opened as named tensors, and what each library means by it."""
+"""Everybody else's files. What cannot be read raises ``CheckpointError``, which names the file."""

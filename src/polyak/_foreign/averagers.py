@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from polyak._files.checkpoint import LazyTensor
 from polyak._foreign.copies import is_average
-from polyak._foreign.nodes import Node, is_state_dict, whole
+from polyak._foreign.nodes import Node, count_in, is_state_dict
 from polyak._foreign.own import STATE, state_of_ema
 from polyak._foreign.parts import Part, Recognised, below
 from polyak._foreign.producers import Producer, decay_of, optimizer_state, weights_at
@@ -25,10 +25,7 @@ def state_at(node: Node) -> Recognised | None:
 def averages_in(node: Node, seen: set[int], depth: int = 3) -> Iterator[Recognised]:
     """The averages in a node of a file: states of classes that are known, and weights whose key says so.
 
-    Args:
-        node: where to begin.
-        seen: values that were looked at, which files can share.
-        depth: how many keys further to look.
+    ``seen`` holds the values that were looked at, which files can share.
     """
     if id(node.tree) in seen:
         return
@@ -38,8 +35,8 @@ def averages_in(node: Node, seen: set[int], depth: int = 3) -> Iterator[Recognis
     elif node.is_weights:
         if is_average(node.key):
             why = f"an average by its key {node.key!r} alone"
-            parts = weights_at(node, ".", "average")
-            yield Recognised("", tuple(replace(one, notes=(why, *one.notes)) for one in parts))
+            [part] = weights_at(node, ".", "average")
+            yield Recognised("", (replace(part, notes=(why, *part.notes)),))
     elif node.listed:
         if is_average(node.key) and all(isinstance(one, LazyTensor) for one in node.listed):
             yield Recognised("", tuple(weights_at(node, ".", "average")))
@@ -82,17 +79,15 @@ def _only_module(node: Node) -> bool:
 
 
 def _post_hoc_ema(node: Node) -> Recognised | None:
-    found = [re.fullmatch(r"ema_models\.(\d+)\.initted", name) for name in node.slots]
+    slots = node.slots
+    found = [re.fullmatch(r"ema_models\.(\d+)\.initted", name) for name in slots]
     places = sorted(int(match[1]) for match in found if match)
-    parts = tuple(
-        Part(f"average-{i}", "average", node.path, below(node.slots, f"ema_models.{i}.ema_model."))
-        for i in places
-    )
-    return (
-        Recognised("", parts, updates=whole(node.slots.get(f"ema_models.{places[0]}.step")))
-        if parts
-        else None
-    )
+    if not places:
+        return None
+    parts = [
+        Part(f"average-{i}", "average", node.path, below(slots, f"ema_models.{i}.ema_model.")) for i in places
+    ]
+    return Recognised("", tuple(parts), updates=count_in(slots.get(f"ema_models.{places[0]}.step")))
 
 
 def _torch_ema_decay(node: Node) -> Decay | None:

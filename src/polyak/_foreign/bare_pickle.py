@@ -1,72 +1,118 @@
-"""Plain pickles, without the archive that ``torch.save`` makes: Paddle's, and tensors in ``.pkl`` files.
+"""Plain pickles: Paddle's (``.pdparams``, ``.pdopt``, ``.pdema``), and those that hold tensors of torch.
 
-Pickled on its own, a tensor holds its storage as the bytes of a file of its own, in the layout torch had
-before 1.6; those bytes are read where they are. The networks of StyleGAN, EDM and EDM2 are such pickles,
-whose objects carry the source of their classes along; it is kept as text.
+Pickled without the archive that ``torch.save`` makes, a tensor holds its storage as the bytes of a file of
+its own, in the layout torch had before 1.6; those bytes are read where they are. The networks of StyleGAN,
+EDM and EDM2 are such pickles, whose objects carry the source of their classes along; it stays text.
+
+``paddle.save`` pickles a dict of NumPy arrays. NumPy has no bfloat16, so Paddle writes such parameters as
+uint16, which it has no other use for; here they are bfloat16 again. Parameters above 4 GB are in slices in
+older files, and in one piece again here.
 """
 
 from __future__ import annotations
 
-from typing import Any, cast
+from collections.abc import Iterable
+from typing import Any
 
-from polyak._files.checkpoint import Checkpoint
+import numpy as np
+
+from polyak._dtypes import Array
+from polyak._files.checkpoint import Checkpoint, ComputedTensor, LazyTensor
+from polyak._files.layout import is_dict
 from polyak._files.source import Source
-from polyak._foreign import paddle_pickle, torch_zip
+from polyak._foreign import torch_zip
 from polyak._foreign.flatten import checkpoint_of
-from polyak._foreign.numpy_pickle import ArraySlot, makers
-from polyak._foreign.pickle_objects import Budget, Payload, Record
+from polyak._foreign.numpy_pickle import PickledArray, makers, shape_of
+from polyak._foreign.pickle_objects import Makers, Payload, Record
 from polyak._foreign.sections import Memory, Section
 from polyak._foreign.torch_zip import Storage, read_stream
 from polyak._foreign.unpickle import Stream, load
 from polyak.errors import CheckpointError
 
 _STORAGE = 1 << 10  # bytes, at most, of the pickles that describe one storage
+_SLICES = "UnpackBigParamInfor@@"  # as Paddle spells it
 
 
 def read_pickle(source: Source) -> Checkpoint:
-    """The tensors of a plain pickle.
-
-    Raises:
-        CheckpointError: it is damaged, or asks for a call.
-    """
+    """The tensors of a plain pickle."""
     stream = Stream(source)
+    arrays: list[PickledArray] = []
     storages: list[Storage] = []
 
-    def storage(data: Any) -> Storage:
+    def storage(data: bytes | Payload) -> Storage:
         stream.spend(_STORAGE)
         if isinstance(data, Payload) and data.text:  # what is spelled otherwise cannot be read in place
             stream.spend(data.size)
             data = data.read()
-        inner = isinstance(data, Payload)
-        section = Section(source, data.offset, data.size) if inner else Memory(source.name, data)
-        storages.append(_storage_in(section, stream.budget))
-        return storages[-1]
+        in_file = isinstance(data, Payload)
+        section = Section(source, data.offset, data.size) if in_file else Memory(source.name, data)
+        inner = read_stream(section, _STORAGE, stream.budget).others
+        if not isinstance(inner, Storage):
+            raise CheckpointError("a tensor's storage holds something else than one storage")
+        storages.append(inner)
+        return inner
 
     # A call is known by its name alone, so that each kind of pickle can hold what the others can.
-    arrays: list[ArraySlot] = []
-    known = torch_zip.MAKERS | paddle_pickle.MAKERS | _PERSISTENT | makers(arrays)
-    tree = load(stream, known | {("torch.storage", "_load_from_bytes"): storage})
-    if not storages:
-        return paddle_pickle.weights_of(source, tree, arrays)
-    return checkpoint_of(source, "pytorch", tree)
+    known = {**torch_zip.MAKERS, **_MAKERS, **makers(arrays), ("torch.storage", "_load_from_bytes"): storage}
+    tree = load(stream, known)
+    if storages:
+        return checkpoint_of(source, "pytorch", tree)
+    for array in arrays:
+        array.as_bfloat16()
+    return checkpoint_of(source, "paddle", _joined(source.name, tree))
 
 
-def _storage_in(source: Source, budget: Budget) -> Storage:
-    held = read_stream(source, _STORAGE, budget).others
-    if not isinstance(held, Storage):
-        raise CheckpointError("a tensor's storage holds something else than one storage")
-    return held
+def _joined(where: str, tree: object) -> object:
+    """What Paddle pickled, its sliced parameters in one piece."""
+    if not is_dict(tree) or _SLICES not in tree:
+        return tree
+    joined: dict[object, Any] = {**tree}
+    try:
+        for name, info in dict(joined.pop(_SLICES)).items():
+            joined[name] = _concatenated([joined.pop(part) for part in info["slices"]], info["OriginShape"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{where} is damaged: what it says of its sliced parameters.") from error
+    return joined
 
 
-def _described(meta: Any) -> Record:
-    """An object that says of what class it is; its attributes are the state."""
-    if not isinstance(meta, dict):
-        raise CheckpointError("a persistent object is not described by a dict")
-    kept = cast("dict[Any, Any]", meta)
-    name = kept.get("class_name")
-    if not isinstance(name, str):
+def _concatenated(slices: list[LazyTensor], shape: Iterable[Any]) -> LazyTensor:
+    def read() -> Array:
+        return np.concatenate([part.read().reshape(-1) for part in slices]).reshape(tensor.shape)
+
+    first, *_ = slices
+    tensor = ComputedTensor(first.dtype, shape_of(shape, first.dtype), read)
+    if any(part.dtype != tensor.dtype for part in slices) or sum(part.size for part in slices) != tensor.size:
+        raise ValueError("the slices do not make up the parameter")
+    return tensor
+
+
+def _eval(*args: Any) -> object:
+    """Paddle pickles some tensors as ``eval("data", {"data": array})``: that, and no other expression."""
+    match args:
+        case ("data", {"data": data, **rest}) if not rest:
+            return data
+        case _:
+            return Record("builtins", "eval", args)
+
+
+def _tuple(items: Iterable[object] = ()) -> object:
+    """A tensor is pickled as the tuple of its name and its values."""
+    match tuple(items):
+        case (str(), LazyTensor() as values):
+            return values
+        case values:
+            return values
+
+
+def _persistent(meta: object) -> Record:
+    """An object that says its class, with the source of its module; its attributes are the state."""
+    if not is_dict(meta) or not isinstance(name := meta.get("class_name"), str):
         raise CheckpointError("a persistent object does not name its class")
-    return Record("torch_utils.persistence", name, (kept.get("module_src"),), kept.get("state"))
+    return Record("torch_utils.persistence", name, (meta.get("module_src"),), meta.get("state"))
 
 
-_PERSISTENT = {("torch_utils.persistence", "_reconstruct_persistent_obj"): _described}
+_MAKERS: Makers = {
+    ("builtins", "eval"): _eval,
+    ("builtins", "tuple"): _tuple,
+    ("torch_utils.persistence", "_reconstruct_persistent_obj"): _persistent,
+}

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from polyak._files.checkpoint import LazyTensor
-from polyak._foreign.nodes import whole
+from polyak._foreign.nodes import count_in
 from polyak._foreign.parts import Part, Recognised, Tensors, below, completed
 from polyak.schedules import Capped, Constant, Decay
 
@@ -92,26 +92,20 @@ def divided(one: Part) -> Recognised | None:
     left = _without(one.tensors, taken)
     if not taken or not left:
         return None
-    states = tuple(
-        Part("optimizer", "optimizer", _inside(one, root), children[root]) for root in sorted(optimizers)
-    )
+    path = f"{one.path}." if one.path else ""
+    states = [Part("optimizer", "optimizer", f"{path}{root}", children[root]) for root in sorted(optimizers)]
     if not copies:
         return Recognised("", (replace(one, tensors=left), *states))
     raw = Part("raw", "raw", one.path, left, one.notes)
+    notes = (*one.notes, "an average by its name, with the names and shapes of the model beside it")
     joined = _joined(copies)
-    averages = tuple(completed(_average(one, copy), raw) for copy in joined)
+    averages = [
+        completed(Part("average", "average", f"{path}{copy.root}", copy.tensors, notes), raw)
+        for copy in joined
+    ]
     decay, updates = _schedule(joined[0].counters)
     library = "latent-diffusion" if any(copy.dotless for copy in copies) else ""
     return Recognised(library, (*averages, raw, *states), updates=updates, decay=decay)
-
-
-def _average(one: Part, copy: _Copy) -> Part:
-    why = "an average by its name, with the names and shapes of the model beside it"
-    return Part("average", "average", _inside(one, copy.root), copy.tensors, (*one.notes, why))
-
-
-def _inside(one: Part, root: str) -> str:
-    return f"{one.path}.{root}" if one.path else root
 
 
 def _children(tensors: Tensors) -> dict[str, dict[str, LazyTensor]]:
@@ -198,7 +192,7 @@ def _joined(copies: Sequence[_Copy]) -> list[_Copy]:
 
 def _schedule(counters: Tensors) -> tuple[Decay | None, int | None]:
     """LitEma counts from 0 when its decay warms up, as ``min(β, (1+t)/(10+t))``, and holds -1 when not."""
-    updates = whole(counters.get("num_updates", counters.get("n_averaged")))
+    updates = count_in(counters.get("num_updates", counters.get("n_averaged")))
     if "decay" not in counters or "num_updates" not in counters:
         return None, updates
     beta = float(str(np.float32(counters["decay"].read().reshape(-1)[0])))

@@ -11,23 +11,23 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
+from polyak._dtypes import Array, DType
 from polyak._files.checkpoint import Checkpoint, ComputedTensor, LazyTensor
+from polyak._files.layout import is_dict
 from polyak._files.source import Source, Where, inside, open_source
-from polyak._foreign.flatten import within
+from polyak._foreign.flatten import check_size
 from polyak._foreign.numpy_pickle import shape_of
-from polyak._foreign.pickle_objects import Global, Record, is_dict
+from polyak._foreign.pickle_objects import Global, Makers, Record, recorded
 from polyak._foreign.sections import Section
 from polyak._foreign.torch_zip import DTYPES, layout, tree_of_zip
 from polyak._foreign.unpickle import Stream, load
 from polyak.errors import CheckpointError
 
 METADATA = ".metadata"
-_ROOM = "torch.distributed.checkpoint"
 _CELLS = 1 << 22
 _SMALL = 1 << 12  # bytes of a value that is read: a pickled number takes one thousand
 _DEEPEST = 100  # keys that lead to an entry
@@ -43,11 +43,7 @@ class _Chunk(NamedTuple):
 
 
 def read_folder(folder: Where) -> Checkpoint:
-    """The tensors of a distributed checkpoint, whole.
-
-    Raises:
-        CheckpointError: a file is missing or damaged, the metadata contradicts itself, or it asks for a call.
-    """
+    """The tensors of a distributed checkpoint, whole."""
     with open_source(inside(folder, METADATA)) as source:
         metadata = load(Stream(source), _MAKERS)
     try:
@@ -64,9 +60,10 @@ def read_folder(folder: Where) -> Checkpoint:
                 if entry.name == "TensorStorageMetadata":
                     slots[_text(name)] = _tensor(name, _attributes(entry), stored, files)
                 else:
-                    others[_text(name)] = _unread(stored.get((name, None)), files)
+                    info = stored.get((name, None))
+                    others[_text(name)] = Unread(None if info is None else _section(info, files))
             tree = _nested(others | slots, metadata.state.get("planner_data"))
-            within(str(folder), slots, size)
+            check_size(str(folder), slots, size)
             opened.pop_all()
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
         raise CheckpointError(
@@ -91,12 +88,6 @@ class Unread:
             return None
 
 
-def _unread(info: Mapping[str, Any] | None, files: Mapping[str, Source]) -> Unread:
-    if info is None:
-        return Unread(None)
-    return Unread(_section(info, files))
-
-
 def _section(info: Mapping[str, Any], files: Mapping[str, Source]) -> Section:
     return Section(files[info["relative_path"]], int(info["offset"]), int(info["length"]))
 
@@ -110,7 +101,7 @@ def _nested(flat: Mapping[str, Any], paths: Any) -> dict[str, Any]:
         return dict(flat)
     nested: dict[str, Any] = {}
     for name, value in flat.items():
-        path = paths.get(name, (name,))
+        path: Any = paths.get(name, (name,))
         *outer, last = [str(key) for key in path[:_DEEPEST]]
         place = nested
         for key in outer:
@@ -135,17 +126,17 @@ def _tensor(
     if len(chunks) == 1 and chunks[0].shape == shape:
         return chunks[0].slot()
 
-    def assembled() -> NDArray[Any]:
-        whole = np.empty(shape, dtype)
+    def assembled() -> Array:
+        array = np.empty(shape, dtype)
         for chunk in chunks:
             places = tuple(slice(at, at + n) for at, n in zip(chunk.offsets, chunk.shape, strict=True))
-            whole[places] = chunk.slot().read()
-        return whole
+            array[places] = chunk.slot().read()
+        return array
 
     return ComputedTensor(dtype, shape, assembled)
 
 
-def _item(section: Section, shape: tuple[int, ...], dtype: np.dtype[Any]) -> LazyTensor:
+def _item(section: Section, shape: tuple[int, ...], dtype: DType) -> LazyTensor:
     slot = tree_of_zip(section)
     if not isinstance(slot, LazyTensor) or slot.shape != shape or slot.dtype != dtype:
         raise CheckpointError(
@@ -181,7 +172,7 @@ def _check(name: str, shape: tuple[int, ...], chunks: list[_Chunk]) -> None:
         raise unfilled
 
 
-def _dtype(name: str, properties: Record) -> np.dtype[Any]:
+def _dtype(name: str, properties: Record) -> DType:
     state = properties.state  # a tuple that begins with the dtype, or a dict of attributes
     dtype = state["dtype"] if is_dict(state) else state[0]
     if not isinstance(dtype, Global) or dtype.name not in DTYPES:
@@ -191,9 +182,9 @@ def _dtype(name: str, properties: Record) -> np.dtype[Any]:
 
 
 def _attributes(record: Record) -> dict[str, Any]:
-    if not is_dict(record.state):
+    if not isinstance(record.state, dict):
         raise TypeError("an object has no attributes")
-    return record.state  # no copy: a million records can share one state
+    return cast("dict[str, Any]", record.state)  # no copy: a million records can share one state
 
 
 def _key(index: Record) -> tuple[str, tuple[int, ...] | None]:
@@ -208,12 +199,9 @@ def _text(value: Any) -> str:
     return value
 
 
-def _memory_format(*args: Any) -> Record:
-    return Record(f"{_ROOM}.metadata", "_MEM_FORMAT_ENCODING", args)
-
-
-_MAKERS: dict[tuple[str, str], Any] = {
+_MEMORY_FORMAT = ("torch.distributed.checkpoint.metadata", "_MEM_FORMAT_ENCODING")
+_MAKERS: Makers = {
     ("torch", "Size"): tuple,
     ("torch.serialization", "_get_layout"): layout,
-    (f"{_ROOM}.metadata", "_MEM_FORMAT_ENCODING"): _memory_format,
+    _MEMORY_FORMAT: recorded(*_MEMORY_FORMAT),
 }

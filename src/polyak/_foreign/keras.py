@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from polyak._files.checkpoint import Checkpoint
 from polyak._files.header import KEY, Header
 from polyak._files.source import Source
-from polyak._foreign.zips import DAMAGED, Raw
+from polyak._foreign.sections import DAMAGED, Raw
 from polyak.errors import CheckpointError
 
 MARK = "polyak.json"  # what the callback writes as an asset of the model
@@ -22,47 +22,35 @@ _ALWAYS = {"metadata.json", "config.json"}
 
 
 def read_zip(source: Source) -> Checkpoint | None:
-    """What a model file of Keras says of its weights, under ``MARK`` in the metadata; it gives no tensors.
-
-    Returns:
-        None if the zip is not of Keras.
-
-    Raises:
-        CheckpointError: it is damaged, or the mark is longer than any that polyak writes.
-    """
+    """What a model file of Keras says of its weights, without tensors; None if the zip is not of Keras."""
     try:
         with zipfile.ZipFile(Raw(source)) as archive:
             if not set(archive.namelist()) >= _ALWAYS:
                 return None
             mark = next((one for one in archive.infolist() if one.filename.endswith(f"/{MARK}")), None)
-            text = b""
-            if mark is not None:
-                if mark.compress_type not in _COMPRESSIONS:  # of the others, one asks for memory as it likes
-                    raise CheckpointError(
-                        f"{source.name}: its {MARK} is compressed in a way that Keras never writes. "
-                        "Copy the file again from its origin."
-                    )
-                with archive.open(mark) as file:
-                    text = file.read(_LIMIT + 1)
-            metadata = {MARK: text.decode()} if text else {}
+            if mark is None:
+                return Checkpoint(source.name, "keras", {}, sources=(source,))
+            if mark.compress_type not in _COMPRESSIONS:  # of the others, one asks for memory as it likes
+                raise CheckpointError(
+                    f"{source.name}: its {MARK} is compressed in a way that Keras never writes. "
+                    "Copy the file again from its origin."
+                )
+            with archive.open(mark) as file:
+                text = file.read(_LIMIT + 1).decode()
     except DAMAGED as error:
         raise CheckpointError(f"{source.name} is a damaged zip file: {error}") from error
     if len(text) > _LIMIT:
         raise CheckpointError(f"{source.name}: its {MARK} is longer than {_LIMIT:,} bytes.")
-    return Checkpoint(source.name, "keras", {}, metadata, sources=(source,))
+    return Checkpoint(source.name, "keras", {}, {MARK: text}, sources=(source,))
 
 
 def mark(weights: Header, averages: Sequence[Header]) -> str:
     """The mark of a file: what its weights are, and the averages that it holds besides."""
-    return json.dumps([_fields(one) for one in (weights, *averages)])
+    return json.dumps([json.loads(one.to_metadata()[KEY]) for one in (weights, *averages)])
 
 
 def marked(weights: Checkpoint) -> list[Header]:
-    """What ``mark`` said: the weights' header first; nothing for a file without one.
-
-    Raises:
-        CheckpointError: the mark is malformed.
-    """
+    """What ``mark`` said: the weights' header first; nothing for a file without one."""
     if MARK not in weights.metadata:
         return []
     try:
@@ -70,7 +58,3 @@ def marked(weights: Checkpoint) -> list[Header]:
     except (ValueError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{weights.where}: its {MARK} cannot be read: {error!r}.") from error
     return [Header.from_metadata({KEY: one}, f"{weights.where}/{MARK}") for one in listed]
-
-
-def _fields(header: Header) -> object:
-    return json.loads(header.to_metadata()[KEY])

@@ -21,17 +21,11 @@ _LIMIT = 1 << 24  # bytes of a JSON file; configs take a few thousand, a log of 
 
 @dataclass(frozen=True)
 class Node:
-    """A value in a file and the keys that lead to it.
+    """A value in a file and the keys that lead to it."""
 
-    Args:
-        tree: the value; None where there is nothing.
-        path: its keys, joined by dots; "" for the whole file.
-        file: the checkpoint it is in.
-    """
-
-    tree: object = field(repr=False)
-    path: str = ""
-    file: Checkpoint = field(default=Checkpoint("", "", {}), repr=False)
+    tree: object = field(repr=False)  # the value; None where there is nothing
+    path: str = ""  # its keys, joined by dots; "" for the whole file
+    file: Checkpoint = field(default=Checkpoint("", "", {}), repr=False)  # the checkpoint it is in
 
     @classmethod
     def root(cls, file: Checkpoint) -> Node:
@@ -54,6 +48,11 @@ class Node:
         return cast("Sequence[object]", self.tree) if isinstance(self.tree, (list, tuple)) else ()
 
     @property
+    def items(self) -> list[Node]:
+        """The values of a list."""
+        return [self._child(str(i), value) for i, value in enumerate(self.listed)]
+
+    @property
     def children(self) -> Iterator[Node]:
         """The values of a dict or of an object's attributes."""
         for key, value in self.keys.items():
@@ -62,7 +61,7 @@ class Node:
     @property
     def count(self) -> int | None:
         """The number of steps or updates here; None if it is none."""
-        return whole(self.tree)
+        return count_in(self.tree)
 
     @property
     def slots(self) -> dict[str, LazyTensor]:
@@ -135,7 +134,7 @@ def mapping(tree: object) -> Mapping[object, object]:
     return cast("Mapping[object, object]", tree) if isinstance(tree, Mapping) else {}
 
 
-def whole(value: object) -> int | None:
+def count_in(value: object) -> int | None:
     """A count in a file, plain or as a tensor of one element; None if it is none."""
     if isinstance(value, Unread):
         value = value.read()
@@ -151,11 +150,7 @@ def slots_of(tree: object) -> dict[str, LazyTensor]:
 
 
 def tensors_in(tree: object) -> dict[str, LazyTensor]:
-    """The tensors of a state dict, or those that a pickled module's ``state_dict()`` would give.
-
-    Raises:
-        CheckpointError: a module holds itself, or more modules than any model has.
-    """
+    """The tensors of a state dict, or those that a pickled module's ``state_dict()`` would give."""
     return dict(_named(tree, "", 0, iter(range(_MOST)))) if isinstance(tree, Record) else slots_of(tree)
 
 
@@ -178,11 +173,7 @@ def is_weights(tree: object) -> bool:
 
 
 def json_beside(where: str, name: str) -> Mapping[object, object]:
-    """The JSON object in a file of the same folder; empty if there is none, or a huge one.
-
-    Raises:
-        CheckpointError: the file is no JSON.
-    """
+    """The JSON object in a file of the same folder; empty if there is none, or a huge one."""
     path = beside(where, name)
     if not exists(path):
         return {}
@@ -196,10 +187,8 @@ def json_beside(where: str, name: str) -> Mapping[object, object]:
         raise CheckpointError(f"{path} is no JSON: {error}") from error
 
 
-def _named(
-    module: Record, prefix: str, depth: int, budget: Iterator[int]
-) -> Iterator[tuple[str, LazyTensor]]:
-    if depth > _DEEPEST or next(budget, None) is None:
+def _named(module: Record, prefix: str, depth: int, left: Iterator[int]) -> Iterator[tuple[str, LazyTensor]]:
+    if depth > _DEEPEST or next(left, None) is None:
         raise CheckpointError(
             f"a model in this file nests its modules more than {_DEEPEST} deep, or has more than {_MOST:,} "
             "of them: it is malformed."
@@ -207,14 +196,12 @@ def _named(
     state = mapping(module.state)
     hidden = state.get("_non_persistent_buffers_set")
     unsaved = list(cast("Iterable[object]", hidden)) if isinstance(hidden, (set, frozenset, list)) else []
-    for name, slot in slots_of(state.get("_parameters")).items():
+    buffers = {n: s for n, s in slots_of(state.get("_buffers")).items() if n not in unsaved}
+    for name, slot in (*slots_of(state.get("_parameters")).items(), *buffers.items()):
         yield f"{prefix}{name}", slot
-    for name, slot in slots_of(state.get("_buffers")).items():
-        if name not in unsaved:
-            yield f"{prefix}{name}", slot
     for name, child in mapping(state.get("_modules")).items():
         if isinstance(child, Record):
-            yield from _named(child, f"{prefix}{name}.", depth + 1, budget)
+            yield from _named(child, f"{prefix}{name}.", depth + 1, left)
 
 
 def _nests(value: object) -> bool:

@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from math import prod
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from polyak._dtypes import BFLOAT16
-from polyak._files.checkpoint import LazyTensor
+from polyak._dtypes import BFLOAT16, Array, DType
+from polyak._files.checkpoint import LazyTensor, as_bytes
 from polyak._files.layout import AXES
-from polyak._foreign.pickle_objects import Built, Global, Payload, Record
+from polyak._foreign.pickle_objects import Built, Global, Makers, Payload, Record
 from polyak.errors import CheckpointError
 
 _SCALAR = 64  # bytes: the most that a single number can take
 _CODE = 16  # characters of a dtype's code
-_NUMBERS = "biufc"  # kinds of dtypes
 
 
-def shape_of(value: Any, dtype: np.dtype[Any]) -> tuple[int, ...]:
-    """A shape in a file, if an array can have it.
-
-    Raises:
-        CheckpointError: it holds something else than sizes, or they are too many or too large.
-    """
-    shape: tuple[Any, ...] = tuple(value)
+def shape_of(value: Iterable[Any], dtype: DType) -> tuple[int, ...]:
+    """A shape in a file, if an array can have it."""
+    shape = tuple(value)
     if len(shape) > AXES or any(type(n) is not int or n < 0 for n in shape):
         raise CheckpointError(f"a tensor's shape must be at most {AXES} whole numbers from 0 on")
     if prod(max(n, 1) for n in shape) * dtype.itemsize > sys.maxsize:
@@ -34,37 +29,29 @@ def shape_of(value: Any, dtype: np.dtype[Any]) -> tuple[int, ...]:
     return shape
 
 
-def _is_text(data: Any) -> bool:
-    return data.text if isinstance(data, Payload) else isinstance(data, str)
+class PickledArray(LazyTensor, Built):
+    """An array that a pickle makes empty and completes afterwards; text, times and objects are never read."""
 
-
-class ArraySlot(LazyTensor, Built):
-    """An array that a pickle makes empty and completes afterwards."""
-
-    def __init__(self, dtype: np.dtype[Any] | None = None, shape: tuple[int, ...] = (0,)) -> None:
-        self.dtype = np.dtype(np.uint8) if dtype is None else dtype
-        self.shape = shape
+    def __init__(self) -> None:
+        self.dtype, self.shape = np.dtype(np.uint8), (0,)
         self._data: Payload | bytes | str = b""
         self._columns = self._swapped = False
-        self.numbers = True  # text, times and objects keep their place, and are never read
 
     def build(self, state: Any) -> None:
         """``(version, shape, dtype, is_fortran, bytes)``, as ``ndarray.__reduce__`` gives them."""
         _, shape, dtype, columns, data = state
         self.fill(dtype, shape, data, bool(columns))
 
-    def fill(self, dtype: Any, shape: Any, data: Payload | bytes | str, columns: bool) -> ArraySlot:
-        """Be the array of these bytes.
-
-        Raises:
-            CheckpointError: it has another size.
-        """
-        if not isinstance(dtype, DType):
+    def fill(
+        self, dtype: object, shape: Iterable[Any], data: Payload | bytes | str, columns: bool
+    ) -> PickledArray:
+        """Be the array of these bytes."""
+        if not isinstance(dtype, PickledDType):
             raise CheckpointError("an array has something else than a dtype in its place")
-        if dtype.native.kind not in _NUMBERS:
-            self.dtype, self.numbers = dtype.native, False
+        self.dtype = dtype.native
+        if not is_numeric(self.dtype):
             return self
-        self.dtype, self.shape, self._columns = dtype.native, shape_of(shape, dtype.native), columns
+        self.shape, self._columns = shape_of(shape, self.dtype), columns
         self._swapped, self._data = dtype.swapped, data
         # A string of Python 2 stays one until it is read: a million arrays can be given the same.
         size = data.size if isinstance(data, Payload) else len(data)
@@ -82,47 +69,42 @@ class ArraySlot(LazyTensor, Built):
         if self.dtype == np.uint16 and not self._swapped:
             self.dtype = BFLOAT16
 
-    def read_into(self, start: int, buffer: NDArray[Any]) -> None:
-        scattered = self._columns or self._swapped or _is_text(self._data)
-        flat = self.read().reshape(-1) if scattered else None
-        if flat is not None:
-            buffer[:] = flat[start : start + len(buffer)]
-            return
-        view, first = buffer.view(np.uint8), start * self.dtype.itemsize
-        if isinstance(self._data, Payload):
-            memory: Any = view
-            self._data.source.read_into(self._data.offset + first, memoryview(memory))
+    def read_into(self, start: int, buffer: Array) -> None:
+        data = self._data
+        if isinstance(data, Payload) and not (data.text or self._columns or self._swapped):
+            data.source.read_into(data.offset + start * self.dtype.itemsize, as_bytes(buffer))
         else:
-            view[:] = np.frombuffer(self._bytes(), np.uint8, len(view), first)
+            buffer[:] = self.read().reshape(-1)[start : start + len(buffer)]
 
-    def _bytes(self) -> bytes:
-        if isinstance(self._data, Payload):
-            return self._data.read()
+    def read(self) -> Array:
+        data = self._data.read() if isinstance(self._data, Payload) else self._data
         try:
-            return self._data.encode("latin1") if isinstance(self._data, str) else self._data
+            data = data.encode("latin1") if isinstance(data, str) else data
         except UnicodeError as error:
             raise CheckpointError(
                 "the bytes of an array are spelled with characters that are not Latin-1"
             ) from error
-
-    def read(self) -> NDArray[Any]:
-        data = self._bytes()
         if len(data) != self.nbytes:
             raise self._of_other_size(len(data))
         flat: Any = np.frombuffer(data, self.dtype)
-        array: Any = flat.byteswap() if self._swapped else flat
-        shaped: Any = array.reshape(self.shape, order="F" if self._columns else "C")
-        return np.ascontiguousarray(shaped).reshape(self.shape)
+        array: Array = flat.byteswap() if self._swapped else flat
+        ordered = np.ascontiguousarray(array.reshape(self.shape, order="F" if self._columns else "C"))
+        return ordered.reshape(self.shape)  # of no axes it was given one
 
 
-class DType(Built):
+def is_numeric(dtype: DType) -> bool:
+    """Whether arrays of this dtype hold numbers."""
+    return dtype.kind in "biufc" or dtype == BFLOAT16
+
+
+class PickledDType(Built):
     """A NumPy dtype in a pickle: a code, then its byte order."""
 
-    def __init__(self, code: object, *_: Any) -> None:
+    def __init__(self, code: object, *_: object) -> None:
         if not isinstance(code, str) or len(code) > _CODE:
             raise CheckpointError("a dtype is not named by a short code")
         try:
-            self.native: np.dtype[Any] = np.dtype(code)
+            self.native: DType = np.dtype(code)
         except (TypeError, ValueError, SyntaxError) as error:
             raise CheckpointError(f"{code!r} is no dtype") from error
         self.swapped = False
@@ -132,42 +114,41 @@ class DType(Built):
         self.swapped = state[1] == ">"
 
 
-def _scalar(dtype: Any, data: Any = b"") -> Any:
+def _scalar(dtype: PickledDType, data: str | bytes | Payload = b"") -> Any:
     """A single number; of words and times a record."""
-    if dtype.native.kind not in _NUMBERS:
+    if not is_numeric(dtype.native):
         return Record("numpy", str(dtype.native))
     raw = data.encode("latin1") if isinstance(data, str) else data
-    if isinstance(raw, Payload):
-        raise CheckpointError(f"a number has {raw.size:,} bytes")
-    if len(raw) > _SCALAR:
-        raise CheckpointError(f"a number has {len(raw)} bytes")
-    return np.frombuffer(raw, dtype.native.newbyteorder() if dtype.swapped else dtype.native)[0].item()
+    size = raw.size if isinstance(raw, Payload) else len(raw)
+    if isinstance(raw, Payload) or size > _SCALAR:
+        raise CheckpointError(f"a number has {size:,} bytes")
+    one: Any = np.frombuffer(raw, dtype.native)
+    return (one.byteswap() if dtype.swapped else one)[0].item()
 
 
-def makers(made: list[ArraySlot]) -> dict[tuple[str, str], Any]:
-    """What replaces NumPy's functions.
+def makers(made: list[PickledArray]) -> Makers:
+    """What replaces NumPy's functions; each array is added to ``made``."""
 
-    Args:
-        made: gets each array.
-    """
-
-    def empty(*_: Any) -> ArraySlot:
-        made.append(ArraySlot())
+    def empty(*_: object) -> PickledArray:
+        made.append(PickledArray())
         return made[-1]
 
-    def from_buffer(data: Any, dtype: Any, shape: Any, order: str) -> ArraySlot:
+    def from_buffer(
+        data: Payload | bytes | str, dtype: object, shape: Iterable[Any], order: str
+    ) -> PickledArray:
         return empty().fill(dtype, shape, data, order == "F")
 
+    functions = {
+        "multiarray._reconstruct": empty,
+        "multiarray.scalar": _scalar,
+        "numeric._frombuffer": from_buffer,
+    }
     return {
-        ("numpy", "dtype"): DType,
+        ("numpy", "dtype"): PickledDType,
         ("numpy", "ndarray"): Global("numpy", "ndarray"),
         **{
             (f"numpy.{core}.{module}", name): make
             for core in ("core", "_core")
-            for (module, name), make in {
-                ("multiarray", "_reconstruct"): empty,
-                ("multiarray", "scalar"): _scalar,
-                ("numeric", "_frombuffer"): from_buffer,
-            }.items()
+            for (module, name), make in ((path.split("."), make) for path, make in functions.items())
         },
     }

@@ -1,24 +1,39 @@
-"""Polyak's own averages: ``ema.state_dict()`` in a pickle, and what ``ema.save(resumable=True)`` writes.
+"""What polyak itself wrote of averages: ``ema.state_dict()`` in a pickle, resumable files, and notes.
 
 A state names its tensors as the model does, without what wrappers add, and holds what is averaged and what
 is copied. The rest of the model, frozen or left out on purpose, is with the raw weights alone.
+
+A note, ``<file>.polyak.json``, lies beside a file of another library (``save_pretrained``, ``torch.save``),
+which has no place for polyak's header. It has the same header, and size and CRC-32 of each file it describes:
+one that was replaced since has other bytes, and the note is then not believed. Shards have one note, beside
+their index.
 """
 
 from __future__ import annotations
 
+import json
+import zlib
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, cast
 
 from polyak._files.checkpoint import Checkpoint
 from polyak._files.header import KEY, Header
-from polyak._files.layout import SUMS
-from polyak._foreign.nodes import Node, mapping, slots_of, whole
+from polyak._files.layout import SUMS, crc_of_both, is_dict, parse_json
+from polyak._files.open import INDEX
+from polyak._files.source import Source, Where, exists, is_folder, open_source
+from polyak._files.write import atomic
+from polyak._foreign.nodes import Node, count_in, mapping, slots_of
+from polyak._foreign.open_any import open_weights
 from polyak._foreign.parts import Part, Recognised, Tensors
 from polyak.errors import CheckpointError
 from polyak.schedules import Profile
 from polyak.schedules.decay import decay_in_file
 
 STATE = ("format", "run", "step", "tracks", "copies")  # keys of ``ema.state_dict()``
+SUFFIX = ".polyak.json"
+_LIMIT = 1 << 24  # bytes of a note; a long history takes a few hundred
+_PIECE, _THREADS = 1 << 24, 4  # bytes summed together, and by how many threads: one sums about 1 GB/s
 
 
 def is_own(weights: Checkpoint) -> bool:
@@ -27,74 +42,124 @@ def is_own(weights: Checkpoint) -> bool:
 
 
 def state_of_ema(node: Node) -> Recognised:
-    """The averages in ``ema.state_dict()``, as a pickle holds it.
-
-    Raises:
-        CheckpointError: it is malformed.
-    """
+    """The averages in ``ema.state_dict()``, as a pickle holds it."""
     tracks = {
-        str(name): _Track(f"{node.at('tracks').path}.{name}.tensors", mapping(track))
+        str(name): _Track(f"{node.at('tracks').path}.{name}.tensors", fields, slots_of(fields.get("tensors")))
         for name, track in node.at("tracks").keys.items()
+        for fields in [mapping(track)]
     }
-    tensors = {name: slots_of(track.fields.get("tensors")) for name, track in tracks.items()}
-    return _averages(node.keys, tracks, tensors, node.at("copies").slots)
+    return _averages(node.keys, tracks, node.at("copies").slots)
 
 
 def resumable(weights: Checkpoint, header: Header) -> Recognised:
-    """The averages in a resumable file, whose tensors are named by the place of their track.
-
-    Raises:
-        CheckpointError: the state in its header is malformed.
-    """
+    """The averages in a resumable file, whose tensors are named by the place of their track."""
     groups = weights.places()
     tracks = {
-        str(name): _Track(f"{place}/", mapping(track))
+        str(name): _Track(f"{place}/", mapping(track), groups.get(str(place), {}))
         for place, (name, track) in enumerate(mapping(header.state.get("tracks")).items())
     }
-    tensors = {name: groups.get(track.path[:-1], {}) for name, track in tracks.items()}
-    state = {**mapping(header.state), "run": header.run}
-    return _averages(state, tracks, tensors, groups.get("copies", {}))
+    return _averages({**header.state, "run": header.run}, tracks, groups.get("copies", {}))
 
 
 class _Track(NamedTuple):
-    """Where a track's tensors are, and what its state says besides."""
+    """A track: where its tensors are, what its state says besides, and the tensors."""
 
     path: str
     fields: Mapping[object, object]
+    tensors: Tensors
 
 
-def _averages(
-    state: Mapping[object, object],
-    tracks: Mapping[str, _Track],
-    tensors: Mapping[str, Tensors],
-    copies: Tensors,
-) -> Recognised:
-    step, run = whole(state.get("step")), str(state.get("run"))
+def _averages(state: Mapping[Any, object], tracks: Mapping[str, _Track], copies: Tensors) -> Recognised:
+    step, run = count_in(state.get("step")), str(state.get("run"))
     try:
-        parts = tuple(
-            Part(
-                name,
-                "average",
-                track.path,
-                {**tensors[name], **copies},
-                header=_header(name, track.fields, step, run),
-            )
-            for name, track in tracks.items()
-        )
+        headers = {name: _header(name, track, step, run) for name, track in tracks.items()}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"the state of an average cannot be read: {error!r}.") from error
-    return Recognised("polyak", parts, step)
+    parts = [
+        Part(name, "average", track.path, {**track.tensors, **copies}, header=headers[name])
+        for name, track in tracks.items()
+    ]
+    return Recognised("polyak", tuple(parts), step)
 
 
-def _header(track_name: str, track: Mapping[object, object], step: int | None, run: str) -> Header:
+def _header(name: str, track: _Track, step: int | None, run: str) -> Header:
     """What ``ema.save`` would write of a track."""
-    joined = {name: whole(at) for name, at in cast("Mapping[str, object]", track["joined"]).items()}
+    joined = cast("Mapping[str, object]", track.fields["joined"])
     return Header(
-        track=track_name,
+        track=name,
         step=step,
-        decay=decay_in_file(cast("Mapping[str, Any]", track["decay"])),
-        profile=Profile.from_json(str(track["profile"])),
+        decay=decay_in_file(cast("Mapping[str, Any]", track.fields["decay"])),
+        profile=Profile.from_json(str(track.fields["profile"])),
         role="average",
         run=run,
-        joined={name: at for name, at in joined.items() if at is not None},
+        joined={tensor: at for tensor, value in joined.items() if (at := count_in(value)) is not None},
     )
+
+
+def write_note(where: Where, header: Header) -> None:
+    """Say beside a file, the index of shards or the folder of either what the weights in it are."""
+    with _opened(where) as weights:
+        note = {KEY: json.loads(header.to_metadata()[KEY]), "files": _files(weights)}
+        with atomic(f"{weights.where}{SUFFIX}") as temporary:
+            temporary.write_text(json.dumps(note, separators=(",", ":")))
+
+
+def _opened(where: Where) -> Checkpoint:
+    """A file is not looked into: it may hold what polyak does not read."""
+    if is_folder(where) or str(where).endswith(INDEX):
+        return open_weights(where)
+    return Checkpoint(str(where), "", {}, sources=(open_source(where),))
+
+
+def has_note(weights: Checkpoint) -> bool:
+    """Whether there is a note beside a checkpoint."""
+    return exists(f"{weights.where}{SUFFIX}")
+
+
+def read_note(weights: Checkpoint) -> Header:
+    """What the note beside a checkpoint says; every byte of the checkpoint is read and compared first."""
+    path = f"{weights.where}{SUFFIX}"
+    with open_source(path) as source:
+        if source.size > _LIMIT:
+            raise CheckpointError(f"{path} has {source.size:,} bytes: a note has at most {_LIMIT:,}.")
+        text = source.read(0, source.size)
+    try:
+        fields = parse_json(text, fractions=True)
+        header = Header.from_metadata({KEY: json.dumps(fields[KEY])}, path)
+        files: object = fields["files"]
+    except (ValueError, KeyError, RecursionError) as error:
+        raise CheckpointError(f"{path} is no note of polyak's: {error!r}.") from error
+    if header.role == "resumable":
+        raise CheckpointError(f"{path} says its role is 'resumable', which only polyak's own files have.")
+    # The sizes are compared first, which reads nothing.
+    sizes = {name: source.size for name, source in _named(weights).items()}
+    if not is_dict(files) or sizes != _sizes_in(files) or _files(weights) != files:
+        raise CheckpointError(
+            f"{path} is of other bytes than are in {weights.where} now: the weights were replaced since, and "
+            "the note says nothing of them."
+        )
+    return header
+
+
+def _files(weights: Checkpoint) -> dict[str, dict[str, object]]:
+    return {name: {"bytes": source.size, "crc32": _crc(source)} for name, source in _named(weights).items()}
+
+
+def _sizes_in(files: Mapping[object, object]) -> dict[object, object]:
+    return {name: mapping(file).get("bytes") for name, file in files.items()}
+
+
+def _named(weights: Checkpoint) -> dict[str, Source]:
+    return {source.name.replace("\\", "/").rpartition("/")[2]: source for source in weights.sources}
+
+
+def _crc(source: Source) -> str:
+    def summed(start: int) -> tuple[int, int]:
+        piece = source.read(start, min(_PIECE, source.size - start))
+        return zlib.crc32(piece), len(piece)
+
+    crc = 0
+    with ThreadPoolExecutor(_THREADS, "polyak-note") as threads:
+        for one, length in threads.map(summed, range(0, source.size, _PIECE)):
+            crc = crc_of_both(crc, one, length)
+    return f"{crc:08x}"

@@ -9,8 +9,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 from polyak._files.checkpoint import LazyTensor
-from polyak._files.header import Header
-from polyak._files.origin import Origin
+from polyak._files.header import Header, Origin
 from polyak._wrappers import PREFIXES, without_wrappers
 from polyak.schedules import Decay, Profile
 
@@ -20,23 +19,19 @@ Tensors: TypeAlias = Mapping[str, LazyTensor]
 
 @dataclass(frozen=True)
 class Part:
-    """One set of weights in a file.
+    """One set of weights in a file."""
 
-    Args:
-        name: what it is called here and in names of files made of it; unique in its file.
-        role: whose weights they are; "unknown" when nothing says.
-        path: the keys that lead to it in the file, joined by dots; "" for the file itself.
-        tensors: by the model's own names, without the prefixes of wrappers.
-        notes: what a reader should know.
-        header: what polyak itself wrote of them; None of other libraries' weights.
-    """
-
-    name: str
-    role: Role
-    path: str
-    tensors: Tensors = field(repr=False)
-    notes: tuple[str, ...] = ()
+    name: str  # what it is called here and in names of files made of it; unique in its file
+    role: Role  # whose weights they are; "unknown" when nothing says
+    path: str  # the keys that lead to it in the file, joined by dots; "" for the file itself
+    tensors: Tensors = field(repr=False)  # by the model's own names, without the prefixes of wrappers
+    notes: tuple[str, ...] = ()  # what a reader should know
+    # what polyak itself wrote of them; None of other libraries' weights
     header: Header | None = field(default=None, repr=False)
+
+    def noted(self, *notes: str) -> Part:
+        """With more notes."""
+        return replace(self, notes=(*self.notes, *notes))
 
     def is_called(self, wanted: str) -> bool:
         """Whether a user who names a set of weights means this one: by its name, its role or its key."""
@@ -45,25 +40,20 @@ class Part:
 
 @dataclass(frozen=True)
 class Recognised:
-    """What wrote a file, and what is in it.
+    """What wrote a file, and what is in it."""
 
-    Args:
-        library: "timm", "lightning", …; "polyak" for its own; "" when nothing says.
-        parts: the sets of weights, averages first.
-        step: training steps, as far as the file counts them.
-        updates: of the average, as far as the file counts them.
-        decay: the schedule, where the file holds all of it.
-        notes: what a reader should know.
-        step_key: where in the file the step is; "" where a header of polyak's has it.
-    """
+    library: str  # "timm", "lightning", …; "polyak" for its own; "" when nothing says
+    parts: tuple[Part, ...]  # the sets of weights, averages first
+    step: int | None = None  # training steps, as far as the file counts them
+    updates: int | None = None  # of the average, as far as the file counts them
+    decay: Decay | None = None  # the schedule, where the file holds all of it
+    notes: tuple[str, ...] = ()  # what a reader should know
+    step_key: str = ""  # where in the file the step is; "" where a header of polyak's has it
 
-    library: str
-    parts: tuple[Part, ...]
-    step: int | None = None
-    updates: int | None = None
-    decay: Decay | None = None
-    notes: tuple[str, ...] = ()
-    step_key: str = ""
+    @property
+    def models(self) -> list[Part]:
+        """The sets that are weights of a model."""
+        return [one for one in self.parts if one.role != "optimizer"]
 
     def has(self, role: Role) -> bool:
         """Whether one of the sets has this role."""
@@ -86,8 +76,8 @@ def unwrapped(one: Part) -> Part:
     """A part without the prefix that a wrapper put before all of its names."""
     for prefix in PREFIXES:
         if one.tensors and all(name.startswith(prefix) for name in one.tensors):
-            note = f"the prefix {prefix!r} of a wrapper is left out"
-            return unwrapped(replace(one, tensors=below(one.tensors, prefix), notes=(*one.notes, note)))
+            inner = replace(one, tensors=below(one.tensors, prefix))
+            return unwrapped(inner.noted(f"the prefix {prefix!r} of a wrapper is left out"))
     return one
 
 
@@ -103,8 +93,8 @@ def completed(average: Part, raw: Part) -> Part:
     tied = {plain[name]: slot for name, slot in averaged.items() if name in plain}
     tensors = {name: averaged.get(name) or tied.get(slot, slot) for name, slot in plain.items()}
     left = sum(tensors[name] is slot for name, slot in plain.items())
-    note = f"{left} tensors are not averaged, and are as in the raw weights"
-    return replace(average, tensors=tensors, notes=(*average.notes, note) if left else average.notes)
+    whole = replace(average, tensors=tensors)
+    return whole.noted(f"{left} tensors are not averaged, and are as in the raw weights") if left else whole
 
 
 def below(tensors: Tensors, prefix: str) -> dict[str, LazyTensor]:

@@ -1,4 +1,4 @@
-"""What a pickle builds here, and the bounds of it.
+"""What a pickle builds here, the bounds of it, and what replaces the names of the standard library in it.
 
 A few hundred bytes of pickle can build what has no end: lists that hold each other twice, sixty times over,
 print as 2⁶⁰ words, and a tuple a million deep overflows the stack of whoever hashes it. What passes here can
@@ -7,12 +7,21 @@ be walked, hashed and printed by everyone after.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+import pickle
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeGuard, cast
+from itertools import chain
+from typing import Any, TypeAlias, TypeGuard, TypeVar, cast
 
+from polyak._files.layout import is_dict
 from polyak._files.source import Source
 from polyak.errors import CheckpointError
+
+T = TypeVar("T")
+Maker: TypeAlias = Callable[..., Any]  # builds what a call of a name in a pickle would
+Makers: TypeAlias = Mapping[tuple[str, str], Any]  # by module and name: a maker, or a ``Global`` for a class
 
 # Bytes of a pickle that are not payload: a model of 100,000 tensors takes a fifth of it. One byte can make
 # an object of 64.
@@ -36,23 +45,15 @@ class Budget:
         self._odd_keys = 0
 
     def work(self, steps: int) -> None:
-        """Use some of it up.
-
-        Raises:
-            CheckpointError: nothing is left.
-        """
+        """Use some of it up."""
         self.left -= steps
         if self.left < 0:
             raise CheckpointError(
                 f"it is malformed: reading it takes more than the {self.most:,} steps that its size allows"
             )
 
-    def key(self, key: Any) -> Any:
-        """The same value, fit to be a key or a member of a set.
-
-        Raises:
-            CheckpointError: hashing it, or many like it, could take for ever or overflow the stack.
-        """
+    def key(self, key: T) -> T:
+        """The same value, fit to be a key or a member of a set: hashing many like it takes no longer."""
         if type(key) is not str:
             self.work(_checked(key))
             self._odd_keys += type(key) not in _SAFE_KEYS
@@ -68,37 +69,26 @@ _SAFE_KEYS = (bytes, int, float, bool, type(None))
 
 @dataclass(eq=False)
 class Record:
-    """An object whose class is not known here: what the pickle says of it, and no more.
+    """An object whose class is not known here: what the pickle says of it, and no more."""
 
-    Args:
-        module: where its class is defined.
-        name: of its class.
-        args: what it was made with.
-        state: usually the dict of its attributes; None before or without any.
-        items: of a subclass of list or set.
-        pairs: of a subclass of dict.
-    """
+    module: str  # where its class is defined
+    name: str  # of its class
+    args: tuple[object, ...] = ()  # what it was made with
+    state: Any = None  # usually the dict of its attributes; None before or without any
+    items: list[object] = field(default_factory=list[object])  # of a subclass of list or set
+    pairs: dict[object, object] = field(default_factory=dict[object, object])  # of a subclass of dict
 
-    module: str
-    name: str
-    args: tuple[Any, ...] = ()
-    state: Any = None
-    items: list[Any] = field(default_factory=list[Any])
-    pairs: dict[Any, Any] = field(default_factory=dict[Any, Any])
-
-    def append(self, item: Any) -> None:
-        """An item of a list."""
+    def append(self, item: object) -> None:
+        """One more item of a list or set."""
         self.items.append(item)
 
-    def extend(self, items: list[Any]) -> None:
-        """Items of a list."""
+    add = append
+
+    def extend(self, items: list[object]) -> None:
+        """More items of a list."""
         self.items.extend(items)
 
-    def add(self, item: Any) -> None:
-        """An item of a set."""
-        self.items.append(item)
-
-    def __setitem__(self, key: Any, value: Any) -> None:
+    def __setitem__(self, key: object, value: object) -> None:
         self.pairs[key] = value
 
     def __repr__(self) -> str:  # what it holds may hold it
@@ -118,27 +108,17 @@ class Global:
 
 @dataclass(frozen=True)
 class Payload:
-    """Bytes that are still in the file.
+    """Bytes that are still in the file."""
 
-    Args:
-        source: the file.
-        offset: of the first byte.
-        size: in the file.
-        text: they are stored as UTF-8 of the Latin-1 characters that are meant, as pickles of protocol 2
-            spell them; ``size`` is then at most twice their number.
-    """
-
-    source: Source = field(repr=False)
-    offset: int
-    size: int
+    source: Source = field(repr=False)  # the file
+    offset: int  # of the first byte
+    size: int  # in the file
+    # they are stored as UTF-8 of the Latin-1 characters that are meant, as pickles of protocol 2 spell
+    # them; ``size`` is then at most twice their number
     text: bool = False
 
     def read(self) -> bytes:
-        """The bytes themselves.
-
-        Raises:
-            CheckpointError: the file cannot be read, or they are not what they are said to be.
-        """
+        """The bytes themselves."""
         data = self.source.read(self.offset, self.size)
         if not self.text:
             return data
@@ -148,39 +128,29 @@ class Payload:
             raise CheckpointError(f"{self.source.name} is damaged: {error}.") from error
 
 
-def is_tuple(value: object) -> TypeGuard[tuple[Any, ...]]:
-    """``isinstance``, for values whose content is not known."""
+def is_tuple(value: object) -> TypeGuard[tuple[object, ...]]:
+    """``isinstance``, for a value whose content is not known."""
     return isinstance(value, tuple)
 
 
-def is_list(value: object) -> TypeGuard[list[Any]]:
-    """``isinstance``, for values whose content is not known."""
-    return isinstance(value, list)
-
-
-def is_dict(value: object) -> TypeGuard[dict[Any, Any]]:
-    """``isinstance``, for values whose content is not known."""
-    return isinstance(value, dict)
-
-
-class Built:
+class Built(ABC):
     """A value of ours that a pickle completes with a state."""
 
+    @abstractmethod
     def build(self, state: Any) -> None:
         """Take the state."""
-        raise NotImplementedError
 
 
-def _checked(key: Any) -> int:
+def _checked(key: object) -> int:
     """How many values a key is made of."""
-    parts: list[Any] = [key]
+    parts = [key]
     seen = 0
     while parts:
         part = parts.pop()
         if type(part) is int and abs(part) >= _COUNTS_BELOW:
             raise CheckpointError("it is malformed: a key is a number beyond 2⁶⁰")
         if isinstance(part, (tuple, frozenset)):
-            members = cast("Collection[Any]", part)
+            members = cast("Collection[object]", part)
             seen += len(members)
             if seen > _IN_KEY:
                 raise CheckpointError(f"it is malformed: a key is made of more than {_IN_KEY} values")
@@ -188,16 +158,8 @@ def _checked(key: Any) -> int:
     return seen
 
 
-def bounded(tree: Any, most: int) -> Any:
-    """The same tree, which is finite: only records may hold themselves.
-
-    Args:
-        tree: what a pickle built.
-        most: values that it may have when its shared branches are written out.
-
-    Raises:
-        CheckpointError: it nests too deeply, or unfolds to more.
-    """
+def bounded(tree: T, most: int) -> T:
+    """The same tree, of at most so many values with its shared branches written out; records may cycle."""
     measure = _Measure(most)
     measure.of(tree, 0)
     seen: set[int] = set()
@@ -218,7 +180,7 @@ class _Measure:
         self._most = most
         self._known: dict[int, tuple[int, int]] = {}
 
-    def of(self, value: Any, depth: int) -> tuple[int, int]:
+    def of(self, value: object, depth: int) -> tuple[int, int]:
         """Of one value."""
         if isinstance(value, Record):
             self.records.append(value)
@@ -244,9 +206,102 @@ class _Measure:
             )
 
 
-def _parts(value: Any) -> Iterable[Any] | None:
+def _parts(value: object) -> Iterable[object] | None:
     if is_dict(value):
-        return (part for pair in value.items() for part in pair)
+        return chain.from_iterable(value.items())
     if isinstance(value, (list, tuple, set, frozenset)):
-        return cast("Iterable[Any]", value)
+        return cast("Iterable[object]", value)
     return None
+
+
+def _new(cls: Any, *args: Any) -> Any:
+    """``cls.__new__(cls, *args)``: a record of a class that is not known here."""
+    return Record(cls.module, cls.name, args) if isinstance(cls, (Global, Record)) else cls(*args)
+
+
+def _reconstructed(cls: Any, base: object, state: Any) -> Any:
+    """An object of protocol 0 or 1, whose state is that of its built-in base class."""
+    return _new(cls) if state is None or isinstance(cls, (Global, Record)) else cls(state)
+
+
+def encoded(text: str | Payload, encoding: str = "latin1") -> bytes | Payload:
+    """Bytes that protocol 2 spells as Latin-1 text; long ones are left in the file."""
+    latin = encoding in ("latin1", "latin-1")
+    if isinstance(text, Payload) and latin:
+        return text
+    if isinstance(text, Payload) or not (latin or encoding in ("utf-8", "ascii")):
+        raise pickle.UnpicklingError("bytes are spelled in an encoding that Python does not use for it")
+    return text.encode(encoding)
+
+
+def hashing(key: Maker) -> Makers:
+    """What replaces the containers of the standard library whose items are hashed."""
+
+    def ordered(items: Any = ()) -> OrderedDict[object, object]:
+        pairs: Iterable[Any] = items.items() if is_dict(items) else items
+        return OrderedDict((key(name), value) for name, value in pairs)
+
+    def members(items: Iterable[object] = ()) -> set[object]:
+        return set(map(key, items))
+
+    def frozen(items: Iterable[object] = ()) -> frozenset[object]:
+        return frozenset(map(key, items))
+
+    made: dict[str, Maker] = {"set": members, "frozenset": frozen, "dict": ordered}
+    return {
+        ("collections", "OrderedDict"): ordered,
+        ("collections", "Counter"): ordered,
+        **{(module, name): make for module in _BUILTINS for name, make in made.items()},
+    }
+
+
+def recorded(module: str, name: str) -> Maker:
+    """Makes a record of a call, which is never made."""
+    return lambda *args: Record(module, name, args)
+
+
+def same(value: Any = b"", *_: object) -> Any:
+    """The first argument, for functions that wrap, move or copy it."""
+    return value
+
+
+def _list(items: Iterable[object] = (), *_: object) -> list[object]:
+    return list(items)
+
+
+def _no_default(*_: object) -> OrderedDict[object, object]:
+    return OrderedDict()
+
+
+def _path(*parts: str) -> str:
+    return "/".join(parts)
+
+
+_PATHS = ("PosixPath", "PurePosixPath", "WindowsPath", "PureWindowsPath", "Path")
+_BUILTINS = ("builtins", "__builtin__")
+_TIMES = ("datetime", "date", "time", "timedelta", "timezone")
+
+# What replaces the names of the standard library that hold data. Their own code is not run.
+PLAIN: Makers = {
+    ("collections", "defaultdict"): _no_default,
+    ("collections", "deque"): _list,
+    ("copyreg", "_reconstructor"): _reconstructed,
+    ("copy_reg", "_reconstructor"): _reconstructed,
+    ("copyreg", "__newobj__"): _new,
+    ("_codecs", "encode"): encoded,
+    ("argparse", "Namespace"): recorded("argparse", "Namespace"),
+    **{(module, name): _path for module in ("pathlib", "pathlib._local") for name in _PATHS},
+    **{("datetime", name): recorded("datetime", name) for name in _TIMES},
+    **{
+        (module, name): make
+        for module in _BUILTINS
+        for name, make in {
+            "complex": complex,
+            "slice": recorded("builtins", "slice"),
+            "bytearray": same,
+            "bytes": same,
+            "list": _list,
+            "object": Global("builtins", "object"),
+        }.items()
+    },
+}

@@ -1,8 +1,7 @@
 """A row of the tables of libraries: how one's checkpoints are known, and where in them everything is.
 
-The rows are in ``training.py`` (checkpoints of whole runs), ``averagers.py`` (states of classes that
-average, anywhere in a file) and ``folders.py`` (what only other files of the folder tell). To add a library,
-add a row.
+The rows are in ``libraries.py`` (whole files) and ``averagers.py`` (states of classes that average, anywhere
+in a file). To add a library, add a row.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from polyak.errors import ConfigError
 from polyak.schedules import Decay
 
 Find: TypeAlias = Callable[[Node], "Recognised | None"]
-Notes: TypeAlias = "str | Callable[[Node], str]"
+Note: TypeAlias = "str | Callable[[Node], str]"
 
 
 @dataclass(frozen=True)
@@ -33,14 +32,15 @@ class Producer:
             the whole file. Or a function that finds them.
         marks: places that only its files hold together (``Node.has``).
         named: regular expression of the file's name.
-        beside: a file in the same folder; ``{stem}`` is the name without its ending.
+        beside: a file in the same folder.
         format: of the file, as ``Checkpoint`` has it.
         fits: what else must hold.
         updates: place of the average's count of updates.
         step: place of the count of training steps.
         decay: the schedule of its averages.
         why: why the first set has its role, for the reader of a description.
-        notes: for the reader of a description; "" says nothing.
+        notes: for the reader of a description; "" says nothing. In texts ``{stem}`` is the name of the file
+            without its ending, ``{place}`` what is at a place.
     """
 
     library: str
@@ -54,7 +54,7 @@ class Producer:
     step: str = ""
     decay: Callable[[Node], Decay | None] = lambda node: None
     why: str = ""
-    notes: tuple[Notes, ...] = ()
+    notes: tuple[Note, ...] = ()
 
     def read(self, node: Node) -> Recognised | None:
         """What a node is, if it is of this layout."""
@@ -63,19 +63,15 @@ class Producer:
         found = self.sets(node) if callable(self.sets) else self._declared(node, self.sets)
         if found is None or not found.parts:
             return None
-        notes = [note if isinstance(note, str) else note(node) for note in self.notes]
-        return replace(
-            found,
-            library=self.library,
-            notes=(*filter(None, notes), *found.notes),
-        )
+        notes = [_filled(note, node) if isinstance(note, str) else note(node) for note in self.notes]
+        return replace(found, library=self.library, notes=(*filter(None, notes), *found.notes))
 
     def _matches(self, node: Node) -> bool:
         return (
             all(map(node.has, self.marks))
             and self.format in ("", node.file.format)
             and (not self.named or re.fullmatch(self.named, node.file_name) is not None)
-            and (not self.beside or node.has_beside(self.beside.format(stem=node.stem)))
+            and (not self.beside or node.has_beside(_filled(self.beside, node)))
             and self.fits(node)
         )
 
@@ -91,6 +87,10 @@ class Producer:
             updates=node.at(self.updates).count if self.updates else None,
             decay=self.decay(node) if averaged else None,
         )
+
+
+def _filled(text: str, node: Node) -> str:
+    return re.sub(r"{(.+?)}", lambda m: node.stem if m[1] == "stem" else str(node.at(m[1]).tree), text)
 
 
 def weights_at(node: Node, place: str, role: Role, library: str = "its library") -> Iterator[Part]:
@@ -118,10 +118,8 @@ def weights_at(node: Node, place: str, role: Role, library: str = "its library")
 def optimizers(node: Node) -> tuple[Part, ...]:
     """The optimizer states of a training checkpoint, under the keys that everyone uses."""
     places = [node.at(key) for key in ("optimizer", "optimizer_states", "opt")]
-    listed = [one.at(str(i)) for one in places for i in range(len(one.listed))]
-    found = [
-        optimizer_state(one) for one in (*places, *listed) if one.has("state") and one.has("param_groups")
-    ]
+    places += [item for one in places for item in one.items]
+    found = [optimizer_state(one) for one in places if one.has("state") and one.has("param_groups")]
     return tuple(part for one in found if one is not None for part in one.parts)
 
 

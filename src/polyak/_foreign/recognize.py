@@ -6,24 +6,21 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import cast
+from pathlib import PurePath
+from typing import NamedTuple, cast
 
 from polyak._files.checkpoint import Checkpoint
-from polyak._files.header import KEY
+from polyak._files.header import KEY, Origin
 from polyak._files.open import header_of
-from polyak._files.origin import Origin
 from polyak._foreign import keras
 from polyak._foreign.averagers import AVERAGERS, averages_in, state_at
 from polyak._foreign.copies import divided, is_average, is_optimizer, partners
 from polyak._foreign.flatten import flattened
-from polyak._foreign.folders import FOLDERS
-from polyak._foreign.nodes import Node, tensors_in
-from polyak._foreign.note import has_note, read_note
-from polyak._foreign.own import is_own, resumable
+from polyak._foreign.libraries import FOLDERS, TRAINING
+from polyak._foreign.nodes import Node, count_in, json_beside, tensors_in
+from polyak._foreign.own import has_note, is_own, read_note, resumable
 from polyak._foreign.parts import Part, Recognised, Role, completed, same_shapes, unwrapped
 from polyak._foreign.producers import optimizers, weights_at
-from polyak._foreign.steps import step_beside, step_inside
-from polyak._foreign.training import TRAINING
 from polyak.errors import CheckpointError
 
 PLAIN = "plain weights: nothing says whether they are averaged"
@@ -32,6 +29,27 @@ _IN_HDF5 = "the tensors are in HDF5, which Keras reads"
 _REWRITTEN = (
     "it has polyak's header but no checksums, so another program has rewritten it: the header's claims may "
     "no longer hold"
+)
+# Keys under which training loops keep their count of optimizer steps. "epoch" counts something else.
+_STEP_KEYS = (
+    "global_step",
+    "step",
+    "iter",
+    "iteration",
+    "train_step",
+    "meta.iter",  # MMEngine
+    "batch_idx_train",  # icefall
+    "optimizer_history.-1.num_updates",  # fairseq
+    "trainer_state.global_step",
+    "train_state.step",  # torchtitan
+)
+_TRAINER_STATE = "trainer_state.json"
+# A number that its name calls a step, with nothing after it that would make it another: no fraction, no "k".
+_LABELLED = re.compile(
+    r"(?<![a-z])(?:step|iter|iteration|itr)[-_= ]?(\d+)(?![\da-z]|\.\d)|^checkpoint-(\d+)$", re.IGNORECASE
+)
+_SETTING = re.compile(
+    r"(warmup|max|num|total|per|every|eval|save|decay|time|inference|sampling)[-_ ]?$", re.IGNORECASE
 )
 _RAW = ("model", "state_dict", "model_state_dict", "module", "net", "raw")
 
@@ -45,9 +63,6 @@ def recognise(weights: Checkpoint) -> Recognised:
     Returns:
         The library that wrote it and the sets of weights in it, averages first. A file that no library
         is known to write has the library "", and parts whose role is "unknown" or follows from their key.
-
-    Raises:
-        CheckpointError: the file is malformed, or its header contradicts its content.
 
     Examples:
         >>> import os, tempfile, torch
@@ -68,9 +83,9 @@ def recognise(weights: Checkpoint) -> Recognised:
 def _by_structure(weights: Checkpoint) -> Recognised:
     root = Node.root(weights)
     found = _by_tables(root) or by_keys(root) or _plain(root)
-    step = None if root.is_weights else step_inside(root)
+    step = None if root.is_weights else _step_inside(root)
     if step is None and found.step is None:
-        step = step_beside(weights.where)
+        step = _step_beside(weights.where)
     if step is not None:
         found = replace(found, step=step.number, step_key=step.source)
     return _ordered(found)
@@ -86,13 +101,7 @@ def _by_tables(root: Node) -> Recognised | None:
 def by_keys(node: Node, entered: set[int] | None = None, depth: int = 3) -> Recognised | None:
     """A training script's own dict: each entry by what it is, or else by what its key calls it.
 
-    Args:
-        node: the dict.
-        entered: values that were looked into, which files can share.
-        depth: how many keys further to look for a dict with weights in it.
-
-    Returns:
-        None if no entry is a set of weights.
+    A dict without weights is searched for one that has some, ``depth`` keys deep.
     """
     entered = set() if entered is None else entered
     if id(node.tree) in entered or node.is_weights:
@@ -108,8 +117,8 @@ def by_keys(node: Node, entered: set[int] | None = None, depth: int = 3) -> Reco
         if is_optimizer(child.key):
             inner += _optimizer(child)
         elif id(child.tree) in models and not is_average(child.key):
-            models_here = [replace(one, name=child.key) for one in weights_at(child, ".", "unknown")]
-            parts += filter(_has_floats, models_here)
+            found = [replace(one, name=child.key) for one in weights_at(child, ".", "unknown")]
+            parts += filter(_has_floats, found)
         else:
             inner += averages_in(child, seen)
     if not parts and not any(one.has("average") for one in inner):
@@ -118,20 +127,17 @@ def by_keys(node: Node, entered: set[int] | None = None, depth: int = 3) -> Reco
             loose = unwrapped(Part("weights", "unknown", node.path, node.slots))
             parts += [loose] if _has_floats(loose) else []
         if not parts and depth:
-            for child in children:
-                found = by_keys(child, entered, depth - 1) if isinstance(child.tree, Mapping) else None
-                if found is not None:
-                    return found
+            nested = (by_keys(one, entered, depth - 1) for one in children if isinstance(one.tree, Mapping))
+            if (first := next(filter(None, nested), None)) is not None:
+                return first
     return _assembled(inner, parts)
 
 
 def _optimizer(node: Node) -> list[Recognised]:
     if (found := state_at(node)) is not None:
         return [found]
-    tensors = flattened(node.path, node.keys)
-    return (
-        [Recognised("torch.optim", (Part("optimizer", "optimizer", node.path, tensors),))] if tensors else []
-    )
+    part = Part("optimizer", "optimizer", node.path, flattened(node.path, node.keys))
+    return [Recognised("torch.optim", (part,))] if part.tensors else []
 
 
 def _has_floats(one: Part) -> bool:
@@ -163,7 +169,7 @@ def _beside_its_copy(one: Part, parts: list[Part]) -> Part:
     for other in parts:
         if other.name in partners(one.name) and same_shapes(one.tensors, other.tensors):
             why = f"the average of {other.name!r} by its key, with the same names and shapes"
-            return replace(one, name="average", role="average", notes=(*one.notes, why))
+            return replace(one, name="average", role="average").noted(why)
         if one.name in partners(other.name) and same_shapes(one.tensors, other.tensors):
             return replace(one, name="raw", role="raw")
     return one
@@ -179,20 +185,20 @@ def _beside_an_average(one: Part) -> Part:
 def _keras(weights: Checkpoint) -> Recognised:
     """A model file of Keras, by what polyak's callback said in it."""
     headers = keras.marked(weights)
-    notes = (_IN_HDF5,) if headers else (_IN_HDF5, PLAIN)
     if not headers:
-        return Recognised("keras", (Part("weights", "unknown", "model.weights.h5", {}),), notes=notes)
+        part = Part("weights", "unknown", "model.weights.h5", {})
+        return Recognised("keras", (part,), notes=(_IN_HDF5, PLAIN))
     places = ("model.weights.h5", *["polyak_average"] * len(headers[1:]))
-    parts = tuple(
+    parts = [
         Part(header.track, cast("Role", header.role), place, {}, header=header)
         for header, place in zip(headers, places, strict=True)
-    )
-    return _ordered(Recognised("keras", parts, headers[0].step, notes=notes))
+    ]
+    return _ordered(Recognised("keras", tuple(parts), headers[0].step, notes=(_IN_HDF5,)))
 
 
 def _as_noted(found: Recognised, weights: Checkpoint) -> Recognised:
     """With what polyak's note beside the file says, where it is a note of these bytes and of one model."""
-    models = [one for one in found.parts if one.role != "optimizer"]
+    models = found.models
     if len(models) != 1 or not has_note(weights):
         return found
     try:
@@ -245,3 +251,44 @@ def _unique(one: Part, names: Counter[str]) -> str:
 
 def _fit_for_a_file(key: str) -> str:
     return re.sub(r"[^A-Za-z0-9_]+", "-", key)
+
+
+class Step(NamedTuple):
+    """A training step and where it was found, for people."""
+
+    number: int
+    source: str
+
+
+def _step_inside(root: Node) -> Step | None:
+    """The step that a training checkpoint counts; not of a state dict, whose tensors can have such names."""
+    counts = ((key, root.at(key).count) for key in _STEP_KEYS)
+    return next((Step(number, key) for key, number in counts if number is not None), None)
+
+
+def _step_beside(where: str) -> Step | None:
+    """The step in ``trainer_state.json``, which the Trainers of Hugging Face and PaddleNLP write."""
+    number = count_in(json_beside(where, _TRAINER_STATE).get("global_step"))
+    return None if number is None else Step(number, _TRAINER_STATE)
+
+
+def step_in_name(where: str) -> Step | None:
+    """The step in the name of a file or else of its folder, if exactly one number there is called a step.
+
+    Examples:
+        >>> step_in_name("epoch=3-step=1200-v1.ckpt")
+        Step(number=1200, source='file name')
+        >>> step_in_name("run/checkpoint-500/model.safetensors")
+        Step(number=500, source='folder name')
+        >>> step_in_name("best-epoch=3-val_loss=0.51.ckpt")
+    """
+    path = PurePath(where.replace("\\", "/"))
+    for name, source in ((path.name, "file name"), (path.parent.name, "folder name")):
+        found = {
+            int(match[1] or match[2])
+            for match in _LABELLED.finditer(name)
+            if not _SETTING.search(name[: match.start()])
+        }
+        if found:
+            return Step(found.pop(), source) if len(found) == 1 else None
+    return None

@@ -1,31 +1,33 @@
-"""A run of bytes of a file, as a file of its own."""
+"""Parts of a file as files of their own: a run of bytes, and the entries of ``torch.save``'s zip archives."""
 
 from __future__ import annotations
 
+import io
+import threading
+import zipfile
+import zlib
+
 from polyak._files.source import Source
+from polyak._foreign.pickle_objects import MOST
 from polyak.errors import CheckpointError
+
+_LOCAL_HEADER = 30  # bytes before the name
+_PIECE = 1 << 20  # bytes summed together
+# What zipfile raises of files that are no whole archive.
+DAMAGED = (zipfile.BadZipFile, zlib.error, OSError, ValueError, RuntimeError, EOFError)
 
 
 class Section(Source):
-    """Some bytes of another source, which stays open as long as its owner likes.
+    """A run of bytes of another source, which whoever opened it closes."""
 
-    Args:
-        whole: the source.
-        start: the first byte there.
-        size: how many.
-
-    Raises:
-        CheckpointError: they are not all there.
-    """
-
-    def __init__(self, whole: Source, start: int, size: int) -> None:
-        if start < 0 or start + size > whole.size:
-            raise CheckpointError(f"{whole.name} is truncated: an item ends at {start + size:,}.")
-        self.name, self.size = f"{whole.name} (from byte {start:,})", size
-        self._whole, self._start = whole, start
+    def __init__(self, source: Source, start: int, size: int) -> None:
+        if start < 0 or start + size > source.size:
+            raise CheckpointError(f"{source.name} is truncated: an item ends at {start + size:,}.")
+        self.name, self.size = f"{source.name} (from byte {start:,})", size
+        self.source, self.start = source, start
 
     def _read_some(self, offset: int, buffer: memoryview) -> int:
-        self._whole.read_into(self._start + offset, buffer)
+        self.source.read_into(self.start + offset, buffer)
         return len(buffer)
 
     def close(self) -> None:
@@ -33,12 +35,7 @@ class Section(Source):
 
 
 class Memory(Source):
-    """A few bytes in memory.
-
-    Args:
-        name: what messages call them.
-        data: the bytes.
-    """
+    """A few bytes in memory, under the name that messages call them."""
 
     def __init__(self, name: str, data: bytes) -> None:
         self.name, self.size, self._data = name, len(data), data
@@ -49,3 +46,107 @@ class Memory(Source):
 
     def close(self) -> None:
         pass
+
+
+class Entry(Section):
+    """An entry of an archive, stored as it is; all of it is summed, once, before the first byte is read."""
+
+    def __init__(self, archive: Source, start: int, info: zipfile.ZipInfo, summed: bool) -> None:
+        if start + info.file_size > archive.size:
+            raise CheckpointError(f"{archive.name} is damaged: its entry {info.filename} ends beyond it.")
+        super().__init__(archive, start, info.file_size)
+        self.name = info.filename
+        self.crc = info.CRC if summed else None
+        self._lock = threading.Lock()
+        self._sound = not summed
+
+    def check(self) -> None:
+        """Compare its bytes with their sum."""
+        with self._lock:
+            if self._sound:
+                return
+            crc, piece = 0, bytearray(min(_PIECE, self.size))
+            for at in range(0, self.size, _PIECE):
+                view = memoryview(piece)[: min(_PIECE, self.size - at)]
+                self.source.read_into(self.start + at, view)
+                crc = zlib.crc32(view, crc)
+            if crc != self.crc:
+                raise CheckpointError(
+                    f"{self.source.name} is damaged: its entry {self.name} is not the one that was written. "
+                    "Copy it again from its origin."
+                )
+            self._sound = True
+
+    def _read_some(self, offset: int, buffer: memoryview) -> int:
+        self.check()
+        return super()._read_some(offset, buffer)
+
+
+class Zip:
+    """The directory of an archive of ``torch.save``."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        try:
+            with zipfile.ZipFile(Raw(source)) as archive:
+                self._entries = {info.filename: info for info in archive.infolist()}
+        except DAMAGED as error:
+            raise CheckpointError(f"{source.name} is a damaged zip file: {error}") from error
+        pickled = [name for name in self._entries if name.endswith("data.pkl")]
+        if any("code/" in name or name.endswith("constants.pkl") for name in self._entries):
+            raise CheckpointError(
+                f"{source.name} is a TorchScript program, not weights. Load it with torch.jit.load, and save "
+                "its state_dict()."
+            )
+        if not pickled:
+            raise CheckpointError(f"{source.name} is a zip file, but none of torch.save.")
+        self.root = pickled[0][: -len("data.pkl")]
+        # torch writes 0 for every entry when told to compute none.
+        self._summed = any(info.CRC for info in self._entries.values())
+
+    def __contains__(self, name: str) -> bool:
+        return self.root + name in self._entries
+
+    def entry(self, name: str) -> Entry:
+        """The bytes of an entry, which must be stored uncompressed to be read in place."""
+        info, source = self._entries.get(self.root + name), self._source
+        if info is None or info.compress_type != zipfile.ZIP_STORED:
+            why = "is missing" if info is None else "is compressed"
+            raise CheckpointError(
+                f"{source.name}: its entry {self.root}{name} {why}, as in no file of torch.save. Load it "
+                "where it was made, and save it again."
+            )
+        head = source.read(info.header_offset, _LOCAL_HEADER)
+        start = info.header_offset + _LOCAL_HEADER + head[26] + 256 * head[27] + head[28] + 256 * head[29]
+        return Entry(source, start, info, self._summed)
+
+
+class Raw(io.RawIOBase):
+    """A source as the file object that ``zipfile`` asks for."""
+
+    def __init__(self, source: Source) -> None:
+        self._source, self._at = source, 0
+
+    def seekable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._source.size}[whence]
+        self._at = max(0, start + offset)
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def read(self, size: int = -1, /) -> bytes:
+        # Never more than there is: a damaged directory asks for gigabytes, and io would make room for them.
+        left = max(0, self._source.size - self._at)
+        count = left if size < 0 else min(size, left)
+        if count > MOST:
+            raise CheckpointError(f"{self._source.name} is damaged: its directory takes {count:,} bytes.")
+        data = self._source.read(self._at, count)
+        self._at += len(data)
+        return data

@@ -14,44 +14,32 @@ from math import prod
 from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
-from polyak._dtypes import BY_NAME
+from polyak._dtypes import BY_NAME, Array, DType
 from polyak._files.checkpoint import Checkpoint, ComputedTensor, FileTensor, LazyTensor, NoArray
+from polyak._files.layout import is_dict, is_list
 from polyak._files.source import Source
-from polyak._foreign.builtin_makers import Maker
 from polyak._foreign.flatten import EXPANDED, checkpoint_of
 from polyak._foreign.numpy_pickle import makers, shape_of
-from polyak._foreign.pickle_objects import MOST, Budget, Global, Record, is_dict, is_list, is_tuple
+from polyak._foreign.pickle_objects import (
+    MOST,
+    Budget,
+    Global,
+    Maker,
+    Makers,
+    is_tuple,
+    recorded,
+    same,
+)
+from polyak._foreign.sections import Entry, Zip
 from polyak._foreign.unpickle import Stream, load
-from polyak._foreign.zips import Entry, Zip
 from polyak.errors import CheckpointError
 
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 _IN_ID = 6  # values that tell which storage is meant; a million ids can be the same long tuple
 
-DTYPES: dict[str, np.dtype[Any]] = {
-    "float16": BY_NAME["F16"],
-    "bfloat16": BY_NAME["BF16"],
-    "float32": BY_NAME["F32"],
-    "float64": BY_NAME["F64"],
-    "complex64": BY_NAME["C64"],
-    "complex128": np.dtype(np.complex128),
-    "uint8": BY_NAME["U8"],
-    "int8": BY_NAME["I8"],
-    "uint16": BY_NAME["U16"],
-    "int16": BY_NAME["I16"],
-    "uint32": BY_NAME["U32"],
-    "int32": BY_NAME["I32"],
-    "uint64": BY_NAME["U64"],
-    "int64": BY_NAME["I64"],
-    "bool": BY_NAME["BOOL"],
-    "float8_e4m3fn": BY_NAME["F8_E4M3"],
-    "float8_e5m2": BY_NAME["F8_E5M2"],
-    "float8_e4m3fnuz": BY_NAME["F8_E4M3FNUZ"],
-    "float8_e5m2fnuz": BY_NAME["F8_E5M2FNUZ"],
-    "float8_e8m0fnu": BY_NAME["F8_E8M0"],
-}
+# NumPy and ml_dtypes call their dtypes as torch does.
+DTYPES: dict[str, DType] = {one.name: one for one in (*BY_NAME.values(), np.dtype(np.complex128))}
 _NO_ARRAYS = {
     "sparse_tensor": "sparse",
     "sparse_csr_tensor": "sparse",
@@ -90,19 +78,15 @@ class Storage:
     source: Source = field(repr=False)
     offset: int
     nbytes: int
-    dtype: np.dtype[Any]
+    dtype: DType
 
 
 # Key, dtype and number of bytes of a storage to the storage.
-Find: TypeAlias = Callable[[str, "np.dtype[Any]", int], Storage]
+Find: TypeAlias = Callable[[str, DType, int], Storage]
 
 
 def read_zip(source: Source) -> Checkpoint:
-    """A file as torch has written it since 1.6.
-
-    Raises:
-        CheckpointError: it is damaged, compressed, of a big-endian machine, or asks for a call.
-    """
+    """A file as torch has written it since 1.6."""
     return checkpoint_of(source, "pytorch", tree_of_zip(source))
 
 
@@ -111,7 +95,7 @@ def tree_of_zip(source: Source) -> Any:
     archive = Zip(source)
 
     @lru_cache(maxsize=1 << 16)  # a storage can be named a million times
-    def find(key: str, dtype: np.dtype[Any], nbytes: int) -> Storage:
+    def find(key: str, dtype: DType, nbytes: int) -> Storage:
         entry = archive.entry(f"data/{key}")
         if entry.size < nbytes:
             raise CheckpointError(f"storage {key} should have {nbytes:,} bytes and has {entry.size:,}")
@@ -124,22 +108,14 @@ def tree_of_zip(source: Source) -> Any:
     entry = archive.entry("data.pkl")
     entry.check()
     stream = Stream(source, entry.start, entry.start + entry.size)
-    return load(stream, MAKERS | makers([]), _persistent(find))
+    return load(stream, {**MAKERS, **makers([])}, _persistent(find))
 
 
 def read_stream(source: Source, most: int = MOST, budget: Budget | None = None) -> Checkpoint:
     """A file as torch wrote it before 1.6: pickles one after the other, then the storages.
 
     The objects come before the order of the storages, so they are built twice: first to learn how large
-    each storage is, then with all of them in place.
-
-    Args:
-        source: the file.
-        most: bytes that the objects may take.
-        budget: of the file that this one is a part of.
-
-    Raises:
-        CheckpointError: it is no such file, damaged, or asks for a call.
+    each storage is, then with all of them in place. ``budget`` is that of the file this one is a part of.
     """
     stream = Stream(source, most=most, budget=budget)
     if load(stream, {}) != _MAGIC or load(stream, {}) != _PROTOCOL:
@@ -153,11 +129,11 @@ def read_stream(source: Source, most: int = MOST, budget: Budget | None = None) 
             )
     used: dict[str, tuple[int, int]] = {}
 
-    def measure(key: str, dtype: np.dtype[Any], nbytes: int) -> Storage:
+    def measure(key: str, dtype: DType, nbytes: int) -> Storage:
         used[key] = nbytes, dtype.itemsize
         return Storage(source, 0, nbytes, dtype)
 
-    known = MAKERS | makers([])
+    known = {**MAKERS, **makers([])}
     load(stream, known, _persistent(measure))
     listed = load(stream, {})
     keys = [str(key) for key in listed] if is_list(listed) else []
@@ -177,8 +153,8 @@ def read_stream(source: Source, most: int = MOST, budget: Budget | None = None) 
     return checkpoint_of(source, "pytorch", tree)
 
 
-def _persistent(find: Find) -> Callable[[Any], Any]:
-    def storage(pid: Any) -> Any:
+def _persistent(find: Find) -> Callable[[object], object]:
+    def storage(pid: object) -> object:
         unknown = CheckpointError("a storage is described in a way that torch does not write")
         if not is_tuple(pid) or len(pid) > _IN_ID:
             raise unknown
@@ -199,49 +175,43 @@ def _persistent(find: Find) -> Callable[[Any], Any]:
 
 
 def _tensor(
-    storage: Any,
-    offset: Any,
-    shape: Any,
-    stride: Any,
-    grad: Any = False,
-    hooks: Any = None,
-    metadata: Any = None,
+    storage: Storage, offset: Any, shape: Any, stride: Any, grad: Any = 0, hooks: Any = 0, marks: Any = None
 ) -> LazyTensor:
-    return _lazily(_strided(storage, storage.dtype, offset, shape, stride), metadata)
+    return _lazily(_strided(storage, storage.dtype, offset, shape, stride), marks)
 
 
 def _tensor_v3(
-    storage: Any,
+    storage: Storage,
     offset: Any,
     shape: Any,
     stride: Any,
     grad: Any,
     hooks: Any,
     dtype: Any,
-    metadata: Any = None,
-) -> Any:
+    marks: Any = None,
+) -> LazyTensor:
     if dtype.name not in DTYPES:  # of 4 bits, or half of a complex number: nothing here can hold them
         return NoArray(f"torch.{dtype.name}")
-    return _lazily(_strided(storage, DTYPES[dtype.name], offset, shape, stride), metadata)
+    return _lazily(_strided(storage, DTYPES[dtype.name], offset, shape, stride), marks)
 
 
-def _lazily(slot: LazyTensor, metadata: Any) -> LazyTensor:
+def _lazily(slot: LazyTensor, marks: object) -> LazyTensor:
     """A tensor that is to be conjugated or negated when it is read, as torch leaves it in the file."""
-    marks: dict[Any, Any] = metadata or {}
+    marks = marks or {}
     if not is_dict(marks) or not set(marks) <= {"conj", "neg"}:
         raise CheckpointError("a tensor is marked by something else than conj and neg")
     conjugate, negate = bool(marks.get("conj")), bool(marks.get("neg"))
     if not conjugate and not negate:
         return slot
 
-    def make() -> NDArray[Any]:
+    def make() -> Array:
         values = np.conj(slot.read()) if conjugate else slot.read()
         return np.negative(values) if negate else values
 
     return ComputedTensor(slot.dtype, slot.shape, make)
 
 
-def _strided(storage: Storage, dtype: np.dtype[Any], offset: Any, shape: Any, stride: Any) -> LazyTensor:
+def _strided(storage: Storage, dtype: DType, offset: Any, shape: Any, stride: Any) -> LazyTensor:
     """A tensor over a storage; refused when an element of it would lie outside."""
     shape, stride = shape_of(shape, dtype), tuple(stride)
     if len(shape) != len(stride) or any(type(n) is not int or n < 0 for n in (offset, *stride)):
@@ -257,18 +227,17 @@ def _strided(storage: Storage, dtype: np.dtype[Any], offset: Any, shape: Any, st
     if prod(shape) * dtype.itemsize > max(8 * count * dtype.itemsize, EXPANDED):
         raise CheckpointError(f"a tensor of shape {shape} is spread over {count} elements only")
 
-    def make() -> NDArray[Any]:
+    def make() -> Array:
         flat = FileTensor(storage.source, begin, dtype, (count,)).read()
         steps = [step * dtype.itemsize if n > 1 else 0 for n, step in zip(shape, stride, strict=True)]
         # Not as_strided, to which the 8-bit floats of ml_dtypes are no dtypes.
         spread: Any = np.ndarray(shape, dtype, flat.view(np.uint8), 0, steps)
-        copied: NDArray[Any] = spread.copy()
-        return copied
+        return spread.copy()
 
     return ComputedTensor(dtype, shape, make)
 
 
-def _span(source: Source, begin: int, dtype: np.dtype[Any], shape: tuple[int, ...]) -> FileTensor:
+def _span(source: Source, begin: int, dtype: DType, shape: tuple[int, ...]) -> FileTensor:
     """A tensor in its storage; one that is all of a zip's entry is summed as it is read, not before."""
     if isinstance(source, Entry) and begin == 0 and prod(shape) * dtype.itemsize == source.size:
         return FileTensor(source.source, source.start, dtype, shape, source.crc)
@@ -284,15 +253,7 @@ def _row_major(shape: Sequence[int], stride: Sequence[int]) -> bool:
     return True
 
 
-def _same(data: Any, *_: Any) -> Any:
-    return data
-
-
-def _device(*args: Any) -> Record:
-    return Record("torch", "device", args)
-
-
-def layout(name: Any) -> Global:
+def layout(name: object) -> Global:
     """Of a tensor: strided, or sparse in one of several ways."""
     if not isinstance(name, str):
         raise CheckpointError("a tensor's layout has no name")
@@ -303,26 +264,25 @@ def _no_array(what: str) -> Maker:
     return lambda *_: NoArray(what)
 
 
-def _from_type(make: Any, cls: Any, args: Any, state: Any) -> Any:
-    """A tensor with attributes, or of a subclass, which is kept as the tensor it is made of."""
-    if make in (_tensor, _tensor_v3, _same):
-        tensor: LazyTensor = make(*args)
-        return tensor
+def _from_type(make: Maker, cls: object, args: tuple[object, ...], state: object) -> LazyTensor:
+    """A tensor with attributes, or of a subclass, as the tensor it is made of."""
+    if make in (_tensor, _tensor_v3, same):
+        return make(*args)
     return NoArray(f"a {cls}" if isinstance(cls, Global) else "of no class")
 
 
-MAKERS: dict[tuple[str, str], Any] = {
+MAKERS: Makers = {
     ("torch._utils", "_rebuild_tensor"): _tensor,
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
     ("torch._utils", "_rebuild_tensor_v3"): _tensor_v3,
-    ("torch._utils", "_rebuild_parameter"): _same,
-    ("torch._utils", "_rebuild_parameter_with_state"): _same,
+    ("torch._utils", "_rebuild_parameter"): same,
+    ("torch._utils", "_rebuild_parameter_with_state"): same,
     ("torch._tensor", "_rebuild_from_type_v2"): _from_type,
     ("torch._tensor", "_rebuild_from_type"): _from_type,
-    ("torch._utils", "_rebuild_device_tensor_from_numpy"): _same,
-    ("torch._utils", "_rebuild_device_tensor_from_cpu_tensor"): _same,
+    ("torch._utils", "_rebuild_device_tensor_from_numpy"): same,
+    ("torch._utils", "_rebuild_device_tensor_from_cpu_tensor"): same,
     **{("torch._utils", f"_rebuild_{kind}"): _no_array(what) for kind, what in _NO_ARRAYS.items()},
     ("torch", "Size"): tuple,
-    ("torch", "device"): _device,
+    ("torch", "device"): recorded("torch", "device"),
     ("torch.serialization", "_get_layout"): layout,
 }

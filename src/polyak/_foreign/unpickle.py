@@ -12,20 +12,24 @@ them is where they are.
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Mapping, Sized
+from collections.abc import Callable, Iterable, Sized
 from typing import Any, ClassVar
 
 from polyak._files.checkpoint import LazyTensor, NoArray
 from polyak._files.source import Source
-from polyak._foreign.builtin_makers import PLAIN, Maker, encoded, hashing
 from polyak._foreign.pickle_objects import (
     MOST,
+    PLAIN,
     Budget,
     Built,
     Global,
+    Maker,
+    Makers,
     Payload,
     Record,
     bounded,
+    encoded,
+    hashing,
     is_tuple,
 )
 from polyak.errors import CheckpointError
@@ -60,11 +64,7 @@ class Stream:
         return self._base + self._at
 
     def read(self, count: int) -> bytes:
-        """The next ``count`` bytes.
-
-        Raises:
-            pickle.UnpicklingError: they are not there, or more was read than any model's structure takes.
-        """
+        """The next ``count`` bytes."""
         at, end = self._at, self._at + count
         if not at <= end <= len(self._buffer):
             if count < 0 or count > self.end - self.tell():
@@ -78,11 +78,7 @@ class Stream:
         return self._buffer[at:end]
 
     def spend(self, amount: int) -> None:
-        """Use up some of what a model's structure may take, and one step of work.
-
-        Raises:
-            CheckpointError: it is more.
-        """
+        """Use up some of what a model's structure may take, and one step of work."""
         self._left -= amount
         self.budget.left -= 1
         if self.budget.left < 0:
@@ -105,9 +101,9 @@ class Stream:
             return self.read(size)
         if size > self.end - self.tell():
             self.read(size)
-        kept = Payload(self.source, self.tell(), size, text)
+        payload = Payload(self.source, self.tell(), size, text)
         self._base, self._buffer, self._at = self.tell() + size, b"", 0
-        return kept
+        return payload
 
     def _fill(self, count: int) -> None:
         base = self.tell()
@@ -126,78 +122,71 @@ class Inert(pickle._Unpickler):  # pyright: ignore[reportPrivateUsage]
 
     # The interpreter's own, which it sets when it begins and which are in no stub.
     stack: list[Any]
-    append: Callable[[Any], None]
+    append: Callable[[object], None]
     pop_mark: Callable[[], list[Any]]
     read: Callable[[int], bytes]
     readline: Callable[[], bytes]
 
-    dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)  # pyright: ignore
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = dict(pickle._Unpickler.dispatch)  # pyright: ignore
 
-    def __init__(
-        self, stream: Stream, makers: Mapping[tuple[str, str], Any], persistent: Maker | None = None
-    ) -> None:
+    def __init__(self, stream: Stream, makers: Makers, persistent: Maker | None = None) -> None:
         super().__init__(stream, encoding="latin1")  # pyright: ignore
         self._stream, self._key, self._persistent = stream, stream.budget.key, persistent
-        self._makers = PLAIN | hashing(self._key) | dict(makers)
+        self._makers = {**PLAIN, **hashing(self._key), **makers}
 
     def find_class(self, module: str, name: str) -> Any:
         if len(module) + len(name) > _SHOWN:
             raise pickle.UnpicklingError(f"the name of a class has more than {_SHOWN} letters")
         return self._makers.get((module, name), Global(module, name))
 
-    def persistent_load(self, pid: Any) -> Any:
+    def persistent_load(self, pid: object) -> object:
         if self._persistent is None:
             raise pickle.UnpicklingError("it refers to objects outside of itself")
-        self._paid(pid if is_tuple(pid) else (pid,))
+        self._pay(pid if is_tuple(pid) else (pid,))
         return self._persistent(pid)
 
-    def _called(self, function: Any, args: Any) -> Any:
-        """What one of our functions makes; of any other the call stays undone, as a record."""
-        self._paid(args)
+    def _call(self, function: Any, args: object) -> object:
+        """What one of our functions makes; of any other the call is not made, and a record of it stays."""
+        args = self._pay(args)
         if not isinstance(function, (Global, Record)):
             return function(*args)
         tensor = any(isinstance(arg, LazyTensor) for arg in args)  # what is made of one may be one
         return NoArray(f"made by {function}") if tensor else Record(function.module, function.name, args)
 
-    def _made(self, cls: Any, args: Any) -> Any:
-        if isinstance(cls, Global):
-            self._paid(args)
-            return Record(cls.module, cls.name, args)
-        return self._called(cls, args)
-
-    def _paid(self, args: Any) -> None:
-        """A call may copy what it is given, and the same can be given to a million calls."""
+    def _pay(self, args: object) -> tuple[object, ...]:
+        """The arguments of a call, which may copy them; the same can be given to a million calls."""
         if not is_tuple(args):
             raise pickle.UnpicklingError("arguments are not a tuple")
         letters = sum(len(arg) for arg in args if isinstance(arg, (str, bytes)))
         values = sum(len(arg) for arg in args if isinstance(arg, Sized)) - letters
         self._stream.spend(letters + _CALL * (4 + len(args) + values))
         self._stream.budget.work(_STEPS + (letters + 8 * values) // 64)
+        return args
 
     def _reduce(self) -> None:
         args = self.stack.pop()
-        self.stack[-1] = self._called(self.stack[-1], args)
+        self.stack[-1] = self._call(self.stack[-1], args)
 
     def _newobj(self) -> None:
-        args = self.stack.pop()
-        self.stack[-1] = self._made(self.stack[-1], args)
+        args, cls = self.stack.pop(), self.stack[-1]
+        new = Record(cls.module, cls.name, self._pay(args)) if isinstance(cls, Global) else None
+        self.stack[-1] = self._call(cls, args) if new is None else new
 
     def _newobj_ex(self) -> None:
         self.stack.pop()  # keyword arguments
         self._newobj()
 
     def _obj(self) -> None:
-        args = self.pop_mark()
-        self.append(self._called(args[0], tuple(args[1:])))
+        cls, *args = self.pop_mark()
+        self.append(self._call(cls, tuple(args)))
 
     def _inst(self) -> None:
         module, name = (self.readline()[:-1].decode("ascii") for _ in range(2))
-        args = self.pop_mark()
-        self.append(self._called(self.find_class(module, name), tuple(args)))
+        args = tuple(self.pop_mark())  # not within the next line: it replaces ``append``
+        self.append(self._call(self.find_class(module, name), args))
 
     def _build(self) -> None:
-        state = self.stack.pop()
-        value = self.stack[-1]
+        state, value = self.stack.pop(), self.stack[-1]
         if isinstance(value, Record):
             value.state = state
         elif isinstance(value, Built):
@@ -234,74 +223,69 @@ class Inert(pickle._Unpickler):  # pyright: ignore[reportPrivateUsage]
             raise pickle.UnpicklingError(f"a number has {size:,} bytes")
         self.append(pickle.decode_long(self.read(size)))
 
-    def _digits(self) -> bytes:
-        """Of a number spelled out: Python bounds decimal digits, but not others."""
+    def _number(self) -> None:
+        """A number spelled out: Python bounds decimal digits, but not others."""
         line = self.readline()[:-1]
         if len(line) > _LONGEST:
             raise pickle.UnpicklingError(f"a number has {len(line):,} digits")
-        return line
+        self.append(line == b"01" if line in (b"00", b"01") else int(line.removesuffix(b"L"), 0))
 
-    def _int(self) -> None:
-        line = self._digits()
-        self.append(line == b"01" if line in (b"00", b"01") else int(line, 0))
-
-    def _long_digits(self) -> None:
-        self.append(int(self._digits().removesuffix(b"L"), 0))
-
-    def _item(self) -> None:
+    def _setitem(self) -> None:
         value, key = self.stack.pop(), self.stack.pop()
         self.stack[-1][self._key(key)] = value
 
-    def _items(self) -> None:
-        items = self.pop_mark()
-        target = self.stack[-1]
-        for i in range(0, len(items), 2):
-            target[self._key(items[i])] = items[i + 1]
+    def _setitems(self) -> None:
+        for key, value in self._pairs():
+            self.stack[-1][self._key(key)] = value
 
     def _dict(self) -> None:
-        items = self.pop_mark()
-        self.append({self._key(items[i]): items[i + 1] for i in range(0, len(items), 2)})
+        pairs = self._pairs()
+        self.append({self._key(key): value for key, value in pairs})
 
-    def _members(self) -> None:
+    def _pairs(self) -> Iterable[tuple[Any, Any]]:
         items = self.pop_mark()
-        target = self.stack[-1]
-        for item in items:
-            target.add(self._key(item))
+        return zip(items[::2], items[1::2], strict=True)
 
-    def _frozen(self) -> None:
+    def _additems(self) -> None:
+        for item in self.pop_mark():
+            self.stack[-1].add(self._key(item))
+
+    def _frozenset(self) -> None:
         items = self.pop_mark()
         self.append(frozenset(map(self._key, items)))
 
-    dispatch[pickle.REDUCE[0]] = _reduce
-    dispatch[pickle.NEWOBJ[0]] = _newobj
-    dispatch[pickle.NEWOBJ_EX[0]] = _newobj_ex
-    dispatch[pickle.OBJ[0]] = _obj
-    dispatch[pickle.INST[0]] = _inst
-    dispatch[pickle.BUILD[0]] = _build
-    dispatch[pickle.FRAME[0]] = _frame
-    dispatch[pickle.BINUNICODE[0]] = _text
-    dispatch[pickle.BINSTRING[0]] = _python_2_string
-    dispatch[pickle.LONG4[0]] = _long
-    dispatch[pickle.INT[0]] = _int
-    dispatch[pickle.LONG[0]] = _long_digits
-    dispatch[pickle.SETITEM[0]] = _item
-    dispatch[pickle.SETITEMS[0]] = _items
-    dispatch[pickle.DICT[0]] = _dict
-    dispatch[pickle.ADDITEMS[0]] = _members
-    dispatch[pickle.FROZENSET[0]] = _frozen
-    dispatch[pickle.BINBYTES[0]] = _bytes
-    dispatch[pickle.BINBYTES8[0]] = _many_bytes
-    dispatch[pickle.BYTEARRAY8[0]] = _many_bytes
-    for _code in (pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER):
-        dispatch[_code[0]] = _extension
+    for _code, _method in {
+        pickle.REDUCE: _reduce,
+        pickle.NEWOBJ: _newobj,
+        pickle.NEWOBJ_EX: _newobj_ex,
+        pickle.OBJ: _obj,
+        pickle.INST: _inst,
+        pickle.BUILD: _build,
+        pickle.FRAME: _frame,
+        pickle.BINUNICODE: _text,
+        pickle.BINSTRING: _python_2_string,
+        pickle.LONG4: _long,
+        pickle.INT: _number,
+        pickle.LONG: _number,
+        pickle.SETITEM: _setitem,
+        pickle.SETITEMS: _setitems,
+        pickle.DICT: _dict,
+        pickle.ADDITEMS: _additems,
+        pickle.FROZENSET: _frozenset,
+        pickle.BINBYTES: _bytes,
+        pickle.BINBYTES8: _many_bytes,
+        pickle.BYTEARRAY8: _many_bytes,
+        pickle.EXT1: _extension,
+        pickle.EXT2: _extension,
+        pickle.EXT4: _extension,
+        pickle.NEXT_BUFFER: _extension,
+        pickle.READONLY_BUFFER: _extension,
+    }.items():
+        dispatch[_code[0]] = _method
 
 
-def load(stream: Stream, makers: Mapping[tuple[str, str], Any], persistent: Maker | None = None) -> Any:
-    """The value that the pickle at a stream's place builds.
-
-    Raises:
-        CheckpointError: it is none, asks for a call, or is cut.
-    """
+def load(stream: Stream, makers: Makers, persistent: Maker | None = None) -> Any:
+    """The value that the pickle at a stream's place builds."""
     name = stream.source.name
     try:
         return bounded(Inert(stream, makers, persistent).load(), stream.budget.most)

@@ -33,17 +33,12 @@ class Stored(NamedTuple):
 
 @dataclass(frozen=True)
 class Mixture:
-    """``Σ cᵢ·avgᵢ`` for every tensor of a model; made by ``mix``.
+    """``Σ cᵢ·avgᵢ`` for every tensor of a model; made by ``mix``."""
 
-    Args:
-        sums: of each tensor.
-        solution: coefficients, error and noise gain of most tensors, over the snapshots in order.
-        error: the largest ``Solution.error`` of any history: expected distance from the target, as a share
-            of the target's from the raw weights.
-    """
-
-    sums: Mapping[str, TensorSum]
-    solution: Solution
+    sums: Mapping[str, TensorSum]  # of each tensor
+    solution: Solution  # coefficients, error and noise gain of most tensors, over the snapshots in order
+    # the largest ``Solution.error`` of any history: expected distance from the target, as a share of
+    # the target's from the raw weights
     error: float
 
 
@@ -53,9 +48,6 @@ def mix(stored: Sequence[Stored], wanted: Profile) -> Mixture:
     Args:
         stored: the snapshots, oldest first, the base among them.
         wanted: the target's profile.
-
-    Raises:
-        CheckpointError: a tensor that no average holds is not in the base either.
     """
     newest = stored[-1]
     state = newest.snapshot.state

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from polyak._core.capture import Captured
 from polyak._core.persistence import PersistentEMA, capture
-from polyak._files.locks import Lock
+from polyak._files.locks import lock_folder
 from polyak._files.write import sweep_all
 from polyak.archive.snapshots import Keep, Snapshot, SnapshotFolder, superfluous, write_snapshot
 from polyak.errors import CheckpointError
@@ -38,23 +38,13 @@ class Recorder:
         self._folder = folder = snapshots.path
         self._every: int | None = None if every == "auto" else every
         self._keep: Keep = keep
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise CheckpointError(f"{folder} cannot be made: {error}") from error
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="polyak-archive")
         self._writing: Future[None] | None = None
         self._failure: Exception | None = None
         self._process = os.getpid()
-        self._lock = Lock(
-            folder / ".archive.lock",
-            f"the archive {folder} is being written",
-            "an archive has one writer; close that one, or give another folder",
-        )
-        try:
-            self._lock.take(_PATIENCE)
-        except OSError as error:
-            raise CheckpointError(f"{folder} cannot be written: {error}") from error
+        what = f"the archive {folder} is being written"
+        advice = "an archive has one writer; close that one, or give another folder"
+        self._lock = lock_folder(folder, ".archive.lock", _PATIENCE, what, advice)
         try:
             sweep_all(folder)
             if not any(snapshot.number == 0 for snapshot in self._rewound()):
@@ -91,11 +81,7 @@ class Recorder:
             warnings.warn(f"a snapshot is missing from {self._folder}: {error}", RuntimeWarning, stacklevel=2)
 
     def stop(self) -> None:
-        """Follow the EMA no longer and finish writing.
-
-        Raises:
-            CheckpointError: a snapshot could not be written.
-        """
+        """Follow the EMA no longer and finish writing."""
         self._handle.remove()
         if self._forked:
             return
@@ -126,7 +112,7 @@ class Recorder:
 
     def _rewound(self) -> list[Snapshot]:
         """What the folder holds of this run up to the present step; what is later is put aside."""
-        kept: list[Snapshot] = []
+        present: list[Snapshot] = []
         for snapshot in self._snapshots.scan():
             if snapshot.header.run != self._ema.run:
                 raise CheckpointError(
@@ -135,14 +121,14 @@ class Recorder:
                     "otherwise give another folder."
                 )
             if snapshot.step <= self._ema.step:
-                kept.append(snapshot)
+                present.append(snapshot)
                 continue
             aside = self._folder / ABANDONED
             aside.mkdir(exist_ok=True)
             snapshot.path.replace(aside / snapshot.path.name)
-        self._number = max((snapshot.number for snapshot in kept), default=0)
-        self._mark(max((snapshot.step for snapshot in kept), default=self._ema.step))
-        return kept
+        self._number = max((snapshot.number for snapshot in present), default=0)
+        self._mark(max((snapshot.step for snapshot in present), default=self._ema.step))
+        return present
 
     def _mark(self, step: int) -> None:
         """Count from this step on: what is left of each track's past, and when the next is due."""

@@ -68,11 +68,7 @@ class SnapshotFolder:
         self._known: dict[str, tuple[tuple[int, ...], Snapshot]] = {}
 
     def scan(self) -> list[Snapshot]:
-        """The snapshots there are now, the base first, then as they were taken.
-
-        Raises:
-            CheckpointError: one is damaged.
-        """
+        """The snapshots there are now, the base first, then as they were taken."""
         found: dict[str, tuple[tuple[int, ...], Snapshot]] = {}
         for path in self.path.iterdir() if self.path.is_dir() else ():
             if _NAME.fullmatch(path.name):
@@ -110,11 +106,11 @@ def superfluous(snapshots: Sequence[Snapshot], keep: Keep) -> list[Path]:
     if keep == "all" or not numbers:
         return []
     if keep == "log":
-        kept = logarithmic(numbers)
+        retained = logarithmic(numbers)
     elif keep == "even":
-        kept = even(numbers)
+        retained = even(numbers)
     else:
         profiles = [[s.header.profile for s in snapshots if s.number == n] for n in numbers]
         known = [[profile for profile in row if profile is not None] for row in profiles]
-        kept = {numbers[i] for i in most_informative(known, keep)}
-    return [snapshot.path for snapshot in snapshots if snapshot.number and snapshot.number not in kept]
+        retained = {numbers[i] for i in most_informative(known, keep)}
+    return [snapshot.path for snapshot in snapshots if snapshot.number and snapshot.number not in retained]

@@ -79,7 +79,7 @@ def synthesize(
         archive: the archive or its folder.
         target: β, any decay, or a profile. ``Uniform()`` with ``last=k`` is the mean of the last k steps,
             ``Anneal(k)`` with ``last=k`` what annealing the learning rate over them would have given.
-        at: the training step to stand at; by default the newest snapshot's.
+        at: the training step of the average; by default the newest snapshot's.
         last: begin averaging only this many steps before ``at``.
         max_error: refuse when ``error`` of the result would be larger: the expected distance from the target,
             as a share of the target's distance from the raw weights.
@@ -148,7 +148,7 @@ def synthesizable(
 
     Args:
         archive: the archive or its folder.
-        at: the training step to stand at; by default the newest snapshot's.
+        at: the training step of the average; by default the newest snapshot's.
         half_lives: in training steps; by default 25 from ``at``/1000 to ``at``, on a logarithmic scale.
 
     Returns:
@@ -168,19 +168,19 @@ def synthesizable(
         [0.048, 0.0, 0.003]
     """
     snapshots = (archive if isinstance(archive, Archive) else Archive(archive)).snapshots
-    step = _stand(snapshots, at)
-    asked: list[float] = list(half_lives or np.geomspace(max(1.0, step / 1000), max(2.0, step), 25).tolist())
-    wanted = [_wanted(snapshots, HalfLife(steps=h), step, None) for h in asked]
+    step = _step_at(snapshots, at)
+    chosen: list[float] = list(half_lives or np.geomspace(max(1.0, step / 1000), max(2.0, step), 25).tolist())
+    wanted = [_wanted(snapshots, HalfLife(steps=h), step, None) for h in chosen]
     stored = [s for s in snapshots if s.step <= step]
     rounding = [s.state.rounded for s in stored]
     solutions = solve_each([profile_of(s) for s in stored], wanted, movement_in(stored), rounding)
-    return [Reach(h, s.error, s.noise_gain) for h, s in zip(asked, solutions, strict=True)]
+    return [Reach(h, s.error, s.noise_gain) for h, s in zip(chosen, solutions, strict=True)]
 
 
 def _opened(
     archive: Archive | str | os.PathLike[str], at: int | None, files: ExitStack
 ) -> tuple[list[Snapshot], int, list[Stored]]:
-    """All snapshots, the step to stand at, and those up to it, opened until ``files`` closes.
+    """All snapshots, the step of the average, and those up to it, opened until ``files`` closes.
 
     A run that goes on may thin a snapshot out after it was listed; then they are listed again. What is open
     stays readable.
@@ -188,7 +188,7 @@ def _opened(
     reader = archive if isinstance(archive, Archive) else Archive(archive)
     while True:
         snapshots = reader.snapshots
-        step = _stand(snapshots, at)
+        step = _step_at(snapshots, at)
         chosen = [snapshot for snapshot in snapshots if snapshot.step <= step]
         try:
             with ExitStack() as opening:
@@ -200,7 +200,7 @@ def _opened(
                 raise
 
 
-def _stand(snapshots: Sequence[Snapshot], at: int | None) -> int:
+def _step_at(snapshots: Sequence[Snapshot], at: int | None) -> int:
     taken = [s.step for s in snapshots if s.number]
     if not taken:
         raise CheckpointError(f"{snapshots[0].path.parent} holds the base only: no average was taken yet.")

@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast
 
 from polyak._files.checkpoint import Checkpoint, FileTensor, LazyTensor
-from polyak._files.header import Header
+from polyak._files.header import FileShare, Header, Origin
 from polyak._files.open import INDEX, header_of
-from polyak._files.origin import FileShare, Origin
 from polyak._files.source import Where, is_url
 from polyak._foreign.open_any import is_checkpoint_folder, open_weights
 from polyak._foreign.own import is_own

@@ -6,13 +6,12 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from polyak._dtypes import Array
 from polyak._files.checkpoint import Checkpoint
-from polyak._files.header import KEY, Header
+from polyak._files.header import KEY
 from polyak._files.layout import NAMES, SUMS, Spec
 from polyak._files.shards import write_sharded
 from polyak._files.source import Where, is_url
@@ -28,23 +27,15 @@ SUFFIX = ".safetensors"
 
 @dataclass(frozen=True)
 class Written:
-    """A file that ``convert`` made.
+    """A file that ``convert`` made."""
 
-    Args:
-        path: the file.
-        part: the set of weights in it, by its name in the source.
-        role: "average", "raw", or "unknown" for plain weights, which have no header of polyak's.
-        tensors: how many.
-        unmatched: names that no rule of the map fitted; empty without a map.
-        dropped: names that a rule of the map left out.
-    """
-
-    path: Path
-    part: str
-    role: str
-    tensors: int
+    path: Path  # the file
+    part: str  # the set of weights in it, by its name in the source
+    role: str  # "average", "raw", or "unknown" for plain weights, which have no header of polyak's
+    tensors: int  # how many
+    # names that no rule of the map fitted; empty without a map
     unmatched: tuple[str, ...] = field(default=(), repr=False)
-    dropped: tuple[str, ...] = field(default=(), repr=False)
+    dropped: tuple[str, ...] = field(default=(), repr=False)  # names that a rule of the map left out
 
 
 def convert(
@@ -70,11 +61,6 @@ def convert(
     Returns:
         What was written.
 
-    Raises:
-        ConfigError: ``out`` is no such name, or there is no such part.
-        CheckpointError: the source cannot be read, holds no weights, or two tensors would share a name.
-            Files are complete or not written at all.
-
     Examples:
         >>> import os, tempfile, torch, polyak
         >>> folder = tempfile.mkdtemp()
@@ -88,30 +74,20 @@ def convert(
     with open_weights(source) as weights:
         found = recognise(weights)
         chosen = chosen_parts(found, part, str(source))
-        paths = [target] if len(chosen) == 1 else [_beside(target, one.name) for one in chosen]
+        several = [target.with_name(f"{target.stem}-{one.name}{SUFFIX}") for one in chosen]
+        paths = [target] if len(chosen) == 1 else several
         plans = [Plan.of(one, names, str(source)) for one in chosen]
         headers = [_metadata(weights, found, plan) for plan in plans]
         for path, plan, metadata in zip(paths, plans, headers, strict=True):
             write_sharded(path, plan.specs, metadata, plan.pieces, max_shard_size)
     return tuple(
-        Written(
-            path,
-            plan.part.name,
-            plan.part.role,
-            len(plan.specs),
-            plan.renamed.unmatched,
-            plan.renamed.dropped,
-        )
-        for path, plan in zip(paths, plans, strict=True)
+        Written(path, one.name, one.role, len(plan.specs), plan.renamed.unmatched, plan.renamed.dropped)
+        for path, one, plan in zip(paths, chosen, plans, strict=True)
     )
 
 
 def target_of(out: str | os.PathLike[str]) -> Path:
-    """The file to write.
-
-    Raises:
-        ConfigError: it is a URL, a folder, or not named as a safetensors file.
-    """
+    """The file to write."""
     target = Path(out)
     if is_url(str(out)) or target.suffix != SUFFIX or target.is_dir():
         raise ConfigError(
@@ -122,13 +98,8 @@ def target_of(out: str | os.PathLike[str]) -> Path:
 
 
 def chosen_parts(found: Recognised, part: str | None, where: str) -> Sequence[Part]:
-    """The sets of weights to convert: all, or those of a name.
-
-    Raises:
-        ConfigError: there is no such part.
-        CheckpointError: there are no weights at all.
-    """
-    models = [one for one in found.parts if one.role != "optimizer" and one.tensors]
+    """The sets of weights to convert: all, or those of a name."""
+    models = [one for one in found.models if one.tensors]
     if not models:
         raise CheckpointError(f"{where} holds no weights of a model, so there is nothing to convert.")
     chosen = [one for one in models if part is None or one.is_called(part)]
@@ -141,20 +112,17 @@ def chosen_parts(found: Recognised, part: str | None, where: str) -> Sequence[Pa
 
 def _metadata(weights: Checkpoint, found: Recognised, plan: Plan) -> dict[str, str]:
     header = found.header_of(plan.part)
-    described = {} if header is None else _renamed(header, plan).to_metadata()
+    described: dict[str, str] = {}
+    if header is not None:
+        places = plan.renamed.places.items()
+        joined = {new: header.joined[old] for new, (old, _) in places if old in header.joined}
+        described = replace(header, joined=joined).to_metadata()
     if is_own(weights):
         return described
     others = {key: value for key, value in weights.metadata.items() if key not in (KEY, SUMS)}
     if weights.format in ("pytorch", "dcp"):
         others["format"] = "pt"  # Hugging Face libraries ask for it
     return others | described
-
-
-def _renamed(header: Header, plan: Plan) -> Header:
-    places = plan.renamed.places.items()
-    return replace(
-        header, joined={new: header.joined[old] for new, (old, _) in places if old in header.joined}
-    )
 
 
 @dataclass(frozen=True)
@@ -180,15 +148,11 @@ class Plan:
             specs[new] = Spec(slot.dtype, slot.shape[::-1] if transposed else slot.shape)
         return cls(part, renamed, specs)
 
-    def read(self, name: str) -> NDArray[Any]:
+    def read(self, name: str) -> Array:
         """One tensor by its new name, contiguous."""
         old, transposed = self.renamed.places[name]
-        array: NDArray[Any] = self.part.tensors[old].read()
+        array = self.part.tensors[old].read()
         return np.ascontiguousarray(np.transpose(array)) if transposed else array
 
-    def pieces(self, name: str) -> list[NDArray[Any]]:
+    def pieces(self, name: str) -> list[Array]:
         return [self.read(name)]
-
-
-def _beside(target: Path, name: str) -> Path:
-    return target.with_name(f"{target.stem}-{name}{SUFFIX}")

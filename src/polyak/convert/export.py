@@ -14,10 +14,8 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
-from polyak._dtypes import BFLOAT16
-from polyak._files.header import Header
+from polyak._dtypes import BFLOAT16, Array
 from polyak._files.source import Where
 from polyak._files.write import atomic
 from polyak._foreign.open_any import open_weights
@@ -29,7 +27,8 @@ from polyak.errors import CheckpointError, ConfigError
 from polyak.schedules.profile import COPY
 
 Target: TypeAlias = Literal["torch", "timm", "lightning", "swa_utils", "ema-pytorch", "paddle"]
-Arrays: TypeAlias = Mapping[str, NDArray[Any]]
+Arrays: TypeAlias = Mapping[str, Array]
+Tree: TypeAlias = dict[str, Any]  # nested dicts of arrays and plain values
 
 _UNABLE = {
     "ultralytics": "its files pickle the model's own classes. Load the average into the model, save it there",
@@ -43,28 +42,16 @@ _UNABLE = {
 
 @dataclass(frozen=True)
 class ExportInput:
-    """What a layout is filled with.
+    """What a layout is filled with."""
 
-    Args:
-        average: the averaged weights, or those of a file that says nothing of averaging.
-        raw: the model that trains; None when it was not given.
-        updates: of the average; None when nobody knows.
-        step: training steps; None when nobody knows.
-        where: the source, for messages.
-    """
-
-    average: Arrays
-    raw: Arrays | None
-    updates: int | None
-    step: int | None
-    where: str
+    average: Arrays  # the averaged weights, or those of a file that says nothing of averaging
+    raw: Arrays | None  # the model that trains; None when it was not given
+    updates: int | None  # of the average; None when nobody knows
+    step: int | None  # training steps; None when nobody knows
+    where: str  # the source, for messages
 
     def counted(self, what: str) -> int:
-        """The number of updates, for a layout that cannot do without.
-
-        Raises:
-            CheckpointError: nobody knows it.
-        """
+        """The number of updates, for a layout that cannot do without."""
         if self.updates is None:
             raise CheckpointError(
                 f"{self.where} does not say how many updates made it, and {what} counts them: "
@@ -75,17 +62,11 @@ class ExportInput:
 
 @dataclass(frozen=True)
 class ExportTree:
-    """A checkpoint in another library's layout.
+    """A checkpoint in another library's layout."""
 
-    Args:
-        tree: dicts of NumPy arrays.
-        unmatched: names that no rule of the map fitted; empty without a map.
-        dropped: names that a rule of the map left out.
-    """
-
-    tree: dict[str, Any]
-    unmatched: tuple[str, ...]
-    dropped: tuple[str, ...]
+    tree: Tree  # dicts of NumPy arrays
+    unmatched: tuple[str, ...]  # names that no rule of the map fitted; empty without a map
+    dropped: tuple[str, ...]  # names that a rule of the map left out
 
 
 def export_tree(
@@ -105,17 +86,14 @@ def export_tree(
         part: which set of weights of the source is the average, if it holds several.
         updates: how many made the average, if the source does not say.
         names: rules for other names and layouts.
-
-    Raises:
-        ConfigError: no such library, or its layout cannot be written.
-        CheckpointError: a file cannot be read, holds no such weights, or lacks a count.
     """
     check_target(to)
     if updates is not None and updates < 1:
         raise ConfigError(f"updates={updates}: an average is made by at least 1.")
     with open_weights(source) as weights:
         found = recognise(weights)
-        chosen = chosen_parts(found, part or _wanted(found.parts), str(source))
+        has_average = any(one.role == "average" for one in found.parts)
+        chosen = chosen_parts(found, part or ("average" if has_average else None), str(source))
         if len(chosen) > 1:
             raise ConfigError(
                 f"{source} holds {', '.join(one.name for one in chosen)}: choose one of them with --part."
@@ -124,10 +102,10 @@ def export_tree(
         average = _read(plan)
         other = next((one for one in found.parts if one.role == "raw" and chosen[0].role == "average"), None)
         inner = None if other is None or raw is not None else _read(Plan.of(other, names, str(source)))
-        known = found.updates if found.updates is not None else _updates_of(chosen[0].header)
+        known = _updates_of(chosen[0]) if found.updates is None else found.updates
     inputs = ExportInput(
         average=average,
-        raw=_only(raw, names) if raw is not None else inner,
+        raw=inner if raw is None else _raw_of(raw, names),
         updates=known if updates is None else updates,
         step=found.step,
         where=str(source),
@@ -136,11 +114,7 @@ def export_tree(
 
 
 def check_target(to: str) -> None:
-    """Refuse what is no layout that can be written.
-
-    Raises:
-        ConfigError: it is not, with the way out.
-    """
+    """Refuse what is no layout that can be written."""
     if to in _UNABLE:
         raise ConfigError(f"to={to!r}: polyak cannot write this library's files: {_UNABLE[to]}.")
     if to not in get_args(Target):
@@ -154,19 +128,13 @@ def count_of(tree: Mapping[str, Any]) -> int:
 
 
 def write_paddle(out: str | os.PathLike[str], tree: Arrays) -> None:
-    """A ``.pdparams`` file: a pickle of NumPy arrays, which is what ``paddle.save`` writes.
-
-    bfloat16 is kept as the uint16 of its bits, as paddle does.
-
-    Raises:
-        CheckpointError: paddle has no such dtype, or the system refuses. Nothing is changed.
-    """
+    """A ``.pdparams`` file, as Paddle writes it: a pickle of arrays, bfloat16 as the uint16 of its bits."""
     plain = {name: _for_paddle(name, array) for name, array in tree.items()}
     with atomic(Path(out)) as temporary, temporary.open("wb") as file:
         pickle.dump(plain, file, protocol=4)
 
 
-def _for_paddle(name: str, array: NDArray[Any]) -> NDArray[Any]:
+def _for_paddle(name: str, array: Array) -> Array:
     if array.dtype == BFLOAT16:
         return array.view(np.uint16)
     if array.dtype.kind not in "biufc" or array.dtype.name in ("uint16", "uint32", "uint64"):
@@ -176,12 +144,7 @@ def _for_paddle(name: str, array: NDArray[Any]) -> NDArray[Any]:
     return array
 
 
-def _wanted(parts: tuple[Part, ...]) -> str | None:
-    """The average, if there is one beside the raw model."""
-    return "average" if any(one.role == "average" for one in parts) else None
-
-
-def _only(source: Where, names: NameMap | None) -> Arrays:
+def _raw_of(source: Where, names: NameMap | None) -> Arrays:
     with open_weights(source) as weights:
         chosen = chosen_parts(recognise(weights), None, str(source))
         raw = [one for one in chosen if one.role == "raw"] or chosen
@@ -196,25 +159,26 @@ def _read(plan: Plan) -> Arrays:
     return {name: plan.read(name) for name in plan.specs}
 
 
-def _updates_of(header: Header | None) -> int | None:
+def _updates_of(part: Part) -> int | None:
     """Of one track of polyak's, by its history; a mixture of several has no such number."""
+    header = part.header
     if header is None or header.profile is None or len(header.profile.terms) != 1:
         return None
     return sum(run.count for run in header.profile.terms[0][1] if run.decay != COPY)
 
 
-def _torch(inputs: ExportInput) -> dict[str, Any]:
+def _torch(inputs: ExportInput) -> Tree:
     return dict(inputs.average)
 
 
-def _timm(inputs: ExportInput) -> dict[str, Any]:
+def _timm(inputs: ExportInput) -> Tree:
     raw = {} if inputs.raw is None else {"state_dict": dict(inputs.raw)}
     return {**raw, "state_dict_ema": dict(inputs.average)}
 
 
-def _lightning(inputs: ExportInput) -> dict[str, Any]:
+def _lightning(inputs: ExportInput) -> Tree:
     """With the raw model the layout of a WeightAveraging callback at work; else that of a plain model."""
-    tree: dict[str, Any] = {
+    tree: Tree = {
         "pytorch-lightning_version": "2.6.0",  # whose layout this is
         "epoch": 0,
         "global_step": inputs.step or 0,
@@ -226,22 +190,22 @@ def _lightning(inputs: ExportInput) -> dict[str, Any]:
     return tree
 
 
-def _swa_utils(inputs: ExportInput) -> dict[str, Any]:
+def _swa_utils(inputs: ExportInput) -> Tree:
     count = np.array(inputs.counted("AveragedModel"), np.int64)
     return {"n_averaged": count, **_prefixed("module.", inputs.average)}
 
 
-def _ema_pytorch(inputs: ExportInput) -> dict[str, Any]:
+def _ema_pytorch(inputs: ExportInput) -> Tree:
     raw = {} if inputs.raw is None else _prefixed("online_model.", inputs.raw)
     count = np.array(inputs.counted("ema-pytorch's EMA"), np.int64)
     return {"initted": np.array(True), "step": count, **raw, **_prefixed("ema_model.", inputs.average)}
 
 
-def _prefixed(prefix: str, arrays: Arrays) -> dict[str, Any]:
+def _prefixed(prefix: str, arrays: Arrays) -> Tree:
     return {prefix + name: array for name, array in arrays.items()}
 
 
-_LAYOUTS: Mapping[str, Callable[[ExportInput], dict[str, Any]]] = {
+_LAYOUTS: Mapping[str, Callable[[ExportInput], Tree]] = {
     "torch": _torch,
     "timm": _timm,
     "lightning": _lightning,

@@ -43,11 +43,7 @@ class Rule:
     transpose: bool = False
 
     def inverse(self) -> Rule | None:
-        r"""The rule that leads back; None where nothing does, for what was left out.
-
-        Raises:
-            ConfigError: the pattern is more than plain text and groups, or ``to`` loses a group.
-        """
+        r"""The rule that leads back; None where nothing does, for what was left out."""
         if self.to is None:
             return None
         texts, groups = _pieces(self.pattern)
@@ -68,17 +64,11 @@ class Rule:
 
 @dataclass(frozen=True)
 class Renamed:
-    """Where a map takes the tensors of a file.
+    """Where a map takes the tensors of a file."""
 
-    Args:
-        places: new name → (old name, whether its two axes change places).
-        unmatched: names that no rule fits; they are among ``places`` unchanged.
-        dropped: names that a rule leaves out.
-    """
-
-    places: Mapping[str, tuple[str, bool]]
-    unmatched: tuple[str, ...]
-    dropped: tuple[str, ...]
+    places: Mapping[str, tuple[str, bool]]  # new name → (old name, whether its two axes change places)
+    unmatched: tuple[str, ...]  # names that no rule fits; they are among ``places`` unchanged
+    dropped: tuple[str, ...]  # names that a rule leaves out
 
 
 @dataclass(frozen=True)
@@ -88,19 +78,11 @@ class NameMap:
     rules: tuple[Rule, ...]
 
     def inverse(self) -> NameMap:
-        """The map that leads back.
-
-        Raises:
-            ConfigError: a rule cannot be inverted.
-        """
+        """The map that leads back."""
         return NameMap(tuple(back for rule in self.rules if (back := rule.inverse()) is not None))
 
     def apply(self, tensors: Mapping[str, LazyTensor]) -> Renamed:
-        """Where each tensor goes.
-
-        Raises:
-            CheckpointError: two tensors would have the same name.
-        """
+        """Where each tensor goes."""
         places: dict[str, tuple[str, bool]] = {}
         found = {name: self._first(name) for name in tensors}
         names = {name: new for name, (_, new) in found.items() if new is not None}
@@ -132,9 +114,6 @@ def name_map(given: str) -> NameMap:
     Args:
         given: a path, "torch-to-paddle" or "paddle-to-torch".
 
-    Raises:
-        ConfigError: there is no such file, or it holds no rules.
-
     Examples:
         >>> name_map("torch-to-paddle").rules[0]
         Rule(pattern='(|.*\\\\.)running_mean', to='\\\\1_mean', transpose=False)
@@ -165,11 +144,7 @@ def _rule(fields: Mapping[str, Any]) -> Rule:
 
 
 def _pieces(pattern: str) -> tuple[Sequence[str], Sequence[str]]:
-    """The plain texts of a pattern and the groups between them.
-
-    Raises:
-        ConfigError: there is more to it than these.
-    """
+    """The plain texts of a pattern and the groups between them."""
     texts, groups, depth, escaped = [""], [""], 0, False
     for letter in pattern:
         if depth:

@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 
-from polyak._dtypes import BY_NAME, is_float
-from polyak._files.checkpoint import NoArray
+from polyak._dtypes import BY_NAME, DType, is_float
+from polyak._files.checkpoint import Checkpoint, NoArray
 from polyak._files.header import KEY, Header
 from polyak._files.layout import SUMS, file_order
 from polyak._files.shards import write_sharded
@@ -113,7 +113,9 @@ def average_checkpoints(
         used = tuple(one.weight for one in rows)
         header, latest = header_of(weights, inputs, rows), newest(inputs)
         metadata = _common_metadata(inputs) | header.to_metadata()
-        sums = _sums(inputs, used, latest, _DTYPES.get(dtype or ""), np.dtype(accumulate))
+        opened, order, wide = [one.weights for one in inputs], shares(used), np.dtype(accumulate)
+        made = _DTYPES.get(dtype or "")
+        sums = {name: _sum(name, opened, order, latest, made, wide) for name in opened[0].slots}
         specs = {name: one.spec for name, one in sums.items()}
         specs = {name: specs[name] for name in file_order(specs)}
         report = counted(progress, sum(one.read for one in sums.values()), lambda piece: piece.read)
@@ -144,27 +146,16 @@ def _common_metadata(inputs: Sequence[MergeInput]) -> dict[str, str]:
     return {key: value for key, value in alike.items() if key not in (KEY, SUMS)}
 
 
-def _sums(
-    inputs: Sequence[MergeInput],
-    used: Sequence[float],
-    latest: int,
-    dtype: np.dtype[Any] | None,
-    wide: np.dtype[Any],
-) -> dict[str, TensorSum]:
-    order = shares(used)
-    return {name: _sum(name, inputs, order, latest, dtype, wide) for name in inputs[0].weights.slots}
-
-
 def _sum(
     name: str,
-    inputs: Sequence[MergeInput],
+    inputs: Sequence[Checkpoint],
     order: Sequence[tuple[int, float]],
     latest: int,
-    dtype: np.dtype[Any] | None,
-    wide: np.dtype[Any],
+    dtype: DType | None,
+    wide: DType,
 ) -> TensorSum:
-    tensors = [one.weights.slots[name] for one in inputs]
-    files = [one.weights.where for one in inputs]
+    tensors = [one.slots[name] for one in inputs]
+    files = [one.where for one in inputs]
     for tensor, file in zip(tensors, files, strict=True):
         if isinstance(tensor, NoArray):
             raise CheckpointError(
@@ -179,6 +170,6 @@ def _sum(
     return TensorSum(name, chosen, made, np.dtype(np.float64) if widest > 4 else wide)
 
 
-def _width(dtype: np.dtype[Any]) -> int:
+def _width(dtype: DType) -> int:
     """Bytes of one real number."""
     return dtype.itemsize // 2 if dtype.kind == "c" else dtype.itemsize

@@ -14,8 +14,7 @@ from polyak._files.open import SET
 from polyak._files.source import Where
 from polyak._foreign.open_any import open_weights
 from polyak._foreign.parts import Role
-from polyak._foreign.recognize import recognise
-from polyak._foreign.steps import Step, step_in_name
+from polyak._foreign.recognize import Step, recognise, step_in_name
 from polyak.errors import CheckpointError
 from polyak.schedules import Profile
 
@@ -46,12 +45,7 @@ class MergeInput(NamedTuple):
 
 
 def open_inputs(paths: Sequence[Where], files: ExitStack, part: str | None) -> list[MergeInput]:
-    """Open checkpoints to be averaged, one set of weights of each; ``files`` will close them.
-
-    Raises:
-        CheckpointError: one cannot be read, is a resumable state, or does not hold the part or holds
-            several; or they do not hold the same tensors.
-    """
+    """Open checkpoints to be averaged, one set of weights of each; ``files`` will close them."""
     inputs = [_part_of(files.enter_context(open_weights(path)), part) for path in paths]
     opened = [one.weights for one in inputs]
     lines = [*_missing(opened), *_differing(opened)]
@@ -65,7 +59,7 @@ def open_inputs(paths: Sequence[Where], files: ExitStack, part: str | None) -> l
 
 
 def is_real(slot: LazyTensor) -> bool:
-    """Whether a tensor holds real floats: averages of these can be rounded to another dtype."""
+    """Whether a tensor holds real floats, whose averages can be rounded to another dtype."""
     return is_float(slot.dtype) and slot.dtype.kind != "c"
 
 
@@ -73,16 +67,16 @@ def _part_of(weights: Checkpoint, part: str | None) -> MergeInput:
     """One set of weights; a file may hold several, and other things."""
     _refuse_fragments(weights)
     found = recognise(weights)
-    sets = [one for one in found.parts if one.role != "optimizer" and one.tensors]
+    sets = [one for one in found.models if one.tensors]
     chosen = [one for one in sets if part is None or one.is_called(part)]
     if not sets:
         what = "no tensors" if not weights.slots else "no weights of a model"
         raise CheckpointError(f"{weights.where} holds {what}, so there is nothing to average.")
     if len(chosen) != 1:
         listed = "; ".join(f"{one.name} ({one.role}, under {one.path!r})" for one in sets)
-        asked = "one is needed" if part is None else f"{part!r} is {len(chosen)} of them"
+        why = "one is needed" if part is None else f"{part!r} is {len(chosen)} of them"
         raise CheckpointError(
-            f"{weights.where} holds these sets of weights: {listed}; {asked}. Say which with part= (--part)."
+            f"{weights.where} holds these sets of weights: {listed}; {why}. Say which with part= (--part)."
         )
     [one] = chosen
     said = "header" if weights.format == "safetensors" else "state of the average"

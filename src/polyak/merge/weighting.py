@@ -9,8 +9,8 @@ from itertools import pairwise
 from pathlib import PurePath
 from typing import Literal, NamedTuple, TypeAlias, get_args
 
-from polyak._files.header import Header
-from polyak._files.origin import FileShare, Origin
+from polyak._files.header import FileShare, Header, Origin
+from polyak._foreign.recognize import Step
 from polyak.errors import CheckpointError, ConfigError
 from polyak.merge.inputs import MergeInput
 from polyak.schedules import Decay, Profile, Recency, annealed, solve
@@ -39,21 +39,15 @@ class Contribution(NamedTuple):
 def contributions(
     weighting: Weighting, inputs: Sequence[MergeInput], files: Sequence[str]
 ) -> tuple[Contribution, ...]:
-    """The weight of each checkpoint.
-
-    Raises:
-        ConfigError: numbers that are too few, too many or of no positive sum; no such word.
-        CheckpointError: steps are needed and not known, or do not rise; or the profiles of averages are.
-    """
+    """The weight of each checkpoint."""
     weights = _weights(weighting, inputs)
     if len(weights) != len(inputs):
         raise ConfigError(
             f"weights={list(weights)}: {len(weights)} for {len(inputs)} checkpoints; give one each."
         )
-    steps = [(None, "") if one.step is None else one.step for one in inputs]
+    rows = zip(files, inputs, weights, strict=True)
     return tuple(
-        Contribution(file, one.role, number, source, weight)
-        for file, one, (number, source), weight in zip(files, inputs, steps, weights, strict=True)
+        Contribution(file, one.role, *(one.step or (None, "")), weight) for file, one, weight in rows
     )
 
 
@@ -68,6 +62,7 @@ def newest(inputs: Sequence[MergeInput]) -> int:
 def header_of(weighting: Weighting, inputs: Sequence[MergeInput], shares: Sequence[Contribution]) -> Header:
     """What the mean of these checkpoints is: as much as they all say."""
     used = [share.weight for share in shares]
+    steps = [share.step for share in shares if share.step is not None]
     headers = [one.header for one in inputs]
     runs = {"" if header is None else header.run for header in headers}
     joined = [{} if header is None else dict(header.joined) for header in headers]
@@ -79,9 +74,7 @@ def header_of(weighting: Weighting, inputs: Sequence[MergeInput], shares: Sequen
     taken = exact and any(one.profile is None for one in inputs)
     return Header(
         track="average",
-        step=max((s.step for s in shares if s.step is not None), default=None)
-        if all(share.step is not None for share in shares)
-        else None,
+        step=max(steps) if len(steps) == len(shares) else None,
         decay=None,
         profile=Profile.mix(known, used) if exact else None,
         role="average",
@@ -114,7 +107,7 @@ def _weights(weighting: Weighting, inputs: Sequence[MergeInput]) -> tuple[float,
 
 def _solved(weighting: Profile | Decay, inputs: Sequence[MergeInput]) -> tuple[float, ...]:
     """The mixture with the profile nearest to the one wanted; raw weights are points of the trajectory."""
-    held: list[Profile] = []
+    profiles: list[Profile] = []
     for one in inputs:
         point = _as_point(one)
         if point is None and one.role == "average":
@@ -123,11 +116,11 @@ def _solved(weighting: Profile | Decay, inputs: Sequence[MergeInput]) -> tuple[f
                 'it would not be either. Take the raw weights with part="raw" (--part raw), or weigh the '
                 "files by age with Recency(steps) (--recency) or by numbers (--weights)."
             )
-        held.append(Profile.raw(_step(one)) if point is None else point)
+        profiles.append(Profile.raw(_step(one).number) if point is None else point)
     _rising([one for one in inputs if one.header is None or one.header.role == "raw"])
-    newest = max(profile.steps for profile in held)
+    newest = max(profile.steps for profile in profiles)
     wanted = Profile.from_decay(weighting, newest) if isinstance(weighting, Decay) else weighting
-    return tuple(solve(held, wanted).coefficients.tolist())
+    return tuple(solve(profiles, wanted).coefficients.tolist())
 
 
 def _as_point(one: MergeInput) -> Profile | None:
@@ -138,35 +131,28 @@ def _as_point(one: MergeInput) -> Profile | None:
 
 
 def _rising(inputs: Sequence[MergeInput]) -> list[int]:
-    """The steps of checkpoints that must be points of one run, in their order.
-
-    Raises:
-        CheckpointError: one does not say its step, or they do not rise.
-    """
+    """The steps of checkpoints that must be points of one run, in their order."""
     steps = [_step(one) for one in inputs]
     for (before, earlier), (after, later) in pairwise(zip(inputs, steps, strict=True)):
-        if later <= earlier:
-            how = "again" if later == earlier else "before that"
+        if later.number <= earlier.number:
+            how = "again" if later.number == earlier.number else "before that"
             raise CheckpointError(
-                f"{after.weights.where} is of step {later:,} ({_source(after)}), {how} after "
-                f"{before.weights.where} of step {earlier:,} ({_source(before)}). Steps must rise: give each "
-                "checkpoint once, oldest first (in a shell: ls -v), or a weight for each (--weights)."
+                f"{after.weights.where} is of step {later.number:,} ({later.source}), {how} after "
+                f"{before.weights.where} of step {earlier.number:,} ({earlier.source}). Steps must rise: "
+                "give each checkpoint once, oldest first (in a shell: ls -v), or a weight for each "
+                "(--weights)."
             )
-    return steps
+    return [step.number for step in steps]
 
 
-def _step(one: MergeInput) -> int:
+def _step(one: MergeInput) -> Step:
     if one.step is None:
         raise CheckpointError(
             f"{one.weights.where} does not say at which training step it was written, neither inside nor by "
             "a name in which one number is called a step: name it like step-5000.safetensors, or give a "
             "weight for each file (--weights)."
         )
-    return one.step.number
-
-
-def _source(one: MergeInput) -> str:
-    return "" if one.step is None else one.step.source
+    return one.step
 
 
 def _of_files(shares: Sequence[Contribution]) -> list[FileShare]:

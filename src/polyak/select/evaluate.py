@@ -14,14 +14,12 @@ import shlex
 import signal
 import subprocess
 import time
-from collections.abc import Generator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, BinaryIO, NamedTuple
 
-from polyak._files.locks import Lock
+from polyak._files.locks import Lock, lock_folder
 from polyak._files.write import atomic
 from polyak.errors import CheckpointError, ConfigError
 from polyak.select.golden_section import best_of
@@ -52,9 +50,6 @@ class EvalCommand:
             the repeat: a seed. It is split as a shell would split it and started without a shell.
         shell: run the line in the shell instead, for pipes and variables; the path is quoted.
         timeout: seconds after which it and its children are killed; None for never.
-
-    Raises:
-        ConfigError: ``{weights}`` is missing, the quotes do not match, or ``timeout`` is not positive.
 
     Examples:
         >>> import sys
@@ -122,23 +117,15 @@ class EvalCommand:
 
 @dataclass(frozen=True)
 class Trial:
-    """One half-life evaluated.
+    """One half-life evaluated."""
 
-    Args:
-        half_life: in training steps.
-        metric: None if there is none.
-        failure: the reason why there is no metric.
-        error: expected, of the synthesised average, as a share of its distance from the raw weights.
-        noise_gain: of its coefficients.
-        seconds: duration of the command.
-    """
-
-    half_life: float
-    metric: float | None
-    failure: str | None = None
+    half_life: float  # in training steps
+    metric: float | None  # None if there is none
+    failure: str | None = None  # the reason why there is no metric
+    # expected, of the synthesised average, as a share of its distance from the raw weights
     error: float | None = None
-    noise_gain: float | None = None
-    seconds: float = 0.0
+    noise_gain: float | None = None  # of its coefficients
+    seconds: float = 0.0  # duration of the command
 
 
 @dataclass(frozen=True)
@@ -160,9 +147,6 @@ class SweepRecord:
         at: their training step.
         command: the command that evaluates them.
         mode: which metric is better.
-
-    Raises:
-        CheckpointError: the file is damaged, or of another run, step or command.
     """
 
     def __init__(self, path: Path, run: str, at: int, command: str, mode: Mode) -> None:
@@ -188,21 +172,13 @@ class SweepRecord:
         return None
 
     def add(self, trial: Trial) -> None:
-        """Add a trial or replace that of its half-life; it is on disk when this returns.
-
-        Raises:
-            CheckpointError: the file cannot be written; it is unchanged.
-        """
+        """Add a trial or replace that of its half-life; it is on disk when this returns."""
         others = [t for t in self.trials if not math.isclose(t.half_life, trial.half_life, rel_tol=_SAME)]
         self.trials = sorted([*others, trial], key=lambda t: t.half_life)
         self._write()
 
     def add_raw(self, trial: RawTrial) -> None:
-        """Set the trial of the raw weights; it is on disk when this returns.
-
-        Raises:
-            CheckpointError: the file cannot be written; it is unchanged.
-        """
+        """Set the trial of the raw weights; it is on disk when this returns."""
         self.raw = trial
         self._write()
 
@@ -240,24 +216,10 @@ class SweepRecord:
                 )
 
 
-@contextmanager
-def alone_in(folder: Path) -> Generator[None]:
-    """Make a folder and lock it against other processes.
-
-    Raises:
-        CheckpointError: another process has the lock, or the folder cannot be made.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CheckpointError(f"{folder} cannot be made: {error}") from error
-    lock = Lock(folder / ".lock", f"{folder} is being written to", "wait for it, or give another folder")
-    try:
-        lock.take(0)
-    except OSError as error:
-        raise CheckpointError(f"{folder} cannot be written to: {error}") from error
-    with lock:
-        yield
+def alone_in(folder: Path) -> Lock:
+    """Make a folder and lock it against other processes."""
+    advice = "wait for it, or give another folder"
+    return lock_folder(folder, ".lock", 0, f"{folder} is being written to", advice)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -27,30 +27,17 @@ _T95 = (
 
 @dataclass(frozen=True)
 class Gate:
-    """A file, those it has to beat, and how they are compared.
+    """A file, those it has to beat, and how they are compared."""
 
-    Args:
-        new: the file to judge.
-        best: the files to beat, each of them.
-        command: gives the metric of a file of weights.
-        mode: "max" if a larger metric is better, or "min".
-        min_gain: pass if better by at least this; 0 requires strictly better.
-        allow_missing: leave out files to beat that do not exist yet, provided ``new`` can be evaluated.
-        promote: copy ``new`` over the file to beat when it passes.
-        repeats: evaluations of each file; with several, the 95 % ``lower_bound`` of the gain decides.
-
-    Raises:
-        ConfigError: an argument is outside its rule.
-    """
-
-    new: Path
-    best: Sequence[Path]
-    command: EvalCommand
-    mode: Mode = "max"
-    min_gain: float = 0.0
+    new: Path  # the file to judge
+    best: Sequence[Path]  # the files to beat, each of them
+    command: EvalCommand  # gives the metric of a file of weights
+    mode: Mode = "max"  # "max" if a larger metric is better, or "min"
+    min_gain: float = 0.0  # pass if better by at least this; 0 requires strictly better
+    # leave out files to beat that do not exist yet, provided ``new`` can be evaluated
     allow_missing: bool = False
-    promote: bool = False
-    repeats: int = 1
+    promote: bool = False  # copy ``new`` over the file to beat when it passes
+    repeats: int = 1  # evaluations of each file; with several, the 95 % ``lower_bound`` of the gain decides
 
     def __post_init__(self) -> None:
         check_mode(self.mode)
@@ -73,36 +60,23 @@ class Gate:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The new file beside one that it has to beat.
+    """The new file beside one that it has to beat."""
 
-    Args:
-        file: the other file.
-        metric: of it; the mean of all evaluations.
-        gain: the mean improvement; negative if the new file is worse.
-        lower_bound: of the gain, to 95 %; the gain itself with a single evaluation.
-        passed: whether that is enough.
-    """
-
-    file: str
-    metric: float
-    gain: float
-    lower_bound: float
-    passed: bool
+    file: str  # the other file
+    metric: float  # of it; the mean of all evaluations
+    gain: float  # the mean improvement; negative if the new file is worse
+    lower_bound: float  # of the gain, to 95 %; the gain itself with a single evaluation
+    passed: bool  # whether that is enough
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The result of a gate.
+    """The result of a gate."""
 
-    Args:
-        new: the metric of the new file; the mean of all evaluations.
-        against: the comparisons, in the order of the files; those that did not exist are left out.
-        promoted: whether the new file replaced the best.
-    """
-
-    new: float
+    new: float  # the metric of the new file; the mean of all evaluations
+    # the comparisons, in the order of the files; those that did not exist are left out
     against: tuple[Comparison, ...]
-    promoted: bool = False
+    promoted: bool = False  # whether the new file replaced the best
 
     @property
     def passed(self) -> bool:
@@ -120,9 +94,6 @@ def judge(gate: Gate) -> Verdict:
 
     Returns:
         The verdict.
-
-    Raises:
-        CheckpointError: a file could not be evaluated or promoted.
     """
     others = [best for best in gate.best if best.exists()]
     rounds = [[_metric(path, gate.command, i) for path in (gate.new, *others)] for i in range(gate.repeats)]

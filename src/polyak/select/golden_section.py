@@ -28,9 +28,6 @@ def grid(low: float, high: float, points: int) -> list[float]:
     Returns:
         Half-lives, ascending; only one if the ends are equal.
 
-    Raises:
-        ConfigError: an argument is outside its rule.
-
     Examples:
         >>> [round(h) for h in grid(10, 1000, 3)]
         [10, 100, 1000]

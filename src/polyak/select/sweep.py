@@ -25,33 +25,19 @@ Report: TypeAlias = Callable[[Trial | RawTrial, int, int], object]
 
 @dataclass(frozen=True)
 class Sweep:
-    """A search for the best half-life.
+    """A search for the best half-life."""
 
-    Args:
-        archive: folder that ``polyak.Archive`` wrote.
-        command: evaluates a file of weights.
-        out: folder for the record and the best average.
-        mode: "max" if a larger metric is better, or "min".
-        at: the training step of the averages; by default that of the newest snapshot.
-        points: number of half-lives on the logarithmic grid over those that can be synthesised.
-        refine: number of golden-section steps after it, around the best.
-        max_error: largest expected error of a synthesised average, as a share of its distance from the raw
-            weights; half-lives above it are left out.
-        raw: a file of the raw weights at that step, to evaluate beside the averages.
-
-    Raises:
-        ConfigError: an argument is outside its rule.
-    """
-
-    archive: Path
-    command: EvalCommand
-    out: Path
-    mode: Mode = "max"
-    at: int | None = None
-    points: int = 7
-    refine: int = 6
+    archive: Path  # folder that ``polyak.Archive`` wrote
+    command: EvalCommand  # evaluates a file of weights
+    out: Path  # folder for the record and the best average
+    mode: Mode = "max"  # "max" if a larger metric is better, or "min"
+    at: int | None = None  # the training step of the averages; by default that of the newest snapshot
+    points: int = 7  # number of half-lives on the logarithmic grid over those that can be synthesised
+    refine: int = 6  # number of golden-section steps after it, around the best
+    # largest expected error of a synthesised average, as a share of its distance from the raw weights;
+    # half-lives above it are left out
     max_error: float = 0.02
-    raw: Path | None = None
+    raw: Path | None = None  # a file of the raw weights at that step, to evaluate beside the averages
 
     def __post_init__(self) -> None:
         check_mode(self.mode)
@@ -73,11 +59,6 @@ def sweep(options: Sweep, report: Report = lambda trial, done, total: None) -> S
 
     Returns:
         The record; its ``best`` is None if every evaluation failed.
-
-    Raises:
-        ConfigError: ``at`` lies outside the run.
-        CheckpointError: no half-life can be synthesised, a file is damaged or cannot be written, or the
-            record is of another run, step or command.
     """
     archive = Archive(options.archive)
     at = archive.steps[-1] if options.at is None else options.at

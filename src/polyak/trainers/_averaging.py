@@ -11,7 +11,7 @@ from polyak._core.save import raw_header, track_header
 from polyak._core.track import Decays, named_decays
 from polyak._files.header import Header
 from polyak._files.source import Where
-from polyak._foreign.note import write_note
+from polyak._foreign.own import write_note
 from polyak.errors import PlanError
 from polyak.trainers._evaluations import Evaluate, evaluations
 

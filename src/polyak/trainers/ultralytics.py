@@ -13,8 +13,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from polyak._files.write import atomic
-from polyak._foreign.note import write_note
 from polyak._foreign.open_any import open_weights
+from polyak._foreign.own import write_note
 from polyak._foreign.recognize import recognise
 from polyak.errors import CheckpointError, ConfigError, MissingExtraError
 from polyak.torch.random_numbers import same_random_numbers

@@ -1,4 +1,4 @@
-"""Checkpoints of whole training runs, by the libraries that write them."""
+"""A row for each layout of whole files: checkpoints of training, and files known by those beside them."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import replace
 from functools import partial
 
 from polyak._files.header import KEY
-from polyak._foreign.averagers import averages_in, state_at
+from polyak._foreign.averagers import averages_in, diffusers_decay, diffusers_settings, state_at
 from polyak._foreign.copies import divided
-from polyak._foreign.nodes import Node, is_module
+from polyak._foreign.nodes import Node, is_module, json_beside, tensors_in
 from polyak._foreign.parts import Part, Recognised, completed, same_values
 from polyak._foreign.pickle_objects import Record
 from polyak._foreign.producers import Producer, decay_of, weights_at
@@ -43,25 +43,21 @@ def _polyak_callback(node: Node) -> Recognised | None:
         return None
     found: list[Part] = []
     for one in node.children:
-        kept = state_at(one.at("ema")) if one.path.split(".")[0] == KEY else None
+        state = state_at(one.at("ema")) if one.path.split(".")[0] == KEY else None
         name = one.path.removeprefix(KEY).removeprefix(".")
-        averages = () if kept is None else (completed(part, raw[0]) for part in kept.parts)
+        averages = () if state is None else (completed(part, raw[0]) for part in state.parts)
         found += [replace(part, name=f"{name}-{part.name}" if name else part.name) for part in averages]
     return Recognised("", (*found, *raw)) if found else None
 
 
 def _weight_averaging(node: Node) -> Recognised | None:
     """While the callback is at work, ``state_dict`` is the average."""
-    parts = (
-        *weights_at(node, "state_dict", "average"),
-        *weights_at(node, "current_model_state", "raw"),
-    )
-    if len(parts) < 2:
+    found = (*weights_at(node, "state_dict", "average"), *weights_at(node, "current_model_state", "raw"))
+    if len(found) < 2:
         return None
-    average, raw = parts
+    average, raw = found
     if same_values(average.tensors, raw.tensors):
-        note = "equal to the average: Lightning copies it over the model when training ends"
-        raw = replace(raw, notes=(*raw.notes, note))
+        raw = raw.noted("equal to the average: Lightning copies it over the model when training ends")
     return Recognised("", (average, raw), updates=node.at("averaging_state.n_averaged").count)
 
 
@@ -69,9 +65,8 @@ def _other_average(node: Node) -> Recognised | None:
     """An average of a callback that is not known, of a child module, or in NeMo's optimizer."""
     seen: set[int] = set()
     without = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "hyper_parameters")
-    states = node.at("optimizer_states")
     nodes = [one for one in node.children if one.path not in without]
-    nodes += [states.at(str(i)) for i in range(len(states.listed))]
+    nodes += node.at("optimizer_states").items
     found = [one for each in nodes for one in averages_in(each, seen)]
     found = [one for one in found if any(part.role != "optimizer" for part in one.parts)]
     models = tuple(weights_at(node, "state_dict", "unknown"))
@@ -80,7 +75,7 @@ def _other_average(node: Node) -> Recognised | None:
     note = (
         "beside an average of a callback that may exchange the two when it saves: nothing says which this is"
     )
-    models = tuple(replace(one, notes=(*one.notes, note)) for one in models)
+    models = tuple(one.noted(note) for one in models)
     only = found[0] if len(found) == 1 else Recognised("", ())
     return replace(only, parts=(*(part for one in found for part in one.parts), *models))
 
@@ -96,10 +91,9 @@ def _averaging_callback(node: Node) -> bool:
 def _is_yolo(node: Node) -> bool:
     """Of the package, or of the repositories of YOLOv5 and those made from it, whose models are scripts."""
     models = [tree for key in ("ema", "model") if is_module(tree := node.at(key).tree)]
-    return bool(models) and all(
-        isinstance(one, Record)
-        and (one.module.startswith("ultralytics.") or one.module in ("models.yolo", "models.common"))
-        for one in models
+    modules = [one.module for one in models if isinstance(one, Record)]
+    return bool(modules) and all(
+        name.startswith("ultralytics.") or name in ("models.yolo", "models.common") for name in modules
     )
 
 
@@ -108,9 +102,9 @@ def _is_stripped_yolo(node: Node) -> bool:
 
 
 def _ultralytics_schedule(node: Node) -> str:
-    kept = f"{node.stem}.polyak.pt"
-    if node.has_beside(kept):
-        return f"averaged by polyak: {kept} beside it says how, and has it in full precision"
+    full = f"{node.stem}.polyak.pt"
+    if node.has_beside(full):
+        return f"averaged by polyak: {full} beside it says how, and has it in full precision"
     return "its trainer averages with Ramp(0.9999, tau=2000) by default; the file does not say"
 
 
@@ -142,15 +136,12 @@ def _edm2_width(node: Node) -> str:
     return f"by its name of σ_rel {width}, which no average has" if width and not _edm2_decay(node) else ""
 
 
-def _version(node: Node) -> str:
-    return f"version {node.at('version').tree}, epoch {node.at('epoch').tree}"
-
-
+_VERSION = "version {version}, epoch {epoch}"
 _lightning = partial(
     Producer,
     "lightning",
     marks=("pytorch-lightning_version", "state_dict"),
-    notes=(lambda node: f"version {node.keys['pytorch-lightning_version']}, epoch {node.at('epoch').tree}",),
+    notes=("version {pytorch-lightning_version}, epoch {epoch}",),
 )
 _MMENGINE = ("meta.mmengine_version", "state_dict")
 
@@ -160,10 +151,7 @@ TRAINING = (
         {"state_dict_ema": "average", "state_dict": "raw"},
         marks=("arch", "state_dict", "version"),
         decay=_timm_decay,
-        notes=(
-            lambda node: f"architecture {node.at('arch').tree}, epoch {node.at('epoch').tree}",
-            _timm_settings,
-        ),
+        notes=("architecture {arch}, epoch {epoch}", _timm_settings),
     ),
     _lightning(_polyak_callback),
     _lightning(_weight_averaging),
@@ -195,14 +183,14 @@ TRAINING = (
         fits=_is_stripped_yolo,
         updates="updates",
         why="the average, moved here by strip_optimizer when training ended",
-        notes=(_version, _ultralytics_schedule),
+        notes=(_VERSION, _ultralytics_schedule),
     ),
     Producer(
         "ultralytics",
         {"ema": "average", "model": "raw"},
         fits=_is_yolo,
         updates="updates",
-        notes=(_version, _ultralytics_schedule),
+        notes=(_VERSION, _ultralytics_schedule),
     ),
     Producer(
         "edm2",
@@ -242,4 +230,94 @@ TRAINING = (
             "several",
         ),
     ),
+)
+
+# What only the other files of a folder tell: a config, or the other half of a pair
+
+_MODEL = r"(adapter_|pytorch_)?model\b.*"
+
+
+def _diffusers_folder(node: Node) -> Recognised | None:
+    """A model folder of diffusers; ``EMAModel.save_pretrained`` adds its own settings to the config."""
+    config = Node(json_beside(node.file.where, "config.json"))
+    if node.file.format not in ("safetensors", "pytorch") or not config.has("_diffusers_version"):
+        return None
+    model = f"{config.at('_class_name').tree}, diffusers {config.at('_diffusers_version').tree}"
+    if not all(map(config.has, ("decay", "optimization_step", "update_after_step"))):
+        note = "a model of diffusers says nothing of averaging unless EMAModel.save_pretrained wrote it"
+        return Recognised("", tuple(weights_at(node, "", "unknown")), notes=(model, note))
+    step = config.at("optimization_step").count
+    return Recognised(
+        "",
+        tuple(weights_at(node, "", "average")),
+        step,
+        step,
+        diffusers_decay(config),
+        (model, diffusers_settings(config)),
+    )
+
+
+def _zero_cost(node: Node) -> Recognised:
+    """One rank's average: the float32 parameters by their names in the model, the others' master weights."""
+    masters = tensors_in(node.at("master_weights").tree)
+    notes = ("an average by the name of its file; it is one rank's share",)
+    if masters:
+        notes += ("master weights have the names of Paddle's parameters, which fit no layer's state_dict",)
+    return Recognised("", (Part("average", "average", "", node.slots | masters, notes),))
+
+
+def _is_flat(node: Node) -> bool:
+    return node.file.slots.keys() <= node.keys.keys()
+
+
+def _alone(node: Node) -> Recognised | None:
+    [part] = weights_at(node, "", "unknown")
+    note = "beside a .pdema file it would be the average; alone nothing says whether it is"
+    return divided(part) or Recognised("paddle", (part,), notes=(note,))
+
+
+# PaddleDetection exchanges its pair of files on purpose, so that what one deploys is the average.
+FOLDERS = (
+    Producer(
+        "transformers",
+        {"": "raw"},
+        named=_MODEL,
+        beside="polyak.safetensors",
+        notes=(
+            "the model that trains; its average is in the folder average, and with its history in "
+            "polyak.safetensors",
+        ),
+    ),
+    Producer("diffusers", _diffusers_folder),
+    Producer(
+        "accelerate",
+        {"": "unknown"},
+        named=_MODEL,
+        beside="custom_checkpoint_0.pkl",
+        notes=(
+            "an average that was registered for checkpointing is in custom_checkpoint_0.pkl, or in the next "
+            "of that name",
+        ),
+    ),
+    Producer("PaddleNLP", _zero_cost, named=r"ema([._-].*)?\.pdopt", format="paddle"),
+    Producer("paddle", {"": "optimizer"}, named=r".*\.pdopt", format="paddle"),
+    Producer(
+        "PaddleDetection",
+        {"": "average"},
+        named=r".*\.pdparams",
+        beside="{stem}.pdema",
+        format="paddle",
+        fits=_is_flat,
+        notes=("PaddleDetection keeps the average here; the raw model is {stem}.pdema",),
+    ),
+    Producer(
+        "PaddleDetection",
+        {"": "raw"},
+        named=r".*\.pdema",
+        beside="{stem}.pdparams",
+        format="paddle",
+        fits=_is_flat,
+        notes=("PaddleDetection keeps the raw model here; the average is {stem}.pdparams",),
+    ),
+    Producer("paddle", _alone, named=r".*\.(pdparams|pdema)", format="paddle", fits=_is_flat),
 )
