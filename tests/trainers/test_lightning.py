@@ -623,7 +623,9 @@ def test_who_loads_only_the_raw_weights_is_told(tmp_path: Path) -> None:
     ).fit(Own(), loader())
     path = tmp_path / "step=16.ckpt"
     with pytest.warns(UserWarning, match=r"loads the raw weights.*polyak\.trainers\.lightning\.load"):
-        Own.load_from_checkpoint(path)
+        raw = Own.load_from_checkpoint(path)
+    with pytest.warns(UserWarning, match="no average of this module, so its raw weights are evaluated"):
+        trainer(tmp_path, WeightAveraging(0.9, evaluate="both")).test(raw, loader(), verbose=False)
     with pytest.warns(
         UserWarning, match="add the following callbacks.*polyak.trainers.lightning.WeightAvera"
     ):

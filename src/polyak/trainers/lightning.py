@@ -184,10 +184,18 @@ class WeightAveraging(Averaging, Callback):
             warnings.warn(
                 f"{path} holds no average under {self._key!r}: averaging begins at its weights.", stacklevel=2
             )
-        elif path and self._evaluations.keys() != {"raw"}:
+        elif self._evaluations.keys() == {"raw"}:
+            return
+        elif path:
             raise CheckpointError(
                 f"{path} holds no average to evaluate under {self._key!r}. Save while WeightAveraging "
                 'is among the callbacks, or evaluate the raw weights: WeightAveraging(evaluate="raw").'
+            )
+        elif not self._has_average_of(module):
+            warnings.warn(
+                "there is no average of this module, so its raw weights are evaluated. "
+                "ckpt_path=… evaluates the average in a checkpoint.",
+                stacklevel=2,
             )
 
     def _has_average_of(self, module: LightningModule) -> bool:
