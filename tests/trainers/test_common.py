@@ -35,7 +35,7 @@ def test_the_options_are_those_of_the_ema_and_of_the_same_types() -> None:
 def test_each_trainer_takes_the_same_arguments(trainer: str) -> None:
     parameters = inspect.signature(weight_averaging(trainer)).parameters
     first, *others = parameters.values()
-    assert (first.name, first.default) == ("decay", 0.9999)
+    assert (first.name, first.default) == ("decay", polyak.Warmup(0.9999))
     assert {p.name for p in others} == {"evaluate", "options"} | OWN.get(trainer, set())
     assert {p.kind for p in others} == {inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD}
 

@@ -35,9 +35,8 @@ pytestmark = lightning.pytestmark
 
 Logged = dict[str, dict[int, float]]  # metric to step to value
 TRACKS: Any = {"a": 0.9, "b": 0.5}
-KEYS = {f"ema/{track}/{key}" for track in TRACKS for key in ("decay", "distance", "mean_age")} | {
-    "ema/skipped"
-}
+PER_TRACK = ("decay", "distance", "initial_weight", "mean_age")
+KEYS = {f"ema/{track}/{key}" for track in TRACKS for key in PER_TRACK} | {"ema/skipped"}
 
 
 @pytest.fixture(autouse=True)

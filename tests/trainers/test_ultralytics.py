@@ -34,7 +34,7 @@ from polyak.trainers.ultralytics import WeightAveraging  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 DETECTOR, CLASSIFIER = "yolov8n.yaml", "yolov8n-cls.yaml"
-PER_TRACK = {"decay", "mean_age", "distance"}
+PER_TRACK = {"decay", "mean_age", "initial_weight", "distance"}
 LOGGED = {"ema/skipped", *(f"ema/{key}" for key in PER_TRACK)}
 
 

@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar
 
 from polyak._core.average_set import AverageSet
 from polyak._core.clock import Clock
+from polyak._core.initial_weight import warn_if_mostly_initial
 from polyak._core.metrics import metrics_of
 from polyak._core.optimizer_hook import Attachment, Witness, averaged_of
 from polyak._core.swap_guard import Block, Exchange, active_exchanges, finished
@@ -134,7 +135,10 @@ class BaseEMA(Generic[ModelT_co, T]):
         if self.live == "raw":  # what is not averaged is the model's own, not to be another EMA's average
             self._refuse_while_swapped("module")
         self._sync_with_model()
-        return self._averages.module_of(self._track(track), self.step)
+        chosen = self._track(track)
+        if chosen.twin is None:  # a target network is asked for from the first steps on, and is meant to lag
+            warn_if_mostly_initial(self._averages.tracks, chosen, "module", 3)
+        return self._averages.module_of(chosen, self.step)
 
     def update(self, steps: int = 1, *, samples: int | None = None, tokens: int | None = None) -> None:
         """Take the model's present parameters into every average. Call it after ``optimizer.step()``.
@@ -255,7 +259,9 @@ class BaseEMA(Generic[ModelT_co, T]):
         """
         self._refuse_while_swapped("copy_to")
         self._sync_with_model()
-        self._averages.copy_to(model, self._track(track))
+        chosen = self._track(track)
+        warn_if_mostly_initial(self._averages.tracks, chosen, "copy_to", 2)
+        self._averages.copy_to(model, chosen)
 
     def reset(self, names: Patterns = None) -> None:
         """Start again from the model as it is now.
@@ -320,6 +326,7 @@ class BaseEMA(Generic[ModelT_co, T]):
         if exchange is None or exchange.owner is not self._averages:
             self._notice_unseen_steps()
             self._sync_with_model()
+            warn_if_mostly_initial(self._averages.tracks, chosen, "average_parameters", 3)
             return self._averages.exchange(chosen)
         if exchange.track != chosen.name:
             raise SwapError(

@@ -15,6 +15,7 @@ from polyak._core.background_save import (
 )
 from polyak._core.capture import Captured, captured_model, captured_track
 from polyak._core.ema import BaseEMA, ModelT_co
+from polyak._core.initial_weight import warn_if_mostly_initial
 from polyak._core.resume_file import packed, read_state
 from polyak._core.save import check_name, save_file, weights_of
 from polyak._core.state_dict import EMAState, LoadReport, State, TrackState, check
@@ -146,6 +147,8 @@ class PersistentEMA(BaseEMA[ModelT_co, T]):
             tensors, header = packed(self._state("save"))
         else:
             chosen = None if track == "raw" else self._track(track)
+            if chosen is not None:
+                warn_if_mostly_initial(self._averages.tracks, chosen, "save", 2)
             tensors, header = weights_of(self._averages, chosen, self._clock.step, self.run)
         check = unchanged_check(tensors, ops, begun, self._moment)
         metadata = header.to_metadata()

@@ -11,10 +11,13 @@ from polyak._core.averaged_module import Twin
 from polyak._core.clock import Clock
 from polyak._core.tensors import T
 from polyak.errors import ConfigError, PlanError
-from polyak.schedules import Decay, History, Profile, as_decay, compose
+from polyak.schedules import COPY, Decay, History, Profile, Warmup, as_decay, compose
 from polyak.schedules.decay import DecayLike
+from polyak.schedules.runs import length
 
 Decays: TypeAlias = DecayLike | Mapping[str, DecayLike]
+# Its half-life grows with the run, about 0.69·t^⅔ steps, so that it need not be known how long that will be.
+DEFAULT_DECAY = Warmup(0.9999)
 
 
 @dataclass(repr=False)
@@ -28,6 +31,7 @@ class Track(Generic[T]):
     tensors: averages by name, in the storage dtype.  residuals: what is kept below it, if anything.
     joined: the step at which a tensor joined, for those that came after the first step.
     twin: the module on the averages, once somebody asked for it.
+    trusted: that it is not mostly θ₀ has been seen, or has been said; see ``initial_weight``.
     """
 
     name: str
@@ -40,6 +44,7 @@ class Track(Generic[T]):
     joined: dict[str, int] = field(default_factory=dict[str, int])
     history: History = field(default_factory=History)
     twin: Twin[Any, T] | None = None
+    trusted: bool = field(default=False, compare=False)
     _known: tuple[int, float] = (0, 1.0)  # a constant decay's advance and what it composes to
     _entered: Clock | None = field(default=None, compare=False)  # what the last update led to
 
@@ -67,7 +72,7 @@ class Track(Generic[T]):
     def restart(self, step: int) -> None:
         """Begin anew at ``step``: schedule, history and tensors."""
         self.clock, self.beta, self.joined, self.history = 0, 1.0, {}, History()
-        self.tensors, self.residuals = {}, {}
+        self.tensors, self.residuals, self.trusted = {}, {}, False
         if step:
             self.history.restart(step)
 
@@ -98,6 +103,11 @@ class Track(Generic[T]):
             run = self.history.coming(self.decay, self.clock, clock.waiting, advance)
         # In one line: no interrupt comes between assignments without a call.
         self.history.last, self.beta, self.clock, self._entered = run, beta, self.clock + advance, clock
+
+    @property
+    def steps_averaged(self) -> int:
+        """Training steps since it began, those that copied aside."""
+        return length([run for run in self.history.runs if run.decay != COPY])
 
     @property
     def profile(self) -> Profile:

@@ -18,7 +18,7 @@ from polyak._core.optimizer_hook import as_several
 from polyak._core.persistence import PersistentEMA
 from polyak._core.ranks import synchronize_buffers
 from polyak._core.tensor_map import Buffers, Patterns, Selection
-from polyak._core.track import Decays, named_decays, warn_if_swapped
+from polyak._core.track import DEFAULT_DECAY, Decays, named_decays, warn_if_swapped
 from polyak.paddle.average_set import average_set
 from polyak.paddle.optimizer_hook import Attachment, parameters_of
 from polyak.paddle.ranks import first_of, mean_over
@@ -35,8 +35,9 @@ class EMA(PersistentEMA[LayerT, Tensor]):
     Args:
         layer: any ``paddle.nn.Layer``, wrapped by ``paddle.DataParallel`` or fleet or not.
         decay: β, a schedule, a function of the step t, or several by name, kept side by side (``{"short":
-            0.999, "long": HalfLife(steps=5000)}``). A plain 0.9999 keeps 90 % of θ₀ after 1000 steps;
-            ``Warmup`` does not. What others call momentum, rate or τ is 1-β: a plain β below 0.5 warns.
+            0.999, "long": HalfLife(steps=5000)}``). By default ``Warmup(0.9999)``, which suits runs of every
+            length; a plain 0.9999 keeps 90 % of θ₀ after 1000 steps. What others call momentum, rate or τ is
+            1-β: a plain β below 0.5 warns.
         include: names or globs of them (``"head.*"``); only tensors that match are averaged.
         exclude: names or globs; tensors that match are not. A pattern that matches nothing is an error.
         buffers: "auto" averages BatchNorm's ``_mean`` and ``_variance`` and copies every other buffer bit
@@ -78,7 +79,7 @@ class EMA(PersistentEMA[LayerT, Tensor]):
     def __init__(
         self,
         layer: LayerT,
-        decay: Decays = 0.9999,
+        decay: Decays = DEFAULT_DECAY,
         *,
         include: Patterns = None,
         exclude: Patterns = None,

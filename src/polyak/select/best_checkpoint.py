@@ -11,11 +11,13 @@ import hashlib
 import json
 import math
 import os
+import warnings
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, SupportsFloat
 
+from polyak._core.initial_weight import CURES, EARLY
 from polyak._core.persistence import PersistentEMA
 from polyak._files.layout import SUMS
 from polyak._foreign.open_any import open_weights
@@ -24,6 +26,7 @@ from polyak.schedules import Profile
 from polyak.schedules.decay import check_whole
 from polyak.select.metric import Mode, check_min_gain, check_mode, gain
 
+_INITIAL = " of the weight rests on the initial parameters"
 _FORGOTTEN = 0.01  # largest weight of the initial parameters at which an average is saved
 
 
@@ -97,7 +100,7 @@ class BestCheckpoint:
         self.mode: Mode = mode
         self._log = Path(f"{self.path}.jsonl")
         self._temporary = Path(f"{self.path}.new")
-        self._known = False
+        self._known = self._said = False
         self._record: Decision | None = None
 
     @property
@@ -152,6 +155,8 @@ class BestCheckpoint:
         objection = self._objection(value, ema.step, ema.tracks[name].profile)
         if objection is not None:
             self._append(Decision(ema.run, ema.step, name, finite, best, "keep", objection))
+            if objection.endswith(_INITIAL) and best is None:
+                self._say_why(ema, name, objection)
             return False
         why = "the first" if best is None else f"{value} beats {best}"
         self._begin_log()
@@ -174,8 +179,19 @@ class BestCheckpoint:
         if self.after is not None:
             return f"step {step} comes before step {self.after}" if step < self.after else None
         if profile.initial_weight >= _FORGOTTEN:
-            return f"{profile.initial_weight:.0%} of the weight rests on the initial parameters"
+            return f"{profile.initial_weight:.0%}{_INITIAL}"
         return None
+
+    def _say_why(self, ema: PersistentEMA[Any, Any], track: str, objection: str) -> None:
+        """Warn once, and not of the first looks at a run, that there is no file yet."""
+        if self._said or ema.tracks[track].steps_averaged < EARLY:
+            return
+        self._said = True
+        warnings.warn(
+            f"{self.path}: nothing is saved yet at step {ema.step:,}, because {objection}, by "
+            f"{ema.tracks[track].decay}. Below {_FORGOTTEN:.0%}, or from after=… on, it is. {CURES}.",
+            stacklevel=3,
+        )
 
     def _check_run(self, run: str) -> None:
         if self.record is not None and self.record.run != run:

@@ -18,7 +18,7 @@ from polyak._core.optimizer_hook import as_several
 from polyak._core.persistence import PersistentEMA
 from polyak._core.ranks import synchronize_buffers
 from polyak._core.tensor_map import Buffers, Patterns, Selection
-from polyak._core.track import Decays, named_decays, warn_if_swapped
+from polyak._core.track import DEFAULT_DECAY, Decays, named_decays, warn_if_swapped
 from polyak.errors import PlanError
 from polyak.torch._engines.select import EngineName
 from polyak.torch._engines.updater import Graph
@@ -43,8 +43,9 @@ class EMA(PersistentEMA[ModuleT, Tensor]):
     Args:
         model: any ``nn.Module``, on any device, wrapped by DDP or ``torch.compile`` or not.
         decay: β, a schedule, a function of the step t, or several by name, kept side by side (``{"short":
-            0.999, "long": HalfLife(steps=5000)}``). A plain 0.9999 keeps 90 % of θ₀ after 1000 steps;
-            ``Warmup`` does not. What others call momentum, rate or τ is 1-β: a plain β below 0.5 warns.
+            0.999, "long": HalfLife(steps=5000)}``). By default ``Warmup(0.9999)``, which suits runs of every
+            length; a plain 0.9999 keeps 90 % of θ₀ after 1000 steps. What others call momentum, rate or τ is
+            1-β: a plain β below 0.5 warns.
         include: names or globs of them (``"head.*"``); only tensors that match are averaged.
         exclude: names or globs; tensors that match are not. A pattern that matches nothing is an error.
         buffers: "auto" averages BatchNorm-style statistics and copies every other buffer bit by bit;
@@ -96,7 +97,7 @@ class EMA(PersistentEMA[ModuleT, Tensor]):
     def __init__(
         self,
         model: ModuleT,
-        decay: Decays = 0.9999,
+        decay: Decays = DEFAULT_DECAY,
         *,
         include: Patterns = None,
         exclude: Patterns = None,

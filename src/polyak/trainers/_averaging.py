@@ -19,7 +19,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 V = TypeVar("V")
 EmaT = TypeVar("EmaT", bound=BaseEMA[Any, Any])
-_LOGGED = ("decay", "mean_age", "distance", "skipped")
+_LOGGED = ("decay", "mean_age", "initial_weight", "distance", "skipped")
 
 
 class AnyAveraging(Generic[EmaT]):
@@ -73,7 +73,7 @@ class AnyAveraging(Generic[EmaT]):
 
 
 def numbers(ema: BaseEMA[Any, Any], group: str = "ema") -> dict[str, float]:
-    """``ema/decay``, ``ema/mean_age``, ``ema/distance``, ``ema/skipped``; ``ema/short/decay`` for several."""
+    """``ema/decay``, ``ema/initial_weight`` and so on; ``ema/short/decay`` with several tracks."""
     return {
         f"{group}/{key}": float(value)
         for key, value in ema.metrics().items()

@@ -1,4 +1,4 @@
-"""Accelerate: ``ema = weight_averaging(accelerator, model, optimizer, 0.9999)``."""
+"""Accelerate: ``ema = weight_averaging(accelerator, model, optimizer)``."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, cast
 from torch import nn
 from torch.optim import Optimizer
 
+from polyak._core.track import DEFAULT_DECAY, Decays
 from polyak.errors import MissingExtraError
 from polyak.torch import EMA
-from polyak.trainers._averaging import Decays
 from polyak.trainers._averaging import numbers as numbers
 from polyak.trainers._common import EMAOptions, check_not_sharded
 
@@ -31,7 +31,7 @@ def weight_averaging(
     accelerator: Accelerator,
     model: nn.Module,
     optimizer: Optimizer,
-    decay: Decays = 0.9999,
+    decay: Decays = DEFAULT_DECAY,
     **options: Unpack[EMAOptions],
 ) -> EMA:
     """Average a model's weights after each optimizer step; the accelerator saves and loads the average.
@@ -43,7 +43,7 @@ def weight_averaging(
         accelerator: its ``save_state`` and ``load_state`` will include the average.
         model: prepared or not.
         optimizer: prepared or not.
-        decay: β, a schedule, or several by name.
+        decay: β, a schedule, a function of the step, or several by name.
         options: every other argument of ``polyak.EMA``.
 
     Returns:

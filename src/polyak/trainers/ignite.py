@@ -1,4 +1,4 @@
-"""Ignite: ``WeightAveraging(0.9999, model=model, optimizer=optimizer).attach(trainer, evaluator)``."""
+"""Ignite: ``WeightAveraging(model=model, optimizer=optimizer).attach(trainer, evaluator)``."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, cast
 from torch import nn
 from torch.optim import Optimizer
 
+from polyak._core.track import DEFAULT_DECAY, Decays
 from polyak.errors import MissingExtraError
 from polyak.schedules.decay import check_whole
 from polyak.torch.random_numbers import same_random_numbers
-from polyak.trainers._averaging import Decays, closing, numbers
+from polyak.trainers._averaging import closing, numbers
 from polyak.trainers._common import Averaging, EMAOptions
 from polyak.trainers._evaluations import Evaluate
 
@@ -35,7 +36,7 @@ class WeightAveraging(Averaging):
     the raw weights again. Give ``Checkpoint`` both: ``{"model": model, "ema": average.ema, …}``.
 
     Args:
-        decay: β, a schedule, or several by name.
+        decay: β, a schedule, a function of the step, or several by name.
         model: the model in training.
         optimizer: the optimizer whose steps count.
         evaluate: the track to evaluate on, or "raw"; the first track if None. "both" and lists run evaluators
@@ -50,7 +51,7 @@ class WeightAveraging(Averaging):
 
     def __init__(
         self,
-        decay: Decays = 0.9999,
+        decay: Decays = DEFAULT_DECAY,
         *,
         model: nn.Module,
         optimizer: Optimizer,

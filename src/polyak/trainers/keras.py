@@ -1,4 +1,4 @@
-"""Keras 3 on its torch backend: ``model.fit(…, callbacks=[WeightAveraging(0.9999)])``."""
+"""Keras 3 on its torch backend: ``model.fit(…, callbacks=[WeightAveraging()])``."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import nn
 
-from polyak._core.track import check_counts_steps
+from polyak._core.track import DEFAULT_DECAY, Decays, check_counts_steps
 from polyak._files.header import Header
 from polyak._foreign.keras import MARK, mark
 from polyak.errors import CheckpointError, ConfigError, MissingExtraError, PlanError
 from polyak.torch.random_numbers import same_random_numbers
-from polyak.trainers._averaging import Decays, closing, header_of, numbers
+from polyak.trainers._averaging import closing, header_of, numbers
 from polyak.trainers._common import Averaging, EMAOptions, arguments_in
 from polyak.trainers._evaluations import Evaluate
 
@@ -50,7 +50,7 @@ class WeightAveraging(Averaging, Callback):
     holds the complete average: ``BackupAndRestore`` continues it bit for bit, ``load`` takes it out.
 
     Args:
-        decay: β, a schedule, or several by name.
+        decay: β, a schedule, a function of the step, or several by name.
         evaluate: the track to validate, evaluate and predict on, or "raw"; the first track if None. "both"
             and lists validate each, and evaluate each with ``return_dict=True``: metrics of all but the first
             are ``raw/val_loss`` or ``ema=long/val_loss``, without ``val_`` outside ``fit``.
@@ -64,7 +64,7 @@ class WeightAveraging(Averaging, Callback):
 
     def __init__(
         self,
-        decay: Decays = 0.9999,
+        decay: Decays = DEFAULT_DECAY,
         *,
         evaluate: Evaluate = None,
         **options: Unpack[EMAOptions],

@@ -1,4 +1,4 @@
-"""Lightning: ``Trainer(callbacks=[WeightAveraging(0.9999)])``."""
+"""Lightning: ``Trainer(callbacks=[WeightAveraging()])``."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from functools import partial, wraps
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
+from polyak._core.track import DEFAULT_DECAY, Decays
 from polyak.errors import CheckpointError, ConfigError, MissingExtraError
 from polyak.torch.random_numbers import same_random_numbers
-from polyak.trainers._averaging import Decays, numbers
+from polyak.trainers._averaging import numbers
 from polyak.trainers._common import Averaging, EMAOptions
 from polyak.trainers._evaluations import Evaluate
 from polyak.trainers.checkpoint import KEY, key_of
@@ -47,7 +48,7 @@ class WeightAveraging(Averaging, Callback):
     included: ``ckpt_path`` continues bit for bit.
 
     Args:
-        decay: β, a schedule, or several by name.
+        decay: β, a schedule, a function of the step, or several by name.
         evaluate: the track to validate, test and predict on, or "raw"; the first track if None. "both" and
             lists validate and test each: all but the first log as ``raw/val_loss`` or ``ema=long/val_loss``.
         optimizer: the index of the optimizer whose steps count, if the module has several.
@@ -63,7 +64,7 @@ class WeightAveraging(Averaging, Callback):
 
     def __init__(
         self,
-        decay: Decays = 0.9999,
+        decay: Decays = DEFAULT_DECAY,
         *,
         evaluate: Evaluate = None,
         optimizer: int | None = None,
@@ -84,7 +85,7 @@ class WeightAveraging(Averaging, Callback):
         if [one.name for one in _averages(trainer)].count(self.name) > 1:
             raise ConfigError(
                 f"callbacks: several WeightAveraging have name={self.name!r}, and a checkpoint holds one "
-                'average of each name. Give them names, as in WeightAveraging(0.9999, name="slow").'
+                'average of each name. Give them names, as in WeightAveraging(name="slow").'
             )
         self._stage, self._found = stage, None
         validating = trainer.fit_loop.epoch_loop.val_loop, trainer.validate_loop

@@ -1,4 +1,4 @@
-"""Hugging Face's ``Trainer``: ``WeightAveraging(0.9999).attach(trainer)``, before ``trainer.train()``."""
+"""Hugging Face's ``Trainer``: ``WeightAveraging().attach(trainer)``, before ``trainer.train()``."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, cast
 from torch import nn
 from torch.optim import Optimizer
 
+from polyak._core.track import DEFAULT_DECAY, Decays
 from polyak.errors import CheckpointError, ConfigError, MissingExtraError, SwapError
 from polyak.torch.random_numbers import same_random_numbers
-from polyak.trainers._averaging import Decays, numbers, say_beside
+from polyak.trainers._averaging import numbers, say_beside
 from polyak.trainers._common import Averaging, EMAOptions, check_not_sharded
 from polyak.trainers._evaluations import Evaluate
 
@@ -52,7 +53,7 @@ class WeightAveraging(Averaging, TrainerCallback):
     ``load_best_model_at_end``, ``ema`` is its average.
 
     Args:
-        decay: β, a schedule, or several by name.
+        decay: β, a schedule, a function of the step, or several by name.
         evaluate: the track to evaluate and predict on, or "raw"; the first track if None. "both" and lists
             evaluate each: metrics of all but the first are ``eval_raw/loss`` or ``eval_ema=long/loss``. With
             ``metric_for_best_model``, ``best/raw`` and ``best/average`` are then the best of each kind.
@@ -65,7 +66,7 @@ class WeightAveraging(Averaging, TrainerCallback):
     _begins = "trainer.train() begins"
 
     def __init__(
-        self, decay: Decays = 0.9999, *, evaluate: Evaluate = None, **options: Unpack[EMAOptions]
+        self, decay: Decays = DEFAULT_DECAY, *, evaluate: Evaluate = None, **options: Unpack[EMAOptions]
     ) -> None:
         super().__init__(decay, evaluate, options)
         self._trainer: Trainer | None = None

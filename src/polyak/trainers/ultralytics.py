@@ -1,4 +1,4 @@
-"""Ultralytics: ``WeightAveraging(0.9999).attach(model)``, before ``model.train(…)``."""
+"""Ultralytics: ``WeightAveraging().attach(model)``, before ``model.train(…)``."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from polyak._core.track import DEFAULT_DECAY, Decays
 from polyak._files.write import atomic
 from polyak._foreign.open_any import open_weights
 from polyak._foreign.own import write_note
 from polyak._foreign.recognize import recognise
 from polyak.errors import CheckpointError, ConfigError, MissingExtraError
 from polyak.torch.random_numbers import same_random_numbers
-from polyak.trainers._averaging import Decays, header_of, numbers
+from polyak.trainers._averaging import header_of, numbers
 from polyak.trainers._common import Averaging, EMAOptions
 from polyak.trainers._evaluations import Evaluate
 
@@ -41,11 +42,11 @@ class WeightAveraging(Averaging):
     and the complete average; ``model.train(resume=True)`` continues from them. The order of the images and
     their augmentation restart then, as they always do in Ultralytics.
 
-    ``ema/decay``, ``ema/mean_age``, ``ema/distance`` and ``ema/skipped`` are in ``results.csv`` and
-    wherever Ultralytics logs its learning rates.
+    ``ema/decay``, ``ema/mean_age``, ``ema/initial_weight``, ``ema/distance`` and ``ema/skipped`` are in
+    ``results.csv`` and wherever Ultralytics logs its learning rates.
 
     Args:
-        decay: β, a schedule, or several by name.
+        decay: β, a schedule, a function of the step, or several by name.
         evaluate: the track that is validated and saved; the first if None. "both" and lists validate each:
             metrics of all but the first begin with ``raw/`` or ``ema=long/``, and ``best-raw.pt`` or
             ``best-long.pt`` is the best of that kind.
@@ -58,7 +59,7 @@ class WeightAveraging(Averaging):
     _begins = "model.train() begins"
 
     def __init__(
-        self, decay: Decays = 0.9999, *, evaluate: Evaluate = None, **options: Unpack[EMAOptions]
+        self, decay: Decays = DEFAULT_DECAY, *, evaluate: Evaluate = None, **options: Unpack[EMAOptions]
     ) -> None:
         super().__init__(decay, evaluate, options)
         if self._plain == "raw":
