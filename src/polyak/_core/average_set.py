@@ -190,9 +190,8 @@ class AverageSet(Generic[ModelT, T]):
                     track.tensors[name], track.residuals.get(name), self.plan.entries[name].live
                 )
         self._filled += 1
-        if (
-            self._filled & (self._filled - 1) == 0 or self._filled % _LOOK == 0
-        ):  # a power of two, or each 100th
+        power_of_two = self._filled & (self._filled - 1) == 0
+        if power_of_two or self._filled % _LOOK == 0:
             self._look(self._unfit)
 
     def restart(self, names: Patterns, step: int) -> Callable[[], None]:

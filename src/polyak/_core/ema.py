@@ -13,7 +13,7 @@ from polyak._core.average_set import AverageSet
 from polyak._core.clock import Clock
 from polyak._core.initial_weight import warn_if_mostly_initial
 from polyak._core.metrics import metrics_of
-from polyak._core.optimizer_hook import Attachment, Witness, averaged_of
+from polyak._core.optimizer_hook import Attachment, OptimizerT, Witness, averaged_of
 from polyak._core.swap_guard import Block, Exchange, active_exchanges, finished
 from polyak._core.tensor_map import Patterns
 from polyak._core.tensors import T
@@ -298,15 +298,23 @@ class BaseEMA(Generic[ModelT_co, T]):
         self._notice_unseen_steps()
         return metrics_of(self._averages, self.step)
 
-    def _witness_of(self, held: Iterable[tuple[str, Iterable[T]]]) -> Witness[T]:
-        """Check that optimizers, each given by its name and what it trains, can be attached to."""
+    def _attach(
+        self,
+        optimizers: Sequence[OptimizerT],
+        parameters_of: Callable[[OptimizerT], Iterable[T]],
+        follow: Callable[[Attachment, Sequence[OptimizerT]], Sequence[Callable[[], None]]],
+    ) -> Attachment:
+        """Update after each step of these; ``follow`` lets an attachment hear of them."""
         if self._attachment is not None:
             self._attachment.refuse_another()
             self._attachment.remove()
         check_counts_steps(self._averages.tracks.values())
         self._sync_with_model()
         plan, ops = self._averages.plan, self._averages.ops
-        return Witness([one for name, tensors in held for one in averaged_of(plan, name, tensors)], ops)
+        trained = [each for one in optimizers for each in averaged_of(plan, one, parameters_of(one))]
+        self._attachment = Attachment(optimizers, self.update, Witness(trained, ops))
+        self._attachment.start(follow(self._attachment, optimizers))
+        return self._attachment
 
     def _notice_unseen_steps(self) -> None:
         if self._attachment is not None:

@@ -70,6 +70,7 @@ class Attachment:
         self._optimizers = [ref(optimizer) for optimizer in optimizers]
         self._update, self._witness = update, witness
         self._removed = True  # until start(): an interrupt before that leaves hooks that do nothing
+        self._undo: Sequence[Callable[[], None]] = ()
         self._stepped: set[int] = set()  # of the optimizers, by place, in the present training step
         self._counting = False  # an update now is none by hand
         self._heard = False  # some optimizer stepped since the last look
@@ -80,13 +81,21 @@ class Attachment:
         """Whether nothing is followed any more: ``remove()`` was called, or the optimizers are gone."""
         return self._removed or all(optimizer() is None for optimizer in self._optimizers)
 
-    def start(self) -> None:
-        """Follow from now on."""
-        self._removed = False
+    @property
+    def removed(self) -> bool:
+        """Whether nothing is followed: ``start()`` was not called yet, or ``remove()`` was."""
+        return self._removed
+
+    def start(self, undo: Sequence[Callable[[], None]] = ()) -> None:
+        """Follow from now on; ``remove()`` will call ``undo``."""
+        self._undo, self._removed = undo, False
 
     def remove(self) -> None:
         """No longer follow. A second call does nothing."""
         self._removed = True
+        undo, self._undo = self._undo, ()
+        for each in undo:
+            each()
 
     def before(self, place: int) -> None:
         """An optimizer is about to step."""
@@ -170,7 +179,7 @@ def as_several(optimizer: OptimizerT | Sequence[OptimizerT]) -> list[OptimizerT]
     return found
 
 
-def averaged_of(plan: TensorMap[T], name: str, held: Iterable[T]) -> list[T]:
+def averaged_of(plan: TensorMap[T], optimizer: object, held: Iterable[T]) -> list[T]:
     """The averaged parameters among those that an optimizer holds.
 
     Raises:
@@ -180,8 +189,8 @@ def averaged_of(plan: TensorMap[T], name: str, held: Iterable[T]) -> list[T]:
     found = [tensor for tensor in held if id(tensor) in averaged]
     if not found:
         raise PlanError(
-            f"attach: {name} holds none of the averaged parameters: it trains another model or a copy of "
-            "this one, keeps copies of its own, or trains what is left out or frozen now. "
+            f"attach: {type(optimizer).__name__} holds none of the averaged parameters: it trains another "
+            "model or a copy of this one, keeps copies of its own, or trains what is left out or frozen now. "
             "Attach the one that trains this model, or call ema.update() after each step."
         )
     return found

@@ -25,7 +25,7 @@ def synchronize_buffers(
     for entry in averages.plan.having("average"):
         if entry.kind == "buffer":
             for track in averages.tracks.values():
-                whole = mean(track.value(entry.name))
-                averages.ops.put(track.tensors[entry.name], track.residuals.get(entry.name), whole)
-    for kept in averages.copies.values():
-        averages.ops.overwrite(kept, first(kept))
+                total = mean(track.value(entry.name))
+                averages.ops.put(track.tensors[entry.name], track.residuals.get(entry.name), total)
+    for copy in averages.copies.values():
+        averages.ops.overwrite(copy, first(copy))

@@ -110,11 +110,10 @@ def save_file(
         CheckpointError: the operating system refuses. Nothing is changed then.
     """
     specs = {name: Spec(ops.dtype_of(tensor), tuple(tensor.shape)) for name, tensor in tensors.items()}
-    kept = {
-        name: ops.alias(tensor) for name, tensor in tensors.items()
-    }  # a block may point the live ones away
+    # Aliases, since an average_parameters() block of another thread may point the live tensors elsewhere.
+    aliases = {name: ops.alias(tensor) for name, tensor in tensors.items()}
 
     def pieces(name: str) -> Iterator[NDArray[Any]]:
-        yield ops.as_array(kept[name])
+        yield ops.as_array(aliases[name])
 
     write_sharded(path, specs, metadata, pieces, max_shard_size, check)

@@ -14,13 +14,13 @@ from typing_extensions import TypeVar  # whose type variables have defaults
 
 from polyak._core.clock import check_pace
 from polyak._core.nonfinite import NonFinitePolicy
-from polyak._core.optimizer_hook import as_several
+from polyak._core.optimizer_hook import Attachment, as_several
 from polyak._core.persistence import PersistentEMA
 from polyak._core.ranks import synchronize_buffers
 from polyak._core.tensor_map import Buffers, Patterns, Selection
 from polyak._core.track import DEFAULT_DECAY, Decays, named_decays, warn_if_swapped
 from polyak.paddle.average_set import average_set
-from polyak.paddle.optimizer_hook import Attachment, parameters_of
+from polyak.paddle.optimizer_hook import follow, parameters_of
 from polyak.paddle.ranks import first_of, mean_over
 from polyak.paddle.store import EngineName, Settings
 
@@ -123,11 +123,7 @@ class EMA(PersistentEMA[LayerT, Tensor]):
                 attached already.
             PlanError: an optimizer holds none of the averaged parameters.
         """
-        optimizers = as_several(optimizer)
-        witness = self._witness_of((type(one).__name__, parameters_of(one)) for one in optimizers)
-        self._attachment = Attachment(optimizers, self.update, witness)
-        self._attachment.start()
-        return self._attachment
+        return self._attach(as_several(optimizer), parameters_of, follow)
 
     def synchronize_buffers(self, group: Any | None = None) -> None:
         """Make the buffers of the averages equal in all processes; call it in each, before evaluating.

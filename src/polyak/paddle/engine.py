@@ -66,7 +66,7 @@ class Operators(Several):
 
     def bad(self) -> list[str]:
         fine = [pair.live.isfinite().all() for pair in self.pairs]
-        return [pair.name for pair, whole in zip(self.pairs, fine, strict=True) if not bool(whole)]
+        return [pair.name for pair, each in zip(self.pairs, fine, strict=True) if not bool(each)]
 
     def update(self, weights: Sequence[float], step: int, skip: bool) -> Tensor | None:
         self.began = step

@@ -9,45 +9,42 @@ from typing import Any, cast
 from paddle import Tensor
 from paddle.optimizer import Optimizer
 
-from polyak._core.optimizer_hook import Attachment as BaseAttachment
-from polyak._core.optimizer_hook import Witness
+from polyak._core.optimizer_hook import Attachment
 
 _VERBS = ("step", "minimize")
 
 
-class Attachment(BaseAttachment):
-    """Calls ``update`` after each step that is really taken, also under a GradScaler.
+def follow(attachment: Attachment, optimizers: Sequence[Optimizer]) -> Sequence[Callable[[], None]]:
+    """Let an attachment hear of each step that is really taken, also under a GradScaler; nothing to undo.
 
     Paddle's optimizers have no hooks, so ``step`` and ``minimize`` of these objects are wrapped, for good:
     somebody else may have wrapped them since. A GradScaler calls them also for steps it skips, and leaves its
     verdict with the optimizer.
     """
+    inside = False  # a step: minimize of some optimizers calls step
 
-    def __init__(
-        self, optimizers: Sequence[Optimizer], update: Callable[[], None], witness: Witness[Tensor]
-    ) -> None:
-        super().__init__(optimizers, update, witness)
-        self._inside = False  # a step: minimize of some optimizers calls step
-        for place, optimizer in enumerate(optimizers):
-            for verb in _VERBS:
-                setattr(optimizer, verb, self._followed(place, optimizer, getattr(optimizer, verb)))
-
-    def _followed(self, place: int, optimizer: Optimizer, verb: Callable[..., Any]) -> Callable[..., Any]:
+    def followed(place: int, optimizer: Optimizer, verb: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(verb)
         def taken(*args: Any, **kwargs: Any) -> Any:
-            if self._inside or self._removed:
+            nonlocal inside
+            if inside or attachment.removed:
                 return verb(*args, **kwargs)
-            self.before(place)
-            self._inside = True
+            attachment.before(place)
+            inside = True
             try:
                 result = verb(*args, **kwargs)
             finally:
-                self._inside = False
-            if not (self._removed or _skipped(optimizer)):
-                self.after(place)
+                inside = False
+            if not (attachment.removed or _skipped(optimizer)):
+                attachment.after(place)
             return result
 
         return taken
+
+    for place, optimizer in enumerate(optimizers):
+        for verb in _VERBS:
+            setattr(optimizer, verb, followed(place, optimizer, getattr(optimizer, verb)))
+    return ()
 
 
 def parameters_of(optimizer: Optimizer) -> Iterator[Tensor]:

@@ -37,7 +37,7 @@ class Settings:
     def of(
         cls, dtype: Any, compensated: bool, policy: NonFinitePolicy, seed: int, engine: EngineName
     ) -> Settings:
-        """What the user asked for.
+        """The settings for these arguments of ``EMA``.
 
         Raises:
             ConfigError: a word is unknown, or two do not go together.
@@ -52,7 +52,7 @@ class Settings:
         return cls(chosen, low, policy, seed, engine)
 
     def dtype_of(self, live: Tensor) -> Any:
-        """The asked dtype for real tensors; by default float32, or the tensor's own where that is wider."""
+        """The chosen dtype for real tensors; by default float32, or the tensor's own where that is wider."""
         if live.is_complex():
             return live.dtype
         if self.dtype is not None:
@@ -95,8 +95,10 @@ def _layout(tensor: Tensor) -> tuple[object, ...]:
     return tensor.dtype, tensor.shape, tensor.place, tensor.strides if tensor.is_dense() else None
 
 
-def _dtype(asked: Any) -> Any:
+def _dtype(given: Any) -> Any:
+    if given is None:
+        return None
     for dtype in _DTYPES:
-        if asked is None or asked == dtype or asked == str(dtype).removeprefix("paddle."):
-            return None if asked is None else dtype
-    raise ConfigError(f'dtype={asked}: must be one of {", ".join(map(str, _DTYPES))}, "split".')
+        if given in (dtype, str(dtype).removeprefix("paddle.")):
+            return dtype
+    raise ConfigError(f'dtype={given}: must be one of {", ".join(map(str, _DTYPES))}, "split".')

@@ -14,7 +14,7 @@ from typing_extensions import TypeVar  # whose type variables have defaults
 
 from polyak._core.clock import check_pace
 from polyak._core.nonfinite import NonFinitePolicy
-from polyak._core.optimizer_hook import as_several
+from polyak._core.optimizer_hook import Attachment, as_several
 from polyak._core.persistence import PersistentEMA
 from polyak._core.ranks import synchronize_buffers
 from polyak._core.tensor_map import Buffers, Patterns, Selection
@@ -23,7 +23,7 @@ from polyak.errors import PlanError
 from polyak.torch._engines.select import EngineName
 from polyak.torch._engines.updater import Graph
 from polyak.torch.average_set import average_set
-from polyak.torch.optimizer_hook import Attachment, check_hooked, parameters_of
+from polyak.torch.optimizer_hook import check_hooked, follow, parameters_of
 from polyak.torch.ranks import first_of, mean_over
 from polyak.torch.store import DType, Settings
 from polyak.torch.untraced import untraced_methods
@@ -150,10 +150,7 @@ class EMA(PersistentEMA[ModuleT, Tensor]):
         optimizers = as_several(optimizer)
         for one in optimizers:
             check_hooked(one)
-        witness = self._witness_of((type(one).__name__, parameters_of(one)) for one in optimizers)
-        self._attachment = Attachment(optimizers, self.update, witness, self._updates)
-        self._attachment.start()
-        return self._attachment
+        return self._attach(optimizers, parameters_of, partial(follow, self._updates))
 
     def synchronize_buffers(self, group: dist.ProcessGroup | None = None) -> None:
         """Make the buffers of the averages equal in all processes; call it in each, before evaluating.

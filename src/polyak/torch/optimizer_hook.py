@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, Protocol
 
 from torch import Tensor
 from torch.optim import Optimizer
 
-from polyak._core.optimizer_hook import Attachment as BaseAttachment
-from polyak._core.optimizer_hook import Witness
+from polyak._core.optimizer_hook import Attachment
 from polyak.errors import ConfigError
 
 
 class Steps(Protocol):
-    """What must hear of the steps of an optimizer besides ``update``."""
+    """What must hear of an optimizer's steps besides the attachment: updates that run beside the training."""
 
     def guard(self, guards: int) -> None: ...
 
@@ -25,52 +23,39 @@ class Steps(Protocol):
     def capturing(self) -> bool: ...
 
 
-class Attachment(BaseAttachment):
-    """Calls ``update`` after each step that is really taken, also by a fused optimizer under a GradScaler.
+def follow(steps: Steps, attachment: Attachment, optimizers: Sequence[Optimizer]) -> list[Callable[[], None]]:
+    """Let an attachment hear of each step that is really taken; returns the way back."""
+    hooks = [_StepHooks(steps, attachment, place, one) for place, one in enumerate(optimizers)]
+    steps.guard(+1)
+    return [lambda: steps.guard(-1), *(hook.remove for hook in hooks)]
 
-    Before each step, updates still running beside the training are waited for.
-    """
 
-    def __init__(
-        self,
-        optimizers: Sequence[Optimizer],
-        update: Callable[[], None],
-        witness: Witness[Tensor],
-        steps: Steps,
-    ) -> None:
-        super().__init__(optimizers, update, witness)
-        self._running = [0] * len(optimizers)  # hooked step() methods that run now, one inside the other
-        self._steps = steps
-        self._hooks = [
-            hook
-            for place, optimizer in enumerate(optimizers)
-            for hook in (
-                optimizer.register_step_pre_hook(partial(self._begins, place)),
-                optimizer.register_step_post_hook(partial(self._ends, place)),
-            )
-        ]
-        steps.guard(+1)
+class _StepHooks:
+    """Those of one optimizer. Before its steps, updates still running beside the training are waited for."""
+
+    def __init__(self, steps: Steps, attachment: Attachment, place: int, optimizer: Optimizer) -> None:
+        self._steps, self._attachment, self._place = steps, attachment, place
+        self._running = 0  # hooked step() methods, one inside the other
+        self._hooks = (
+            optimizer.register_step_pre_hook(self._begins),
+            optimizer.register_step_post_hook(self._ends),
+        )
 
     def remove(self) -> None:
-        if not self._removed:
-            self._steps.guard(-1)
-        super().remove()
         for hook in self._hooks:
             hook.remove()
 
-    def _begins(
-        self, place: int, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> None:
+    def _begins(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         # What is left of a step that raised is no step around this one.
-        self._running[place] = self._running[place] + 1 if self._running[place] and _inside_a_step() else 1
-        if self._running[place] == 1:
-            self.before(place)
+        self._running = self._running + 1 if self._running and _inside_a_step() else 1
+        if self._running == 1:
+            self._attachment.before(self._place)
             self._steps.before_step()
 
-    def _ends(self, place: int, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._running[place] -= 1
-        if self._running[place] == 0 and not self._skipped(optimizer):
-            self.after(place)
+    def _ends(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._running -= 1
+        if self._running == 0 and not self._skipped(optimizer):
+            self._attachment.after(self._place)
 
     def _skipped(self, optimizer: Optimizer) -> bool:
         """Whether a GradScaler had a fused optimizer take no step, which it does inside its kernel."""

@@ -52,7 +52,7 @@ class Settings:
         engine: EngineName,
         overlap: bool,
     ) -> Settings:
-        """What the user asked for.
+        """The settings for these arguments of ``EMA``.
 
         Raises:
             ConfigError: a word is unknown, a device is none, or two do not go together.
@@ -72,7 +72,7 @@ class Settings:
         return cls(dtype, torch.float32 if compensated else None, where, policy, seed, engine, overlap)
 
     def dtype_of(self, live: Tensor) -> torch.dtype:
-        """The asked dtype for real tensors; by default float32, or the tensor's own where that is wider.
+        """The chosen dtype for real tensors; by default float32, or the tensor's own where that is wider.
 
         Complex tensors keep a complex dtype of at least 64 bits; there is no narrower one to ask for.
         """

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from polyak._core.nonfinite import NonFinitePolicy
+from polyak._core.optimizer_hook import Attachment
 from polyak._core.state_dict import EMAState
 from polyak._core.tensor_map import Buffers, Patterns
 from polyak.errors import ConfigError
@@ -17,7 +18,6 @@ from polyak.schedules import Decay
 from polyak.schedules.decay import decay_in_file
 from polyak.torch import EMA
 from polyak.torch._engines.select import EngineName
-from polyak.torch.optimizer_hook import Attachment
 from polyak.torch.store import DType
 from polyak.trainers._averaging import AnyAveraging, Decays
 from polyak.trainers._evaluations import Evaluate
