@@ -51,6 +51,8 @@ SLOW = (
     "tests/cli/test_cli.py::test_json",
     "tests/cli/test_convert.py",
     "tests/cli/test_gate.py",
+    "tests/cli/test_help_examples.py",
+    "tests/cli/test_inspect.py",
     "tests/cli/test_sweep.py",
     "tests/demo/test_run.py",
     "tests/docs/",

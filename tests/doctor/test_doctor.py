@@ -286,7 +286,8 @@ def doctor(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 CELLS = (
     "# Training",
-    "!pip install polyak\n%matplotlib inline\nfiles = !ls data\nimport torch, polyak",
+    "!pip install polyak\n%matplotlib inline\nfiles = !ls data\nimport torch, polyak\ntorch?",
+    "print(\n    '%d'\n    % 3\n)",
     "%%bash\nfor f in *; do echo $f; done",
     "%%time\nmodel = make()\nema = polyak.EMA(model, 0.999)\noptimizer = torch.optim.AdamW(parameters)",
     "# The loop",
@@ -299,13 +300,13 @@ def test_a_notebook_is_read_and_its_cells_are_named(tmp_path: Path) -> None:
     done = doctor(path)
     assert (done.returncode, done.stderr) == (1, "")
     lines = done.stdout.splitlines()
-    assert lines[0] == f"{path}:cell 4:3: recognised ema (polyak.EMA), updated in cell 6:2."
+    assert lines[0] == f"{path}:cell 5:3: recognised ema (polyak.EMA), updated in cell 7:2."
     assert lines[1] == (
-        f"{path}:cell 6:2: ema is updated before optimizer.step() (cell 6:5) and averages the weights of "
+        f"{path}:cell 7:2: ema is updated before optimizer.step() (cell 7:5) and averages the weights of "
         "the last step. [update-before-step]"
     )
     rows = json.loads(doctor(path, "--json").stdout)
-    assert [row["place"] for row in (*rows["recognised"], *rows["findings"])] == ["cell 4:3", "cell 6:2"]
+    assert [row["place"] for row in (*rows["recognised"], *rows["findings"])] == ["cell 5:3", "cell 7:2"]
 
 
 def test_a_right_notebook_is_left_alone(tmp_path: Path) -> None:
@@ -338,7 +339,7 @@ def test_a_folder_is_searched_for_scripts_and_notebooks(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert done.stdout.splitlines()[-1] == "3 files read, averages in 2."
     assert "[never-updated]" in done.stdout
-    assert "cell 6:2" in done.stdout
+    assert "cell 7:2" in done.stdout
     assert "other.py" not in done.stdout
     assert done.stderr.startswith(f"polyak: {tmp_path / 'a/old.py'} cannot be read as Python: ")
     assert done.stderr.count("\n") == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -10,7 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 _SKIPPED = re.compile(r"\..+|__pycache__|node_modules|site-packages")
-_MAGIC = re.compile(r"^(\s*)[%!?].*$|^(\s*)\S*[^=!<>\s]\s*=\s*[%!].*$", re.MULTILINE)  # %time, !pip, a = !ls
+# %time, !pip, ?ema, ema?, a = !ls
+_MAGIC = re.compile(r"^([ \t]*)(?:[%!?].*|\S+\?+|\S*[^=!<>\s]\s*=\s*[%!].*)$", re.MULTILINE)
 _TIMED = re.compile(r"%%(time|timeit|capture|prun)\b.*")  # cell magics of which the rest is Python
 
 
@@ -55,7 +57,11 @@ def _python(cell: str) -> str:
     head, _, rest = cell.partition("\n")
     if head.startswith("%%"):
         return f"\n{_python(rest)}" if _TIMED.match(head) else "\n" * cell.count("\n")
-    return _MAGIC.sub(lambda found: f"{found[1] or found[2] or ''}pass", cell)
+    try:
+        ast.parse(cell)  # so that a line of Python that begins with % is left alone
+    except SyntaxError:
+        return _MAGIC.sub(r"\1pass", cell)
+    return cell
 
 
 def find_scripts(path: str | os.PathLike[str]) -> list[Path]:
