@@ -13,7 +13,6 @@ from polyak.cli.console import ascii_only, progress, say, say_table, width
 from polyak.cli.extras import needs
 from polyak.cli.options import Json
 from polyak.demo.options import FRAMEWORKS, Data, Framework, Options, Rate
-from polyak.report.epochs import drawing
 
 
 def demo(
@@ -46,6 +45,7 @@ def demo(
     options = Options(data, root, epochs, lr, decay, warmup, seed, device, out, framework)
     with needs(FRAMEWORKS[options.chosen], "torch", "pooch", "sklearn", "matplotlib"):
         from polyak.demo import run, screen
+        from polyak.report.epochs import drawing
 
         if score is not None:
             print(run.score(options, score))

@@ -1,4 +1,4 @@
-"""Raw weights and their average over epochs: in the terminal, and as a PNG with the ``plot`` extra."""
+"""Raw weights and their average over epochs: in the terminal and as a PNG; needs the ``plot`` extra."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 
+# At the top, so that a run without it ends before its training. Not pyplot, which needs a display.
+from matplotlib import figure as matplotlib_figure
+
 from polyak._files.write import atomic
-from polyak.errors import MissingExtraError
 
 _UNICODE, _ASCII = "○●·┤│└─", "o@.+|+-"
 
@@ -91,15 +93,9 @@ def picture(
         path: of the file.
 
     Raises:
-        MissingExtraError: matplotlib is not installed.
         CheckpointError: the file cannot be written.
     """
-    try:
-        # Not pyplot, which keeps its figures and needs a display.
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise MissingExtraError("matplotlib", "plot") from error
-    figure: Any = Figure(figsize=(4.5 * len(panels), 3.4), layout="constrained")
+    figure: Any = matplotlib_figure.Figure(figsize=(4.5 * len(panels), 3.4), layout="constrained")
     for axes, (name, (raw, average)) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
         numbers = range(1, len(raw) + 1)
         axes.plot(numbers, raw, "o-", color="tab:gray", markersize=4, linewidth=1, label="raw weights")
