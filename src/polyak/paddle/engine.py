@@ -108,7 +108,7 @@ class NonFiniteCounter:
 
 
 class Updater:
-    """All engines of one EMA behind one ``update``.
+    """All engines of one EMA behind one ``update``; see ``polyak._core.updater.Updater``.
 
     Args:
         pairs: θ and averages by name, none of them empty.
@@ -130,15 +130,9 @@ class Updater:
 
     @property
     def name(self) -> str:
-        """The engines in use and why no faster one is."""
         return "; ".join(self._describe(engine) for engine in self._engines)
 
     def update(self, betas: Sequence[float], step: int) -> None:
-        """One update of every track; ``betas[k]`` is the composed decay of track k.
-
-        Raises:
-            NonFiniteError: under "raise", before anything is changed.
-        """
         if self._settings.policy == "raise":
             refuse_nonfinite([name for engine in self._engines for name in engine.bad()], step)
         weights = tuple([1 - beta for beta in betas])
@@ -149,10 +143,6 @@ class Updater:
         self._copy()
 
     def applied(self, step: int) -> bool | None:
-        """After an interrupted update: whether all averages took it, copied buffers then as well.
-
-        None if some did and others may not have.
-        """
         answers = {engine.applied(step) for engine in self._engines}
         if answers == {True}:
             self._copy()
@@ -166,7 +156,6 @@ class Updater:
         """No update outlasts its call."""
 
     def skipped(self) -> Skipped:
-        """Updates in which some θ was not finite, and in how many of them each tensor was. Synchronises."""
         updates, named = self._skipped
         for engine, counter in zip(self._engines, self._counters, strict=True):
             more, counts = counter.read(engine.pairs)

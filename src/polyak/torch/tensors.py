@@ -1,4 +1,4 @@
-"""torch's tensors, in the words of ``polyak._core.tensors``."""
+"""torch's tensors: ``polyak._core.tensors.TensorOps``, which says what each function promises."""
 
 from __future__ import annotations
 
@@ -187,22 +187,14 @@ def as_tensor(array: NDArray[Any]) -> Tensor:
 
 
 def dtype_of(tensor: Tensor) -> np.dtype[Any]:
-    """NumPy's dtype of a tensor.
-
-    Raises:
-        TypeError: there is none, or the tensor is sparse.
-    """
+    """NumPy's dtype of a tensor; a sparse one has none."""
     if tensor.dtype not in _DTYPES or tensor.layout != torch.strided:
         raise TypeError(f"{tensor.dtype}, {tensor.layout}")
     return _DTYPES[tensor.dtype]
 
 
 def refuse_unlike(where: str, given: object, mine: Tensor) -> None:
-    """Refuse what is no tensor with values, laid out as ``mine``.
-
-    Raises:
-        CheckpointError: it says what of it.
-    """
+    """Refuse what is no tensor with values, laid out as ``mine``."""
     if not isinstance(given, Tensor):
         raise CheckpointError(f"{where} is a {type(given).__name__}, not a tensor.")
     if given.is_meta or given.layout != mine.layout:
