@@ -52,16 +52,16 @@ class LazyTensor(ABC):
         return flat.reshape(self.shape)
 
 
-# Not frozen, for then their fields would be other ones than those of LazyTensor; nothing changes them.
+# Hashable, so that tensors that share their bytes can be found; not frozen, because LazyTensor is not.
 @dataclass(unsafe_hash=True)
 class FileTensor(LazyTensor):
     """A tensor that lies in a file as one run of bytes."""
 
-    source: Source = field(repr=False)  # the file
-    offset: int  # its first byte there
-    dtype: DType  # of the elements
-    shape: tuple[int, ...]  # row-major
-    crc: int | None = None  # CRC-32 of its bytes, if the file says; ``read`` compares
+    source: Source = field(repr=False)
+    offset: int  # of its first byte in the file
+    dtype: DType
+    shape: tuple[int, ...]
+    crc: int | None = None  # CRC-32 of its bytes, if the file has one; ``read`` compares
 
     def read_into(self, start: int, buffer: Array) -> None:
         self.source.read_into(self.offset + start * self.dtype.itemsize, as_bytes(buffer))
@@ -113,11 +113,10 @@ class Checkpoint:
 
     where: str  # the path or URL it came from
     format: str  # "safetensors", "pytorch", "paddle", "keras" or "dcp"
-    slots: Mapping[str, LazyTensor]  # the tensors
-    metadata: Mapping[str, str] = field(default_factory=dict[str, str])  # strings of the safetensors header
-    # for a pickle, everything in it, tensors being ``LazyTensor``s; for other formats None
-    others: Any = None
-    sources: tuple[Source, ...] = ()  # the open files
+    slots: Mapping[str, LazyTensor]
+    metadata: Mapping[str, str] = field(default_factory=dict[str, str])  # of the safetensors header
+    others: Any = None  # everything in a pickle, its tensors being ``LazyTensor``s; None for other formats
+    sources: tuple[Source, ...] = ()
 
     def places(self) -> dict[str, dict[str, LazyTensor]]:
         """The tensors by what stands before the first slash of their names, as resumable files have them."""

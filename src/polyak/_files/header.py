@@ -114,11 +114,11 @@ class FileShare(NamedTuple):
 class Origin:
     """Where the weights of a file come from, if not from a training run: a part of a header's state."""
 
-    # that wrote the checkpoint they were converted from; "" if unknown, None if they were not
+    # of the checkpoint they were converted from; "" if unknown, None if they were not converted
     library: str | None = None
     updates: int | None = None  # of the average in that checkpoint, if it counted them
     files: Sequence[FileShare] | None = None  # of a merge whose profile is unknown; None of anything else
-    taken_as_raw: bool = False  # the merged files did not say that they are raw, whoever merged them did
+    taken_as_raw: bool = False  # the user, not the merged files, said that they are raw
 
     def to_state(self) -> dict[str, Any]:
         """The entries of a header's state, plain values only.

@@ -75,14 +75,13 @@ def arrange(specs: Mapping[str, Spec], metadata: Mapping[str, str]) -> Layout:
     """The header of a file with these tensors: widest dtypes first, so that all are aligned."""
     for name, spec in specs.items():
         _check_writable(name, spec)
-    names = file_order(specs)
-    zeros = "0" * _DIGITS * (len(names) + 1)
+    specs = in_file_order(specs)
+    zeros = "0" * _DIGITS * (len(specs) + 1)
     # The checksums come first, where they are looked for; those of a file this one is made from are void.
     fields: dict[str, object] = {METADATA: {SUMS: zeros} | {k: v for k, v in metadata.items() if k != SUMS}}
     end = 0
-    for name in names:
-        spec, begin = specs[name], end
-        end += spec.nbytes
+    for name, spec in specs.items():
+        begin, end = end, end + spec.nbytes
         fields[name] = {"dtype": NAMES[spec.dtype], "shape": list(spec.shape), "data_offsets": [begin, end]}
     text = json.dumps(fields, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
@@ -92,12 +91,12 @@ def arrange(specs: Mapping[str, Spec], metadata: Mapping[str, str]) -> Layout:
             "Write in shards, with fewer tensors each."
         )
     header = len(text).to_bytes(8, "little") + text
-    return Layout(header, tuple(names), header.index(zeros.encode()))
+    return Layout(header, tuple(specs), header.index(zeros.encode()))
 
 
-def file_order(specs: Mapping[str, Spec]) -> list[str]:
-    """The names in the order in which a file has the tensors."""
-    return sorted(specs, key=lambda name: (-specs[name].dtype.itemsize, name))
+def in_file_order(specs: Mapping[str, Spec]) -> dict[str, Spec]:
+    """The same tensors in the order in which a file has them."""
+    return dict(sorted(specs.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])))
 
 
 def _check_writable(name: str, spec: Spec) -> None:

@@ -91,7 +91,7 @@ def write_sharded(
             with written[-1].open("wb", buffering=0) as file:
                 write_body(file, layout, chosen, pieces)
         check()
-        # All is on the disk but for the names, which one process at a time may give, in milliseconds.
+        # Everything is on disk under temporary names. Renaming takes milliseconds, one process at a time.
         about = f"{target} is being written"
         lock = Lock(hidden(target, "lock"), about, "wait for it, or save under another name")
         lock.take(_PATIENCE)

@@ -54,7 +54,7 @@ class Input(NamedTuple):
 class TensorSum:
     """One tensor of the result."""
 
-    name: str  # of the tensor
+    name: str
     inputs: Sequence[Input]  # largest coefficient first
     dtype: DType  # of the result
     # float32 or float64, the dtype of the arithmetic; None to copy the only input as it is

@@ -48,7 +48,7 @@ def check_size(where: str, slots: Mapping[str, LazyTensor], size: int) -> None:
 
 
 def _walk(tree: object, path: str, too_long: CheckpointError) -> Iterator[tuple[str, LazyTensor]]:
-    if len(path) > _LONGEST:  # at once: below it, a million paths could each be as long
+    if len(path) > _LONGEST:  # before going deeper, where a million paths could be as long
         raise too_long
     items: Iterable[tuple[object, object]] = ()
     if isinstance(tree, LazyTensor):

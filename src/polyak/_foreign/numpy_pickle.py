@@ -89,7 +89,7 @@ class PickledArray(LazyTensor, Built):
         flat: Any = np.frombuffer(data, self.dtype)
         array: Array = flat.byteswap() if self._swapped else flat
         ordered = np.ascontiguousarray(array.reshape(self.shape, order="F" if self._columns else "C"))
-        return ordered.reshape(self.shape)  # of no axes it was given one
+        return ordered.reshape(self.shape)  # ascontiguousarray gives a single number an axis
 
 
 def is_numeric(dtype: DType) -> bool:

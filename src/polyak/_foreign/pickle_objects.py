@@ -110,11 +110,10 @@ class Global:
 class Payload:
     """Bytes that are still in the file."""
 
-    source: Source = field(repr=False)  # the file
+    source: Source = field(repr=False)
     offset: int  # of the first byte
     size: int  # in the file
-    # they are stored as UTF-8 of the Latin-1 characters that are meant, as pickles of protocol 2 spell
-    # them; ``size`` is then at most twice their number
+    # protocol 2 stores bytes as UTF-8 text of Latin-1 characters; ``size`` is then at most twice their number
     text: bool = False
 
     def read(self) -> bytes:

@@ -10,13 +10,13 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from polyak._dtypes import Array
 from polyak._files.header import Header
-from polyak._files.layout import file_order
+from polyak._files.layout import in_file_order
 from polyak._files.weighted_sum import counted, in_memory, summed
 from polyak._files.write import write_safetensors
 from polyak._foreign.open_any import open_weights
@@ -42,7 +42,7 @@ class Synthesis:
         coefficients: cᵢ by the snapshot's file name.
     """
 
-    tensors: Mapping[str, NDArray[Any]] = field(repr=False)
+    tensors: Mapping[str, Array] = field(repr=False)
     header: Header = field(repr=False)
     error: float
     noise_gain: float
@@ -125,9 +125,8 @@ def synthesize(
             role="average",
             run=snapshots[0].header.run,
         )
-        tensors: dict[str, NDArray[Any]] = {}
-        specs = {name: one.spec for name, one in mixture.sums.items()}
-        specs = {name: specs[name] for name in file_order(specs)}
+        tensors: dict[str, Array] = {}
+        specs = in_file_order({name: one.spec for name, one in mixture.sums.items()})
         report = counted(progress, sum(spec.nbytes for spec in specs.values()), lambda p: p.values.nbytes)
         with summed((mixture.sums[name] for name in specs), report) as pieces:
             if out is None:

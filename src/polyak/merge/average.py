@@ -14,7 +14,7 @@ import numpy as np
 from polyak._dtypes import BY_NAME, DType, is_float
 from polyak._files.checkpoint import Checkpoint, NoArray
 from polyak._files.header import KEY, Header
-from polyak._files.layout import SUMS, file_order
+from polyak._files.layout import SUMS, in_file_order
 from polyak._files.shards import write_sharded
 from polyak._files.source import Where, is_url
 from polyak._files.weighted_sum import Input, TensorSum, counted, shares, summed
@@ -116,8 +116,7 @@ def average_checkpoints(
         opened, order, wide = [one.weights for one in inputs], shares(used), np.dtype(accumulate)
         made = _DTYPES.get(dtype or "")
         sums = {name: _sum(name, opened, order, latest, made, wide) for name in opened[0].slots}
-        specs = {name: one.spec for name, one in sums.items()}
-        specs = {name: specs[name] for name in file_order(specs)}
+        specs = in_file_order({name: one.spec for name, one in sums.items()})
         report = counted(progress, sum(one.read for one in sums.values()), lambda piece: piece.read)
         with summed((sums[name] for name in specs), report) as pieces:
             write_sharded(out, specs, metadata, pieces, max_shard_size)
