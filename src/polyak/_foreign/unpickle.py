@@ -235,8 +235,9 @@ class Inert(pickle._Unpickler):  # pyright: ignore[reportPrivateUsage]
         self.stack[-1][self._key(key)] = value
 
     def _setitems(self) -> None:
-        for key, value in self._pairs():
-            self.stack[-1][self._key(key)] = value
+        pairs, target = self._pairs(), self.stack[-1]
+        for key, value in pairs:
+            target[self._key(key)] = value
 
     def _dict(self) -> None:
         pairs = self._pairs()
@@ -247,8 +248,9 @@ class Inert(pickle._Unpickler):  # pyright: ignore[reportPrivateUsage]
         return zip(items[::2], items[1::2], strict=True)
 
     def _additems(self) -> None:
-        for item in self.pop_mark():
-            self.stack[-1].add(self._key(item))
+        items, target = self.pop_mark(), self.stack[-1]
+        for item in items:
+            target.add(self._key(item))
 
     def _frozenset(self) -> None:
         items = self.pop_mark()
