@@ -15,6 +15,8 @@ _ENGINES = _SRC / "torch/_engines"
 _PADDLE = [
     _SRC / "paddle",
     *_SRC.glob("dropin/*paddle_*.py"),
+    _SRC / "trainers/_paddle.py",
+    _SRC / "trainers/hapi.py",
     _SRC / "demo/in_paddle.py",
     *_TESTS.glob("*/paddle_*.py"),
     _TESTS / "paddle",
@@ -57,6 +59,7 @@ SLOW = (
     "tests/demo/test_run.py",
     "tests/docs/",
     "tests/dropin/test_migrating.py",
+    "tests/paddle/test_hapi.py",
     "tests/paddle/test_interrupts.py",
     "tests/paddle/test_ocr.py",
     "tests/paddle/test_pages.py",

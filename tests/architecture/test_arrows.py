@@ -64,7 +64,7 @@ PACKAGES: dict[str, set[str]] = {
     "fsspec": {"_files"},
     "torch": {"torch", "dropin", "trainers", "demo", "bench"},
     "typing_extensions": {"torch", "paddle", "trainers"},  # both frameworks bring it
-    "paddle": {"paddle", "dropin", "demo"},
+    "paddle": {"paddle", "dropin", "trainers", "demo"},
     "triton": {"torch"},
     "lightning": {"trainers"},
     "pytorch_lightning": {"trainers"},

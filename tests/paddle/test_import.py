@@ -11,6 +11,7 @@ USE = """
 import sys
 {before}
 import paddle, tempfile, polyak
+import polyak.trainers.hapi
 from polyak.paddle import EMA, ExponentialMovingAverage, update_batchnorm
 layer = paddle.nn.Sequential(paddle.nn.Linear(2, 2), paddle.nn.BatchNorm1D(2))
 ema = EMA(layer, {{"a": 0.9, "b": polyak.Uniform()}})
@@ -50,6 +51,11 @@ def test_without_paddle_the_error_is_the_pip_line(name: str) -> None:
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("polyak.errors.MissingExtraError")
     assert 'pip install "polyak[paddle]"' in last
+
+
+def test_without_paddle_the_callback_says_so_too() -> None:
+    done = python("import sys; sys.modules['paddle'] = None\nimport polyak.trainers.hapi")
+    assert done.stderr.rstrip().endswith('pip install "polyak[paddle]"')
 
 
 def test_the_front_door_leads_to_paddles_room() -> None:

@@ -1,0 +1,56 @@
+"""What the trainers of PaddlePaddle share: the options of ``polyak.paddle.EMA``."""
+
+from __future__ import annotations
+
+from typing import Any, TypedDict
+
+# Before Paddle itself, which it imports without Paddle's own warnings; it says what to install.
+from polyak.paddle import EMA
+
+# isort: split
+
+from paddle import nn
+
+from polyak._core.nonfinite import NonFinitePolicy
+from polyak._core.tensor_map import Buffers, Patterns
+from polyak._core.track import Decays
+from polyak.paddle.store import EngineName
+from polyak.trainers._averaging import AnyAveraging
+from polyak.trainers._evaluations import Evaluate
+
+
+class EMAOptions(TypedDict, total=False):
+    """The arguments of ``polyak.paddle.EMA`` besides the layer and the decay."""
+
+    include: Patterns
+    exclude: Patterns
+    buffers: Buffers
+    dtype: Any
+    every: int
+    start: int
+    on_nonfinite: NonFinitePolicy
+    seed: int
+    compensated: bool
+    engine: EngineName
+
+
+class Averaging(AnyAveraging[EMA]):
+    """The part of every ``WeightAveraging`` for Paddle that does not depend on the trainer.
+
+    Args:
+        decay: β, a schedule, or several by name.
+        evaluate: what ``evaluations`` takes.
+        options: of ``polyak.paddle.EMA``.
+
+    Raises:
+        ConfigError: ``decay`` or ``evaluate`` is outside its rule.
+        TypeError: an option is unknown.
+    """
+
+    def __init__(self, decay: Decays, evaluate: Evaluate, options: EMAOptions) -> None:
+        super().__init__(decay, evaluate, options, EMAOptions.__annotations__)
+        self._options = options
+
+    def _make(self, layer: nn.Layer) -> EMA:
+        self._ema = EMA(layer, self._decay, **self._options)
+        return self._ema
