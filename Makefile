@@ -66,8 +66,8 @@ rebuild-paddle:
 	test -x $(PADDLE)/bin/python || $(PYTHON) -m venv $(PADDLE)
 	rm -f $(PADDLE)/made-from-*
 	PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt $(PADDLE)/bin/python -m pip --disable-pip-version-check install --compile --editable ".[paddle,images]" pytest pytest-timeout pytest-xdist hypothesis "pyright[nodejs]"
-	# Two whose averages are compared with ours, and a logger; what else these bring along is not needed for that.
-	$(PADDLE)/bin/python -m pip --disable-pip-version-check install --no-deps paddledet==2.6.0 paddleclas==2.6.0 visualdl==2.5.3
+	# Libraries whose averages are compared with ours, and a logger; what else these bring along is not needed for that.
+	$(PADDLE)/bin/python -m pip --disable-pip-version-check install --no-deps paddledet==2.6.0 paddleclas==2.6.0 paddleseg==2.8.0 paddlesci==1.4.0 visualdl==2.5.3
 	$(PADDLE)/bin/pyright -p pyrightconfig.paddle.json
 	touch $(PADDLE_STAMP)
 

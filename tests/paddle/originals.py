@@ -1,6 +1,6 @@
-"""The averages of PaddleDetection and PaddleClas, loaded without the packages around them.
+"""The averages of Paddle's libraries, loaded without the packages around them.
 
-Importing the packages themselves asks for OpenCV, tokenizers and the like; the two classes need Paddle only.
+Importing the packages themselves asks for OpenCV, tokenizers and the like; the averages need Paddle only.
 """
 
 from __future__ import annotations
@@ -37,3 +37,13 @@ def model_ema() -> Any:
 def exponential_moving_average() -> Any:
     """``ppcls.utils.ema.ExponentialMovingAverage``."""
     return _load("paddleclas", "ppcls/utils/ema.py", "polyak_tests_ppcls_ema").ExponentialMovingAverage
+
+
+def paddle_seg() -> Any:
+    """``paddleseg.utils.ema``."""
+    return _load("paddleseg", "utils/ema.py", "polyak_tests_paddleseg_ema")
+
+
+def paddle_science() -> Any:
+    """``ppsci.utils.ema``."""
+    return _load("ppsci", "utils/ema.py", "polyak_tests_ppsci_ema")
