@@ -586,6 +586,20 @@ def test_before_averaging_starts_the_average_is_validated_as_the_raw_weights(tmp
     assert logged["val_right"] == logged["raw/val_right"]
 
 
+def test_a_run_with_both_goes_on_from_its_best_files(tmp_path: Path) -> None:
+    def go(epochs: int, resume: Path | None = None) -> tuple[Any, WeightAveraging]:
+        average, module = WeightAveraging(0.9, evaluate="both"), Digits()
+        best = ModelCheckpoint(tmp_path, "{epoch}", monitor="raw/loss", save_top_k=-1)
+        run = trainer(tmp_path, average, best, max_epochs=epochs, enable_checkpointing=True)
+        run.fit(module, loader(), loader(), ckpt_path=resume)
+        return module, average
+
+    whole, again = go(2), go(2, tmp_path / "epoch=0.ckpt")
+    assert whole[1].ema.step == again[1].ema.step == 32
+    assert same(whole[0].state_dict(), again[0].state_dict())
+    assert same(averages(whole[1].ema), averages(again[1].ema))
+
+
 def test_validate_and_test_return_both_and_predict_predicts_once(tmp_path: Path) -> None:
     run, module, average = sided(tmp_path, "both")
     data = DataLoader(TensorDataset(X, Y), batch_size=64)

@@ -50,14 +50,14 @@ class Watch(TrainerCallback):
     """Kills the process before a step; fails in an evaluation; remembers the weights evaluated."""
 
     def __init__(self, kill_at: int = -1, fail: bool = False) -> None:
-        self.kill_at, self.fail, self.seen = kill_at, fail, torch.tensor(0.0)
+        self.kill_at, self.fail, self.seen, self.heard = kill_at, fail, torch.tensor(0.0), 0
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == self.kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.seen = weight(kwargs["model"])
+        self.seen, self.heard = weight(kwargs["model"]), self.heard + 1
         if self.fail:
             raise RuntimeError("the evaluation failed")
 
@@ -321,6 +321,8 @@ def sided(
 
 def test_raw_and_averages_are_evaluated_once_each_and_have_a_best_folder_each(tmp_path: Path) -> None:
     run, average, evaluated = sided(tmp_path, ["short", "raw", "long"])
+    [watch] = [one for one in run.callback_handler.callbacks if isinstance(one, Watch)]
+    assert watch.heard == 3 * 4, "of the first kind"
     assert len(evaluated) == 3 * 3 * 4, "evaluations, kinds, batches"
     raw, long, short = evaluated[-12::4]
     assert raw == weight(run.model).sum().item()
