@@ -513,6 +513,15 @@ class Sided(Digits):
     test_step = validation_step
 
 
+class Heard(pl.Callback):
+    """How many validations a callback was told of."""
+
+    ends = 0
+
+    def on_validation_end(self, *_: Any) -> None:
+        self.ends += 1
+
+
 def shuffled() -> DataLoader[Any]:
     return DataLoader(TensorDataset(X, Y), batch_size=64, shuffle=True)
 
@@ -548,7 +557,9 @@ def test_raw_and_averages_are_validated_once_each_and_have_a_best_file_each(tmp_
         weights: ModelCheckpoint(tmp_path / weights, monitor=name, filename="{step}")
         for weights, name in kinds.items()
     }
-    run, module, average = sided(tmp_path, list(kinds), *savers.values())
+    heard = Heard()
+    run, module, average = sided(tmp_path, list(kinds), *savers.values(), heard)
+    assert heard.ends == 1 + 2, "the sanity check, and the first kind in each epoch"
     validated = [weights for stage, weights in module.calls if stage == "val"]
     assert len(validated) == 2 * 3 * 4, "epochs, kinds, batches"
     expected = [average.ema.module_of("short").first.weight.sum().item(), module.first.weight.sum().item()]

@@ -245,7 +245,6 @@ class WeightAveraging(Averaging, Callback):
             del module.log
             trainer.callbacks = callbacks
             for average in averages:
-                average._live.close()
                 average._now = average._plain
 
     def _refuse_two_at_once(self, trainer: Trainer) -> None:
