@@ -27,7 +27,7 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 RUNS = Path("runs/experiments-demo")
 RATES = ("constant", "cosine")
-NUMBERS = ("last", "best", "wobble", "test_loss")
+NUMBERS = ("last", "test_loss", "wobble")
 WORDS = {
     "": {
         "caption": "`polyak demo --epochs {epochs} --lr …`, {data}, {seeds} seeds, {machine}, {date}. "
@@ -36,9 +36,8 @@ WORDS = {
         "constant": "constant, 1e-3",
         "cosine": "cosine, 1e-3 to 1e-4",
         "last": "last accuracy, %",
-        "best": "best accuracy, %",
-        "wobble": "wobble of the accuracy, points",
         "test_loss": "last loss",
+        "wobble": "wobble of the accuracy, points",
     },
     ".zh": {
         "caption": "`polyak demo --epochs {epochs} --lr …`，{data}，{seeds} 个种子，{machine}，{date}。"
@@ -47,9 +46,8 @@ WORDS = {
         "constant": "恒定 1e-3",
         "cosine": "余弦，1e-3 到 1e-4",
         "last": "最终准确率，%",
-        "best": "最高准确率，%",
-        "wobble": "准确率的抖动，百分点",
         "test_loss": "最终损失",
+        "wobble": "准确率的抖动，百分点",
     },
 }
 
@@ -131,6 +129,7 @@ def main() -> None:
     threads = os.environ.get("OMP_NUM_THREADS", str(os.cpu_count()))
     machine = f"{platform.machine()} CPU, {threads} thread(s), torch {torch.__version__}"
     report = {"date": str(date.today()), "machine": machine, "data": options.data, "epochs": options.epochs}
+    RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{options.data}-{report['date']}.json"
     path.write_text(json.dumps(report | {"runs": runs}, indent=1) + "\n")
     return write_tables(path)
