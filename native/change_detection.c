@@ -6,34 +6,60 @@
  * sees it. */
 #include "change_detection.h"
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
+/* An update comes right after a training step, which leaves nothing of what is looked at in the caches. Each
+ * object is asked for so many places before it is needed, so that the memory works on several at a time. */
+enum { AHEAD = 8 };
+
+static PyObject *at(PyObject *list, Py_ssize_t i, Py_ssize_t count) {
+    if (i + AHEAD < count) __builtin_prefetch(PyList_GetItem(list, i + AHEAD));
+    return PyList_GetItem(list, i);
+}
+
+/* Whether a snapshot is a tuple with a list at each of the places from `first` to `last`. */
+static bool has_lists(PyObject *snapshot, Py_ssize_t size, Py_ssize_t first, Py_ssize_t last) {
+    if (!PyTuple_Check(snapshot) || PyTuple_Size(snapshot) != size) return false;
+    for (; first < last; first++)
+        if (!PyList_Check(PyTuple_GetItem(snapshot, first))) return false;
+    return true;
+}
+
+static PyObject *answer(int same) { return same < 0 ? NULL : PyBool_FromLong(same); }
+
+/* Each of the three returns 1, 0, or -1 with an exception. */
+
 /* snapshot: (stores, sizes, keys, values, anything); keys and values of all stores, one after the other. */
-PyObject *polyak_dicts_unchanged(PyObject *self, PyObject *snapshot) {
-    (void)self;
-    PyObject *stores, *sizes, *keys, *values, *anything;
-    if (!PyArg_ParseTuple(snapshot, "O!O!O!O!O", &PyList_Type, &stores, &PyList_Type, &sizes, &PyList_Type, &keys,
-                          &PyList_Type, &values, &anything))
-        return NULL;
+static int dicts_same(PyObject *snapshot) {
+    if (!has_lists(snapshot, 5, 0, 4)) return PyErr_Format(PyExc_TypeError, "dicts: no snapshot"), -1;
+    PyObject *stores = PyTuple_GetItem(snapshot, 0), *sizes = PyTuple_GetItem(snapshot, 1);
+    PyObject *keys = PyTuple_GetItem(snapshot, 2), *values = PyTuple_GetItem(snapshot, 3);
+    PyObject *anything = PyTuple_GetItem(snapshot, 4);
     Py_ssize_t seen = 0, count = PyList_Size(stores), total = PyList_Size(keys);
     if (PyList_Size(sizes) != count || PyList_Size(values) != total)
-        return PyErr_Format(PyExc_ValueError, "dicts_unchanged: lists of different lengths");
+        return PyErr_Format(PyExc_ValueError, "dicts: lists of different lengths"), -1;
     for (Py_ssize_t i = 0; i < count; i++) {
-        PyObject *store = PyList_GetItem(stores, i), *key, *value;
+        PyObject *store = at(stores, i, count), *key, *value;
         Py_ssize_t position = 0, size = PyDict_Size(store);
-        if (size < 0) return NULL;
-        if (size != PyLong_AsSsize_t(PyList_GetItem(sizes, i))) Py_RETURN_FALSE;
+        if (size < 0) return -1;
+        if (size != PyLong_AsSsize_t(PyList_GetItem(sizes, i))) return 0;
+        if (!size) continue; /* most of them: its table is left alone */
         for (; PyDict_Next(store, &position, &key, &value); seen++) {
-            if (seen >= total || key != PyList_GetItem(keys, seen)) Py_RETURN_FALSE;
+            if (seen >= total || key != PyList_GetItem(keys, seen)) return 0;
             PyObject *held = PyList_GetItem(values, seen);
-            if (value != held && held != anything) Py_RETURN_FALSE;
+            if (value != held && held != anything) return 0;
         }
     }
-    if (PyErr_Occurred()) return NULL;
-    Py_RETURN_TRUE;
+    return PyErr_Occurred() ? -1 : 1;
+}
+
+PyObject *polyak_dicts_unchanged(PyObject *self, PyObject *snapshot) {
+    (void)self;
+    return answer(dicts_same(snapshot));
 }
 
 static int reads_the_same(PyObject *read, PyObject *object, PyObject *before) {
@@ -44,28 +70,30 @@ static int reads_the_same(PyObject *read, PyObject *object, PyObject *before) {
     return same;
 }
 
-/* attributes_unchanged(snapshot) or attributes_unchanged(snapshot, first, last); snapshot: (reads, objects,
- * values), a list for each read. */
-PyObject *polyak_attributes_unchanged(PyObject *self, PyObject *const *args, Py_ssize_t n) {
-    (void)self;
+/* snapshot: (reads, objects, values), a list for each read; of the objects [first, last) are looked at. */
+static int attributes_same(PyObject *snapshot, Py_ssize_t first, Py_ssize_t last) {
     PyObject *reads, *objects, *values;
-    if (n != 1 && n != 3) return PyErr_Format(PyExc_TypeError, "attributes_unchanged(snapshot[, first, last])");
-    if (!PyArg_ParseTuple(args[0], "O!O!O!", &PyTuple_Type, &reads, &PyList_Type, &objects, &PyTuple_Type,
-                          &values))
-        return NULL;
+    if (!has_lists(snapshot, 3, 1, 2) || !PyTuple_Check(reads = PyTuple_GetItem(snapshot, 0)) ||
+        !PyTuple_Check(values = PyTuple_GetItem(snapshot, 2)))
+        return PyErr_Format(PyExc_TypeError, "attributes: no snapshot"), -1;
+    objects = PyTuple_GetItem(snapshot, 1);
     Py_ssize_t count = PyList_Size(objects), kinds = PyTuple_Size(reads);
-    Py_ssize_t first = n == 1 ? 0 : PyLong_AsSsize_t(args[1]), last = n == 1 ? count : PyLong_AsSsize_t(args[2]);
-    if (PyErr_Occurred()) return NULL;
     if (PyTuple_Size(values) != kinds || first < 0)
-        return PyErr_Format(PyExc_ValueError, "attributes_unchanged: %zd reads, from %zd", kinds, first);
+        return PyErr_Format(PyExc_ValueError, "attributes: %zd reads, from %zd", kinds, first), -1;
     for (Py_ssize_t i = first; i < last && i < count; i++)
         for (Py_ssize_t k = 0; k < kinds; k++) {
-            PyObject *object = PyList_GetItem(objects, i), *before = PyList_GetItem(PyTuple_GetItem(values, k), i);
+            PyObject *object = at(objects, i, count), *before = PyList_GetItem(PyTuple_GetItem(values, k), i);
             int same = object && before ? reads_the_same(PyTuple_GetItem(reads, k), object, before) : -1;
-            if (same < 0) return NULL;
-            if (!same) Py_RETURN_FALSE;
+            if (same < 1) return same;
         }
-    Py_RETURN_TRUE;
+    return 1;
+}
+
+PyObject *polyak_attributes_unchanged(PyObject *self, PyObject *const *args, Py_ssize_t n) {
+    (void)self;
+    if (n != 1 && n != 3) return PyErr_Format(PyExc_TypeError, "attributes_unchanged(snapshot[, first, last])");
+    Py_ssize_t first = n == 1 ? 0 : PyLong_AsSsize_t(args[1]), last = n == 1 ? PY_SSIZE_T_MAX : PyLong_AsSsize_t(args[2]);
+    return PyErr_Occurred() ? NULL : answer(attributes_same(args[0], first, last));
 }
 
 /* -- Where tensors lie ------------------------------------------------------------------------------------- */
@@ -157,25 +185,38 @@ PyObject *polyak_layouts(PyObject *self, PyObject *args) {
     return out;
 }
 
-PyObject *polyak_unmoved(PyObject *self, PyObject *const *args, Py_ssize_t n) {
-    (void)self;
-    if (n != 3 || !PyList_Check(args[1]) || !PyBytes_Check(args[2]))
-        return PyErr_Format(PyExc_TypeError, "unmoved(exchange, tensors, layouts)");
-    const Exchange *exchange = exchange_of(args[0]);
-    if (!exchange) return NULL;
-    const char *then = PyBytes_AsString(args[2]), *end = then + PyBytes_Size(args[2]);
-    for (Py_ssize_t i = 0, count = PyList_Size(args[1]); i < count; i++) {
+static int layouts_same(PyObject *capsule, PyObject *tensors, PyObject *layouts) {
+    if (!PyList_Check(tensors) || !PyBytes_Check(layouts))
+        return PyErr_Format(PyExc_TypeError, "layouts: not a list and bytes"), -1;
+    const Exchange *exchange = exchange_of(capsule);
+    if (!exchange) return -1;
+    const char *then = PyBytes_AsString(layouts), *end = then + PyBytes_Size(layouts);
+    for (Py_ssize_t i = 0, count = PyList_Size(tensors); i < count; i++) {
         Layout layout = {0};
         Part parts[PARTS];
-        if (exchange->describe(PyList_GetItem(args[1], i), &layout)) {
+        if (exchange->describe(at(tensors, i, count), &layout)) {
             PyErr_Clear(); /* what has no address any more has moved */
-            Py_RETURN_FALSE;
+            return 0;
         }
         parts_of(&layout, parts);
         for (int k = 0; k < PARTS; then += parts[k++].size)
             if ((size_t)(end - then) < parts[k].size || (parts[k].size && memcmp(then, parts[k].start, parts[k].size)))
-                Py_RETURN_FALSE;
+                return 0;
     }
-    if (then != end) Py_RETURN_FALSE;
-    Py_RETURN_TRUE;
+    return then == end;
+}
+
+PyObject *polyak_unmoved(PyObject *self, PyObject *const *args, Py_ssize_t n) {
+    (void)self;
+    if (n != 3) return PyErr_Format(PyExc_TypeError, "unmoved(exchange, tensors, layouts)");
+    return answer(layouts_same(args[0], args[1], args[2]));
+}
+
+PyObject *polyak_unchanged(PyObject *self, PyObject *const *args, Py_ssize_t n) {
+    (void)self;
+    if (n != 5) return PyErr_Format(PyExc_TypeError, "unchanged(dicts, attributes, exchange, tensors, layouts)");
+    int same = dicts_same(args[0]);
+    if (same == 1) same = attributes_same(args[1], 0, PY_SSIZE_T_MAX);
+    if (same == 1) same = layouts_same(args[2], args[3], args[4]);
+    return answer(same);
 }

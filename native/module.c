@@ -1,7 +1,7 @@
 /* The Python face of the kernel: a table of tensors made once, and updates of it.
  *
  * Only the stable ABI of CPython 3.10 is used, and nothing of torch: tensors come as addresses. Whoever
- * makes a table keeps the memory alive and notices when it moves; see core/native.py. */
+ * makes a table keeps the memory alive and notices when it moves; see polyak/_kernel/native.py. */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
@@ -12,14 +12,15 @@
 #include "pool.h"
 #include "change_detection.h"
 
-enum { PIECE = 32 * BLOCK, UNIT = 64 * BLOCK, VARIANTS = 4 };
+enum { UNIT = 16 * BLOCK, VARIANTS = 4 };
 
 typedef struct {
     int tensor;
     int64_t first, last;
 } Slice;
 
-/* A unit is what a thread takes at once: slices [units[i], units[i+1]), about UNIT elements. */
+/* A unit is what a thread takes at once: slices [units[i], units[i+1]), about UNIT elements: enough to pay
+ * for the taking, few enough that a model of 62,000 has work for four threads. */
 typedef struct {
     Store store;
     int tracks;
@@ -62,13 +63,13 @@ static void capsule_dies(PyObject *capsule) { free_table(PyCapsule_GetPointer(ca
 /* The slices of all tensors, and where each unit begins. */
 static int cut(Table *table) {
     int64_t slices = 0, filled = UNIT;
-    for (int64_t i = 0; i < table->tensors; i++) slices += (table->tensor[i].size + PIECE - 1) / PIECE;
+    for (int64_t i = 0; i < table->tensors; i++) slices += (table->tensor[i].size + UNIT - 1) / UNIT;
     table->slice = calloc((size_t)slices + 1, sizeof *table->slice);
     table->unit = calloc((size_t)slices + 1, sizeof *table->unit);
     if (!table->slice || !table->unit) return -1;
     for (int64_t i = 0; i < table->tensors; i++)
-        for (int64_t first = 0, size = table->tensor[i].size; first < size; first += PIECE) {
-            int64_t last = size - first < PIECE ? size : first + PIECE;
+        for (int64_t first = 0, size = table->tensor[i].size; first < size; first += UNIT) {
+            int64_t last = size - first < UNIT ? size : first + UNIT;
             if (filled + (last - first) > UNIT) table->unit[table->units++] = table->slices, filled = 0;
             table->slice[table->slices++] = (Slice){(int)i, first, last};
             filled += last - first;
@@ -224,6 +225,8 @@ static PyMethodDef methods[] = {
     {"layouts", polyak_layouts, METH_VARARGS, "layouts(exchange, tensors, addresses): likewise"},
     {"unmoved", (PyCFunction)(void (*)(void))polyak_unmoved, METH_FASTCALL,
      "unmoved(exchange, tensors, layouts): likewise"},
+    {"unchanged", (PyCFunction)(void (*)(void))polyak_unchanged, METH_FASTCALL,
+     "unchanged(dicts, attributes, exchange, tensors, layouts): all three at once"},
     {NULL, NULL, 0, NULL},
 };
 

@@ -148,10 +148,12 @@ void polyak_begin(void) {
 
 void polyak_run(void (*work)(void *, int64_t), void *context, int64_t units, int threads) {
     if (threads > MOST) threads = MOST;
-    if (threads > units) threads = (int)units;
     bool theirs = parallel && !forked && pthread_equal(pthread_self(), home);
     if (theirs && crowded > 0) theirs = false, crowded--;
-    if (threads < 2 || (!theirs && pthread_mutex_trylock(&pool.busy))) {
+    /* All of theirs, also for less work than that: in a smaller team the others end for good, and the next
+     * of torch's operations makes them anew. */
+    if (!theirs && threads > units) threads = (int)units;
+    if (units < 2 || threads < 2 || (!theirs && pthread_mutex_trylock(&pool.busy))) {
         for (int64_t unit = 0; unit < units; unit++) work(context, unit);
         return;
     }

@@ -12,7 +12,7 @@ import pytest
 from polyak import Constant, Decay, HalfLife, Profile, Uniform, Warmup
 from polyak.cli.describe import figures_of
 from polyak.schedules import History, Run
-from polyak.schedules.profile import _GROUPS, _RUNS  # pyright: ignore[reportPrivateUsage]
+from polyak.schedules.history import _GROUPS, _RUNS  # pyright: ignore[reportPrivateUsage]
 from polyak.schedules.runs import coarsened
 
 SIZES: dict[str, Callable[[random.Random, int], int]] = {
@@ -130,7 +130,7 @@ def test_an_update_is_recorded_without_looking_at_the_others(monkeypatch: pytest
         merged.append(len(runs) - len(kept))
         return kept
 
-    monkeypatch.setattr("polyak.schedules.profile.coarsened", count)
+    monkeypatch.setattr("polyak.schedules.history.coarsened", count)
     rng = random.Random(4)
     record(HalfLife(tokens=1e8), [rng.randrange(2000, 4000) for _ in range(50_000)])
     assert min(merged) > _RUNS // 4

@@ -151,7 +151,6 @@ def damaged(text: str, place: tuple[Any, ...], garbage: Any) -> str:
         ("", "Expecting value"),
         ("[" * 100_000, "cannot be read"),
         ('{"decays":[],"terms":[[1.0,[[0,0,1,1,1]]]]}', "index out of range"),
-        ('{"decays":[{"kind":"Exotic"}],"terms":[]}', "Exotic"),
         ('{"decays":[{"kind":"Constant","beta":2}],"terms":[]}', "beta=2"),
         ('{"decays":[{"kind":"Uniform"}],"terms":[[NaN,[[0,0,1,1,1]]]]}', "not finite"),
         ('{"decays":[{"kind":"Uniform"}],"terms":[[1e999,[[0,0,1,1,1]]]]}', "not finite"),

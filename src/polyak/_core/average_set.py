@@ -11,7 +11,6 @@ from functools import partial
 from typing import Any, Generic
 
 from polyak._core.averaged_module import ModelT, Twin
-from polyak._core.change_detection import UnchangedCheck
 from polyak._core.framework import Models, Swapper, TensorStore, UpdaterFactory
 from polyak._core.kept import Kept
 from polyak._core.nonfinite import NonFinitePolicy, refuse_start
@@ -64,7 +63,7 @@ class AverageSet(Generic[ModelT, T]):
     ) -> None:
         self.model, self._policy = model, policy
         self._models, self._store, self.updaters, self._swapper = models, store, updaters, swapper
-        self._unfit: set[str] = set()  # tensors of which some element has not been finite yet
+        self.unfit: set[str] = set()  # tensors of which some element has not been finite yet
         self._filled = 0  # updates with such tensors
         self.tracks = {name: Track(name, decay, self.ops.value_of) for name, decay in decays.items()}
         self._selection = selection
@@ -91,12 +90,12 @@ class AverageSet(Generic[ModelT, T]):
             track.residuals = {name: own(tensor) for name, tensor in track.residuals.items()}
         self.copies = {name: own(tensor) for name, tensor in self.copies.items()}
         self.updater = self.updaters.make((), (), self.copies, (), skipped)
-        self._kept = Kept[T]({}, self.ops)
+        self._kept, self.intact = Kept[T]({}, self.ops), bool
 
     # What a copy takes along; the model first, so that the plan's tensors are those of its copy.
     _copied = (
         *("model", "_models", "_store", "updaters", "_swapper", "tracks", "copies", "plan"),
-        *("_selection", "_policy", "_unfit", "_filled"),
+        *("_selection", "_policy", "unfit", "_filled"),
     )
 
     @property
@@ -116,14 +115,6 @@ class AverageSet(Generic[ModelT, T]):
     def class_name(self) -> str:
         """The model's class, without wrappers."""
         return self._models.class_name(self.model)
-
-    def intact(self) -> bool:
-        """Whether model and averages are still where the updater was made for."""
-        return _all_hold(self.plan.checks) and self._kept.unchanged()
-
-    def update(self, betas: Sequence[float], step: int) -> None:
-        """θ into every average with the composed decay of each track, and buffers copied."""
-        self.updater.update(betas, step)
 
     def record(self) -> None:
         """Record an update into the CUDA graph that is being captured.
@@ -166,12 +157,13 @@ class AverageSet(Generic[ModelT, T]):
             PlanError: an averaged tensor has another shape now, or somebody took an average's memory away.
                 Nothing is changed then.
         """
-        if not _all_hold(self.plan.checks):
-            plan = self._map(self.plan.having("average"))
-            self._kept.check()
+        if self.intact():
+            return
+        plan = self._map(self.plan.having("average")) if self.plan.stale() else None
+        self._kept.check()
+        if plan is not None:
             self._adopt(plan, match_averages(self.plan.entries, plan.entries, self.first.tensors), step)
-        elif not self._kept.unchanged():
-            self._kept.check()
+        else:
             self.synchronize()
             self._prepare(self.updater.skipped())
 
@@ -181,10 +173,8 @@ class AverageSet(Generic[ModelT, T]):
         Whether that is over is looked at after 1, 2, 4, 8 … updates and then each hundredth: a look waits for
         the device.
         """
-        if not self._unfit:
-            return
         self.synchronize()
-        for name in self._unfit:
+        for name in self.unfit:
             for track in self.tracks.values():
                 self.ops.fill_nonfinite(
                     track.tensors[name], track.residuals.get(name), self.plan.entries[name].live
@@ -192,7 +182,7 @@ class AverageSet(Generic[ModelT, T]):
         self._filled += 1
         power_of_two = self._filled & (self._filled - 1) == 0
         if power_of_two or self._filled % _LOOK == 0:
-            self._look(self._unfit)
+            self._look(self.unfit)
 
     def restart(self, names: Patterns, step: int) -> Callable[[], None]:
         """Start the tensors that match again from the model, or with None all of them and the schedules.
@@ -315,7 +305,7 @@ class AverageSet(Generic[ModelT, T]):
             for track, tensors, residuals, joined in made:
                 track.tensors, track.residuals, track.joined, track.twin = tensors, residuals, joined, None
             self.plan = plan
-            self._look([entry.name for entry in newcomers] + [n for n in self._unfit if n in names])
+            self._look([entry.name for entry in newcomers] + [n for n in self.unfit if n in names])
             buffers = plan.having("copy")
             self.copies = {e.name: self._store.buffer(e.live, self.copies.get(e.name)) for e in buffers}
             self._prepare(self.updater.skipped())
@@ -327,6 +317,8 @@ class AverageSet(Generic[ModelT, T]):
         self._swapper.forget()
         self.updater = self.updaters.make(averaged, copied, self.copies, list(self.tracks.values()), skipped)
         self._kept = Kept(self._all_kept(), self.ops)
+        # Whether model and averages are still where the updater was made for: asked before every update.
+        self.intact = self._kept.unchanged_with(self.plan)
 
     def _all_kept(self) -> dict[str, T]:
         """Every tensor an update writes to."""
@@ -346,7 +338,7 @@ class AverageSet(Generic[ModelT, T]):
         if self._policy == "skip":
             places = [(name, track.tensors[name]) for name in names for track in self.tracks.values()]
             finite = self.ops.all_finite([tensor for _, tensor in places])
-            self._unfit = {name for (name, _), fit in zip(places, finite, strict=True) if not fit}
+            self.unfit = {name for (name, _), fit in zip(places, finite, strict=True) if not fit}
 
     def _averaged(self, plan: TensorMap[T]) -> list[TensorEntry[T]]:
         if averaged := plan.having("average"):
@@ -373,11 +365,3 @@ class AverageSet(Generic[ModelT, T]):
             low = track.residuals.get(source)
             residuals[entry.name] = None if low is None else self._store.on_device(low, entry.live, again)
         return tensors, {name: low for name, low in residuals.items() if low is not None}
-
-
-def _all_hold(checks: Sequence[UnchangedCheck]) -> bool:
-    """``all(check() for check in checks)`` without a generator, which takes longer than the checks."""
-    for check in checks:  # noqa: SIM110
-        if not check():
-            return False
-    return True

@@ -95,25 +95,42 @@ class _PythonCheck:
 _AT_ONCE = 64  # tensors whose forms one look takes in
 
 
+class _LayoutCheck(NamedTuple):
+    """The same in C, all of a tensor at the price of reading its address in Python."""
+
+    exchange: object
+    tensors: list[Any]
+    layouts: bytes
+
+    def __call__(self) -> bool:
+        return _native is not None and _native.unmoved(*self)
+
+
 def tensor_check(tensors: Iterable[Any], exchange: object, places: Reads, forms: Reads) -> UnchangedCheck:
     """Watch where tensors lie and in what form.
 
     Args:
         tensors: dense ones of one framework.
-        exchange: the framework's ``__dlpack_c_exchange_api__``, None where it has none. Through it the kernel
-            sees all of a tensor at the price of reading its address in Python.
+        exchange: the framework's ``__dlpack_c_exchange_api__``, None where it has none.
         places: what to read where that does not serve, the address first; see ``_PythonCheck``.
         forms: likewise.
     """
     held = list(tensors)
     if _native is not None and exchange is not None:
         try:
-            layouts = _native.layouts(exchange, held, list(map(places[0], held)))
+            return _LayoutCheck(exchange, held, _native.layouts(exchange, held, list(map(places[0], held))))
         except Exception:  # it has no words for one of them (quantised), or another address
             pass
-        else:
-            return partial(_native.unmoved, exchange, held, layouts)
     return _PythonCheck(held, places, forms)
+
+
+def check_of_all(
+    dicts: DictSnapshot, attributes: AttributeSnapshot, tensors: UnchangedCheck
+) -> UnchangedCheck:
+    """Watch dictionaries, attributes and tensors, in one call of C where it knows the tensors."""
+    if _native is not None and isinstance(tensors, _LayoutCheck):
+        return partial(_native.unchanged, dicts, attributes, *tensors)
+    return lambda: dicts_unchanged(dicts) and attributes_unchanged(attributes) and tensors()
 
 
 try:

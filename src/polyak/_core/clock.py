@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 from polyak.errors import ConfigError
@@ -10,19 +10,37 @@ from polyak.schedules.decay import Unit, check_whole
 
 
 class Clock(NamedTuple):
-    """The counters of an EMA.
+    """The counters of an EMA: plain numbers, since every update makes a new one.
 
-    step: training steps so far.  waiting: steps since the last one acted on.  elapsed: the same in each unit.
+    step: training steps so far.  waiting: steps since the last one acted on.
+    steps, samples, tokens: the schedules' time since then; None for a unit in which no track counts.
     """
 
     step: int
     waiting: int
-    elapsed: dict[Unit, int]
+    steps: int | None
+    samples: int | None
+    tokens: int | None
 
     @classmethod
     def at(cls, step: int, units: Collection[Unit]) -> Clock:
         """All that came before ``step`` acted on."""
-        return cls(step, 0, dict.fromkeys(units, 0))
+        return cls.of(step, 0, dict.fromkeys(units, 0))
+
+    @classmethod
+    def of(cls, step: int, waiting: int, elapsed: Mapping[str, int]) -> Clock:
+        """From what ``elapsed`` returns."""
+        return cls(step, waiting, elapsed.get("steps"), elapsed.get("samples"), elapsed.get("tokens"))
+
+    @property
+    def elapsed(self) -> dict[Unit, int]:
+        """The schedules' time since the last step acted on, in each unit that some track counts in."""
+        counts: dict[Unit, int | None] = {
+            "steps": self.steps,
+            "samples": self.samples,
+            "tokens": self.tokens,
+        }
+        return {unit: count for unit, count in counts.items() if count is not None}
 
     def later(self, steps: int, samples: int | None, tokens: int | None, copying: bool) -> Clock:
         """The clock after so many; while ``copying`` the schedules' time stands still.
@@ -31,14 +49,23 @@ class Clock(NamedTuple):
             ConfigError: a count is missing or not positive.
         """
         check_whole("steps", steps, 1)
-        elapsed: dict[Unit, int] = self.elapsed
-        if not copying:
-            others = {"samples": samples, "tokens": tokens}
-            elapsed = {
-                unit: n + (steps if unit == "steps" else _counted(unit, others[unit]))
-                for unit, n in elapsed.items()
-            }
-        return Clock(self.step + steps, self.waiting + steps, elapsed)
+        step, waiting, *elapsed = self
+        if copying:
+            return Clock(step + steps, waiting + steps, *elapsed)
+        in_steps, in_samples, in_tokens = elapsed
+        return Clock(
+            step + steps,
+            waiting + steps,
+            None if in_steps is None else in_steps + steps,
+            None if in_samples is None else in_samples + _counted("samples", samples),
+            None if in_tokens is None else in_tokens + _counted("tokens", tokens),
+        )
+
+    def acted(self) -> Clock:
+        """The same moment with nothing left to act on."""
+        step, _, steps, samples, tokens = self
+        # ``None and 0`` is None: a unit in which no track counts stays one.
+        return Clock(step, 0, steps and 0, samples and 0, tokens and 0)
 
 
 def _counted(unit: str, count: int | None) -> int:

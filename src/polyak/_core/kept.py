@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Generic
 
+from polyak._core.change_detection import UnchangedCheck, check_of_all
+from polyak._core.tensor_map import TensorMap
 from polyak._core.tensors import T, TensorLike, TensorOps
 from polyak.errors import PlanError
 
@@ -21,13 +23,16 @@ class Kept(Generic[T]):
         tensors: by what errors call them.
         ops: the framework's tensors.
 
-    ``unchanged()`` is whether none of them moved or became another.
     """
 
     def __init__(self, tensors: Mapping[str, T], ops: TensorOps[T]) -> None:
         self._tensors, self._ops = dict(tensors), ops
         self._forms = {name: _form(tensor) for name, tensor in tensors.items()}
-        self.unchanged = ops.unchanged_check(list(tensors.values()))
+
+    def unchanged_with(self, plan: TensorMap[T]) -> UnchangedCheck:
+        """Whether neither the model nor any of these moved or became another."""
+        tensors = self._ops.unchanged_check([*plan.tensors(), *self._tensors.values()])
+        return check_of_all(plan.contents, plan.untrained, tensors)
 
     def check(self) -> None:
         """Refuse what cannot be gone on with, wherever it lies now.

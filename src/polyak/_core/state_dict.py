@@ -17,7 +17,7 @@ from polyak._core.track import Track
 from polyak._core.updater import Skipped
 from polyak.errors import CheckpointError
 from polyak.schedules import Decay, History, Profile, Run, compose
-from polyak.schedules.decay import Custom, Unit, decay_in_file
+from polyak.schedules.decay import Custom, decay_in_file
 
 State: TypeAlias = dict[str, Any]
 FORMAT = 1
@@ -117,7 +117,7 @@ class EMAState(Generic[T]):
                 copies=dict(state["copies"]),
                 frozen=set(map(str, state.get("frozen", ()))),
                 run=str(state["run"]),
-                clock=Clock(step, waiting, _counts(state["elapsed"])),
+                clock=Clock.of(step, waiting, _counts(state["elapsed"])),
             )
 
     def values(self) -> State:
@@ -128,7 +128,9 @@ class EMAState(Generic[T]):
             "skipped": list(self.skipped),
             **({"frozen": list(self.frozen)} if self.frozen else {}),
             "run": self.run,
-            **self.clock._asdict(),
+            "step": self.clock.step,
+            "waiting": self.clock.waiting,
+            "elapsed": self.clock.elapsed,
             "tracks": {name: track.values() for name, track in self.tracks.items()},
         }
 
@@ -190,9 +192,8 @@ def check(
                 joined = dict.fromkeys(left, state.clock.step)
                 restored[name] = _restored(track, state.tracks[name], joined, report)
         _compare(copies, state.copies, "", report, ops)
-        units: set[Unit] = {track.decay.unit for track in tracks.values()}
-        elapsed = {unit: state.clock.elapsed.get(unit, 0) for unit in units}
-        return Loaded(state, restored, state.clock._replace(elapsed=elapsed), joining), report
+        elapsed = {track.unit: state.clock.elapsed.get(track.unit, 0) for track in tracks.values()}
+        return Loaded(state, restored, Clock.of(*state.clock[:2], elapsed), joining), report
 
 
 def fill(

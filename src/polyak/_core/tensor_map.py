@@ -7,7 +7,14 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, Generic, Literal, TypeAlias, get_args
 
-from polyak._core.change_detection import DictSnapshot, UnchangedCheck
+from polyak._core.change_detection import (
+    AttributeSnapshot,
+    DictSnapshot,
+    UnchangedCheck,
+    check_of_all,
+    snapshot_attributes,
+    snapshot_dicts,
+)
 from polyak._core.swap_guard import Exchange, exchange_in
 from polyak._core.tensors import T, TensorLike, alike
 from polyak.errors import ConfigError, PlanError
@@ -195,18 +202,24 @@ class TensorMap(Generic[T]):
 
     entries: dict[str, TensorEntry[T]]
     contents: DictSnapshot  # what the modules' dictionaries held
-    checks: tuple[UnchangedCheck, ...]  # all of which hold while the model is as planned
+    untrained: AttributeSnapshot  # that parameters left to the model need no gradient
+    unmoved: UnchangedCheck  # of the tensors
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy knows what was planned and is stale, since its tensors lie elsewhere."""
-        return {"entries": self.entries, "contents": DictSnapshot([], [], [], []), "checks": (bool,)}
+        nothing = {"contents": snapshot_dicts(()), "untrained": snapshot_attributes((), ())}
+        return {"entries": self.entries, **nothing, "unmoved": bool}
 
     def stale(self) -> bool:
         """Whether the model holds other tensors than planned, or one of them moved to other memory.
 
         Looks into the modules' own dictionaries, without walking the module.
         """
-        return not all(check() for check in self.checks)
+        return not check_of_all(self.contents, self.untrained, self.unmoved)()
+
+    def tensors(self) -> list[T]:
+        """The live tensors, every object of tied ones."""
+        return [tensor for entry in self.entries.values() for tensor in entry.tensors]
 
     def exchange(self, owner: object, collect: bool = False) -> Exchange | None:
         """The average that is in the live tensors now, whichever EMA owns it; see ``exchange_in``."""

@@ -5,14 +5,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, NoReturn, TypeAlias
+from typing import Any, Generic, NamedTuple, NoReturn, TypeAlias
 
 from polyak._core.averaged_module import Twin
 from polyak._core.clock import Clock
 from polyak._core.tensors import T
 from polyak.errors import ConfigError, PlanError
-from polyak.schedules import COPY, Decay, History, Profile, Warmup, as_decay, compose
-from polyak.schedules.decay import DecayLike
+from polyak.schedules import COPY, Decay, History, Profile, Warmup, as_decay
+from polyak.schedules.decay import DecayLike, Unit, composed
 from polyak.schedules.runs import length
 
 Decays: TypeAlias = DecayLike | Mapping[str, DecayLike]
@@ -20,12 +20,23 @@ Decays: TypeAlias = DecayLike | Mapping[str, DecayLike]
 DEFAULT_DECAY = Warmup(0.9999)
 
 
+class Ahead(NamedTuple):
+    """The decays of the coming updates: from ``first`` on, ``advance`` of the schedule's unit apart."""
+
+    first: int
+    advance: int
+    betas: Sequence[float]
+
+
+_NOTHING_AHEAD = Ahead(0, 0, ())
+
+
 @dataclass(repr=False)
 class Track(Generic[T]):
     """One of the averages an ``EMA`` keeps.
 
     name: ``"average"`` unless several were named.
-    _decay: the schedule, which ``decay`` reads.  clock: its time so far, in its own unit.
+    _decay: the schedule, which ``decay`` reads.  unit, clock: its time so far.
     beta: the composed decay last applied, 1 before the first.
     value_of: an average and its residual, as one tensor.
     tensors: averages by name, in the storage dtype.  residuals: what is kept below it, if anything.
@@ -45,8 +56,12 @@ class Track(Generic[T]):
     history: History = field(default_factory=History)
     twin: Twin[Any, T] | None = None
     trusted: bool = field(default=False, compare=False)
-    _known: tuple[int, float] = (0, 1.0)  # a constant decay's advance and what it composes to
+    _ahead: Ahead = field(default=_NOTHING_AHEAD, compare=False)
     _entered: Clock | None = field(default=None, compare=False)  # what the last update led to
+    unit: Unit = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.unit = self._decay.unit
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy makes a module on its own tensors."""
@@ -80,29 +95,36 @@ class Track(Generic[T]):
         """One average with all its digits."""
         return self.value_of(self.tensors[name], self.residuals.get(name))
 
-    def next_beta(self, advance: int) -> float:
-        """The composed decay of an update now, ``advance`` of the schedule's unit after the last.
+    def next_beta(self, clock: Clock) -> float:
+        """The composed decay of an update that brings the EMA to ``clock``.
 
-        A constant decay is computed once: of a whole update of a small model it would be a tenth.
+        It is read from a block that was computed at once. Where updates keep an even pace that is all; one of
+        another size is computed alone, and the block when a second of that size follows.
         """
-        if advance != self._known[0]:
-            beta = compose(self._decay, self.clock, advance)
-            if not self._decay.constant:
-                return beta
-            self._known = advance, beta
-        return self._known[1]
+        advance: int = getattr(clock, self.unit)
+        first, size, betas = self._ahead
+        place, off = divmod(self.clock - first, advance)
+        if size != advance or off or not 0 <= place < len(betas):
+            count = self._decay.ahead if size == advance else 1
+            betas = composed(self._decay, self.clock, advance, count).tolist()
+            self._ahead, place = Ahead(self.clock, advance, betas), 0
+        return betas[place]
 
     def record(self, beta: float, clock: Clock, copying: bool) -> None:
         """Enter an update that brought the EMA to ``clock``; twice is the same as once."""
         if self._entered is clock:
             return
-        advance = clock.elapsed[self.decay.unit]
+        history, advance = self.history, getattr(clock, self.unit)
+        # In one line each: no interrupt comes between assignments without a call.
         if copying:
-            run = self.history.restart(clock.step)
+            copied = history.copied(clock.step)
+            self.history, self.beta, self.clock, self._entered = copied, beta, self.clock + advance, clock
+        elif history.extended_by(self._decay, self.clock, clock.waiting, advance):
+            count, end = history.count + 1, self.clock + advance
+            history.count, self.beta, self.clock, self._entered = count, beta, end, clock
         else:
-            run = self.history.coming(self.decay, self.clock, clock.waiting, advance)
-        # In one line: no interrupt comes between assignments without a call.
-        self.history.last, self.beta, self.clock, self._entered = run, beta, self.clock + advance, clock
+            later = history.followed_by(self._decay, self.clock, clock.waiting, advance)
+            self.history, self.beta, self.clock, self._entered = later, beta, self.clock + advance, clock
 
     @property
     def steps_averaged(self) -> int:

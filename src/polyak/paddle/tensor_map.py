@@ -13,7 +13,6 @@ Every tensor assigned to a layer becomes a buffer, one that is not persistable: 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 from operator import attrgetter
 from typing import Any, cast
 
@@ -22,12 +21,7 @@ from paddle import Tensor, nn
 from paddle.distributed.fleet.meta_parallel.meta_parallel_base import MetaParallelBase
 from paddle.nn.layer.norm import _BatchNormBase
 
-from polyak._core.change_detection import (
-    attributes_unchanged,
-    dicts_unchanged,
-    snapshot_attributes,
-    snapshot_dicts,
-)
+from polyak._core.change_detection import snapshot_attributes, snapshot_dicts
 from polyak._core.tensor_map import BufferKind, Kind, Seen, Selection, TensorEntry, planned
 from polyak._core.tensor_map import TensorMap as BaseTensorMap
 from polyak.errors import PlanError
@@ -67,15 +61,10 @@ class TensorMap(BaseTensorMap[Tensor]):
             ),
             changing=lambda store, key: key in fleeting.get(id(store), ()),
         )
-        tensors = [tensor for entry in self.entries.values() for tensor in entry.tensors]
-        tensors_unchanged = unchanged_check(tensors)
+        self.unmoved = unchanged_check(self.tensors())
         shared = [e for e in self.entries.values() if e.kind == "parameter" and e.role == "share"]
         frozen = [t for entry in shared for t in entry.tensors if t.stop_gradient]
-        self.checks = (
-            partial(dicts_unchanged, self.contents),
-            tensors_unchanged,
-            partial(attributes_unchanged, snapshot_attributes((_stop_gradient,), frozen)),
-        )
+        self.untrained = snapshot_attributes((_stop_gradient,), frozen)
 
 
 _stop_gradient = attrgetter("stop_gradient")

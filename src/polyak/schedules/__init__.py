@@ -6,6 +6,7 @@ from polyak.schedules.decay import Decay as Decay
 from polyak.schedules.decay import as_decay as as_decay
 from polyak.schedules.decay import compose as compose
 from polyak.schedules.half_life import HalfLife as HalfLife
+from polyak.schedules.history import History as History
 from polyak.schedules.pointwise import Recency as Recency
 from polyak.schedules.pointwise import annealed as annealed
 from polyak.schedules.posthoc import Solution as Solution
@@ -14,7 +15,6 @@ from polyak.schedules.posthoc import solve_each as solve_each
 from polyak.schedules.power import Power as Power
 from polyak.schedules.power import Uniform as Uniform
 from polyak.schedules.profile import COPY as COPY
-from polyak.schedules.profile import History as History
 from polyak.schedules.profile import Profile as Profile
 from polyak.schedules.profile import Run as Run
 from polyak.schedules.replay import replay as replay

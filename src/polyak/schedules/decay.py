@@ -37,6 +37,7 @@ class Decay(ABC):
     unit: ClassVar[Unit] | Unit = "steps"
     constant: ClassVar[bool] | bool = False  # βₜ is the same at every t
     closed: ClassVar[bool] = False  # products takes as long for any k
+    ahead: ClassVar[int] | int = 256  # decays of coming updates that an average may ask for at once
     known: ClassVar[bool] = True  # βₜ can be computed here
     _kinds: ClassVar[dict[str, type[Decay]]] = {}
 
@@ -63,7 +64,7 @@ class Decay(ABC):
         """βₜ at one time t ≥ 1."""
         if t < 1:
             raise ConfigError(f"t={t}: a decay is defined for t = 1, 2, … (the first update is t=1).")
-        return float(self.betas(np.float64(t)))  # pyright: ignore[reportArgumentType]
+        return compose(self, t - 1, 1)
 
     def to_config(self) -> Config:
         """A JSON-able description, ``{"kind": …, argument: value, …}``, that ``from_config`` reads back."""
@@ -168,12 +169,17 @@ def compose(decay: DecayLike, t: int, k: int) -> float:
     """
     if t < 0 or k < 0:
         raise ConfigError(f"compose(t={t}, k={k}): steps cannot be negative.")
-    schedule = as_decay(decay)
-    if k == 0:
-        return 1.0
-    if k == 1:
-        return schedule(t + 1)
-    return float(schedule.products(np.float64(t), k))  # pyright: ignore[reportArgumentType]
+    return float(composed(as_decay(decay), t, k, 1)[0]) if k else 1.0
+
+
+def composed(decay: Decay, t: int, k: int, n: int) -> Array:
+    """``B(t, k), B(t+k, k), …``: the decays of the next n updates of k ≥ 1 steps each; float64 [n].
+
+    Equal, to the last bit, to what n calls of ``compose`` give: each of those is an array of one. NumPy's
+    scalars are computed by other functions than its arrays, which round otherwise.
+    """
+    before = t + k * np.arange(n, dtype=np.float64)
+    return decay.betas(before + 1) if k == 1 else decay.products(before, k)
 
 
 def check(name: str, value: float, rule: str, holds: bool) -> None:
@@ -255,6 +261,7 @@ class Custom(Decay, in_files=False):
 
     function: Callable[[int], float] = field(hash=False)
     name: str = ""
+    ahead = 1  # a function may be right up to the run's last step only
 
     def __post_init__(self) -> None:
         name = self.name or getattr(self.function, "__qualname__", type(self.function).__qualname__)

@@ -25,63 +25,11 @@ import numpy as np
 
 from polyak.errors import CheckpointError, ConfigError
 from polyak.schedules.decay import Array, Decay, DecayLike, as_decay, decay_in_file
-from polyak.schedules.runs import COPY, Run, coarsened, effects, length, remaining
+from polyak.schedules.runs import COPY, Run, effects, length, remaining
 from polyak.schedules.windows import Strand, edges, strands, windows
 
-_GROUPS = 1 << 9  # of a history whose updates differ in size: 1/512 of the weight may be moved within one
-_RUNS = 8 * _GROUPS  # that a history may grow to; merging leaves four for each group at most
 _DECAYS = 1 << 12  # different ones in a file's profile
 _CALL = 300  # evaluations of a decay that take as long as the call for a run
-
-
-class History:
-    """The growing list of runs behind an average; ``record`` costs O(1) and merges equal updates.
-
-    last: the run that the next update may extend.
-
-    Updates of varying size (tokens, accumulated batches) are a run each. Of more than some thousand runs the
-    old ones are merged (see ``coarsened``), and the profile says how exact it then is.
-    """
-
-    def __init__(self, runs: Sequence[Run] = (), within: float = 0.0) -> None:
-        self._closed, self._within = list(runs[:-1]), within
-        self.last = runs[-1] if runs else None
-        self._bound()
-
-    def record(self, decay: Decay, clock: int, stride: int, advance: int) -> None:
-        """One update: ``decay`` from ``clock`` over ``advance`` of its units, ``stride`` training steps."""
-        self.last = self.coming(decay, clock, stride, advance)
-
-    def coming(self, decay: Decay, clock: int, stride: int, advance: int) -> Run:
-        """What ``last`` is after such an update; until it is assigned this may be repeated."""
-        last = self.last
-        if last is not None:
-            d, c, n, s, a = last
-            if d is decay and s == stride and a == advance and c + n * a == clock:
-                return Run(d, c, n + 1, s, a)
-            if not self._closed or self._closed[-1] is not last:
-                self._bound()
-                self._closed.append(last)
-        return Run(decay, clock, 1, stride, advance)
-
-    def _bound(self) -> None:
-        if len(self._closed) > _RUNS:
-            merged = coarsened(self._closed, _GROUPS)
-            if len(merged) < len(self._closed):
-                self._closed, self._within = merged, 1 / _GROUPS
-
-    def restart(self, step: int) -> Run:
-        """A copy of the parameters at ``step``, which is returned: nothing before it matters any more."""
-        copied = Run(COPY, 0, 1, step, 1)
-        self._closed, self._within, self.last = [], 0.0, copied
-        return copied
-
-    @property
-    def runs(self) -> tuple[Run, ...]:
-        return (*self._closed, self.last) if self.last is not None else ()
-
-    def profile(self) -> Profile:
-        return Profile(((1.0, self.runs),), self._within)
 
 
 @dataclass(frozen=True)

@@ -249,6 +249,10 @@ class Piecewise(Decay):
                 f"piece {foreign[0]} counts {foreign[0].unit}: the pieces of Piecewise count steps."
             )
 
+    @property
+    def ahead(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return min(decay.ahead for _, decay in self.pieces)
+
     def effort(self, k: int) -> int:
         return sum(decay.effort(1) for _, decay in self.pieces) * k
 

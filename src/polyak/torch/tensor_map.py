@@ -11,7 +11,6 @@ holds, never as detached aliases, so no update can go to memory the model has le
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from functools import partial
 from operator import attrgetter
 from typing import cast
 
@@ -20,12 +19,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
-from polyak._core.change_detection import (
-    attributes_unchanged,
-    dicts_unchanged,
-    snapshot_attributes,
-    snapshot_dicts,
-)
+from polyak._core.change_detection import snapshot_attributes, snapshot_dicts
 from polyak._core.tensor_map import BufferKind, Kind, Seen, Selection, TensorEntry, planned
 from polyak._core.tensor_map import TensorMap as BaseTensorMap
 from polyak._wrappers import CHILDREN
@@ -62,16 +56,10 @@ class TensorMap(BaseTensorMap[Tensor]):
             for m in unique
             for store in (m._parameters, m._buffers, m._modules)  # pyright: ignore[reportPrivateUsage]
         )
-        tensors_unchanged = unchanged_check(
-            [tensor for entry in self.entries.values() for tensor in entry.tensors]
-        )
+        self.unmoved = unchanged_check(self.tensors())
         shared = [e for e in self.entries.values() if e.kind == "parameter" and e.role == "share"]
         frozen = [t for entry in shared for t in entry.tensors if not t.requires_grad]
-        self.checks = (
-            partial(dicts_unchanged, self.contents),
-            tensors_unchanged,
-            partial(attributes_unchanged, snapshot_attributes((_requires_grad,), frozen)),
-        )
+        self.untrained = snapshot_attributes((_requires_grad,), frozen)
 
 
 _requires_grad = attrgetter("requires_grad")

@@ -1,0 +1,78 @@
+"""What an average has lived through so far, as the runs that its profile is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from polyak.schedules.decay import Decay
+from polyak.schedules.profile import Profile
+from polyak.schedules.runs import COPY, Run, coarsened
+
+_GROUPS = 1 << 9  # of a history whose updates differ in size: 1/512 of the weight may be moved within one
+_RUNS = 8 * _GROUPS  # that a history may grow to; merging leaves four for each group at most
+
+
+class History:
+    """The growing list of runs behind an average: an update like the one before only counts.
+
+    count: the updates of the last run.
+
+    Updates of varying size (tokens, accumulated batches) are a run each. Of more than some thousand runs the
+    old ones are merged (see ``coarsened``), and the profile says how exact it then is.
+    """
+
+    def __init__(self, runs: Sequence[Run] = (), within: float = 0.0) -> None:
+        self._closed, self._within = _bounded(list(runs[:-1]), within)
+        self._mine = len(self._closed)  # a later history may have appended to the list that both share
+        self._last = runs[-1] if runs else None  # but for its count
+        self.count = runs[-1].count if runs else 0
+
+    def record(self, decay: Decay, clock: int, stride: int, advance: int) -> None:
+        """One update: ``decay`` from ``clock`` over ``advance`` of its units, ``stride`` training steps."""
+        if self.extended_by(decay, clock, stride, advance):
+            self.count += 1
+        else:
+            vars(self).update(vars(self.followed_by(decay, clock, stride, advance)))
+
+    def restart(self, step: int) -> None:
+        """A copy of the parameters at ``step``: nothing before it matters any more."""
+        vars(self).update(vars(self.copied(step)))
+
+    def extended_by(self, decay: Decay, clock: int, stride: int, advance: int) -> bool:
+        """Whether such an update is one more of the last run."""
+        if self._last is None:
+            return False
+        d, c, _, s, a = self._last
+        return d is decay and s == stride and a == advance and c + self.count * a == clock
+
+    def followed_by(self, decay: Decay, clock: int, stride: int, advance: int) -> History:
+        """This history, which stays what it is, and an update that begins a new run."""
+        later = History([Run(decay, clock, 1, stride, advance)], self._within)
+        if self._last is not None:
+            del self._closed[self._mine :]
+            self._closed.append(self._last._replace(count=self.count))
+            later._closed, later._within = _bounded(self._closed, self._within)
+            later._mine = len(later._closed)
+        return later
+
+    @staticmethod
+    def copied(step: int) -> History:
+        """The history of a copy made at ``step``."""
+        return History([Run(COPY, 0, 1, step, 1)])
+
+    @property
+    def runs(self) -> tuple[Run, ...]:
+        if self._last is None:
+            return ()
+        return (*self._closed[: self._mine], self._last._replace(count=self.count))
+
+    def profile(self) -> Profile:
+        return Profile(((1.0, self.runs),), self._within)
+
+
+def _bounded(runs: list[Run], within: float) -> tuple[list[Run], float]:
+    if len(runs) > _RUNS:
+        merged = coarsened(runs, _GROUPS)
+        if len(merged) < len(runs):
+            return merged, 1 / _GROUPS
+    return runs, within
