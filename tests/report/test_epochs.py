@@ -42,6 +42,12 @@ def test_the_rise_does_not_flatten_what_follows() -> None:
     assert text.count("○") == 4 + 1  # and one in the legend
 
 
+def test_a_run_of_two_epochs_and_one_that_ends_flat_are_drawn_whole() -> None:
+    assert drawing([0.80, 0.93], [0.75, 0.93], 60).splitlines()[9].startswith(" 75.00%┤●")
+    flat = drawing([0.5, 0.9, 0.9], [0.6, 0.9, 0.9], 60)
+    assert flat.splitlines()[9].startswith(" 50.00%┤○")
+
+
 def test_equal_values_are_a_line_in_the_middle_of_nothing() -> None:
     assert drawing([0.5], [0.5], 40).splitlines()[0].startswith(" 50.00%┤●")
 

@@ -78,8 +78,8 @@ def drawing(
 def _scale(*curves: Sequence[float]) -> tuple[float, float]:
     """The ends of the axis: at most five times what the second half spans, lest the rise flatten it."""
     values = np.array(curves)
-    late = values[:, values.shape[1] // 2 :]
-    span = np.ptp(late)
+    late = values[:, (values.shape[1] - 1) // 2 :]
+    span = np.ptp(late) or np.ptp(values)
     return max(values.min(), late.min() - 2 * span), min(values.max(), late.max() + 2 * span)
 
 
