@@ -279,7 +279,10 @@ def test_repr_is_one_line_and_shows_no_tensor() -> None:
     ema = polyak.EMA(nn.Linear(2, 2), 0.5)
     ema.update()
     assert repr(ema) == "EMA(Linear, decay=Constant(beta=0.5), step=1)"
-    assert repr(ema.tracks["average"]) == "Track('average', decay=Constant(beta=0.5), 2 tensors)"
+    assert repr(ema.tracks["average"]) == (
+        "Track('average', decay=Constant(beta=0.5), 2 tensors, "
+        "half-life 1 steps, mean age 0.5 steps, initial weight 0.5)"
+    )
     several = polyak.EMA(nn.Linear(2, 2), {"a": 0.5, "b": polyak.Warmup(0.9)})
     assert "\n" not in repr(several)
     assert "{'a': Constant(beta=0.5), 'b': Warmup(" in repr(several)

@@ -10,7 +10,9 @@ import torch
 from torch import nn
 
 import polyak
-from polyak import EMA, BestCheckpoint, HalfLife, Warmup
+from polyak import EMA, BestCheckpoint, ConfigError, HalfLife, Warmup
+from polyak._core.clock import in_steps
+from polyak._core.initial_weight import warn_if_older_than_the_run
 from polyak.schedules.decay import DecayLike
 
 
@@ -126,3 +128,30 @@ def test_the_default_forgets_what_it_began_with() -> None:
     assert ema.decay == Warmup(0.9999)
     assert ema.tracks["average"].profile.initial_weight == 0
     assert trained(1, 0.9999).decay == polyak.Constant(0.9999)
+
+
+@pytest.mark.parametrize("start", ["5%", "12.5 %"])
+def test_a_share_of_a_run_whose_length_nobody_knows_is_refused(start: str) -> None:
+    with pytest.raises(ConfigError, match=r"not known here.*start=int\(0\.(05|125) \* steps\)"):
+        EMA(nn.Linear(2, 1), start=start)
+
+
+@pytest.mark.parametrize("start", ["5", "100%", "-1%", "half"])
+def test_what_is_no_share_is_refused(start: str) -> None:
+    with pytest.raises(ConfigError, match='such as "5%"'):
+        in_steps(start, 1000)
+
+
+def test_a_share_of_a_known_run_is_a_step() -> None:
+    assert [in_steps(start, 1000) for start in ("5%", "12.5 %", "0%", 7)] == [50, 125, 0, 7]
+
+
+def test_a_decay_longer_than_the_run_is_told_before_it() -> None:
+    ema = EMA(nn.Linear(2, 1), {"short": 0.99, "long": 0.9999})
+    with pytest.warns(UserWarning, match=r"'long' will be older than the run: 95% .* after 500 steps"):
+        warn_if_older_than_the_run(ema.tracks, 500)
+    ema.update(steps=500)
+    ema.module_of("long")  # it was said
+    warn_if_older_than_the_run(trained(0).tracks, 50_000)
+    warn_if_older_than_the_run(trained(0).tracks, 50)
+    warn_if_older_than_the_run(trained(0, None).tracks, 500)

@@ -465,3 +465,9 @@ def test_another_backend_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("polyak.trainers.keras.backend", lambda: "jax")
     with pytest.raises(polyak.ConfigError, match="Keras runs on jax: set KERAS_BACKEND=torch"):
         WeightAveraging()
+
+
+def test_start_may_be_a_share_of_the_run() -> None:
+    average = WeightAveraging(0.9, start="25%")
+    train(network(), average, epochs=4)
+    assert average.ema.start == average.ema.step / 4

@@ -693,3 +693,22 @@ def test_two_processes_keep_one_average(tmp_path: Path) -> None:
     learned = [name for name in first if "running" not in name]  # those are each process's own
     assert all(torch.equal(first[name], second[name]) for name in learned)
     assert load(tmp_path / "ddp.ckpt", Digits()).step == 4
+
+
+def test_start_may_be_a_share_of_the_run(tmp_path: Path) -> None:
+    average = WeightAveraging(0.9, start="50%")
+    saver = each_epoch(tmp_path, every_n_train_steps=7)
+    run = trainer(tmp_path, average, saver, enable_checkpointing=True, accumulate_grad_batches=2)
+    run.fit(Digits(), loader())
+    assert average.ema.start == round(run.global_step / 2) > 1
+    longer = WeightAveraging(0.9, start="50%")  # of a run that goes on, it stays where it was
+    trainer(tmp_path, longer, max_epochs=4, accumulate_grad_batches=2).fit(
+        Digits(), loader(), ckpt_path=saver.best_model_path
+    )
+    assert longer.ema.start == average.ema.start
+
+
+def test_a_decay_longer_than_the_run_is_told_when_it_begins(tmp_path: Path) -> None:
+    run = trainer(tmp_path, WeightAveraging(0.9999), max_epochs=-1, max_steps=120)
+    with pytest.warns(UserWarning, match="99% will still be the weights it began with after 120 steps"):
+        run.fit(Digits(), loader())

@@ -462,3 +462,10 @@ def test_a_schedule_free_optimizer_moves_the_raw_weights_and_not_the_average(tmp
     assert torch.equal(often[1], seldom[1]), "factors of two are exact"
     assert torch.equal(often[2], seldom[2])
     assert torch.equal(often[3], often[2]), "the average was evaluated"
+
+
+def test_start_may_be_a_share_of_the_run(tmp_path: Path) -> None:
+    run = trainer(tmp_path)
+    average = WeightAveraging(0.9, start="25%").attach(run)
+    run.train()
+    assert average.ema.start == 3

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Collection, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from polyak.errors import ConfigError
 from polyak.schedules.decay import Unit, check_whole
+
+Start: TypeAlias = int | str  # training steps, or a share of the run's, "5%"
+_SHARE = re.compile(r"(\d+(?:\.\d+)?) ?%")
 
 
 class Clock(NamedTuple):
@@ -75,11 +80,32 @@ def _counted(unit: str, count: int | None) -> int:
     return count
 
 
-def check_pace(every: int, start: int) -> None:
-    """Refuse what is no number of steps.
+def check_pace(every: int, start: Start) -> int:
+    """Refuse what is no number of steps; returns ``start``.
 
     Raises:
-        ConfigError: ``every`` below 1, or ``start`` below 0.
+        ConfigError: ``every`` below 1, ``start`` below 0, or a share of a run whose length is not known.
     """
     check_whole("every", every, 1)
-    check_whole("start", start, 0)
+    return in_steps(start, None)
+
+
+def in_steps(start: Start, run: float | None) -> int:
+    """``start`` in training steps; a share like "5%" is one of the steps of the run, where they are known.
+
+    Raises:
+        ConfigError: it is no number of steps and no share, or a share of a run whose length is not known.
+    """
+    if not isinstance(start, str):
+        check_whole("start", start, 0)
+        return start
+    share = _SHARE.fullmatch(start)
+    if share is None or float(share[1]) >= 100:
+        raise ConfigError(f'start={start!r}: must be a number of steps, or a share below 100 % such as "5%".')
+    if run is None or not math.isfinite(run):
+        raise ConfigError(
+            f"start={start!r}: how long the run will be is not known here. Give a number of steps, "
+            f"start=int({float(share[1]) / 100:g} * steps). Trainers whose runs end after a known number of "
+            "steps take a share."
+        )
+    return round(float(share[1]) / 100 * run)

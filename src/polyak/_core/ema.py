@@ -6,6 +6,7 @@ import secrets
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from html import escape
 from threading import get_ident
 from typing import Any, Generic, TypeVar
 
@@ -20,6 +21,7 @@ from polyak._core.tensors import T
 from polyak._core.track import Track, check_counts_steps, refuse_decay
 from polyak.errors import ConfigError, PlanError, SwapError
 from polyak.schedules import Decay
+from polyak.schedules.drawing import summary
 
 ModelT_co = TypeVar("ModelT_co", covariant=True)
 
@@ -73,6 +75,15 @@ class BaseEMA(Generic[ModelT_co, T]):
         named = ", ".join(f"{name!r}: {track.decay}" for name, track in self._averages.tracks.items())
         decay = f"{decays[0]}" if len(decays) == 1 else f"{{{named}}}"
         return f"EMA({self._averages.class_name()}, decay={decay}, step={self.step})"
+
+    def __str__(self) -> str:
+        tracks = [f"  {name}: {track.decay}, {summary(track.profile)}" for name, track in self.tracks.items()]
+        return "\n".join([f"EMA of {self._averages.class_name()} at step {self.step:,}", *tracks])
+
+    def _repr_html_(self) -> str:
+        """In a notebook: each track's numbers, and a small picture of its weights."""
+        title = f"<div><b>EMA of {escape(self._averages.class_name())} at step {self.step:,}</b></div>"
+        return title + "".join(track._repr_html_() for track in self.tracks.values())  # pyright: ignore[reportPrivateUsage]
 
     @property
     def model(self) -> ModelT_co:

@@ -42,6 +42,28 @@ def warn_if_mostly_initial(
         track.trusted = True
 
 
+def warn_if_older_than_the_run(tracks: Mapping[str, Track[Any]], steps: float) -> None:
+    """Warn, before the training, of the first constant decay that will leave an average mostly θ₀ at its end.
+
+    Args:
+        tracks: of an EMA that was just made.
+        steps: that it will average.
+    """
+    for track in tracks.values():
+        decay = track.decay
+        if not decay.constant or decay.unit != "steps" or not EARLY <= steps < math.inf:
+            continue
+        if (weight := decay(1) ** steps) > MOSTLY:
+            warnings.warn(
+                f"the average {track.name!r} will be older than the run: {weight:.0%} will still be the "
+                f"weights it began with after {steps:,.0f} steps of {decay}{half_of_it(decay)}. {CURES}.",
+                stacklevel=2,
+            )
+            for one in tracks.values():
+                one.trusted = True
+            return
+
+
 def half_of_it(decay: Decay) -> str:
     """How long a constant decay takes to leave half of the weight to θ₀, as the end of a sentence."""
     beta = decay(1) if decay.constant else 0.0

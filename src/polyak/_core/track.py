@@ -13,6 +13,7 @@ from polyak._core.tensors import T
 from polyak.errors import ConfigError, PlanError
 from polyak.schedules import COPY, Decay, History, Profile, Warmup, as_decay
 from polyak.schedules.decay import DecayLike, Unit, composed
+from polyak.schedules.drawing import html, summary
 from polyak.schedules.runs import length
 
 Decays: TypeAlias = DecayLike | Mapping[str, DecayLike]
@@ -68,7 +69,13 @@ class Track(Generic[T]):
         return self.__dict__ | {"twin": None}
 
     def __repr__(self) -> str:
-        return f"Track({self.name!r}, decay={self.decay}, {len(self.tensors)} tensors)"
+        count = len(self.tensors)
+        return f"Track({self.name!r}, decay={self.decay}, {count} tensors, {summary(self.profile)})"
+
+    def _repr_html_(self) -> str:
+        """In a notebook: the numbers, and a small picture of the weights."""
+        rows = [("decay", str(self.decay)), ("last applied", f"{self.beta:.6g}")]
+        return html(f"Track {self.name!r}, {len(self.tensors)} tensors", rows, self.profile)
 
     @property
     def decay(self) -> Decay:

@@ -25,10 +25,10 @@ from polyak.archive.snapshots import holds_snapshots
 from polyak.archive.synthesis import Reach, synthesizable
 from polyak.errors import CheckpointError, ConfigError
 from polyak.schedules import Decay, Profile
+from polyak.schedules.drawing import EFFORT
 
 Integrity: TypeAlias = Literal["verified", "no checksums", "not checked"]
 
-_EFFORT = 1 << 23  # evaluations of a decay that the figures of a profile may take: less than a second
 _PIECE = 1 << 24  # bytes summed together
 _NAMED = 6  # files of a merge that are named
 _ENDINGS = (
@@ -197,7 +197,7 @@ def _plain(value: Any) -> Any:
 
 def figures_of(profile: Profile) -> Figures | None:
     """The numbers of a profile; None where they are unknown or working them out would take seconds."""
-    if not profile.known or profile.effort > _EFFORT:
+    if not profile.known or profile.effort > EFFORT:
         return None
     return Figures(profile.mean_age, profile.half_life, profile.effective_samples, profile.initial_weight)
 

@@ -21,7 +21,7 @@ from polyak.cli.describe import (
 from polyak.cli.options import Json
 from polyak.cli.synthesize import say_reach
 from polyak.errors import ConfigError, PolyakError
-from polyak.report.profile import draw
+from polyak.schedules.drawing import draw
 
 
 def inspect(

@@ -12,7 +12,7 @@ from paddle import Tensor, nn
 from paddle.optimizer import Optimizer
 from typing_extensions import TypeVar  # whose type variables have defaults
 
-from polyak._core.clock import check_pace
+from polyak._core.clock import Start, check_pace
 from polyak._core.nonfinite import NonFinitePolicy
 from polyak._core.optimizer_hook import Attachment, as_several
 from polyak._core.persistence import PersistentEMA
@@ -48,7 +48,8 @@ class EMA(PersistentEMA[LayerT, Tensor]):
             "float16" round stochastically, so that the average keeps moving; "split" keeps bfloat16 and 8
             further bits. These and ``compensated`` need the C kernel, on a CPU.
         every: act on each k-th step only. Decays are composed, so the half-life does not change.
-        start: copy the layer up to this step; averaging and the schedule's time begin there.
+        start: copy the layer up to this step; averaging and the schedule's time begin there. Trainers that
+            know how long the run is take a share of it too, "5%".
         on_nonfinite: "skip" keeps the average of elements whose θ is NaN or infinite, "raise" raises
             before anything is changed, "ignore" lets them in. Under "skip" what is not finite to begin with
             begins with its first finite value.
@@ -86,13 +87,13 @@ class EMA(PersistentEMA[LayerT, Tensor]):
         buffers: Buffers = "auto",
         dtype: Any = None,
         every: int = 1,
-        start: int = 0,
+        start: Start = 0,
         on_nonfinite: NonFinitePolicy = "skip",
         seed: int = 0,
         compensated: bool = False,
         engine: EngineName = "auto",
     ) -> None:
-        check_pace(every, start)
+        start = check_pace(every, start)
         settings = Settings.of(dtype, compensated, on_nonfinite, seed, engine)
         chosen = Selection.of(include, exclude, buffers)
         super().__init__(average_set(layer, named_decays(decay), chosen, settings), every, start, seed)

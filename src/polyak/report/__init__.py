@@ -1,1 +1,1 @@
-"""Looking: drawings of profiles and of what evaluations gave, for the terminal and as pictures."""
+"""Looking: curves of what evaluations gave, as pictures."""

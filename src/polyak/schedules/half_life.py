@@ -13,7 +13,7 @@ from polyak.schedules.decay import Array, Decay, Unit, check
 from polyak.schedules.power import Power, share_to_gamma
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class HalfLife(Decay):
     """A decay said in time: after one half-life, what was there weighs half as much.
 
@@ -65,6 +65,10 @@ class HalfLife(Decay):
             check(name, value, rule, 0 < value <= 0.5)
         else:
             check(name, value, "a half-life must be positive and finite", 0 < value < math.inf)
+
+    def __repr__(self) -> str:
+        (name, value), *_ = [(k, v) for k, v in self.to_config().items() if k != "kind"]
+        return f"HalfLife({name}={value!r})"
 
     @property
     def unit(self) -> Unit:  # pyright: ignore[reportIncompatibleVariableOverride]

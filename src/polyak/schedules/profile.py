@@ -25,6 +25,7 @@ import numpy as np
 
 from polyak.errors import CheckpointError, ConfigError
 from polyak.schedules.decay import Array, Decay, DecayLike, as_decay, decay_in_file
+from polyak.schedules.drawing import Scale, draw, html
 from polyak.schedules.runs import COPY, Run, effects, length, remaining
 from polyak.schedules.windows import Strand, edges, strands, windows
 
@@ -216,6 +217,23 @@ class Profile:
                 part = math.log(older[0] / share) / math.log(older[0] / older[1]) if older[1] > 0 else 0.0
                 return float(ages[crossed - 1] + part * (ages[crossed] - ages[crossed - 1]))
         return float(ages[-1]) if len(ages) else 0.0
+
+    def plot(self, width: int = 80, height: int = 10, scale: Scale = "linear") -> str:
+        """The weight of each training step, drawn in lines of text: ``print(profile.plot())``.
+
+        Args:
+            width: columns of the terminal, at least 40.
+            height: lines of the bars, at least 2.
+            scale: of the weights; "log" shows six decades.
+
+        Raises:
+            ConfigError: the weights are unknown, as after reading a file of a decay that is not known here.
+        """
+        return draw(self, width, height, scale)
+
+    def _repr_html_(self) -> str:
+        """In a notebook: the numbers, and a small picture of the weights."""
+        return html("Profile", [("steps", f"{self.steps:,}")], self)
 
     def since(self, step: int) -> Profile:
         """The same history for a tensor that joined at ``step`` with the value it had then."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import TypeVar  # whose type variables have defaults
 
-from polyak._core.clock import check_pace
+from polyak._core.clock import Start, check_pace
 from polyak._core.nonfinite import NonFinitePolicy
 from polyak._core.optimizer_hook import Attachment, as_several
 from polyak._core.persistence import PersistentEMA
@@ -59,7 +59,8 @@ class EMA(PersistentEMA[ModuleT, Tensor]):
             copied to pinned memory on a side stream and averaged on a thread; an error there is raised by
             the next call. Not yet run on a GPU.
         every: act on each k-th step only. Decays are composed, so the half-life does not change.
-        start: copy the model up to this step; averaging and the schedule's time begin there.
+        start: copy the model up to this step; averaging and the schedule's time begin there. Trainers that
+            know how long the run is take a share of it too, "5%".
         on_nonfinite: "skip" keeps the average of elements whose θ is NaN or infinite, "raise" raises
             before anything is changed, "ignore" lets them in. Under "skip" what is not finite to begin with
             begins with its first finite value.
@@ -105,14 +106,14 @@ class EMA(PersistentEMA[ModuleT, Tensor]):
         dtype: DType = None,
         device: str | torch.device | None = None,
         every: int = 1,
-        start: int = 0,
+        start: Start = 0,
         on_nonfinite: NonFinitePolicy = "skip",
         seed: int = 0,
         compensated: bool = False,
         engine: EngineName = "auto",
         overlap: bool = False,
     ) -> None:
-        check_pace(every, start)
+        start = check_pace(every, start)
         settings = Settings.of(dtype, compensated, device, on_nonfinite, seed, engine, overlap)
         chosen = Selection.of(include, exclude, buffers)
         self._updates = Updates(settings)

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from polyak._core.clock import Start, in_steps
+from polyak._core.initial_weight import warn_if_older_than_the_run
 from polyak._core.nonfinite import NonFinitePolicy
 from polyak._core.optimizer_hook import Attachment
 from polyak._core.state_dict import EMAState
@@ -32,7 +34,7 @@ class EMAOptions(TypedDict, total=False):
     dtype: DType
     device: str | torch.device | None
     every: int
-    start: int
+    start: Start
     on_nonfinite: NonFinitePolicy
     seed: int
     compensated: bool
@@ -58,8 +60,22 @@ class Averaging(AnyAveraging[EMA]):
         self._options = options
         self._attachment: Attachment | None = None
 
-    def _make(self, model: nn.Module) -> EMA:
-        self._ema = EMA(model, self._decay, **self._options)
+    def _make(
+        self, model: nn.Module, run: float | None = None, state: Mapping[str, Any] | None = None
+    ) -> EMA:
+        """Make the average of a model.
+
+        Args:
+            model: to be trained.
+            run: training steps of the run, if known.
+            state: of an average, to be loaded: what was a share of its run stays where it was.
+        """
+        options = self._options
+        if isinstance(start := options.get("start", 0), str):
+            options = options | {"start": in_steps(start, run) if state is None else state["start"]}
+        self._ema = EMA(model, self._decay, **options)
+        if run is not None and state is None:
+            warn_if_older_than_the_run(self._ema.tracks, run - self._ema.start)
         return self._ema
 
     def _follow(self, optimizer: Optimizer) -> None:

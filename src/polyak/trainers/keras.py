@@ -144,7 +144,7 @@ class WeightAveraging(Averaging, Callback):
             return
         found = part.found
         self._names = found["names"] if found else _paths(model)
-        ema = self._make(weights(model, self._names))
+        ema = self._make(weights(model, self._names), self._run(), found["ema"] if found else None)
         check_counts_steps(ema.tracks.values())
         if found:
             ema.load_state_dict(found["ema"])
@@ -156,6 +156,14 @@ class WeightAveraging(Averaging, Callback):
             # No event is sure to come after an exception or an interrupt.
             model.evaluate = closing(self._live, self._evaluating_each(model, model.evaluate))
             model.predict = closing(self._live, model.predict)
+
+    def _run(self) -> float | None:
+        """Optimizer steps of the run that begins, if Keras knows."""
+        given = cast("dict[str, Any]", self.params or {})
+        if not given.get("steps") or not given.get("epochs"):
+            return None
+        micro_batches: int = self._given.optimizer.gradient_accumulation_steps or 1
+        return float(given["epochs"] * given["steps"] // micro_batches)
 
     def follow(self) -> None:
         """Update the average with the optimizer steps since the last call."""

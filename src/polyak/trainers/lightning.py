@@ -176,7 +176,8 @@ class WeightAveraging(Averaging, Callback):
         self._found = None
         if self._stage == "fit" or found is not None:
             if self._ema is None or self._ema.model is not module:
-                self._make(module)
+                run = trainer.estimated_stepping_batches if self._stage == "fit" else None
+                self._make(module, run, None if found is None else found["ema"])
             elif path and found is None:
                 self._ema.reset()
         if found is not None:

@@ -124,7 +124,7 @@ class WeightAveraging(Averaging, TrainerCallback):
         model: nn.Module = kwargs["model"]
         optimizer: Optimizer = kwargs["optimizer"]
         if self._ema is None or self._ema.model is not model:
-            self._make(model)
+            self._make(model, state.max_steps)
         if self._resume is not None:
             self._load(self._resume)
         if isinstance(optimizer, AcceleratedOptimizer):  # it has no hooks of its own, and skips micro-batches

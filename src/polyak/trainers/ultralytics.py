@@ -93,7 +93,8 @@ class WeightAveraging(Averaging):
 
     def _begin(self, trainer: Any) -> None:
         net: nn.Module = unwrap_model(trainer.model)
-        self._make(net)
+        batches = math.ceil(len(trainer.train_loader.dataset) / max(trainer.batch_size, trainer.args.nbs))
+        self._make(net, trainer.epochs * batches)
         self._fitness, self._best = {}, {}
         if trainer.resume:
             self._restore(trainer, Path(trainer.args.resume), trainer.start_epoch - 1)

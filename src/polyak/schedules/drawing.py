@@ -1,23 +1,29 @@
-"""A profile as a drawing for the terminal: the weight of each training step.
+"""A profile to look at: its weights drawn for the terminal, and beside its numbers for a notebook.
 
 Drawn by our own code: tests hold every character, which plotext and uniplot do not promise between releases.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from html import escape
 from textwrap import wrap
-from typing import Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
-from polyak.schedules import Profile
 from polyak.schedules.decay import Array
+
+if TYPE_CHECKING:
+    from polyak.schedules.profile import Profile
 
 Scale: TypeAlias = Literal["linear", "log"]
 
 _EIGHTHS, _HALVES = " ▁▂▃▄▅▆▇█", " ▀█"
 _DECADES = 6.0  # of a logarithmic drawing, from the greatest weight down
 _LEFT_OUT = {"linear": 1e-3, "log": 10**-_DECADES}  # share of the weight before the first step drawn
+EFFORT = 1 << 23  # evaluations of a decay that the numbers of a profile may take: less than a second
+_PIXELS, _TALL = 320, 60  # of the picture in a notebook
 _LABEL = 9  # columns left of the axis
 _DWARFS, _CUT = 3, "▲"  # a bar this many times as high as the next is cut and marked
 
@@ -48,6 +54,7 @@ def draw(profile: Profile, width: int = 80, height: int = 10, scale: Scale = "li
         Lines of text, none wider than ``width``.
 
     Examples:
+        >>> from polyak import Profile
         >>> print(draw(Profile.from_decay(0.8, steps=100), width=40, height=3))
              0.18 ┤                          ▁█
                   │                       ▁▃▆██
@@ -164,3 +171,48 @@ def _caption(bars: Bars, scale: Scale, width: int) -> list[str]:
 def _percent(share: float) -> str:
     """A share, never rounded up to 100 %."""
     return "all" if abs(1 - share) < 1e-12 else f"{np.floor(share * 1e7) / 1e5:.6g}%"
+
+
+def summary(profile: Profile) -> str:
+    """The numbers of a profile in one line."""
+    return ", ".join(f"{name} {value}" for name, value in _numbers(profile))
+
+
+def html(title: str, rows: Sequence[tuple[str, str]], profile: Profile) -> str:
+    """A table for a notebook: these rows, the numbers of the profile and a picture of its weights."""
+    cells = "".join(
+        f"<tr><th style='text-align:left'>{escape(name)}</th>"
+        f"<td style='text-align:left'>{escape(value)}</td></tr>"
+        for name, value in [*rows, *_numbers(profile)]
+    )
+    picture = _svg(binned(profile, _PIXELS // 2)) if _quick(profile) else ""
+    return f"<div><b>{escape(title)}</b><table>{cells}</table>{picture}</div>"
+
+
+def _numbers(profile: Profile) -> list[tuple[str, str]]:
+    if not _quick(profile):
+        return [("weights", "not worked out: that takes long" if profile.known else "unknown")]
+    return [
+        ("half-life", f"{profile.half_life:,.4g} steps"),
+        ("mean age", f"{profile.mean_age:,.4g} steps"),
+        ("initial weight", f"{profile.initial_weight:.2g}"),
+    ]
+
+
+def _quick(profile: Profile) -> bool:
+    return profile.known and profile.effort <= EFFORT
+
+
+def _svg(bars: Bars) -> str:
+    """Bars over the training steps, in the colour of the text around them."""
+    heights = np.clip(bars.heights / (_ceiling(bars.heights) or 1.0), 0.0, 1.0) * _TALL
+    width = _PIXELS / len(heights)
+    rectangles = "".join(
+        f"<rect x='{i * width:.1f}' y='{_TALL - high:.1f}' width='{0.9 * width:.1f}' height='{high:.1f}'/>"
+        for i, high in enumerate(heights.tolist())
+    )
+    named = f"weight of each training step from {bars.first:,} to {bars.last:,}"
+    return (
+        f"<svg role='img' aria-label='{named}' width='{_PIXELS}' height='{_TALL}' fill='currentColor'>"
+        f"<title>{named}</title>{rectangles}</svg>"
+    )

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import polyak
 from polyak import Profile
-from polyak.report.profile import Scale, binned, draw
+from polyak.schedules.drawing import Scale, binned, draw
 
 
 def bars_of(text: str) -> list[str]:
