@@ -88,3 +88,14 @@ def test_the_lines_for_paddle_science_run() -> None:
     left = runpy.run_path(str(PAGE / "science.py"))
     assert left["ema"].step == left["swa"].step == 10
     assert left["ema"].live == "raw"
+
+
+@pytest.mark.filterwarnings("ignore")  # of PaddleFormers and what it imports
+def test_the_lines_for_paddle_formers_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Skipped in CI: PaddleFormers brings 0.8 GB of packages."""
+    pytest.importorskip("paddleformers")
+    monkeypatch.chdir(tmp_path)
+    left = runpy.run_path(str(PAGE / "formers.py"))
+    assert left["average"].ema.step == 60
+    assert left["averaged"]["eval_loss"] != left["raw"]["eval_loss"]
+    assert (tmp_path / "runs" / "checkpoint-60" / "polyak.safetensors").exists()
