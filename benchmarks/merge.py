@@ -191,10 +191,10 @@ AGREE = """
 import sys, numpy as np
 from polyak._foreign.open_any import open_weights
 with open_weights(sys.argv[1]) as ours, open_weights(sys.argv[2]) as theirs:
-    assert set(ours.slots) == set(theirs.slots)
-    for name, slot in ours.slots.items():
-        a, b = slot.read().astype(np.float64), theirs.slots[name].read().astype(np.float64)
-        unit = 2.0 ** -8 if "bfloat16" in (str(slot.dtype), str(theirs.slots[name].dtype)) else 2.0 ** -22
+    assert set(ours.tensors) == set(theirs.tensors)
+    for name, tensor in ours.tensors.items():
+        a, b = tensor.read().astype(np.float64), theirs.tensors[name].read().astype(np.float64)
+        unit = 2.0 ** -8 if "bfloat16" in (str(tensor.dtype), str(theirs.tensors[name].dtype)) else 2.0 ** -22
         assert np.all(np.abs(a - b) <= unit * np.maximum(np.abs(a), 1)), name
 """
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from polyak.bench.cost import Facts, cadence, moved, moved_apart, recommend, seconds, share
+from polyak.bench.cost import Facts, cadence, moved, moved_separately, recommend, seconds, share
 
 # 10 M float32 parameters at 12 GB/s: 10 ms an update, in steps of 2 s on a machine with 1 GB free.
 KNOWN = Facts(10**7, 4, 1, "float32", 0.01, 2.0, 12e9, 10**9, "cpu", "native (avx2)")
@@ -18,7 +18,7 @@ KNOWN = Facts(10**7, 4, 1, "float32", 0.01, 2.0, 12e9, 10**9, "cpu", "native (av
 )
 def test_theta_is_read_once_and_each_average_twice(live: int, stored: int, tracks: int, each: int) -> None:
     assert moved(live, stored, tracks) == each
-    assert moved_apart(live, stored, tracks) == tracks * (live + 2 * stored)
+    assert moved_separately(live, stored, tracks) == tracks * (live + 2 * stored)
 
 
 def test_seconds_are_bytes_over_bandwidth() -> None:

@@ -372,7 +372,7 @@ def test_bfloat16_goes_to_paddle_by_its_bits(tmp_path: Path) -> None:
     write_paddle(tmp_path / "out.pdparams", export_tree(tmp_path / "in.safetensors", "paddle").tree)
     assert pickle.loads((tmp_path / "out.pdparams").read_bytes())["a"].dtype == np.uint16
     with open_weights(tmp_path / "out.pdparams") as weights:
-        read = weights.slots["a"].read()
+        read = weights.tensors["a"].read()
     assert read.dtype == values.dtype
     assert np.array_equal(read, values)
 

@@ -86,7 +86,7 @@ def test_every_damaged_tensor_is_named(tmp_path: Path) -> None:
     trained().save(tmp_path / "a.safetensors", track="short")
     good = (tmp_path / "a.safetensors").read_bytes()
     with open_weights(tmp_path / "a.safetensors") as weights:
-        places = {name: slot.offset for name, slot in weights.slots.items()}  # pyright: ignore
+        places = {name: lazy.offset for name, lazy in weights.tensors.items()}  # pyright: ignore
     for name, offset in places.items():
         bad = bytearray(good)
         bad[offset] ^= 1
@@ -193,7 +193,7 @@ def test_a_profile_without_end_costs_no_time(tmp_path: Path) -> None:
     trained().save(tmp_path / "a.safetensors", track="short")
     with open_weights(tmp_path / "a.safetensors") as weights:
         header = replace(header_of(weights), profile=endless)
-        arrays = {name: slot.read() for name, slot in weights.slots.items()}
+        arrays = {name: lazy.read() for name, lazy in weights.tensors.items()}
     write_arrays(tmp_path / "a.safetensors", arrays, header.to_metadata())
     assert checkpoint(tmp_path / "a.safetensors").parts[0].figures is None
 

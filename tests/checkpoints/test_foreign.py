@@ -32,7 +32,7 @@ def found_in(path: Path) -> tuple[Recognised, dict[str, dict[str, np.ndarray[Any
     with open_weights(path) as weights:
         found = recognise(weights)
         values = {
-            part.name: {name: slot.read() for name, slot in part.tensors.items()}
+            part.name: {name: tensor.read() for name, tensor in part.tensors.items()}
             for part in found.parts
             if part.role != "optimizer"
         }
@@ -601,6 +601,6 @@ def test_same_values(tmp_path: Path) -> None:
     save_file({"a": np.zeros(3), "b": np.arange(5)}, tmp_path / "one.safetensors")
     save_file({"a": np.zeros(3), "b": np.array([0, 1, 2, 3, 5])}, tmp_path / "two.safetensors")
     with open_weights(tmp_path / "one.safetensors") as one, open_weights(tmp_path / "two.safetensors") as two:
-        assert same_values(one.slots, one.slots)
-        assert not same_values(one.slots, two.slots)
-        assert not same_values(one.slots, {"a": one.slots["a"]})
+        assert same_values(one.tensors, one.tensors)
+        assert not same_values(one.tensors, two.tensors)
+        assert not same_values(one.tensors, {"a": one.tensors["a"]})

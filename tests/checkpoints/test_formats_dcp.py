@@ -53,16 +53,16 @@ def test_shards_are_put_together(sharded: Path) -> None:
     assert len(list(sharded.glob("*.distcp"))) == 2
     with open_weights(sharded) as weights:
         assert weights.format == "dcp"
-        assert set(weights.slots) == {f"model.{name}" for name in TENSORS}
+        assert set(weights.tensors) == {f"model.{name}" for name in TENSORS}
         for name, tensor in TENSORS.items():
-            slot = weights.slots[f"model.{name}"]
-            assert slot.shape == tuple(tensor.shape)
-            read = slot.read()
+            lazy = weights.tensors[f"model.{name}"]
+            assert lazy.shape == tuple(tensor.shape)
+            read = lazy.read()
             assert read.dtype == as_array(tensor).dtype
             assert read.tobytes() == as_array(tensor).tobytes(), name
-            part = np.empty(slot.size // 2, slot.dtype)
-            slot.read_into(slot.size - len(part), part)
-            assert part.tobytes() == read.reshape(-1)[slot.size - len(part) :].tobytes()
+            part = np.empty(lazy.size // 2, lazy.dtype)
+            lazy.read_into(lazy.size - len(part), part)
+            assert part.tobytes() == read.reshape(-1)[lazy.size - len(part) :].tobytes()
 
 
 def test_one_process(tmp_path: Path) -> None:
@@ -70,9 +70,9 @@ def test_one_process(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="single process"):
         dcp.save(state, checkpoint_id=str(tmp_path / "a"))
     with open_weights(tmp_path / "a") as weights:
-        assert set(weights.slots) == {"w", "n.b"}
-        np.testing.assert_array_equal(weights.slots["w"].read(), state["w"].numpy())
-        np.testing.assert_array_equal(weights.slots["n.b"].read(), np.arange(5))
+        assert set(weights.tensors) == {"w", "n.b"}
+        np.testing.assert_array_equal(weights.tensors["w"].read(), state["w"].numpy())
+        np.testing.assert_array_equal(weights.tensors["n.b"].read(), np.arange(5))
         assert "epoch" in weights.others
 
 

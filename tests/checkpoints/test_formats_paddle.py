@@ -42,11 +42,11 @@ def test_parameters_are_those_that_were_saved(file: str, prefix: str) -> None:
     with open_weights(GOLDEN / file) as weights:
         assert weights.format == "paddle"
         for name, shape in SHAPES.items():
-            slot = weights.slots[prefix + name]
-            assert slot.shape == shape
-            np.testing.assert_array_equal(slot.read(), values(name))
+            tensor = weights.tensors[prefix + name]
+            assert tensor.shape == shape
+            np.testing.assert_array_equal(tensor.read(), values(name))
             part = np.empty(2, np.float32)
-            slot.read_into(1, part)
+            tensor.read_into(1, part)
             np.testing.assert_array_equal(part, values(name).reshape(-1)[1:3])
         if prefix:
             assert weights.others["epoch"] == 3
@@ -55,14 +55,14 @@ def test_parameters_are_those_that_were_saved(file: str, prefix: str) -> None:
 def test_bfloat16_comes_back_from_uint16() -> None:
     with open_weights(GOLDEN / "bf16.pdparams") as weights:
         for name in SHAPES:
-            read = weights.slots[name].read()
+            read = weights.tensors[name].read()
             assert read.dtype == ml_dtypes.bfloat16
             np.testing.assert_array_equal(read, values(name).astype(ml_dtypes.bfloat16))
 
 
 def test_an_optimizer_is_read() -> None:
     with open_weights(GOLDEN / "model.pdopt") as weights:
-        assert "linear_0.w_0_moment1_0" in weights.slots
+        assert "linear_0.w_0_moment1_0" in weights.tensors
 
 
 def test_sliced_parameters_are_put_together(tmp_path: Path) -> None:
@@ -76,8 +76,8 @@ def test_sliced_parameters_are_put_together(tmp_path: Path) -> None:
     }
     (tmp_path / "a.pdparams").write_bytes(pickle.dumps(saved, protocol=2))
     with open_weights(tmp_path / "a.pdparams") as weights:
-        assert set(weights.slots) == {"w", "b"}
-        np.testing.assert_array_equal(weights.slots["w"].read(), whole.reshape(3, 4))
+        assert set(weights.tensors) == {"w", "b"}
+        np.testing.assert_array_equal(weights.tensors["w"].read(), whole.reshape(3, 4))
 
 
 @pytest.mark.parametrize("order", ["C", "F"])
@@ -87,11 +87,11 @@ def test_arrays_of_any_order(tmp_path: Path, order: str, dtype: str, protocol: i
     array = np.asarray(np.arange(3000).reshape(50, 60), dtype, order=order)
     (tmp_path / "a.pdparams").write_bytes(pickle.dumps({"w": array}, protocol=protocol))
     with open_weights(tmp_path / "a.pdparams") as weights:
-        read = weights.slots["w"].read()
+        read = weights.tensors["w"].read()
         np.testing.assert_array_equal(read, array)
         assert read.dtype == array.dtype.newbyteorder("=")
         part = np.empty(70, read.dtype)
-        weights.slots["w"].read_into(31, part)
+        weights.tensors["w"].read_into(31, part)
         np.testing.assert_array_equal(part, array.reshape(-1)[31:101])
 
 
@@ -102,8 +102,8 @@ def test_a_large_file_takes_no_memory(tmp_path: Path) -> None:
     del saved
     tracemalloc.start()
     with open_weights(tmp_path / "a.pdparams") as weights:
-        assert weights.slots["small"].read().tolist() == [1, 1, 1]
-        assert weights.slots["big"].shape == (1 << 27,)
+        assert weights.tensors["small"].read().tolist() == [1, 1, 1]
+        assert weights.tensors["big"].shape == (1 << 27,)
     assert tracemalloc.get_traced_memory()[1] < 5e6
     tracemalloc.stop()
 
@@ -120,11 +120,11 @@ def test_protocol_2_spells_bytes_as_text_which_stays_in_the_file(tmp_path: Path,
     with open_weights(tmp_path / "a.pdparams") as weights:
         assert tracemalloc.get_traced_memory()[1] < 1e6
         tracemalloc.stop()
-        assert weights.slots["w"].read().tobytes() == array.tobytes()
+        assert weights.tensors["w"].read().tobytes() == array.tobytes()
         part = np.empty(70, np.float32)
-        weights.slots["w"].read_into(31, part)
+        weights.tensors["w"].read_into(31, part)
         assert part.tobytes() == array.reshape(-1)[31:101].tobytes()
-        assert weights.slots["b"].read().tolist() == [1, 1, 1]
+        assert weights.tensors["b"].read().tolist() == [1, 1, 1]
 
 
 def test_text_that_is_not_as_long_as_its_array(tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_text_that_is_not_as_long_as_its_array(tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match="has 3,000 bytes"):
             open_weights(shaped(size))
     with open_weights(shaped(2000)) as weights, pytest.raises(CheckpointError, match="has 3,000 bytes"):
-        weights.slots["w"].read()
+        weights.tensors["w"].read()
 
 
 def python_2(array: np.ndarray, spelled: bytes) -> bytes:
@@ -159,9 +159,9 @@ def test_python_2_wrote_bytes_as_strings(tmp_path: Path) -> None:
         raw = array.tobytes()
         path.write_bytes(python_2(array, b"T" + len(raw).to_bytes(4, "little") + raw))
         with open_weights(path) as weights:
-            np.testing.assert_array_equal(weights.slots["w"].read(), array)
+            np.testing.assert_array_equal(weights.tensors["w"].read(), array)
             part = np.empty(7, np.float32)
-            weights.slots["w"].read_into(31, part)
+            weights.tensors["w"].read_into(31, part)
             np.testing.assert_array_equal(part, array[31:38])
 
 
@@ -173,7 +173,7 @@ def test_a_string_of_python_2_must_be_bytes(tmp_path: Path) -> None:
         open_weights(path) as weights,
         pytest.raises(CheckpointError, match="characters that are not Latin-1"),
     ):
-        weights.slots["w"].read()
+        weights.tensors["w"].read()
 
 
 def test_one_string_in_many_arrays_is_there_once(tmp_path: Path) -> None:
@@ -187,7 +187,7 @@ def test_one_string_in_many_arrays_is_there_once(tmp_path: Path) -> None:
     with open_weights(tmp_path / "a.pdparams") as weights:
         assert tracemalloc.get_traced_memory()[1] < 20e6
         tracemalloc.stop()
-        assert weights.slots["199"].read().tobytes() == b"a" * (1 << 20)
+        assert weights.tensors["199"].read().tobytes() == b"a" * (1 << 20)
 
 
 @pytest.mark.parametrize(
@@ -240,7 +240,7 @@ def test_what_is_not_paddle_keeps_its_16_bits(tmp_path: Path) -> None:
     tree = {"image": np.arange(2000, dtype=np.uint16), "w": torch.ones(2)}
     (tmp_path / "a.pkl").write_bytes(pickle.dumps(tree, protocol=4))
     with open_weights(tmp_path / "a.pkl") as weights:
-        np.testing.assert_array_equal(weights.slots["image"].read(), tree["image"])
+        np.testing.assert_array_equal(weights.tensors["image"].read(), tree["image"])
     with open_weights(GOLDEN / "bf16.pdparams") as weights:  # the whole tree, too, and not the slots alone
         assert weights.others["0.weight"].dtype == ml_dtypes.bfloat16
 
@@ -259,12 +259,12 @@ def test_the_one_expression_that_paddle_writes(tmp_path: Path) -> None:
     path, witness = tmp_path / "a.pdparams", tmp_path / "witness"
     path.write_bytes(pickle.dumps({"w": Evaluated("data", {"data": np.ones(2)})}, protocol=4))
     with open_weights(path) as weights:
-        assert weights.slots["w"].read().tolist() == [1, 1]
+        assert weights.tensors["w"].read().tolist() == [1, 1]
     attack = f"__import__('os').system('touch {witness}')"
     for names in ({"data": 1}, {}):
         path.write_bytes(pickle.dumps({"w": Evaluated(attack, names)}, protocol=4))
         with open_weights(path) as weights:
-            assert not weights.slots
+            assert not weights.tensors
             assert weights.others["w"].name == "eval"
     assert not witness.exists()
 
@@ -273,5 +273,5 @@ def test_arrays_of_objects_text_and_times_are_no_tensors(tmp_path: Path) -> None
     others = {"o": np.array([os.getcwd], object), "u": np.array(["a", "bc"]), "t": np.array([1], "M8[ns]")}
     (tmp_path / "a.pdparams").write_bytes(pickle.dumps({"w": np.ones(2), **others}, protocol=4))
     with open_weights(tmp_path / "a.pdparams") as weights:
-        assert list(weights.slots) == ["w"]
-        assert weights.slots["w"].read().tolist() == [1, 1]
+        assert list(weights.tensors) == ["w"]
+        assert weights.tensors["w"].read().tolist() == [1, 1]

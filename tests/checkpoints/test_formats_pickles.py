@@ -66,7 +66,7 @@ def test_a_malicious_file_runs_nothing_and_its_tensors_are_read(tmp_path: Path, 
             open_weights(path)
     else:
         with open_weights(path) as weights:
-            values = {name: slot.read().tolist() for name, slot in weights.slots.items()}
+            values = {name: tensor.read().tolist() for name, tensor in weights.tensors.items()}
             assert values == ({"state_dict.w": [1, 1]} if how in ("zip", "stream") else {})
             found = weights.others["x"]
             assert isinstance(found[1]["a"] if isinstance(found, list) else found, Record)

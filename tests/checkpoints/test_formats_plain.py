@@ -27,11 +27,11 @@ def test_tensors_in_a_plain_pickle(dtype: torch.dtype, size: int, protocol: int,
     path.write_bytes(pickle.dumps(tree, protocol=protocol))
     with open_weights(path) as weights:
         assert weights.format == "pytorch"
-        assert list(weights.slots) == list(tree)
-        for name, slot in weights.slots.items():
+        assert list(weights.tensors) == list(tree)
+        for name, lazy in weights.tensors.items():
             expected = tree[name].contiguous().view(-1).view(torch.uint8).numpy()
-            assert slot.shape == tuple(tree[name].shape)
-            assert slot.read().reshape(-1).view(np.uint8).tobytes() == expected.tobytes()
+            assert lazy.shape == tuple(tree[name].shape)
+            assert lazy.read().reshape(-1).view(np.uint8).tobytes() == expected.tobytes()
 
 
 class Caller:
@@ -48,7 +48,7 @@ def test_a_call_in_a_plain_pickle_is_not_made(tmp_path: Path) -> None:
     tree = {"a": torch.ones(2), "b": Caller(tmp_path / "made")}
     (tmp_path / "bad.pkl").write_bytes(pickle.dumps(tree))
     with open_weights(tmp_path / "bad.pkl") as weights:
-        assert weights.slots["a"].read().tolist() == [1, 1]
+        assert weights.tensors["a"].read().tolist() == [1, 1]
         assert weights.others["b"].name == "mkdir"
     assert not (tmp_path / "made").exists()
 
@@ -107,4 +107,4 @@ def test_a_safetensors_header_of_any_length_is_none_of_a_pickle(length: int, tmp
     assert (int.from_bytes(path.read_bytes()[:8], "little") - length) % 0x10000 == 0
     with open_weights(path) as weights:
         assert weights.format == "safetensors"
-        assert np.array_equal(weights.slots["x"].read(), values["x"])
+        assert np.array_equal(weights.tensors["x"].read(), values["x"])

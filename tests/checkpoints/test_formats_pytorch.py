@@ -72,15 +72,15 @@ def test_every_tensor_is_the_one_that_torch_reads(tmp_path: Path, zipped: bool) 
     expected = torch.load(path, weights_only=True)
     with open_weights(path) as weights:
         assert weights.format == "pytorch"
-        assert list(weights.slots) == list(expected)
+        assert list(weights.tensors) == list(expected)
         for name, tensor in expected.items():
-            slot = weights.slots[name]
-            assert slot.shape == tuple(tensor.shape), name
-            assert str(slot.dtype) == str(tensor.dtype).removeprefix("torch."), name
-            assert slot.read().tobytes() == bits(tensor), name
-            part = np.empty(slot.size // 2, slot.dtype)
-            slot.read_into(slot.size - len(part), part)  # pieces are parts of the whole
-            assert part.tobytes() == slot.read().reshape(-1)[slot.size - len(part) :].tobytes(), name
+            lazy = weights.tensors[name]
+            assert lazy.shape == tuple(tensor.shape), name
+            assert str(lazy.dtype) == str(tensor.dtype).removeprefix("torch."), name
+            assert lazy.read().tobytes() == bits(tensor), name
+            part = np.empty(lazy.size // 2, lazy.dtype)
+            lazy.read_into(lazy.size - len(part), part)  # pieces are parts of the whole
+            assert part.tobytes() == lazy.read().reshape(-1)[lazy.size - len(part) :].tobytes(), name
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "stream"])
@@ -98,13 +98,13 @@ def test_nested_files_have_dotted_names_and_keep_the_rest(tmp_path: Path, zipped
     torch.save(saved, path, _use_new_zipfile_serialization=zipped)
     with open_weights(path) as weights:
         assert {"model.0.weight", "model.1.running_var", "optimizer.state.0.exp_avg", "numbers"} <= set(
-            weights.slots
+            weights.tensors
         )
         assert weights.others["epoch"] == 3
         assert weights.others["best"] == 0.5
         assert weights.others["optimizer"]["param_groups"][0]["betas"] == (0.9, 0.999)
-        assert weights.slots["model.0.weight"].read().tobytes() == bits(model[0].weight)
-        assert weights.slots["numbers"].read().tolist() == [0, 1, 2, 3]
+        assert weights.tensors["model.0.weight"].read().tobytes() == bits(model[0].weight)
+        assert weights.tensors["numbers"].read().tolist() == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "stream"])
@@ -118,15 +118,15 @@ def test_a_pickled_module_is_looked_into_without_its_class(tmp_path: Path, zippe
         assert (record.module, record.name) == ("torch.nn.modules.container", "Sequential")
         linear = record.state["_modules"]["0"]
         assert linear.state["_parameters"]["weight"].read().tobytes() == bits(model[0].weight)
-        assert weights.slots == {}
+        assert weights.tensors == {}
 
 
 def test_tensors_that_share_memory_are_each_read_whole(tmp_path: Path) -> None:
     tied = torch.randn(4, 4)
     torch.save({"a": tied, "b": tied, "c": tied[1:]}, tmp_path / "a.pt")
     with open_weights(tmp_path / "a.pt") as weights:
-        assert weights.slots["b"].read().tobytes() == bits(tied)
-        assert weights.slots["c"].read().tobytes() == bits(tied[1:])
+        assert weights.tensors["b"].read().tobytes() == bits(tied)
+        assert weights.tensors["c"].read().tobytes() == bits(tied[1:])
 
 
 def test_a_sharded_folder_of_pickles(tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_a_sharded_folder_of_pickles(tmp_path: Path) -> None:
     )
     with open_weights(tmp_path) as weights:
         assert weights.format == "pytorch"
-        assert {name: slot.read().tolist() for name, slot in weights.slots.items()} == {
+        assert {name: lazy.read().tolist() for name, lazy in weights.tensors.items()} == {
             "a": [1, 1],
             "b": [0, 0, 0],
         }
@@ -150,8 +150,8 @@ def test_a_large_file_takes_no_memory(tmp_path: Path) -> None:
     del big
     tracemalloc.start()
     with open_weights(tmp_path / "big.pt") as weights:
-        assert weights.slots["small"].read().tolist() == [1, 1, 1]
-        assert weights.slots["big"].nbytes == 1 << 28
+        assert weights.tensors["small"].read().tolist() == [1, 1, 1]
+        assert weights.tensors["big"].nbytes == 1 << 28
     assert tracemalloc.get_traced_memory()[1] < 5e6
     tracemalloc.stop()
 
@@ -203,7 +203,7 @@ def test_a_compressed_file_is_refused(tmp_path: Path) -> None:
 def test_bfloat16_is_that_of_ml_dtypes(tmp_path: Path) -> None:
     torch.save({"w": torch.tensor([1.5]).bfloat16()}, tmp_path / "a.pt")
     with open_weights(tmp_path / "a.pt") as weights:
-        assert weights.slots["w"].read().dtype == ml_dtypes.bfloat16
+        assert weights.tensors["w"].read().dtype == ml_dtypes.bfloat16
 
 
 @pytest.mark.parametrize(
@@ -226,9 +226,9 @@ def test_what_is_no_array_keeps_its_name_and_is_not_read(
     saved = {"odd": tensor(), "even": torch.ones(2)}
     torch.save(saved, tmp_path / "a.pt", _use_new_zipfile_serialization=zipped)
     with open_weights(tmp_path / "a.pt") as weights:
-        assert weights.slots["even"].read().tolist() == [1, 1]
+        assert weights.tensors["even"].read().tolist() == [1, 1]
         with pytest.raises(CheckpointError, match=f"a tensor is .*{what}"):
-            weights.slots["odd"].read()
+            weights.tensors["odd"].read()
 
 
 def test_an_id_that_is_no_storages(tmp_path: Path) -> None:
@@ -292,7 +292,7 @@ def test_the_shape_of_the_program_above_is_right(tmp_path: Path) -> None:
     damaged(tmp_path / "a.pt", lambda entries: entries.update({"a/data.pkl": rebuilt(shape, stride)}))
     with open_weights(tmp_path / "a.pt") as weights:
         expected = BASE.flatten().numpy()
-        read = weights.slots["w"].read()
+        read = weights.tensors["w"].read()
         np.testing.assert_array_equal(read, np.stack([expected[:60:2], expected[1::2]])[:, None])
 
 

@@ -108,7 +108,7 @@ def ours(path: Path) -> Content | str:
     """What polyak reads, or why it refuses."""
     try:
         with open_weights(path) as weights:
-            return content({name: slot.read() for name, slot in weights.slots.items()})
+            return content({name: tensor.read() for name, tensor in weights.tensors.items()})
     except CheckpointError as error:
         return str(error)
 

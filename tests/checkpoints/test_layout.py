@@ -44,7 +44,7 @@ def write_fields(path: Path, fields: Any, data: bytes = b"\0" * 8) -> Path:
 
 def read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     with open_weights(path) as weights:
-        return {name: slot.read() for name, slot in weights.slots.items()}, dict(weights.metadata)
+        return {name: tensor.read() for name, tensor in weights.tensors.items()}, dict(weights.metadata)
 
 
 def refusal(path: Path, how: Callable[[Path], Any] = read) -> str:
@@ -122,7 +122,7 @@ big[[0, 1 << 31, -1]] = 1, 2, 3
 write_safetensors(path, {{"big": Spec(big.dtype, big.shape)}}, {{}}, lambda name: [big])
 del big
 with open_weights(path) as weights:
-    back = weights.slots["big"].read()
+    back = weights.tensors["big"].read()
     assert back.shape == ({size},)
     assert np.flatnonzero(back).tolist() == [0, 1 << 31, {size - 1}]
     assert back[[0, 1 << 31, -1]].tolist() == [1, 2, 3]

@@ -52,7 +52,7 @@ SMALL_PIECE = 16
 
 def tensors_of(path: str | Path) -> Tensors:
     with open_weights(path) as weights:
-        return {name: slot.read() for name, slot in weights.slots.items()}
+        return {name: lazy.read() for name, lazy in weights.tensors.items()}
 
 
 def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
@@ -341,7 +341,7 @@ def test_a_flipped_bit_in_a_file_of_polyaks_is_seen(tensor: str, place: int, tmp
     tensors = {"w": np.ones(42, np.float32), "n": np.ones(42, np.int64), "e": np.ones(0, np.float32)}
     paths = two(tmp_path, tensors, tensors)
     with open_weights(paths[1]) as weights:
-        offset = weights.slots[tensor].offset + place * weights.slots[tensor].dtype.itemsize  # type: ignore
+        offset = weights.tensors[tensor].offset + place * weights.tensors[tensor].dtype.itemsize  # type: ignore
     raw = bytearray(paths[1].read_bytes())
     raw[offset] ^= 1
     paths[1].write_bytes(raw)
@@ -508,13 +508,13 @@ def counted(make: Callable[[np.ndarray], Any], alive: list[int]) -> Callable[[np
 def held(weights: Checkpoint, alive: list[int]) -> Checkpoint:
     """The same file, as one whose tensors are strided there; counts the arrays in memory."""
 
-    def slot(name: str, span: LazyTensor) -> ComputedTensor:
+    def lazy(name: str, span: LazyTensor) -> ComputedTensor:
         keep = counted(lambda array: array, alive)
         return ComputedTensor(
             span.dtype, span.shape, lambda: keep(span.read().copy())
         )  # copied: it owns its memory
 
-    return replace(weights, slots={name: slot(name, span) for name, span in weights.slots.items()})
+    return replace(weights, tensors={name: lazy(name, span) for name, span in weights.tensors.items()})
 
 
 def test_tensors_given_whole_come_out_the_same_one_at_a_time(
@@ -546,11 +546,11 @@ def test_nan_in_a_tensor_given_whole_is_refused(tmp_path: Path, monkeypatch: pyt
 def test_of_tensors_given_whole_two_are_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The mean and one input; before and after the largest there are others as large."""
     count = 2_000_000  # beside which the megabyte through which a file is written is little
-    slots = {
+    by_name = {
         f"t{i}": ComputedTensor(np.dtype("f4"), (count,), lambda: np.ones(count, "f4")) for i in range(3)
     }
-    slots["n"] = ComputedTensor(np.dtype("i4"), (count,), lambda: np.ones(count, "i4"))
-    monkeypatch.setattr(inputs, "open_weights", lambda path: Checkpoint(str(path), "pytorch", slots))
+    by_name["n"] = ComputedTensor(np.dtype("i4"), (count,), lambda: np.ones(count, "i4"))
+    monkeypatch.setattr(inputs, "open_weights", lambda path: Checkpoint(str(path), "pytorch", by_name))
     monkeypatch.setattr(weighted_sum, "PIECE", 1000)
     tracemalloc.start()
     average_checkpoints(["a", "b", "c"], tmp_path / "o.safetensors")

@@ -139,9 +139,9 @@ def read(where: Path, most: int) -> None:
     """All that can be asked of a file, whose tensors have at most so many bytes."""
     describe(where)
     with open_weights(where) as weights:
-        for slot in weights.slots.values():
-            assert slot.nbytes <= most
-            slot.read()
+        for tensor in weights.tensors.values():
+            assert tensor.nbytes <= most
+            tensor.read()
 
 
 def mutated(data: bytes, rng: random.Random) -> bytes:

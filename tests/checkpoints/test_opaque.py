@@ -56,7 +56,7 @@ def test_tensors_are_read_whatever_is_beside_them(tmp_path: Path, kind: str, new
     saved = {"state_dict": {"w": torch.arange(3.0)}, "hyper_parameters": {"x": BESIDE[kind]}}
     torch.save(saved, path, _use_new_zipfile_serialization=new)
     with open_weights(path) as weights:
-        assert {name: slot.read().tolist() for name, slot in weights.slots.items()} == {
+        assert {name: tensor.read().tolist() for name, tensor in weights.tensors.items()} == {
             "state_dict.w": [0, 1, 2]
         }
 
@@ -133,12 +133,12 @@ def test_a_flipped_bit_in_a_storage_is_found(tmp_path: Path, tensor: torch.Tenso
     path = tmp_path / "a.pt"
     torch.save({"w": tensor}, path)
     with open_weights(path) as weights:
-        assert weights.slots["w"].read().tolist() == tensor.tolist()
+        assert weights.tensors["w"].read().tolist() == tensor.tolist()
     data = bytearray(path.read_bytes())
     data[place_of(path, "0") + 3] ^= 0x40
     path.write_bytes(data)
     with open_weights(path) as weights, pytest.raises(CheckpointError, match="damaged"):
-        weights.slots["w"].read()
+        weights.tensors["w"].read()
     with pytest.raises(CheckpointError, match="damaged"):
         polyak.average_checkpoints([path], tmp_path / "o.safetensors")
 
@@ -153,7 +153,7 @@ def test_a_file_without_sums_is_read(tmp_path: Path) -> None:
         data = data.replace(crc.to_bytes(4, "little"), bytes(4))
     path.write_bytes(data)
     with open_weights(path) as weights:
-        assert weights.slots["w"].read().tolist() == [1] * 10
+        assert weights.tensors["w"].read().tolist() == [1] * 10
 
 
 def pickled(path: Path, body: bytes, storages: dict[str, bytes]) -> Path:

@@ -31,7 +31,7 @@ def found_in(path: Path) -> tuple[Recognised, Values]:
     with open_weights(path) as weights:
         found = recognise(weights)
         return found, {
-            one.name: {name: slot.read() for name, slot in one.tensors.items()} for one in found.parts
+            one.name: {name: tensor.read() for name, tensor in one.tensors.items()} for one in found.parts
         }
 
 

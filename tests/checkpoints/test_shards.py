@@ -233,7 +233,7 @@ def test_an_index_of_another_program_is_read_as_it_is(tmp_path: Path) -> None:
     places = '{"a": "one.safetensors", "b": "two.safetensors"}'
     (tmp_path / INDEX).write_text('\n{"metadata": {"total_size": 4.5e1}, "weight_map": ' + places + "}")
     with open_weights(tmp_path / INDEX) as weights:
-        assert {name: slot.read().tolist() for name, slot in weights.slots.items()} == {
+        assert {name: tensor.read().tolist() for name, tensor in weights.tensors.items()} == {
             "a": [1, 1, 1],
             "b": [0, 0],
         }

@@ -95,7 +95,7 @@ def test_a_link_to_a_file_is_that_file(tmp_path: Path) -> None:
     write_arrays(polyak_file, {"x": np.arange(3)}, {})
     (tmp_path / "link").symlink_to(polyak_file)
     with open_weights(tmp_path / "link") as weights:
-        assert weights.slots["x"].read().tolist() == [0, 1, 2]
+        assert weights.tensors["x"].read().tolist() == [0, 1, 2]
 
 
 def test_a_file_that_is_cut_while_it_is_read_is_refused(tmp_path: Path) -> None:
@@ -103,14 +103,14 @@ def test_a_file_that_is_cut_while_it_is_read_is_refused(tmp_path: Path) -> None:
     with open_weights(tmp_path / "a") as weights:
         os.truncate(tmp_path / "a", 4000)
         with pytest.raises(CheckpointError, match="became shorter while it was read"):
-            weights.slots["x"].read()
+            weights.tensors["x"].read()
 
 
 def test_a_file_that_is_replaced_while_it_is_read_is_read_to_its_end(tmp_path: Path) -> None:
     write_arrays(tmp_path / "a", {"x": np.arange(1000)}, {})
     with open_weights(tmp_path / "a") as weights:
         write_arrays(tmp_path / "a", {"x": np.zeros(1000)}, {})
-        assert weights.slots["x"].read().tolist() == list(range(1000))
+        assert weights.tensors["x"].read().tolist() == list(range(1000))
 
 
 class InPieces(Source):
@@ -212,7 +212,7 @@ def faulty(tmp_path: Path) -> Iterator[type[Faulty]]:
 @pytest.mark.parametrize("where", ["faulty://folder", "faulty://folder/model.safetensors"])
 def test_a_url_is_read_like_a_file(faulty: type[Faulty], where: str) -> None:
     with open_weights(where) as weights:
-        assert weights.slots["x"].read().tolist() == [0, 1, 2]
+        assert weights.tensors["x"].read().tolist() == [0, 1, 2]
     assert is_folder("faulty://folder")
     assert not is_folder("faulty://folder/model.safetensors")
     assert exists("faulty://folder/model.safetensors")

@@ -256,7 +256,7 @@ def test_a_damaged_snapshot_is_named(trained: Trained, tmp_path: Path) -> None:
 def changed(path: Path, value: float, place: int) -> None:
     """Write a snapshot again with another value in its tensor "weight"."""
     with open_weights(path) as weights:
-        arrays, metadata = {name: slot.read() for name, slot in weights.slots.items()}, weights.metadata
+        arrays, metadata = {name: tensor.read() for name, tensor in weights.tensors.items()}, weights.metadata
     arrays["weight"][0, place] = value
     write_arrays(path, arrays, metadata)
 

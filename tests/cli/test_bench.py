@@ -87,7 +87,7 @@ def test_json_is_all_that_is_printed_and_holds_every_figure(tmp_path: Path) -> N
     found = figures("--model", "mine:trained", "--tracks", "3", cwd=tmp_path)
     measured = found["measured"]
     assert (measured["parameters"], found["tensors"], found["tracks"]) == (178, 4, 3)
-    assert (found["moved"], found["moved_apart"]) == (28, 36)
+    assert (found["moved"], found["moved_separately"]) == (28, 36)
     auto = measured["figures"]["auto"]
     others = [name for name in ("native", "blocked", "foreach") if not auto["engine"].startswith(name)]
     assert list(measured["figures"]) == ["auto", *(name for name in others if name not in found["left_out"])]

@@ -37,9 +37,9 @@ def test_what_is_loaded_is_bit_by_bit_what_the_file_holds(name: str, framework: 
     run(row, HALF, HALF, file).ema.save(tmp_path / "again.safetensors", resumable=True)
     with open_weights(file) as one, open_weights(tmp_path / "again.safetensors") as other:
         assert one.metadata["polyak"] == other.metadata["polyak"]
-        assert one.slots.keys() == other.slots.keys()
-        for key, slot in one.slots.items():
-            mine, theirs = slot.read(), other.slots[key].read()
+        assert one.tensors.keys() == other.tensors.keys()
+        for key, tensor in one.tensors.items():
+            mine, theirs = tensor.read(), other.tensors[key].read()
             assert (mine.dtype, mine.shape) == (theirs.dtype, theirs.shape)
             assert mine.tobytes() == theirs.tobytes(), key
 

@@ -33,7 +33,7 @@ def test_scripts_of_the_documentation_are_right(page: str) -> None:
 @pytest.mark.parametrize("what", RIGHT)
 def test_nothing_is_said_of_right_scripts_and_the_average_is_recognised(tmp_path: Path, what: str) -> None:
     seen = examine(written(tmp_path, RIGHT[what]))
-    assert [(finding.check, finding.says) for finding in seen.findings] == []
+    assert [(finding.check, finding.message) for finding in seen.findings] == []
     assert seen.recognised
 
 

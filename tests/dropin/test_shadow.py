@@ -70,15 +70,15 @@ def test_both_are_the_original_step_by_step(decay: float) -> None:
 
 
 def test_the_averages_go_into_the_model_and_out_again() -> None:
-    def run(make: Any, put_in: Any, take_out: Any) -> list[Tensor]:
+    def run(make: Any, swap_in: Any, swap_out: Any) -> list[Tensor]:
         model = start()
         ema = make(model)
         train(model, 5, lambda step: ema.update(*([model] if make is not of_tutorials else [])))
         raw = [p.detach().clone() for p in model.parameters()]
-        put_in(ema, model)
+        swap_in(ema, model)
         seen = [p.detach().clone() for p in model.parameters()]
         backup = [t.clone() for t in ema.backup.values()]
-        take_out(ema, model)
+        swap_out(ema, model)
         assert ema.backup == {}
         for x, y in zip(raw, model.parameters(), strict=True):
             assert torch.equal(x, y)

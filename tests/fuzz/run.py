@@ -106,8 +106,8 @@ def anything(folder: Path) -> Target:
         (folder / "a").write_bytes(data)
         try:
             with open_weights(folder / "a") as weights:
-                for slot in weights.slots.values():
-                    slot.read()
+                for tensor in weights.tensors.values():
+                    tensor.read()
         except CheckpointError:
             return
 

@@ -121,8 +121,8 @@ def test_a_save_in_the_background_is_of_its_moment(tmp_path: Path, kind: dict[st
         open_weights(tmp_path / "later.safetensors") as later,
     ):
         assert now.metadata["polyak"] == later.metadata["polyak"]
-        for name, slot in now.slots.items():
-            np.testing.assert_array_equal(slot.read(), later.slots[name].read(), err_msg=name)
+        for name, tensor in now.tensors.items():
+            np.testing.assert_array_equal(tensor.read(), later.tensors[name].read(), err_msg=name)
 
 
 @pytest.mark.parametrize("track", ["average", "raw"])

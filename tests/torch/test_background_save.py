@@ -175,9 +175,9 @@ def test_a_save_in_the_background_is_of_its_moment(
     assert saving.done
     with open_weights(tmp_path / "a.safetensors") as found, expected:
         assert found.metadata["polyak"] == expected.metadata["polyak"]
-        assert found.slots.keys() == expected.slots.keys()
-        for name, slot in found.slots.items():
-            assert slot.read().tobytes() == expected.slots[name].read().tobytes(), name
+        assert found.tensors.keys() == expected.tensors.keys()
+        for name, tensor in found.tensors.items():
+            assert tensor.read().tobytes() == expected.tensors[name].read().tobytes(), name
 
 
 def test_a_resumable_file_of_the_background_continues_bit_for_bit(tmp_path: Path) -> None:

@@ -187,7 +187,7 @@ def test_a_header_that_lies_with_right_checksums_is_refused(tmp_path: Path, says
     _, ema = trained()
     ema.save(tmp_path / "a", resumable=True)
     with open_weights(tmp_path / "a") as weights:
-        arrays = {name: slot.read() for name, slot in weights.slots.items()}
+        arrays = {name: tensor.read() for name, tensor in weights.tensors.items()}
         header = json.loads(weights.metadata["polyak"])
     BROKEN[says](header["state"])
     write_arrays(tmp_path / "a", arrays, {"polyak": json.dumps(header)})

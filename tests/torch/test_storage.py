@@ -220,9 +220,9 @@ def test_a_plain_file_holds_the_average_as_any_tool_reads_it(kind: str, tmp_path
     ema = trained(KINDS[kind])
     ema.save(tmp_path / "average.safetensors", "b")
     with open_weights(tmp_path / "average.safetensors") as weights:
-        assert set(weights.slots) == set(ema.model.state_dict())
+        assert set(weights.tensors) == set(ema.model.state_dict())
         for name, tensor in ema.tracks["b"].tensors.items():
-            read = np.array(weights.slots[name].read()).astype(np.float64)
+            read = np.array(weights.tensors[name].read()).astype(np.float64)
             np.testing.assert_array_equal(read, tensor.double().numpy())
 
 
@@ -295,7 +295,9 @@ def test_an_archive_stores_all_digits(kind: str, tmp_path: Path) -> None:
     found = False
     for file in files:
         with open_weights(file) as weights:
-            read = {name: np.array(weights.slots[name].read()) for name in expected if name in weights.slots}
+            read = {
+                name: np.array(weights.tensors[name].read()) for name in expected if name in weights.tensors
+            }
         found |= all(name in read and np.array_equal(read[name], expected[name].numpy()) for name in expected)
     assert found
 

@@ -10,9 +10,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Generic
 
-from polyak._core.averaged_module import ModelT, Twin
+from polyak._core.averaged_module import AveragedModule, ModelT
 from polyak._core.framework import Models, Swapper, TensorStore, UpdaterFactory
-from polyak._core.kept import Kept
 from polyak._core.nonfinite import NonFinitePolicy, refuse_start
 from polyak._core.state_dict import Loaded, fill
 from polyak._core.swap_guard import Exchange, finished
@@ -28,6 +27,7 @@ from polyak._core.tensor_map import (
 from polyak._core.tensors import T, TensorOps
 from polyak._core.track import Track
 from polyak._core.updater import Skipped
+from polyak._core.written_tensors import WrittenTensors
 from polyak.errors import PlanError
 from polyak.schedules import Decay
 
@@ -90,7 +90,7 @@ class AverageSet(Generic[ModelT, T]):
             track.residuals = {name: own(tensor) for name, tensor in track.residuals.items()}
         self.copies = {name: own(tensor) for name, tensor in self.copies.items()}
         self.updater = self.updaters.make((), (), self.copies, (), skipped)
-        self._kept, self.intact = Kept[T]({}, self.ops), bool
+        self._written, self.intact = WrittenTensors[T]({}, self.ops), bool
 
     # What a copy takes along; the model first, so that the plan's tensors are those of its copy.
     _copied = (
@@ -160,7 +160,7 @@ class AverageSet(Generic[ModelT, T]):
         if self.intact():
             return
         plan = self._map(self.plan.having("average")) if self.plan.stale() else None
-        self._kept.check()
+        self._written.check()
         if plan is not None:
             self._adopt(plan, match_averages(self.plan.entries, plan.entries, self.first.tensors), step)
         else:
@@ -221,7 +221,9 @@ class AverageSet(Generic[ModelT, T]):
         for name, track in self.tracks.items():
             tensors, residuals = self._tensors(plan.having("average"), track, heirs)
             later = track.joined | joined
-            tracks[name] = replace(track, tensors=tensors, residuals=residuals, joined=later, twin=None)
+            tracks[name] = replace(
+                track, tensors=tensors, residuals=residuals, joined=later, module_cache=None
+            )
         return plan, tracks
 
     def restore(self, loaded: Loaded[T], plan: TensorMap[T], tracks: Mapping[str, Track[T]]) -> None:
@@ -239,17 +241,17 @@ class AverageSet(Generic[ModelT, T]):
         self._prepare(loaded.state.skipped)
         self._look(self.first.tensors)
         for track in self.tracks.values():
-            if track.twin is not None:
-                track.twin.forget()
+            if track.module_cache is not None:
+                track.module_cache.forget()
 
     def module_of(self, track: Track[T], step: int) -> ModelT:
         """The model on a track's tensors, made when first asked for."""
-        if track.twin is None or not track.twin.intact():
-            track.twin = self._twin(track, step)
-        track.twin.sync_with_model(step)
-        return track.twin.module
+        if track.module_cache is None or not track.module_cache.intact():
+            track.module_cache = self._build_module(track, step)
+        track.module_cache.sync_with_model(step)
+        return track.module_cache.module
 
-    def _twin(self, track: Track[T], step: int) -> Twin[ModelT, T]:
+    def _build_module(self, track: Track[T], step: int) -> AveragedModule[ModelT, T]:
         held = self.tensors_of(track)
         rest = [entry for name, entry in self.plan.entries.items() if name not in held]
         own = {entry.name: self._store.duplicate(entry.live) for entry in rest}
@@ -258,7 +260,7 @@ class AverageSet(Generic[ModelT, T]):
         module, others = self._models.clone(self.model, places)
         follows = [(own[entry.name], entry.live) for entry in rest] + others
         plan = self._models.tensor_map(module, self._selection)
-        return Twin(module, plan, tensors, follows, step, self.ops)
+        return AveragedModule(module, plan, tensors, follows, step, self.ops)
 
     def copy_to(self, model: ModelT | None, track: Track[T]) -> None:
         """Write a track's tensors over a model's, all or none; over another model's the frozen ones too.
@@ -303,7 +305,8 @@ class AverageSet(Generic[ModelT, T]):
 
         def take_over() -> None:
             for track, tensors, residuals, joined in made:
-                track.tensors, track.residuals, track.joined, track.twin = tensors, residuals, joined, None
+                track.tensors, track.residuals, track.joined = tensors, residuals, joined
+                track.module_cache = None
             self.plan = plan
             self._look([entry.name for entry in newcomers] + [n for n in self.unfit if n in names])
             buffers = plan.having("copy")
@@ -316,11 +319,11 @@ class AverageSet(Generic[ModelT, T]):
         averaged, copied = self.plan.having("average"), self.plan.having("copy")
         self._swapper.forget()
         self.updater = self.updaters.make(averaged, copied, self.copies, list(self.tracks.values()), skipped)
-        self._kept = Kept(self._all_kept(), self.ops)
+        self._written = WrittenTensors(self._written_tensors(), self.ops)
         # Whether model and averages are still where the updater was made for: asked before every update.
-        self.intact = self._kept.unchanged_with(self.plan)
+        self.intact = self._written.unchanged_with(self.plan)
 
-    def _all_kept(self) -> dict[str, T]:
+    def _written_tensors(self) -> dict[str, T]:
         """Every tensor an update writes to."""
         kept = {f"the copy of {name}": copy for name, copy in self.copies.items()}
         for track in self.tracks.values():

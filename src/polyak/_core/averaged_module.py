@@ -12,7 +12,7 @@ from polyak._core.tensors import T, TensorOps
 ModelT = TypeVar("ModelT")
 
 
-class Twin(Generic[ModelT, T]):
+class AveragedModule(Generic[ModelT, T]):
     """A module, the tensors it was made on, and what of them has to be brought up to date.
 
     Averages and copied buffers are the EMA's own memory and follow every update by themselves. The rest of

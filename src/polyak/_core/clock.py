@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from typing import NamedTuple, TypeAlias
 
 from polyak.errors import ConfigError
-from polyak.schedules.decay import Unit, check_whole
+from polyak.schedules.decay import Unit, check_integer
 
 Start: TypeAlias = int | str  # training steps, or a share of the run's, "5%"
 _SHARE = re.compile(r"(\d+(?:\.\d+)?) ?%")
@@ -53,7 +53,7 @@ class Clock(NamedTuple):
         Raises:
             ConfigError: a count is missing or not positive.
         """
-        check_whole("steps", steps, 1)
+        check_integer("steps", steps, 1)
         step, waiting, *elapsed = self
         if copying:
             return Clock(step + steps, waiting + steps, *elapsed)
@@ -76,7 +76,7 @@ class Clock(NamedTuple):
 def _counted(unit: str, count: int | None) -> int:
     if count is None:
         raise ConfigError(f"a decay counts {unit}: say how many since the last call, ema.update({unit}=…).")
-    check_whole(unit, count, 1)
+    check_integer(unit, count, 1)
     return count
 
 
@@ -86,7 +86,7 @@ def check_pace(every: int, start: Start) -> int:
     Raises:
         ConfigError: ``every`` below 1, ``start`` below 0, or a share of a run whose length is not known.
     """
-    check_whole("every", every, 1)
+    check_integer("every", every, 1)
     return in_steps(start, None)
 
 
@@ -97,7 +97,7 @@ def in_steps(start: Start, run: float | None) -> int:
         ConfigError: it is no number of steps and no share, or a share of a run whose length is not known.
     """
     if not isinstance(start, str):
-        check_whole("start", start, 0)
+        check_integer("start", start, 0)
         return start
     share = _SHARE.fullmatch(start)
     if share is None or float(share[1]) >= 100:

@@ -60,10 +60,10 @@ class Copier:
             FunctionType: self._function,
             ref: self._reference,
         }
-        self._live = frozenset(key for key, twin in memo.items() if id(twin) != key)
+        self._live = frozenset(key for key, clone in memo.items() if id(clone) != key)
         self._twins = frozenset(map(id, memo.values()))
 
-    def fill(self, twin: object, module: object, attributes: Iterable[str]) -> None:
+    def fill(self, clone: object, module: object, attributes: Iterable[str]) -> None:
         """Copy these attributes, and what ``__slots__`` hold.
 
         Raises:
@@ -72,15 +72,15 @@ class Copier:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of how others copy their things; as errors they would refuse to
             for key in attributes:
-                twin.__dict__[key] = self._attribute(module, key, module.__dict__[key])
+                clone.__dict__[key] = self._attribute(module, key, module.__dict__[key])
             for key, slot in _slots(type(module)):
                 if hasattr(module, key):
-                    slot.__set__(twin, self._attribute(module, key, slot.__get__(module)))
+                    slot.__set__(clone, self._attribute(module, key, slot.__get__(module)))
 
     def _attribute(self, module: object, key: str, value: object) -> object:
-        twin = self.copy(value)
-        if not self.leads(twin):
-            return twin
+        clone = self.copy(value)
+        if not self.leads(clone):
+            return clone
         instead = _left_out(module, key, value)  # Lightning's modules drop their trainer so
         if instead is not value and not self.leads(instead):
             return instead
@@ -94,10 +94,10 @@ class Copier:
         if id(value) in self.memo:
             return self.memo[id(value)]
         if isinstance(value, self._leaf):
-            twin = self._noted(value, self._tensor(value))
+            clone = self._remember(value, self._tensor(value))
             if value.is_leaf:  # else it is computed again before it is used
-                self.tensors.append((twin, value))
-            return twin
+                self.tensors.append((clone, value))
+            return clone
         take_apart = self._parts.get(cast("type[Any]", type(value)), self._deep_copy)
         return take_apart(value)
 
@@ -129,45 +129,45 @@ class Copier:
             *lives,
         ]
 
-    def _noted(self, value: object, twin: Any) -> Any:
-        self.memo[id(value)] = twin
-        return twin
+    def _remember(self, value: object, clone: Any) -> Any:
+        self.memo[id(value)] = clone
+        return clone
 
     def _deep_copy(self, value: Any) -> Any:
         scratch = _Scratch(self.memo)
         try:
-            twin = copy.deepcopy(value, scratch)
+            clone = copy.deepcopy(value, scratch)
         except Exception:  # third-party attributes refuse in every way there is
             return value
         self.memo.update(scratch)
-        return twin
+        return clone
 
     def _list(self, value: Any) -> Any:
-        twin = self._noted(value, type(value)())
-        twin.extend(map(self.copy, value))
-        return twin
+        clone = self._remember(value, type(value)())
+        clone.extend(map(self.copy, value))
+        return clone
 
     def _dict(self, value: Any) -> Any:
-        twin = self._noted(value, type(value)())
+        clone = self._remember(value, type(value)())
         for key, each in value.items():
-            twin[self.copy(key)] = self.copy(each)
-        return twin
+            clone[self.copy(key)] = self.copy(each)
+        return clone
 
     def _frozen(self, value: Any) -> Any:
-        return self._noted(value, type(value)(map(self.copy, value)))
+        return self._remember(value, type(value)(map(self.copy, value)))
 
     def _method(self, value: MethodType) -> Any:
-        return self._noted(value, MethodType(self.copy(value.__func__), self.copy(value.__self__)))
+        return self._remember(value, MethodType(self.copy(value.__func__), self.copy(value.__self__)))
 
     def _partial(self, value: partial[Any]) -> Any:
         keywords = {key: self.copy(each) for key, each in value.keywords.items()}
-        twin = self._noted(value, partial(self.copy(value.func), *map(self.copy, value.args), **keywords))
-        twin.__dict__.update(self._dict(value.__dict__))
-        return twin
+        clone = self._remember(value, partial(self.copy(value.func), *map(self.copy, value.args), **keywords))
+        clone.__dict__.update(self._dict(value.__dict__))
+        return clone
 
     def _reference(self, value: ref[Any]) -> Any:
-        twin = self.memo.get(id(value()))
-        return value if twin is None else self._noted(value, ref(twin))
+        clone = self.memo.get(id(value()))
+        return value if clone is None else self._remember(value, ref(clone))
 
     def _function(self, value: FunctionType) -> Any:
         """With a closure of its own where the closure leads to the original; shared otherwise."""
@@ -175,17 +175,18 @@ class Copier:
             return value
         cells = value.__closure__ or ()
         closure = tuple([self.memo.setdefault(id(cell), CellType()) for cell in cells])
-        twin = FunctionType(value.__code__, value.__globals__, value.__name__, None, closure)
-        self._noted(value, twin)  # before what may hold it
+        clone = FunctionType(value.__code__, value.__globals__, value.__name__, None, closure)
+        self._remember(value, clone)  # before what may hold it
         for cell, mine in zip(cells, closure, strict=True):
             content = _content(cell)
             if content is not _NOTHING:
                 mine.cell_contents = self.copy(content)
-        twin.__defaults__ = self.copy(value.__defaults__)
-        twin.__kwdefaults__ = self.copy(value.__kwdefaults__)
-        twin.__dict__.update(self._dict(value.__dict__))
-        twin.__qualname__, twin.__module__, twin.__doc__ = value.__qualname__, value.__module__, value.__doc__
-        return twin
+        clone.__defaults__ = self.copy(value.__defaults__)
+        clone.__kwdefaults__ = self.copy(value.__kwdefaults__)
+        clone.__dict__.update(self._dict(value.__dict__))
+        for name in ("__qualname__", "__module__", "__doc__"):
+            setattr(clone, name, getattr(value, name))
+        return clone
 
 
 _NOTHING = object()

@@ -14,7 +14,7 @@ from polyak._core.average_set import AverageSet
 from polyak._core.clock import Clock
 from polyak._core.initial_weight import warn_if_mostly_initial
 from polyak._core.metrics import metrics_of
-from polyak._core.optimizer_hook import Attachment, OptimizerT, Witness, averaged_of
+from polyak._core.optimizer_hook import Attachment, MissedStepDetector, OptimizerT, averaged_of
 from polyak._core.swap_guard import Block, Exchange, active_exchanges, finished
 from polyak._core.tensor_map import Patterns
 from polyak._core.tensors import T
@@ -147,7 +147,9 @@ class BaseEMA(Generic[ModelT_co, T]):
             self._refuse_while_swapped("module")
         self._sync_with_model()
         chosen = self._track(track)
-        if chosen.twin is None:  # a target network is asked for from the first steps on, and is meant to lag
+        if (
+            chosen.module_cache is None
+        ):  # a target network is asked for from the first steps on, and is meant to lag
             warn_if_mostly_initial(self._averages.tracks, chosen, "module", 3)
         return self._averages.module_of(chosen, self.step)
 
@@ -326,7 +328,7 @@ class BaseEMA(Generic[ModelT_co, T]):
         self._sync_with_model()
         plan, ops = self._averages.plan, self._averages.ops
         trained = [each for one in optimizers for each in averaged_of(plan, one, parameters_of(one))]
-        self._attachment = Attachment(optimizers, self.update, Witness(trained, ops))
+        self._attachment = Attachment(optimizers, self.update, MissedStepDetector(trained, ops))
         self._attachment.start(follow(self._attachment, optimizers))
         return self._attachment
 

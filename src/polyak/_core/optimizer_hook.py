@@ -18,7 +18,7 @@ _OFTEN = 3  # loading or broadcasting weights writes them once or twice, trainin
 _SAMPLED = 3  # parameters whose values are looked at, the smallest there are
 
 
-class Witness(Generic[T]):
+class MissedStepDetector(Generic[T]):
     """Notices that parameters are trained though no step of the attached optimizers is seen.
 
     Nothing is recorded per step. Two looks in a row between which no step was seen are compared: parameters
@@ -36,7 +36,7 @@ class Witness(Generic[T]):
         self._sample = sorted(dense, key=lambda parameter: prod(parameter.shape))[:_SAMPLED]
         self._seen: tuple[list[Traces], list[str]] | None = self._look()
 
-    def trained_unseen(self, heard: bool) -> bool:
+    def detects(self, heard: bool) -> bool:
         """Whether they were trained since the last look, although no step was ``heard`` of since."""
         before, self._seen = self._seen, None if heard else self._look()
         if before is None or self._seen is None:
@@ -64,11 +64,11 @@ class Attachment:
     """
 
     def __init__(
-        self, optimizers: Sequence[object], update: Callable[[], None], witness: Witness[Any]
+        self, optimizers: Sequence[object], update: Callable[[], None], witness: MissedStepDetector[Any]
     ) -> None:
         self._names = " and ".join(type(optimizer).__name__ for optimizer in optimizers)
         self._optimizers = [ref(optimizer) for optimizer in optimizers]
-        self._update, self._witness = update, witness
+        self._update, self._missed_steps = update, witness
         self._removed = True  # until start(): an interrupt before that leaves hooks that do nothing
         self._undo: Sequence[Callable[[], None]] = ()
         self._stepped: set[int] = set()  # of the optimizers, by place, in the present training step
@@ -147,7 +147,7 @@ class Attachment:
     def notice(self, step: int) -> None:
         """Warn, once, where the training goes on without any step being seen."""
         heard, self._heard = self._heard, False
-        if not self._removed and self._witness.trained_unseen(heard) and not self._said:
+        if not self._removed and self._missed_steps.detects(heard) and not self._said:
             warnings.warn(
                 f"the parameters were trained, but {self._names} took no step that attach could see: the "
                 f"average is still that of step {step}. Attach the optimizer whose step() is really called "

@@ -51,8 +51,8 @@ def read_state(path: str | os.PathLike[str], tensors: TensorOps[T]) -> State:
                 "that is written by ema.save(path, resumable=True)."
             )
         groups = {
-            place: {name: tensors.as_tensor(slot.read()) for name, slot in slots.items()}
-            for place, slots in weights.places().items()
+            place: {name: tensors.as_tensor(lazy.read()) for name, lazy in group.items()}
+            for place, group in weights.places().items()
         }
     try:
         tracks = {

@@ -81,11 +81,11 @@ class Swap(Protocol):
         """The live tensors' names, by id."""
         ...
 
-    def put_in(self) -> None:
+    def swap_in(self) -> None:
         """The averages into the tensors."""
         ...
 
-    def take_out(self) -> None:
+    def swap_out(self) -> None:
         """The raw weights into the tensors, however far the averages came; twice is the same as once."""
         ...
 
@@ -118,11 +118,11 @@ class Exchange:
             SwapError: another average is in one of the tensors.
         """
         if self not in active_exchanges:
-            refuse_held(self.names)
+            refuse_swapped(self.names)
         self._blocks.append(ref(block, self._leave))
         if self not in active_exchanges:
             active_exchanges.append(self)
-            self.swap.put_in()
+            self.swap.swap_in()
             self.swap.note()
 
     def is_last(self, block: object) -> bool:
@@ -146,7 +146,7 @@ class Exchange:
     def _leave(self, gone: object) -> None:
         self._blocks = [block for block in self._blocks if block() not in (None, gone)]
         if not self._blocks and self in active_exchanges:
-            self.swap.take_out()
+            self.swap.swap_out()
             self.forget()
 
 
@@ -246,7 +246,7 @@ def accept(tensors: Collection[int]) -> None:
             exchange.swap.note()
 
 
-def refuse_held(names: Mapping[int, str]) -> None:
+def refuse_swapped(names: Mapping[int, str]) -> None:
     """Refuse to put an average into these tensors, names by id, while another is in one of them.
 
     Raises:

@@ -118,7 +118,7 @@ class Selection:
 
 
 @dataclass(frozen=True)
-class Seen(Generic[T]):
+class ModelTensor(Generic[T]):
     """A tensor as a walk over the model comes upon it.
 
     identity: equal for tensors that are one memory under several objects or names: those are tied.
@@ -135,7 +135,7 @@ class Seen(Generic[T]):
 
 
 def planned(
-    seen: Iterable[Seen[T]],
+    seen: Iterable[ModelTensor[T]],
     selection: Selection,
     trained: Callable[[T], bool],
     kept: Collection[str | int] = (),
@@ -149,7 +149,7 @@ def planned(
         kept: names and ids of those that are averaged whether trained or not.
     """
     entries: dict[object, TensorEntry[T]] = {}
-    first: dict[object, Seen[T]] = {}
+    first: dict[object, ModelTensor[T]] = {}
     for one in seen:
         if one.identity not in entries:
             entries[one.identity] = TensorEntry(
@@ -176,7 +176,7 @@ def planned(
     return {entry.name: entry for entry in entries.values()}
 
 
-def _buffer_role(buffer: Seen[T], policy: BufferPolicy) -> Role:
+def _buffer_role(buffer: ModelTensor[T], policy: BufferPolicy) -> Role:
     """What the policy makes of one persistent buffer.
 
     Integers are never averaged: a mean of counters or masks is no counter or mask. Spectral-norm

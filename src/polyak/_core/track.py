@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple, NoReturn, TypeAlias
 
-from polyak._core.averaged_module import Twin
+from polyak._core.averaged_module import AveragedModule
 from polyak._core.clock import Clock
 from polyak._core.tensors import T
 from polyak.errors import ConfigError, PlanError
@@ -42,7 +42,7 @@ class Track(Generic[T]):
     value_of: an average and its residual, as one tensor.
     tensors: averages by name, in the storage dtype.  residuals: what is kept below it, if anything.
     joined: the step at which a tensor joined, for those that came after the first step.
-    twin: the module on the averages, once somebody asked for it.
+    module_cache: the module on the averages, once it was requested.
     trusted: that it is not mostly θ₀ has been seen, or has been said; see ``initial_weight``.
     """
 
@@ -55,7 +55,7 @@ class Track(Generic[T]):
     beta: float = 1.0
     joined: dict[str, int] = field(default_factory=dict[str, int])
     history: History = field(default_factory=History)
-    twin: Twin[Any, T] | None = None
+    module_cache: AveragedModule[Any, T] | None = None
     trusted: bool = field(default=False, compare=False)
     _ahead: Ahead = field(default=_NOTHING_AHEAD, compare=False)
     _entered: Clock | None = field(default=None, compare=False)  # what the last update led to
@@ -66,7 +66,7 @@ class Track(Generic[T]):
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy makes a module on its own tensors."""
-        return self.__dict__ | {"twin": None}
+        return self.__dict__ | {"module_cache": None}
 
     def __repr__(self) -> str:
         count = len(self.tensors)

@@ -113,7 +113,7 @@ class Checkpoint:
 
     where: str  # the path or URL it came from
     format: str  # "safetensors", "pytorch", "paddle", "keras" or "dcp"
-    slots: Mapping[str, LazyTensor]
+    tensors: Mapping[str, LazyTensor]
     metadata: Mapping[str, str] = field(default_factory=dict[str, str])  # of the safetensors header
     others: Any = None  # everything in a pickle, its tensors being ``LazyTensor``s; None for other formats
     sources: tuple[Source, ...] = ()
@@ -121,9 +121,9 @@ class Checkpoint:
     def places(self) -> dict[str, dict[str, LazyTensor]]:
         """The tensors by what stands before the first slash of their names, as resumable files have them."""
         groups: dict[str, dict[str, LazyTensor]] = {}
-        for key, slot in self.slots.items():
+        for key, tensor in self.tensors.items():
             place, _, name = key.partition("/")
-            groups.setdefault(place, {})[name] = slot
+            groups.setdefault(place, {})[name] = tensor
         return groups
 
     def __enter__(self) -> Checkpoint:

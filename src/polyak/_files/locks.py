@@ -52,7 +52,7 @@ class Lock:
                 raise CheckpointError(f"{self._what} by {_holder(self.path)}: {self._advice}.")
             time.sleep(_POLL)
         # Also when nobody calls release: at the end of this object, or of the interpreter.
-        self._release = weakref.finalize(self, _let_go, self.path, handle, os.getpid())
+        self._release = weakref.finalize(self, _unlock, self.path, handle, os.getpid())
 
     def release(self) -> None:
         """Hold it no longer. Without effect where it is not held, and in a forked child."""
@@ -129,7 +129,7 @@ def _names(path: Path, handle: int) -> bool:
         return False
 
 
-def _let_go(path: Path, handle: int, process: int) -> None:
+def _unlock(path: Path, handle: int, process: int) -> None:
     if os.getpid() != process:  # a forked child: its descriptor is closed, the lock its parent's
         return
     with suppress(OSError):

@@ -33,16 +33,16 @@ def read_index(where: Where, read: Callable[[Source], Checkpoint] = read_safeten
         names = sorted(set(places.values()))
         shards = {name: opened.enter_context(open_source(beside(where, name))) for name in names}
         files = {name: read(source) for name, source in shards.items()}
-        slots: dict[str, LazyTensor] = {}
+        tensors: dict[str, LazyTensor] = {}
         for name, file in places.items():
-            if name not in files[file].slots:
+            if name not in files[file].tensors:
                 raise CheckpointError(f"{where} says that {name} is in {file}, which does not hold it.")
-            slots[name] = files[file].slots[name]
-        _check_set(where, mark, files, len(slots))
+            tensors[name] = files[file].tensors[name]
+        _check_set(where, mark, files, len(tensors))
         opened.pop_all()
     first = next(iter(files.values()), Checkpoint(str(where), "safetensors", {}))
     metadata = {key: value for key, value in first.metadata.items() if key != SET}
-    return Checkpoint(str(where), first.format, slots, metadata, sources=tuple(shards.values()))
+    return Checkpoint(str(where), first.format, tensors, metadata, sources=tuple(shards.values()))
 
 
 def header_of(weights: Checkpoint) -> Header:
@@ -96,7 +96,7 @@ def _check_set(where: Where, mark: str | None, files: Mapping[str, Checkpoint], 
         count = int(json.loads(mark)[2])
     except (ValueError, TypeError, LookupError) as error:
         raise CheckpointError(f"{where} has the malformed mark {mark[:80]!r}.") from error
-    present = sum(len(file.slots) for file in files.values())
+    present = sum(len(file.tensors) for file in files.values())
     if (len(files), named) != (count, present):
         raise CheckpointError(
             f"{where} was shortened: it names {named} tensors in {len(files)} files; the set has {count} "

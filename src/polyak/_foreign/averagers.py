@@ -79,15 +79,16 @@ def _only_module(node: Node) -> bool:
 
 
 def _post_hoc_ema(node: Node) -> Recognised | None:
-    slots = node.slots
-    found = [re.fullmatch(r"ema_models\.(\d+)\.initted", name) for name in slots]
+    tensors = node.tensors
+    found = [re.fullmatch(r"ema_models\.(\d+)\.initted", name) for name in tensors]
     places = sorted(int(match[1]) for match in found if match)
     if not places:
         return None
     parts = [
-        Part(f"average-{i}", "average", node.path, below(slots, f"ema_models.{i}.ema_model.")) for i in places
+        Part(f"average-{i}", "average", node.path, below(tensors, f"ema_models.{i}.ema_model."))
+        for i in places
     ]
-    return Recognised("", tuple(parts), updates=count_in(slots.get(f"ema_models.{places[0]}.step")))
+    return Recognised("", tuple(parts), updates=count_in(tensors.get(f"ema_models.{places[0]}.step")))
 
 
 def _torch_ema_decay(node: Node) -> Decay | None:
@@ -116,7 +117,7 @@ AVERAGERS = (
         "ema-pytorch",
         {"ema_model.": "average", "online_model.": "raw"},
         marks=("initted", "step", "ema_model."),
-        fits=lambda node: node.slots["step"].dtype.kind == "f",
+        fits=lambda node: node.tensors["step"].dtype.kind == "f",
         notes=(_CALLS, "PostHocEMA wrote step in the dtype of its weights: the file's name has it exactly"),
     ),
     Producer(

@@ -111,15 +111,15 @@ def divided(one: Part) -> Recognised | None:
 def _children(tensors: Tensors) -> dict[str, dict[str, LazyTensor]]:
     """The tensors of each child module, by their names in it."""
     children: dict[str, dict[str, LazyTensor]] = {}
-    for name, slot in tensors.items():
+    for name, tensor in tensors.items():
         root, dot, inner = name.partition(".")
         if dot:
-            children.setdefault(root, {})[inner] = slot
+            children.setdefault(root, {})[inner] = tensor
     return children
 
 
 def _without(tensors: Tensors, roots: set[str]) -> dict[str, LazyTensor]:
-    return {name: slot for name, slot in tensors.items() if name.partition(".")[0] not in roots}
+    return {name: tensor for name, tensor in tensors.items() if name.partition(".")[0] not in roots}
 
 
 @dataclass(frozen=True)
@@ -143,11 +143,11 @@ class _Model:
 
     def followed(self, copy: Tensors, name_of: Callable[[str], str]) -> dict[str, LazyTensor] | None:
         """The tensors of a copy by the names of those they follow; None if one has no counterpart."""
-        for name, slot in copy.items():
+        for name, tensor in copy.items():
             other = self.tensors.get(name_of(name))
-            if other is None or other.shape != slot.shape:
+            if other is None or other.shape != tensor.shape:
                 return None
-        return {name_of(name): slot for name, slot in copy.items()}
+        return {name_of(name): tensor for name, tensor in copy.items()}
 
 
 def _copy(root: str, tensors: Tensors, model: _Model) -> _Copy | None:

@@ -35,11 +35,11 @@ _BYTES = np.dtype(np.uint8)
 
 
 class _Chunk(NamedTuple):
-    """A part of a tensor: where it begins in it, its shape, and how to get its values' slot."""
+    """A part of a tensor: where it begins in it, its shape, and what makes a lazy tensor of it."""
 
     offsets: tuple[int, ...]
     shape: tuple[int, ...]
-    slot: Callable[[], LazyTensor]
+    tensor: Callable[[], LazyTensor]
 
 
 def read_folder(folder: Where) -> Checkpoint:
@@ -54,22 +54,22 @@ def read_folder(folder: Where) -> Checkpoint:
         with ExitStack() as opened:
             files = {name: opened.enter_context(open_source(inside(folder, name))) for name in names}
             size = sum(file.size for file in files.values())
-            slots: dict[str, LazyTensor] = {}
+            tensors: dict[str, LazyTensor] = {}
             others: dict[str, Any] = {}
             for name, entry in entries.items():
                 if entry.name == "TensorStorageMetadata":
-                    slots[_text(name)] = _tensor(name, _attributes(entry), stored, files)
+                    tensors[_text(name)] = _tensor(name, _attributes(entry), stored, files)
                 else:
                     info = stored.get((name, None))
                     others[_text(name)] = Unread(None if info is None else _section(info, files))
-            tree = _nested(others | slots, metadata.state.get("planner_data"))
-            check_size(str(folder), slots, size)
+            tree = _nested(others | tensors, metadata.state.get("planner_data"))
+            check_size(str(folder), tensors, size)
             opened.pop_all()
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
         raise CheckpointError(
             f"{folder} is no distributed checkpoint known here: its {METADATA} is malformed ({error!r:.200})."
         ) from error
-    return Checkpoint(str(folder), "dcp", slots, others=tree, sources=tuple(files.values()))
+    return Checkpoint(str(folder), "dcp", tensors, others=tree, sources=tuple(files.values()))
 
 
 @dataclass(frozen=True)
@@ -124,25 +124,25 @@ def _tensor(
         chunks.append(_Chunk(offsets, sizes, partial(_item, _section(info, files), sizes, dtype)))
     _check(name, shape, chunks)
     if len(chunks) == 1 and chunks[0].shape == shape:
-        return chunks[0].slot()
+        return chunks[0].tensor()
 
     def assembled() -> Array:
         array = np.empty(shape, dtype)
         for chunk in chunks:
             places = tuple(slice(at, at + n) for at, n in zip(chunk.offsets, chunk.shape, strict=True))
-            array[places] = chunk.slot().read()
+            array[places] = chunk.tensor().read()
         return array
 
     return ComputedTensor(dtype, shape, assembled)
 
 
 def _item(section: Section, shape: tuple[int, ...], dtype: DType) -> LazyTensor:
-    slot = tree_of_zip(section)
-    if not isinstance(slot, LazyTensor) or slot.shape != shape or slot.dtype != dtype:
+    tensor = tree_of_zip(section)
+    if not isinstance(tensor, LazyTensor) or tensor.shape != shape or tensor.dtype != dtype:
         raise CheckpointError(
             f"{section.name} does not hold the {dtype} {shape} that the metadata announces."
         )
-    return slot
+    return tensor
 
 
 def _check(name: str, shape: tuple[int, ...], chunks: list[_Chunk]) -> None:

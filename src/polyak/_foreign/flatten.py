@@ -18,29 +18,29 @@ _REPEATED, EXPANDED = 8, 1 << 28
 
 def checkpoint_of(source: Source, format: str, tree: object) -> Checkpoint:
     """A checkpoint of what a pickle built."""
-    slots = flattened(source.name, tree)
-    check_size(source.name, slots, source.size)
-    return Checkpoint(source.name, format, slots, others=tree, sources=(source,))
+    tensors = flattened(source.name, tree)
+    check_size(source.name, tensors, source.size)
+    return Checkpoint(source.name, format, tensors, others=tree, sources=(source,))
 
 
 def flattened(where: str, tree: object) -> dict[str, LazyTensor]:
     """Every tensor of nested dicts and lists by its path, joined with dots; pickled objects are left out."""
-    slots: dict[str, LazyTensor] = {}
+    tensors: dict[str, LazyTensor] = {}
     letters = 0
     too_long = CheckpointError(f"{where} is malformed: its names are longer than those of any model.")
-    for path, slot in _walk(tree, "", too_long):
+    for path, tensor in _walk(tree, "", too_long):
         letters += len(path)
         if letters > MOST:
             raise too_long
-        if path in slots:
+        if path in tensors:
             raise CheckpointError(f"{where} holds two tensors whose keys make up one name: {path!r}.")
-        slots[path] = slot
-    return slots
+        tensors[path] = tensor
+    return tensors
 
 
-def check_size(where: str, slots: Mapping[str, LazyTensor], size: int) -> None:
+def check_size(where: str, tensors: Mapping[str, LazyTensor], size: int) -> None:
     """Refuse tensors that are together much larger than a file of so many bytes can hold."""
-    total = sum(slot.nbytes for slot in slots.values())
+    total = sum(tensor.nbytes for tensor in tensors.values())
     if total > _REPEATED * size + EXPANDED:
         raise CheckpointError(
             f"{where} is malformed: its tensors take {total:,} bytes, which its {size:,} cannot make up."

@@ -126,7 +126,7 @@ def _edm2_decay(node: Node) -> Decay | None:
     return decay_of(lambda: Power(sigma_rel=float(width)))
 
 
-def _edm2_seen(node: Node) -> str:
+def _edm2_images(node: Node) -> str:
     images, _ = _edm2_name(node)
     return f"by its name after {int(images):,} thousand images" if images else ""
 
@@ -197,7 +197,7 @@ TRAINING = (
         {"ema": "average"},
         fits=_is_edm2,
         decay=_edm2_decay,
-        notes=("a model with the source code of its class, none of which was run", _edm2_seen, _edm2_width),
+        notes=("a model with the source code of its class, none of which was run", _edm2_images, _edm2_width),
     ),
     Producer(
         "mmengine",
@@ -263,11 +263,11 @@ def _zero_cost(node: Node) -> Recognised:
     notes = ("an average by the name of its file; it is one rank's share",)
     if masters:
         notes += ("master weights have the names of Paddle's parameters, which fit no layer's state_dict",)
-    return Recognised("", (Part("average", "average", "", node.slots | masters, notes),))
+    return Recognised("", (Part("average", "average", "", node.tensors | masters, notes),))
 
 
 def _is_flat(node: Node) -> bool:
-    return node.file.slots.keys() <= node.keys.keys()
+    return node.file.tensors.keys() <= node.keys.keys()
 
 
 def _alone(node: Node) -> Recognised | None:

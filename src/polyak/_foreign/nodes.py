@@ -30,7 +30,7 @@ class Node:
     @classmethod
     def root(cls, file: Checkpoint) -> Node:
         """All of a file; for formats that hold tensors only, these by name."""
-        return cls(file.slots if file.others is None else file.others, "", file)
+        return cls(file.tensors if file.others is None else file.others, "", file)
 
     @property
     def key(self) -> str:
@@ -64,9 +64,9 @@ class Node:
         return count_in(self.tree)
 
     @property
-    def slots(self) -> dict[str, LazyTensor]:
+    def tensors(self) -> dict[str, LazyTensor]:
         """The tensors that are values of a dict, by key."""
-        return slots_of(self.tree)
+        return tensor_values(self.tree)
 
     @property
     def is_weights(self) -> bool:
@@ -96,7 +96,7 @@ class Node:
         """Whether something is at a place, be it None; for ``name.``, whether a tensor's name begins so."""
         node, key = self.outer(place.removesuffix("."))
         if place.endswith("."):
-            return any(name.startswith(f"{key}.") for name in node.slots)
+            return any(name.startswith(f"{key}.") for name in node.tensors)
         return key in node.keys
 
     @property
@@ -144,14 +144,14 @@ def count_in(value: object) -> int | None:
     return value if type(value) is int and value >= 0 else None
 
 
-def slots_of(tree: object) -> dict[str, LazyTensor]:
+def tensor_values(tree: object) -> dict[str, LazyTensor]:
     """The tensors that are values of a dict, by key."""
-    return {str(name): slot for name, slot in mapping(tree).items() if isinstance(slot, LazyTensor)}
+    return {str(name): tensor for name, tensor in mapping(tree).items() if isinstance(tensor, LazyTensor)}
 
 
 def tensors_in(tree: object) -> dict[str, LazyTensor]:
     """The tensors of a state dict, or those that a pickled module's ``state_dict()`` would give."""
-    return dict(_named(tree, "", 0, iter(range(_MOST)))) if isinstance(tree, Record) else slots_of(tree)
+    return dict(_named(tree, "", 0, iter(range(_MOST)))) if isinstance(tree, Record) else tensor_values(tree)
 
 
 def is_state_dict(tree: object) -> TypeGuard[Mapping[object, object]]:
@@ -196,9 +196,9 @@ def _named(module: Record, prefix: str, depth: int, left: Iterator[int]) -> Iter
     state = mapping(module.state)
     hidden = state.get("_non_persistent_buffers_set")
     unsaved = list(cast("Iterable[object]", hidden)) if isinstance(hidden, (set, frozenset, list)) else []
-    buffers = {n: s for n, s in slots_of(state.get("_buffers")).items() if n not in unsaved}
-    for name, slot in (*slots_of(state.get("_parameters")).items(), *buffers.items()):
-        yield f"{prefix}{name}", slot
+    buffers = {n: s for n, s in tensor_values(state.get("_buffers")).items() if n not in unsaved}
+    for name, tensor in (*tensor_values(state.get("_parameters")).items(), *buffers.items()):
+        yield f"{prefix}{name}", tensor
     for name, child in mapping(state.get("_modules")).items():
         if isinstance(child, Record):
             yield from _named(child, f"{prefix}{name}.", depth + 1, left)

@@ -151,4 +151,4 @@ def load(path: Where) -> Average:
             raise CheckpointError(
                 f"{path} holds a whole training state, not one average: ema.load({str(path)!r}) continues it."
             )
-        return Average({name: slot.read() for name, slot in weights.slots.items()}, header)
+        return Average({name: tensor.read() for name, tensor in weights.tensors.items()}, header)

@@ -23,7 +23,7 @@ from polyak._files.layout import SUMS, crc_of_both, is_dict, parse_json
 from polyak._files.open import INDEX
 from polyak._files.source import Source, Where, exists, is_folder, open_source
 from polyak._files.write import atomic
-from polyak._foreign.nodes import Node, count_in, mapping, slots_of
+from polyak._foreign.nodes import Node, count_in, mapping, tensor_values
 from polyak._foreign.open_any import open_weights
 from polyak._foreign.parts import Part, Recognised, Tensors
 from polyak.errors import CheckpointError
@@ -44,11 +44,13 @@ def is_own(weights: Checkpoint) -> bool:
 def state_of_ema(node: Node) -> Recognised:
     """The averages in ``ema.state_dict()``, as a pickle holds it."""
     tracks = {
-        str(name): _Track(f"{node.at('tracks').path}.{name}.tensors", fields, slots_of(fields.get("tensors")))
+        str(name): _Track(
+            f"{node.at('tracks').path}.{name}.tensors", fields, tensor_values(fields.get("tensors"))
+        )
         for name, track in node.at("tracks").keys.items()
         for fields in [mapping(track)]
     }
-    return _averages(node.keys, tracks, node.at("copies").slots)
+    return _averages(node.keys, tracks, node.at("copies").tensors)
 
 
 def resumable(weights: Checkpoint, header: Header) -> Recognised:

@@ -86,20 +86,20 @@ def completed(average: Part, raw: Part) -> Part:
 
     A tensor with several names is averaged under one of them, and all its names share one place in the file.
     """
-    plain = {without_wrappers(name): slot for name, slot in raw.tensors.items()}
+    plain = {without_wrappers(name): tensor for name, tensor in raw.tensors.items()}
     averaged = average.tensors
     if not averaged.keys() & plain.keys():
         return average  # of another model
-    tied = {plain[name]: slot for name, slot in averaged.items() if name in plain}
-    tensors = {name: averaged.get(name) or tied.get(slot, slot) for name, slot in plain.items()}
-    left = sum(tensors[name] is slot for name, slot in plain.items())
+    tied = {plain[name]: tensor for name, tensor in averaged.items() if name in plain}
+    tensors = {name: averaged.get(name) or tied.get(tensor, tensor) for name, tensor in plain.items()}
+    left = sum(tensors[name] is tensor for name, tensor in plain.items())
     whole = replace(average, tensors=tensors)
     return whole.noted(f"{left} tensors are not averaged, and are as in the raw weights") if left else whole
 
 
 def below(tensors: Tensors, prefix: str) -> dict[str, LazyTensor]:
     """The tensors whose names begin with a prefix, without it."""
-    return {name.removeprefix(prefix): slot for name, slot in tensors.items() if name.startswith(prefix)}
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def same_shapes(a: Tensors, b: Tensors) -> bool:

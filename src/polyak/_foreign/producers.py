@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from polyak._files.checkpoint import LazyTensor
-from polyak._foreign.nodes import Node, slots_of, tensors_in
+from polyak._foreign.nodes import Node, tensor_values, tensors_in
 from polyak._foreign.parts import Part, Recognised, Role, below, unwrapped
 from polyak.errors import ConfigError
 from polyak.schedules import Decay
@@ -97,11 +97,11 @@ def weights_at(node: Node, place: str, role: Role, library: str = "its library")
     """The set of weights at a place of a row, if there is one; "." is the node itself."""
     name = "weights" if role == "unknown" else role
     if place == "":
-        yield unwrapped(Part(name, role, "", node.file.slots))
+        yield unwrapped(Part(name, role, "", node.file.tensors))
         return
     if place != "." and place.endswith("."):
         there, key = node.outer(place[:-1])
-        if tensors := below(there.slots, f"{key}."):
+        if tensors := below(there.tensors, f"{key}."):
             yield unwrapped(Part(name, role, there.path, tensors))
         return
     there = node if place == "." else node.at(place)
@@ -128,9 +128,9 @@ def optimizer_state(node: Node) -> Recognised | None:
     if isinstance(node.at("param_groups").tree, LazyTensor):
         return None  # in a distributed checkpoint the groups are a dict
     tensors = {
-        f"{parameter}.{name}": slot
+        f"{parameter}.{name}": tensor
         for parameter, moments in node.at("state").keys.items()
-        for name, slot in slots_of(moments).items()
+        for name, tensor in tensor_values(moments).items()
     }
     return Recognised("", (Part("optimizer", "optimizer", node.path, tensors),))
 

@@ -124,7 +124,7 @@ def by_keys(node: Node, entered: set[int] | None = None, depth: int = 3) -> Reco
     if not parts and not any(one.has("average") for one in inner):
         if any(one.has("optimizer") for one in inner):
             # What is beside an optimizer, and in no dict of its own, is the model.
-            loose = unwrapped(Part("weights", "unknown", node.path, node.slots))
+            loose = unwrapped(Part("weights", "unknown", node.path, node.tensors))
             parts += [loose] if _has_floats(loose) else []
         if not parts and depth:
             nested = (by_keys(one, entered, depth - 1) for one in children if isinstance(one.tree, Mapping))
@@ -142,7 +142,7 @@ def _optimizer(node: Node) -> list[Recognised]:
 
 def _has_floats(one: Part) -> bool:
     """Whether a part holds weights; the state of a random generator is bytes."""
-    return any(slot.dtype.kind not in "iub" for slot in one.tensors.values())
+    return any(tensor.dtype.kind not in "iub" for tensor in one.tensors.values())
 
 
 def _assembled(inner: list[Recognised], parts: list[Part]) -> Recognised | None:
@@ -219,7 +219,7 @@ def _own(weights: Checkpoint) -> Recognised:
     header = header_of(weights)
     if header.role == "resumable":
         return resumable(weights, header)
-    part = Part(header.track, header.role, "", dict(weights.slots), header=header)
+    part = Part(header.track, header.role, "", dict(weights.tensors), header=header)
     updates = Origin.from_state(header.state).updates if header.role == "average" else None
     return Recognised("polyak", (part,), header.step, updates, header.decay)
 
@@ -227,7 +227,7 @@ def _own(weights: Checkpoint) -> Recognised:
 def _plain(root: Node) -> Recognised:
     weights = root.file
     note = _REWRITTEN if KEY in weights.metadata else PLAIN
-    tensors = tensors_in(root.tree) if root.is_weights else dict(weights.slots)
+    tensors = tensors_in(root.tree) if root.is_weights else dict(weights.tensors)
     part = unwrapped(Part("weights", "unknown", "", tensors))
     found = None if has_note(weights) else divided(part)
     if found is not None and found.has("average"):

@@ -91,7 +91,7 @@ def read_zip(source: Source) -> Checkpoint:
 
 
 def tree_of_zip(source: Source) -> Any:
-    """What was given to ``torch.save``, tensors as slots."""
+    """What was given to ``torch.save``, with lazy tensors."""
     archive = Zip(source)
 
     @lru_cache(maxsize=1 << 16)  # a storage can be named a million times
@@ -195,20 +195,20 @@ def _tensor_v3(
     return _lazily(_strided(storage, DTYPES[dtype.name], offset, shape, stride), marks)
 
 
-def _lazily(slot: LazyTensor, marks: object) -> LazyTensor:
+def _lazily(stored: LazyTensor, marks: object) -> LazyTensor:
     """A tensor that is to be conjugated or negated when it is read, as torch leaves it in the file."""
     marks = marks or {}
     if not is_dict(marks) or not set(marks) <= {"conj", "neg"}:
         raise CheckpointError("a tensor is marked by something else than conj and neg")
     conjugate, negate = bool(marks.get("conj")), bool(marks.get("neg"))
     if not conjugate and not negate:
-        return slot
+        return stored
 
     def make() -> Array:
-        values = np.conj(slot.read()) if conjugate else slot.read()
+        values = np.conj(stored.read()) if conjugate else stored.read()
         return np.negative(values) if negate else values
 
-    return ComputedTensor(slot.dtype, slot.shape, make)
+    return ComputedTensor(stored.dtype, stored.shape, make)
 
 
 def _strided(storage: Storage, dtype: DType, offset: Any, shape: Any, stride: Any) -> LazyTensor:

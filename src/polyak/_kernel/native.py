@@ -43,7 +43,7 @@ class Native(Generic[T]):
     ) -> None:
         self.pairs, self.name = pairs, f"native ({VARIANT})"
         self._seed, self._threads = seed, threads
-        self._kept = [alias(tensor) for pair in pairs for tensor in pair.kept]
+        self._kept = [alias(tensor) for pair in pairs for tensor in pair.written]
         groups: dict[int, list[int]] = {}
         for i, pair in enumerate(pairs):
             groups.setdefault(_STORE[pair.store], []).append(i)

@@ -49,7 +49,7 @@ class Pair(Generic[T]):
         return (self.live, *self.averages, *self.residuals)
 
     @property
-    def kept(self) -> tuple[T, ...]:
+    def written(self) -> tuple[T, ...]:
         """What an update writes."""
         return (*self.averages, *self.residuals)
 

@@ -52,7 +52,7 @@ def mix(stored: Sequence[Stored], wanted: Profile) -> Mixture:
     newest = stored[-1]
     state = newest.snapshot.state
     copied = set(state.copied)
-    averaged = [name for name in newest.weights.slots if name not in copied]
+    averaged = [name for name in newest.weights.tensors if name not in copied]
     histories = {name: _history(stored, name) for name in averaged}
     counted = Counter(histories.values())
     movement = movement_in([s.snapshot for s in stored])
@@ -61,7 +61,7 @@ def mix(stored: Sequence[Stored], wanted: Profile) -> Mixture:
     sums: dict[str, TensorSum] = {}
     for name, history in histories.items():
         places = [i for i, _ in history]
-        tensors = [stored[i].weights.slots[name] for i in places]
+        tensors = [stored[i].weights.tensors[name] for i in places]
         sums[name] = mixed(name, tensors, [files[i] for i in places], solved[history].coefficients.tolist())
     sums |= {name: _copied(name, newest.weights) for name in copied}
     sums |= {name: _frozen(stored, name) for name in state.shared}
@@ -99,7 +99,7 @@ def profile_of(snapshot: Snapshot) -> Profile:
 def _history(stored: Sequence[Stored], name: str) -> _History:
     """Since when each snapshot that holds a tensor has averaged it, 0 from the beginning."""
     joined = stored[-1].snapshot.header.joined.get(name, 0)
-    holding = [(i, s.snapshot) for i, s in enumerate(stored) if name in s.weights.slots]
+    holding = [(i, s.snapshot) for i, s in enumerate(stored) if name in s.weights.tensors]
     # In the base, a tensor that was frozen until it joined has the value it joined with.
     frozen = not any(snapshot.number and snapshot.step < joined for _, snapshot in holding)
     return tuple(
@@ -119,13 +119,13 @@ def _since(profile: Profile, joined: int) -> Profile:
 
 
 def _copied(name: str, weights: Checkpoint) -> TensorSum:
-    tensor = weights.slots[name]
+    tensor = weights.tensors[name]
     return TensorSum(name, [Input(tensor, 1.0, weights.where)], tensor.dtype, None)
 
 
 def _frozen(stored: Sequence[Stored], name: str) -> TensorSum:
     base = stored[0].weights
-    if name not in base.slots:
+    if name not in base.tensors:
         raise CheckpointError(
             f"{name} was added to the model, frozen, after the archive began: no snapshot holds it. "
             f"Add it to {base.where}."

@@ -108,7 +108,11 @@ def synthesize(
     """
     with ExitStack() as files:
         snapshots, step, stored = _opened(archive, at, files)
-        wanted = target if isinstance(target, Profile) else _wanted(snapshots, as_decay(target), step, last)
+        wanted = (
+            target
+            if isinstance(target, Profile)
+            else _target_profile(snapshots, as_decay(target), step, last)
+        )
         mixture = mix(stored, wanted)
         if mixture.error > max_error:
             raise CheckpointError(
@@ -169,7 +173,7 @@ def synthesizable(
     snapshots = (archive if isinstance(archive, Archive) else Archive(archive)).snapshots
     step = _step_at(snapshots, at)
     chosen: list[float] = list(half_lives or np.geomspace(max(1.0, step / 1000), max(2.0, step), 25).tolist())
-    wanted = [_wanted(snapshots, HalfLife(steps=h), step, None) for h in chosen]
+    wanted = [_target_profile(snapshots, HalfLife(steps=h), step, None) for h in chosen]
     stored = [s for s in snapshots if s.step <= step]
     rounding = [s.state.rounded for s in stored]
     solutions = solve_each([profile_of(s) for s in stored], wanted, movement_in(stored), rounding)
@@ -210,7 +214,7 @@ def _step_at(snapshots: Sequence[Snapshot], at: int | None) -> int:
     return at
 
 
-def _wanted(snapshots: Sequence[Snapshot], decay: Decay, at: int, last: int | None) -> Profile:
+def _target_profile(snapshots: Sequence[Snapshot], decay: Decay, at: int, last: int | None) -> Profile:
     """The profile the decay would have at ``at``, looking at the points of the run that its averages saw."""
     later = [s for s in snapshots if s.number and s.step >= at]
     units = {s.header.decay.unit: s for s in reversed(later) if s.header.decay is not None}

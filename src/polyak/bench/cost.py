@@ -29,13 +29,13 @@ def moved(live: int, stored: int, tracks: int = 1) -> int:
     return live + 2 * stored * tracks
 
 
-def moved_apart(live: int, stored: int, tracks: int = 1) -> int:
+def moved_separately(live: int, stored: int, tracks: int = 1) -> int:
     """Bytes that the same averages move when each is kept by an EMA of its own, which reads θ again.
 
     ``(live + 2·stored)·tracks``
 
     Examples:
-        >>> moved_apart(4, 4, tracks=3)
+        >>> moved_separately(4, 4, tracks=3)
         36
     """
     return tracks * moved(live, stored)

@@ -10,7 +10,7 @@ from torch import nn
 
 from polyak.bench import shapes
 from polyak.bench.contender import decays, engines, ours
-from polyak.bench.cost import STORED, Advice, Facts, moved, moved_apart, recommend
+from polyak.bench.cost import STORED, Advice, Facts, moved, moved_separately, recommend
 from polyak.bench.measure import Measured, Tick, measure
 from polyak.bench.options import Options
 from polyak.errors import ConfigError
@@ -21,7 +21,7 @@ class Report:
     """The figures of one benchmark.
 
     tensors: number that are averaged.  params: their dtypes.  dtype: of the averages.
-    moved: bytes per parameter that one update must move; moved_apart: with an EMA for each track.
+    moved: bytes per parameter that one update must move; moved_separately: with an EMA for each track.
     left_out: engines that cannot run here, and why.
     """
 
@@ -33,7 +33,7 @@ class Report:
     threads: int
     device: str
     moved: int
-    moved_apart: int
+    moved_separately: int
     measured: Measured
     left_out: dict[str, str]
     advice: Advice
@@ -75,7 +75,7 @@ def run(options: Options, tick: Tick = lambda done, of: None) -> Report:
         threads=torch.get_num_threads(),
         device=str(device),
         moved=moved(facts.live, STORED[options.dtype], options.tracks),
-        moved_apart=moved_apart(facts.live, STORED[options.dtype], options.tracks),
+        moved_separately=moved_separately(facts.live, STORED[options.dtype], options.tracks),
         measured=measured,
         left_out=left_out,
         advice=recommend(facts),

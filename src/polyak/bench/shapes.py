@@ -87,7 +87,7 @@ def load(name: str) -> Workload:
     module, colon, factory = name.partition(":")
     if not colon or not module or not factory:
         raise ConfigError(f"model={name!r}: must be one of {', '.join(MODELS)}, or YOUR.module:factory.")
-    made = _made(name, module, factory)
+    made = _build(name, module, factory)
     model, step = cast("tuple[Any, Any]", made) if _is_pair(made) else (made, None)
     if not isinstance(model, nn.Module) or not (step is None or callable(step)):
         raise ConfigError(
@@ -97,7 +97,7 @@ def load(name: str) -> Workload:
     return Workload(model, step)
 
 
-def _made(name: str, module: str, factory: str) -> object:
+def _build(name: str, module: str, factory: str) -> object:
     here = str(Path.cwd())
     if here not in sys.path:  # an installed script looks in its own folder only
         sys.path.insert(0, here)

@@ -92,7 +92,7 @@ def _row(name: str, one: Figures) -> tuple[str, ...]:
 def _lines(report: Report) -> Iterator[str]:
     measured, advice = report.measured, report.advice
     yield f"limit      one lerp_ over flat float32 buffers: {measured.bandwidth / 1e9:.1f} GB/s"
-    apart = f"; {report.moved_apart} in separate EMAs" if report.moved_apart != report.moved else ""
+    apart = f"; {report.moved_separately} in separate EMAs" if report.moved_separately != report.moved else ""
     yield f"bytes      {report.moved} per parameter, {report.moved / LIMIT:.2f} of the limit's {LIMIT}{apart}"
     yield f"engine     {next(iter(measured.figures.values())).engine}"
     yield from (f"wrong      {name}: {one.wrong}" for name, one in measured.figures.items() if one.wrong)

@@ -202,11 +202,11 @@ def figures_of(profile: Profile) -> Figures | None:
     return Figures(profile.mean_age, profile.half_life, profile.effective_samples, profile.initial_weight)
 
 
-def size_of(slots: Iterable[LazyTensor]) -> Tensors:
+def size_of(tensors: Iterable[LazyTensor]) -> Tensors:
     """How much tensors are."""
-    listed = list(slots)
-    dtypes = Counter(slot.kind for slot in listed)
-    elements, nbytes = sum(slot.size for slot in listed), sum(slot.nbytes for slot in listed)
+    listed = list(tensors)
+    dtypes = Counter(lazy.kind for lazy in listed)
+    elements, nbytes = sum(lazy.size for lazy in listed), sum(lazy.nbytes for lazy in listed)
     return Tensors(len(listed), elements, nbytes, dict(sorted(dtypes.items())))
 
 
@@ -253,7 +253,7 @@ _NUMBERED = re.compile(r"\w+_\d+\.[wb]_\d+")
 
 def _numbered(weights: Checkpoint) -> tuple[str, ...]:
     """Paddle numbers parameters as a process makes them: linear_0.w_0."""
-    if not weights.slots or not all(_NUMBERED.fullmatch(name) for name in weights.slots):
+    if not weights.tensors or not all(_NUMBERED.fullmatch(name) for name in weights.tensors):
         return ()
     return (
         "its names are those Paddle numbers parameters by, which fit no layer's state_dict: "
@@ -293,9 +293,9 @@ def _verify(weights: Checkpoint) -> Integrity:
         CheckpointError: one differs.
     """
     summed = {
-        name: slot
-        for name, slot in weights.slots.items()
-        if isinstance(slot, FileTensor) and slot.crc is not None
+        name: lazy
+        for name, lazy in weights.tensors.items()
+        if isinstance(lazy, FileTensor) and lazy.crc is not None
     }
     if not summed:
         return "no checksums"

@@ -65,8 +65,8 @@ def _lines(file: Path, seen: Examination) -> Iterator[str]:
         updated = f"updated in {lines}" if one.updates else "no update seen here"
         yield f"{file}:{place(one.line)}: recognised {one.name or 'an average'} ({one.what}), {updated}."
     for one in seen.findings:
-        yield f"{file}:{place(one.line)}: {one.says}. [{one.check}]"
-        yield f"    instead: {one.instead}"
+        yield f"{file}:{place(one.line)}: {one.message}. [{one.check}]"
+        yield f"    instead: {one.fix}"
     if not seen.recognised:
         yield f"{file}: no average found, so nothing was checked."
     elif not seen.findings:

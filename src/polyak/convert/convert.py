@@ -139,13 +139,13 @@ class Plan:
         renamed = same if names is None else names.apply(part.tensors)
         specs: dict[str, Spec] = {}
         for new, (old, transposed) in renamed.places.items():
-            slot = part.tensors[old]
-            if slot.dtype not in NAMES:
+            tensor = part.tensors[old]
+            if tensor.dtype not in NAMES:
                 raise CheckpointError(
-                    f"{old} of {where} is {slot.kind}, for which the safetensors format has no name. "
+                    f"{old} of {where} is {tensor.kind}, for which the safetensors format has no name. "
                     "Nothing was written."
                 )
-            specs[new] = Spec(slot.dtype, slot.shape[::-1] if transposed else slot.shape)
+            specs[new] = Spec(tensor.dtype, tensor.shape[::-1] if transposed else tensor.shape)
         return cls(part, renamed, specs)
 
     def read(self, name: str) -> Array:

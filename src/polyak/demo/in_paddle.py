@@ -52,7 +52,7 @@ class PaddleLearner(Learner):
     def load(self, weights: Mapping[str, Any]) -> None:
         self.model.set_state_dict(dict(weights))
 
-    def hold(self, split: Split) -> tuple[Tensor, Tensor]:
+    def to_device(self, split: Split) -> tuple[Tensor, Tensor]:
         return paddle.to_tensor(split.pixels), paddle.to_tensor(split.labels)
 
     def shuffled(self, pixels: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

@@ -49,7 +49,7 @@ class TorchLearner(Learner):
     def load(self, weights: Mapping[str, Any]) -> None:
         self.model.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()})
 
-    def hold(self, split: Split) -> tuple[Tensor, Tensor]:
+    def to_device(self, split: Split) -> tuple[Tensor, Tensor]:
         return torch.from_numpy(split.pixels).to(self.device), torch.from_numpy(split.labels).to(self.device)
 
     def shuffled(self, pixels: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

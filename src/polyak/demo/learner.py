@@ -49,7 +49,7 @@ class Learner(ABC):
         """Give the network these weights, arrays by name."""
 
     @abstractmethod
-    def hold(self, split: Split) -> tuple[Any, Any]:
+    def to_device(self, split: Split) -> tuple[Any, Any]:
         """The images as bytes and their labels, on the device."""
 
     @abstractmethod

@@ -107,7 +107,7 @@ def score(options: Options, weights: Path) -> float:
     """
     learner = choose(options)
     learner.load(polyak.load(weights).tensors)
-    return learner.evaluate(*learner.hold(load(options.data, options.root).test)).loss
+    return learner.evaluate(*learner.to_device(load(options.data, options.root).test)).loss
 
 
 def to_json(record: Record) -> str:

@@ -76,7 +76,7 @@ class Training:
 
     def __init__(self, learner: Learner, images: Images, epochs: int, lr: Rate = "constant") -> None:
         self.learner, self.ema, self.epochs, self.lr = learner, learner.ema, epochs, lr
-        self.train, self.test = learner.hold(images.train), learner.hold(images.test)
+        self.train, self.test = learner.to_device(images.train), learner.to_device(images.test)
         self.steps_per_epoch = math.ceil(len(images.train.labels) / BATCH)  # the short last one included
         self.seconds = Seconds()
 

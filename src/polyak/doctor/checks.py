@@ -32,8 +32,8 @@ def never_updated(script: Script, average: Average) -> Iterator[Finding]:
     if average.elsewhere or script.hands_on(average):
         return
     if not any(not _READS.fullmatch(call.method) for call in script.on(average)):
-        says = f"{average.name} is made here and never updated: it stays what the model was"
-        yield Finding(average.call.line, "never-updated", says, f"{average.name}.update() after each step")
+        message = f"{average.name} is made here and never updated: it stays what the model was"
+        yield Finding(average.call.line, "never-updated", message, f"{average.name}.update() after each step")
 
 
 def counted_twice(script: Script, average: Average) -> Iterator[Finding]:
@@ -45,9 +45,9 @@ def counted_twice(script: Script, average: Average) -> Iterator[Finding]:
             return
         again = [c for c in attached[1:] if c.arguments == first.arguments]
         for call in (*updates(script, average), *again):
-            says = f"{first.said} counts the steps already; {call.on}.{call.method}() counts them again"
+            message = f"{first.said} counts the steps already; {call.on}.{call.method}() counts them again"
             yield Finding(
-                call.line, "counted-twice", says, f"leave out either {first.method} or {call.method}"
+                call.line, "counted-twice", message, f"leave out either {first.method} or {call.method}"
             )
 
 
@@ -55,9 +55,9 @@ def updated_while_applied(script: Script, average: Average) -> Iterator[Finding]
     """The average is averaged with itself, which stands still."""
     for update in updates(script, average):
         if any(f"{average.name}.average_parameters(" in _with(node) for node in update.place.inside):
-            says = f"{update.on} is updated while the model holds the average"
+            message = f"{update.on} is updated while the model holds the average"
             yield Finding(
-                update.line, "updated-while-applied", says, "update before the block, after the step"
+                update.line, "updated-while-applied", message, "update before the block, after the step"
             )
 
 
@@ -65,9 +65,9 @@ def weights_turned_round(script: Script, average: Average) -> Iterator[Finding]:
     """β belongs to the average and 1-β to the model; a library's decay is β, mmengine's momentum is 1-β."""
     for update in updates(script, average):
         if update.loop is not None and update.loop.swapped:
-            says = f"{average.name} takes 1-β of itself and β of the model: it all but is the model"
+            message = f"{average.name} takes 1-β of itself and β of the model: it all but is the model"
             yield Finding(
-                update.loop.line, "weights-turned-round", says, f"{average.name}.lerp_(model, 1 - β)"
+                update.loop.line, "weights-turned-round", message, f"{average.name}.lerp_(model, 1 - β)"
             )
     if "." not in average.path:  # a class of the script's own, whose words may mean something else
         return
@@ -75,16 +75,16 @@ def weights_turned_round(script: Script, average: Average) -> Iterator[Finding]:
     word = "momentum" if momentum else "decay" if not average.call.has("beta") else "beta"
     given = [_number(k.value) for k in average.call.node.keywords if k.arg == word]
     if given and given[0] is not None and (given[0] > 0.5 if momentum else 0 < given[0] < 0.5):
-        says = f"{word}={given[0]:g} weighs the average with {1 - given[0] if momentum else given[0]:g}"
-        yield Finding(average.call.line, "weights-turned-round", says, f"{word}={1 - given[0]:g}")
+        message = f"{word}={given[0]:g} weighs the average with {1 - given[0] if momentum else given[0]:g}"
+        yield Finding(average.call.line, "weights-turned-round", message, f"{word}={1 - given[0]:g}")
 
 
 def sum_thrown_away(script: Script, average: Average) -> Iterator[Finding]:
     """``for a, p in …: a = β·a + (1-β)·p`` gives the loop's variable a value and leaves the tensor alone."""
     for update in updates(script, average):
         if update.loop is not None and update.loop.rebinds:
-            says = f"the sum is given to the loop's own variable, and {average.name} never changes"
-            yield Finding(update.loop.line, "sum-thrown-away", says, "write in place: a.lerp_(p, 1 - β)")
+            message = f"the sum is given to the loop's own variable, and {average.name} never changes"
+            yield Finding(update.loop.line, "sum-thrown-away", message, "write in place: a.lerp_(p, 1 - β)")
 
 
 def trained_itself(script: Script, average: Average) -> Iterator[Finding]:
@@ -92,9 +92,9 @@ def trained_itself(script: Script, average: Average) -> Iterator[Finding]:
     last = re.escape(average.name.rpartition(".")[2])
     for name, made in script.optimizers.items():
         if average.name and any(re.search(rf"\b{last}\b", one) for one in made.arguments):
-            says = f"{name} is given the tensors of {average.name}: it trains the average"
-            instead = f"{name} = ...({average.model or 'model'}.parameters())"
-            yield Finding(made.line, "trained-itself", says, instead)
+            message = f"{name} is given the tensors of {average.name}: it trains the average"
+            fix = f"{name} = ...({average.model or 'model'}.parameters())"
+            yield Finding(made.line, "trained-itself", message, fix)
 
 
 def made_before_loading(script: Script, average: Average) -> Iterator[Finding]:
@@ -107,8 +107,10 @@ def made_before_loading(script: Script, average: Average) -> Iterator[Finding]:
         late = load.line > average.call.line and _same_function(load, average.call) and not load.place.loops
         taught = any(step.line < load.line for step in script.steps())
         if load.on == average.model and load.method == "load_state_dict" and late and not taught:
-            says = f"{average.name} is made before {load.said} and begins at the weights of before"
-            yield Finding(average.call.line, "made-before-loading", says, f"make it after line {load.line}")
+            message = f"{average.name} is made before {load.said} and begins at the weights of before"
+            yield Finding(
+                average.call.line, "made-before-loading", message, f"make it after line {load.line}"
+            )
             return
 
 
@@ -117,8 +119,10 @@ def updated_before_step(script: Script, average: Average) -> Iterator[Finding]:
     for update in updates(script, average):
         beside = [s for s in script.steps() if _one_pass(s, update)]
         if beside and all(step.line > update.line for step in beside):
-            says = f"{update.on} is updated before {beside[0].said} and averages the weights of the last step"
-            yield Finding(update.line, "update-before-step", says, _attach(average))
+            message = (
+                f"{update.on} is updated before {beside[0].said} and averages the weights of the last step"
+            )
+            yield Finding(update.line, "update-before-step", message, _attach(average))
 
 
 def updated_per_micro_batch(script: Script, average: Average) -> Iterator[Finding]:
@@ -129,8 +133,8 @@ def updated_per_micro_batch(script: Script, average: Average) -> Iterator[Findin
                 continue
             gates = [c for c in step.place.conditions if "%" in c or "accum" in c or "sync_gradients" in c]
             if gates and not set(gates) & set(update.place.conditions):
-                says = f"{step.said} runs only if {gates[-1]}, {update.on} is updated every time"
-                yield Finding(update.line, "update-per-micro-batch", says, _attach(average))
+                message = f"{step.said} runs only if {gates[-1]}, {update.on} is updated every time"
+                yield Finding(update.line, "update-per-micro-batch", message, _attach(average))
                 break
         else:
             yield from _accelerates(update, average)
@@ -139,9 +143,9 @@ def updated_per_micro_batch(script: Script, average: Average) -> Iterator[Findin
 def _accelerates(update: Call, average: Average) -> Iterator[Finding]:
     around = [re.search(r"\w+\.accumulate\(", _with(node)) for node in update.place.inside]
     if any(around) and not any("sync_gradients" in c for c in update.place.conditions):
-        says = f"{update.on} updates for every micro-batch of accumulate()"
-        instead = f"if accelerator.sync_gradients: {update.on}.{update.method}(...), or {_attach(average)}"
-        yield Finding(update.line, "update-per-micro-batch", says, instead)
+        message = f"{update.on} updates for every micro-batch of accumulate()"
+        fix = f"if accelerator.sync_gradients: {update.on}.{update.method}(...), or {_attach(average)}"
+        yield Finding(update.line, "update-per-micro-batch", message, fix)
 
 
 def updated_on_skipped_steps(script: Script, average: Average) -> Iterator[Finding]:
@@ -149,14 +153,14 @@ def updated_on_skipped_steps(script: Script, average: Average) -> Iterator[Findi
     for update in updates(script, average):
         scaled = [s for s in script.steps() if script.scaled(s) and _one_pass(s, update)]
         if scaled and not any("scale" in condition for condition in update.place.conditions):
-            says = f"{scaled[0].said} may skip the step, {update.on} is updated regardless"
-            yield Finding(update.line, "update-on-skipped-step", says, _attach(average))
+            message = f"{scaled[0].said} may skip the step, {update.on} is updated regardless"
+            yield Finding(update.line, "update-on-skipped-step", message, _attach(average))
 
 
 def not_restored(script: Script, average: Average) -> Iterator[Finding]:
     """The average stays in the live model, always or when the evaluation fails."""
     training = {s.place.function for s in script.steps() if s.place.loops}
-    instead = f"with {average.name}.average_parameters(): restores on any exit"
+    fix = f"with {average.name}.average_parameters(): restores on any exit"
     for applied in script.of(average, *_APPLIES):
         into_live = not applied.arguments or applied.arguments[0].startswith(average.model or "?")
         trains_on = bool(applied.place.loops) or applied.place.function not in training
@@ -166,10 +170,10 @@ def not_restored(script: Script, average: Average) -> Iterator[Finding]:
         later = [c for c in later if c.line > applied.line]
         said = f"{applied.on}.{applied.method}() puts the average into the model"
         if not later:
-            yield Finding(applied.line, "not-restored", f"{said}, and nothing takes it out again", instead)
+            yield Finding(applied.line, "not-restored", f"{said}, and nothing takes it out again", fix)
         elif not any(c.place.in_finally for c in later):
-            says = f"{said}; if the evaluation raises before line {later[0].line} it stays there"
-            yield Finding(applied.line, "restore-not-in-finally", says, instead)
+            message = f"{said}; if the evaluation raises before line {later[0].line} it stays there"
+            yield Finding(applied.line, "restore-not-in-finally", message, fix)
 
 
 def made_before_moving(script: Script, average: Average) -> Iterator[Finding]:
@@ -178,9 +182,9 @@ def made_before_moving(script: Script, average: Average) -> Iterator[Finding]:
         return
     for move in script.moves(average.model):
         if _same_function(move, average.call) and move.line > average.call.line:
-            says = f"{average.name} is made before {move.said} and stays behind"
-            instead = f"make it after line {move.line}; polyak.EMA follows the model"
-            yield Finding(average.call.line, "made-before-moving", says, instead)
+            message = f"{average.name} is made before {move.said} and stays behind"
+            fix = f"make it after line {move.line}; polyak.EMA follows the model"
+            yield Finding(average.call.line, "made-before-moving", message, fix)
             return
 
 
@@ -192,9 +196,11 @@ def kept_in_half_precision(script: Script, average: Average) -> Iterator[Finding
         words = " ".join([move.method, *move.arguments])
         before = _same_function(move, average.call) and move.line < average.call.line
         if before and re.search(r"half|bfloat16|float16", words):
-            says = f"{average.name} copies a model in 16 bits, see {move.said}: at β ≥ 0.999 it stands still"
-            instead = "polyak.EMA keeps float32, or rounds 16 bits stochastically"
-            yield Finding(average.call.line, "half-precision", says, instead)
+            message = (
+                f"{average.name} copies a model in 16 bits, see {move.said}: at β ≥ 0.999 it stands still"
+            )
+            fix = "polyak.EMA keeps float32, or rounds 16 bits stochastically"
+            yield Finding(average.call.line, "half-precision", message, fix)
             return
 
 
@@ -209,9 +215,9 @@ def state_not_saved(script: Script, average: Average) -> Iterator[Finding]:
         return
     for call in script.calls:
         if call.method == "state_dict" and script.optimizes(call.on):
-            says = f"a checkpoint to resume from keeps {call.on} and not {average.name}"
-            instead = f'add "ema": {average.name}.state_dict()'
-            yield Finding(call.line, "state-not-saved", says, instead)
+            message = f"a checkpoint to resume from keeps {call.on} and not {average.name}"
+            fix = f'add "ema": {average.name}.state_dict()'
+            yield Finding(call.line, "state-not-saved", message, fix)
             return
 
 

@@ -30,8 +30,8 @@ class Finding:
 
     line: int
     check: str
-    says: str
-    instead: str
+    message: str
+    fix: str
 
 
 @dataclass(frozen=True)
@@ -258,7 +258,7 @@ def _in_expressions(statement: ast.AST, place: Place) -> Iterator[Call]:
     target = ""
     if isinstance(statement, ast.Assign | ast.AnnAssign):
         target = ast.unparse(statement.targets[0] if isinstance(statement, ast.Assign) else statement.target)
-    made = _made(getattr(statement, "value", None))
+    made = _result_calls(getattr(statement, "value", None))
     for _, part in ast.iter_fields(statement):
         for expression in part if isinstance(part, list) else [part]:  # pyright: ignore[reportUnknownVariableType]
             if isinstance(expression, ast.expr | ast.withitem | ast.keyword):
@@ -268,14 +268,14 @@ def _in_expressions(statement: ast.AST, place: Place) -> Iterator[Call]:
                     yield _call(node, here, target if node in made else "")
 
 
-def _made(value: object) -> list[ast.AST]:
+def _result_calls(value: object) -> list[ast.AST]:
     """The calls whose result a value is: of ``EMA(model).to(device) if wanted else None`` both."""
     if isinstance(value, ast.IfExp):
-        return _made(value.body) + _made(value.orelse)
+        return _result_calls(value.body) + _result_calls(value.orelse)
     if not isinstance(value, ast.Call):
         return []
     same = isinstance(value.func, ast.Attribute) and value.func.attr in _SAME
-    return [value, *(_made(value.func.value) if same else [])]  # pyright: ignore[reportAttributeAccessIssue, reportUnknownArgumentType, reportUnknownMemberType]
+    return [value, *(_result_calls(value.func.value) if same else [])]  # pyright: ignore[reportAttributeAccessIssue, reportUnknownArgumentType, reportUnknownMemberType]
 
 
 def _call(node: ast.Call, place: Place, target: str) -> Call:

@@ -282,7 +282,7 @@ class Shadow:
         self.shadow.update({n: p.detach().clone() for n, p in unfrozen.items()})
         self._follower.update(self.shadow, self._lives(model), beta)
 
-    def _put_in(self, model: nn.Module) -> None:
+    def _swap_in(self, model: nn.Module) -> None:
         """The model points at the averages' memory where dtype and device agree: nothing is copied."""
         self._refuse_while_applied("apply")
         lives = self._lives(model)
@@ -292,10 +292,10 @@ class Shadow:
             self._release = weakref.finalize(self, exchange.forget)
             exchange.enter(exchange)  # a block that only restore() ends
         except BaseException:
-            self._take_out(model)
+            self._swap_out(model)
             raise
 
-    def _take_out(self, model: nn.Module) -> None:
+    def _swap_out(self, model: nn.Module) -> None:
         if not self.backup:
             raise SwapError("restore: the model holds its raw weights already; apply the averages first.")
         lives = self._lives(model)

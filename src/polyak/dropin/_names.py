@@ -104,7 +104,7 @@ class Named(nn.Module):
         return ((name, b) for name, b in model.named_buffers() if name in self.buffer_names)
 
 
-def given(ema_model: nn.Module | Callable[[], nn.Module] | None, model: nn.Module) -> nn.Module:
+def ema_model_for(ema_model: nn.Module | Callable[[], nn.Module] | None, model: nn.Module) -> nn.Module:
     """The module that shall hold the averages, what a function makes, or a copy of the model."""
     if ema_model is None:
         return copied(model)

@@ -17,10 +17,10 @@ from polyak._foreign.open_any import open_weights
 from polyak.archive.mixture import mixed
 from polyak.dropin._follower import inexact
 from polyak.dropin._modules import device_of
-from polyak.dropin._names import Named, Names, given
+from polyak.dropin._names import Named, Names, ema_model_for
 from polyak.errors import CheckpointError, ConfigError
 from polyak.schedules import COPY, Power, Profile, compose, solve
-from polyak.schedules.decay import check_whole
+from polyak.schedules.decay import check_integer
 from polyak.schedules.posthoc import gram_of
 from polyak.schedules.profile import Run
 
@@ -61,7 +61,7 @@ class KarrasEMA(Named):
     ) -> None:
         super().__init__()
         self.gamma = Power(sigma_rel=sigma_rel, gamma=gamma).exponent
-        check_whole("update_every", update_every, 1)
+        check_integer("update_every", update_every, 1)
         self.frozen, self.update_every = frozen, update_every
         self.online_model = [model]
         self.param_or_buffer_names_no_ema = param_or_buffer_names_no_ema
@@ -69,7 +69,7 @@ class KarrasEMA(Named):
         self.names = Names(param_or_buffer_names_no_ema, ignore_names, tuple(ignore_startswith_names))
         self.allow_different_devices = allow_different_devices
         self.move_ema_to_online_device = move_ema_to_online_device
-        self._adopt(given(ema_model, model), self.names)
+        self._adopt(ema_model_for(ema_model, model), self.names)
         self._count_from_zero()
 
     @property
@@ -167,7 +167,7 @@ class PostHocEMA(nn.Module):
         if len(set(self.gammas)) != len(self.gammas) or len(self.gammas) < 2:
             raise ConfigError(f"gammas={self.gammas}: give at least two different widths.")
         if checkpoint_every_num_steps != "manual":
-            check_whole("checkpoint_every_num_steps", checkpoint_every_num_steps, 1)
+            check_integer("checkpoint_every_num_steps", checkpoint_every_num_steps, 1)
         self.maybe_ema_model, self.ema_kwargs = ema_model, kwargs
         self.num_ema_models = len(self.gammas)
         self._model = [model]
@@ -244,13 +244,13 @@ class PostHocEMA(nn.Module):
         profiles = [made.profile(f.gamma, f.step) for f in files]
         names = made.averaged()
         with ExitStack() as stack, torch.no_grad():
-            slots = [stack.enter_context(open_weights(f.path)).slots for f in files]
-            newest = [{n: s[f"ema_model.{n}"] for n in names} for s in slots[-2:]]
+            stored = [stack.enter_context(open_weights(f.path)).tensors for f in files]
+            newest = [{n: s[f"ema_model.{n}"] for n in names} for s in stored[-2:]]
             rounding = self._rounding(profiles[-2:], newest)
             solution = solve(profiles, made.profile(wanted, stand), rounding=[rounding] * len(files))
             paths = [str(f.path) for f in files]
             coefficients = solution.coefficients.tolist()
-            sums = [mixed(n, [s[f"ema_model.{n}"] for s in slots], paths, coefficients) for n in names]
+            sums = [mixed(n, [s[f"ema_model.{n}"] for s in stored], paths, coefficients) for n in names]
             with summed(sums) as pieces:
                 for one in sums:
                     names[one.name].copy_(torch.from_numpy(in_memory(one, pieces)))
@@ -266,8 +266,8 @@ class PostHocEMA(nn.Module):
         gram = gram_of(profiles)
         span = float(gram[0, 0] + gram[1, 1] - 2 * gram[0, 1])
         apart = size = 0.0
-        for name, slot in newest[0].items():
-            one, other = (torch.from_numpy(s.read().astype("float64")) for s in (slot, newest[1][name]))
+        for name, lazy in newest[0].items():
+            one, other = (torch.from_numpy(s.read().astype("float64")) for s in (lazy, newest[1][name]))
             apart += float((one - other).square().sum())
             size += float(one.square().sum())
         error = size * (torch.finfo(self.checkpoint_dtype).eps / 2) ** 2 / 3

@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from polyak.dropin._follower import Follower
 from polyak.dropin._modules import device_of, in_evaluation
-from polyak.dropin._names import Named, Names, given
+from polyak.dropin._names import Named, Names, ema_model_for
 from polyak.dropin._post_hoc import KarrasEMA as KarrasEMA
 from polyak.dropin._post_hoc import PostHocEMA as PostHocEMA
 from polyak.errors import ConfigError
@@ -93,12 +93,12 @@ class EMA(Named):
                 "ema_model is given and lazy_init_ema=True: a lazy one is copied from the model."
             )
         if not lazy_init_ema:
-            self.init_ema(given(ema_model, model))
+            self.init_ema(ema_model_for(ema_model, model))
         self._count_from_zero()
 
     def init_ema(self, ema_model: nn.Module | None = None) -> None:
         """Make the module that holds the averages."""
-        self._adopt(given(ema_model, self.model), self.names)
+        self._adopt(ema_model_for(ema_model, self.model), self.names)
         for name in self.forward_method_names:
             setattr(self, name, getattr(self.ema_model, name))
 

@@ -13,7 +13,7 @@ from polyak.dropin._follower import Follower, parameters_only
 from polyak.dropin._modules import HostCounter, copied, without_gradients
 from polyak.errors import ConfigError
 from polyak.schedules import Uniform
-from polyak.schedules.decay import check_whole
+from polyak.schedules.decay import check_integer
 
 
 class _Refused(ConfigError, AssertionError):
@@ -51,7 +51,7 @@ class BaseAveragedModel(nn.Module, ABC):
         update_buffers: bool = False,
     ) -> None:
         super().__init__()
-        check_whole("interval", interval, 1)
+        check_integer("interval", interval, 1)
         self.module = without_gradients(copied(model))
         if device is not None:
             self.module = self.module.to(device)

@@ -40,11 +40,11 @@ class EMA(Shadow):
 
     def apply(self) -> None:
         """Put the averages into the model. Nothing is copied."""
-        self._put_in(self.model)
+        self._swap_in(self.model)
 
     def restore(self) -> None:
         """Put the raw weights back."""
-        self._take_out(self.model)
+        self._swap_out(self.model)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The averages by the model's names; not copies."""

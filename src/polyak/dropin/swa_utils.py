@@ -44,38 +44,38 @@ class _Rule:
         return self.decay(averaged + 1)
 
 
-class _Several(_Rule):
+class _ListRule(_Rule):
     def __call__(self, averages: Sequence[Tensor], lives: Sequence[Tensor], averaged: Count) -> None:
         Follower().update(averages, lives, self.beta(int(averaged)), int(averaged))
 
 
-class _One(_Rule):
+class _TensorRule(_Rule):
     def __call__(self, average: Tensor, live: Tensor, averaged: Count) -> Tensor:
         made = average.clone()
-        _Several(self.decay)([made], [live], averaged)
+        _ListRule(self.decay)([made], [live], averaged)
         return made
 
 
 def get_ema_multi_avg_fn(decay: float = 0.999) -> MultiAvgFn:
     """``avg ← β·avg + (1-β)·θ`` for lists of tensors, in place; ``ConfigError`` if β is outside [0, 1]."""
     check_beta("decay", decay)
-    return _Several(Constant(decay))
+    return _ListRule(Constant(decay))
 
 
 def get_swa_multi_avg_fn() -> MultiAvgFn:
     """``avg ← avg + (θ - avg)/(n+1)`` for lists of tensors, in place; n are in the average already."""
-    return _Several(Uniform())
+    return _ListRule(Uniform())
 
 
 def get_ema_avg_fn(decay: float = 0.999) -> AvgFn:
     """``β·avg + (1-β)·θ`` for one tensor; ``ConfigError`` if β is outside [0, 1]."""
     check_beta("decay", decay)
-    return _One(Constant(decay))
+    return _TensorRule(Constant(decay))
 
 
 def get_swa_avg_fn() -> AvgFn:
     """``avg + (θ - avg)/(n+1)`` for one tensor; n are in the average already."""
-    return _One(Uniform())
+    return _TensorRule(Uniform())
 
 
 class AveragedModel(nn.Module):
@@ -126,7 +126,7 @@ class AveragedModel(nn.Module):
     def update_parameters(self, model: nn.Module) -> None:
         """Take the model's present weights in."""
         averaged = self._counter.of(self.n_averaged)
-        function = self.multi_avg_fn or self.avg_fn or _Several(Uniform())
+        function = self.multi_avg_fn or self.avg_fn or _ListRule(Uniform())
         if averaged == 0:
             self._follower.copy(self.module, model)
         elif isinstance(function, _Rule):

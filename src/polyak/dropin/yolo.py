@@ -39,8 +39,8 @@ class ModelEMA(Shadow):
 
     def apply_shadow(self, model: nn.Module) -> None:
         """Put the averages into the model. Nothing is copied."""
-        self._put_in(model)
+        self._swap_in(model)
 
     def restore(self, model: nn.Module) -> None:
         """Put the raw weights back."""
-        self._take_out(model)
+        self._swap_out(model)

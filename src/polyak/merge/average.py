@@ -103,7 +103,7 @@ def average_checkpoints(
         >>> average_checkpoints(files, folder / "average.safetensors", weights=[0.75, 0.25]).averaged
         ('w',)
         >>> with open_weights(folder / "average.safetensors") as made:
-        ...     made.slots["w"].read()
+        ...     made.tensors["w"].read()
         array([12.5, 12.5, 12.5], dtype=float32)
     """
     _check(paths, out, dtype, accumulate)
@@ -115,7 +115,7 @@ def average_checkpoints(
         metadata = _common_metadata(inputs) | header.to_metadata()
         opened, order, wide = [one.weights for one in inputs], shares(used), np.dtype(accumulate)
         made = _DTYPES.get(dtype or "")
-        sums = {name: _sum(name, opened, order, latest, made, wide) for name in opened[0].slots}
+        sums = {name: _sum(name, opened, order, latest, made, wide) for name in opened[0].tensors}
         specs = in_file_order({name: one.spec for name, one in sums.items()})
         report = counted(progress, sum(one.read for one in sums.values()), lambda piece: piece.read)
         with summed((sums[name] for name in specs), report) as pieces:
@@ -153,7 +153,7 @@ def _sum(
     dtype: DType | None,
     wide: DType,
 ) -> TensorSum:
-    tensors = [one.slots[name] for one in inputs]
+    tensors = [one.tensors[name] for one in inputs]
     files = [one.where for one in inputs]
     for tensor, file in zip(tensors, files, strict=True):
         if isinstance(tensor, NoArray):

@@ -58,9 +58,9 @@ def open_inputs(paths: Sequence[Where], files: ExitStack, part: str | None) -> l
     return inputs
 
 
-def is_real(slot: LazyTensor) -> bool:
+def is_real(tensor: LazyTensor) -> bool:
     """Whether a tensor holds real floats, whose averages can be rounded to another dtype."""
-    return is_float(slot.dtype) and slot.dtype.kind != "c"
+    return is_float(tensor.dtype) and tensor.dtype.kind != "c"
 
 
 def _part_of(weights: Checkpoint, part: str | None) -> MergeInput:
@@ -70,7 +70,7 @@ def _part_of(weights: Checkpoint, part: str | None) -> MergeInput:
     sets = [one for one in found.models if one.tensors]
     chosen = [one for one in sets if part is None or one.is_called(part)]
     if not sets:
-        what = "no tensors" if not weights.slots else "no weights of a model"
+        what = "no tensors" if not weights.tensors else "no weights of a model"
         raise CheckpointError(f"{weights.where} holds {what}, so there is nothing to average.")
     if len(chosen) != 1:
         listed = "; ".join(f"{one.name} ({one.role}, under {one.path!r})" for one in sets)
@@ -82,7 +82,7 @@ def _part_of(weights: Checkpoint, part: str | None) -> MergeInput:
     said = "header" if weights.format == "safetensors" else "state of the average"
     step = None if found.step is None else Step(found.step, found.step_key or said)
     return MergeInput(
-        weights=replace(weights, slots=one.tensors),
+        weights=replace(weights, tensors=one.tensors),
         role=one.role,
         header=found.header_of(one),
         step=step or step_in_name(weights.where),
@@ -102,9 +102,9 @@ def _refuse_fragments(weights: Checkpoint) -> None:
 
 
 def _missing(opened: Sequence[Checkpoint]) -> Iterator[str]:
-    everything = {name: None for weights in opened for name in weights.slots}
+    everything = {name: None for weights in opened for name in weights.tensors}
     for weights in opened:
-        lacking = [name for name in everything if name not in weights.slots]
+        lacking = [name for name in everything if name not in weights.tensors]
         if lacking:
             more = f" and {len(lacking) - _NAMED} more" if len(lacking) > _NAMED else ""
             yield f"{weights.where} lacks {', '.join(lacking[:_NAMED])}{more}"
@@ -112,16 +112,16 @@ def _missing(opened: Sequence[Checkpoint]) -> Iterator[str]:
 
 def _differing(opened: Sequence[Checkpoint]) -> Iterator[str]:
     first, *others = opened
-    for name, slot in first.slots.items():
+    for name, tensor in first.tensors.items():
         for other in others:
-            found = other.slots.get(name, slot)
-            if found.shape != slot.shape or _kind(found) != _kind(slot):
+            found = other.tensors.get(name, tensor)
+            if found.shape != tensor.shape or _kind(found) != _kind(tensor):
                 yield (
-                    f"{name} is {slot.dtype} {list(slot.shape)} in {first.where}, "
+                    f"{name} is {tensor.dtype} {list(tensor.shape)} in {first.where}, "
                     f"{found.dtype} {list(found.shape)} in {other.where}"
                 )
                 break
 
 
-def _kind(slot: LazyTensor) -> tuple[bool, bool]:
-    return is_float(slot.dtype), is_real(slot)
+def _kind(tensor: LazyTensor) -> tuple[bool, bool]:
+    return is_float(tensor.dtype), is_real(tensor)

@@ -42,9 +42,9 @@ def clone_onto(layer: LayerT, tensors: Mapping[int, Tensor]) -> tuple[LayerT, li
         own = cast("list[Tensor | None]", [*one._parameters.values(), *one._buffers.values()])
         for t in own:
             if t is not None and id(t) in tensors:
-                memo[id(t)] = _twin(t, tensors[id(t)])
+                memo[id(t)] = _as_class_of(t, tensors[id(t)])
             elif t is not None and id(t) not in memo:
-                memo[id(t)] = _twin(t, duplicate(t))
+                memo[id(t)] = _as_class_of(t, duplicate(t))
                 copies.append((memo[id(t)], t))
     copier = Copier(memo, Tensor, duplicate)
     for one in layers:
@@ -54,10 +54,10 @@ def clone_onto(layer: LayerT, tensors: Mapping[int, Tensor]) -> tuple[LayerT, li
     return memo[id(layer)], copies + copier.tensors
 
 
-def _twin(live: Tensor, given: Tensor) -> Tensor:
+def _as_class_of(live: Tensor, memory: Tensor) -> Tensor:
     """Of the live tensor's class, on the memory of the given one."""
-    if not (holds_values(given) and given.is_dense()):
-        return given  # has no memory that could be shared: cuDNN's dropout state before its first use
+    if not (holds_values(memory) and memory.is_dense()):
+        return memory  # has no memory that could be shared: cuDNN's dropout state before its first use
     if isinstance(live, EagerParamBase):
-        return EagerParamBase.from_tensor(alias(given), trainable=False)
-    return alias(given)
+        return EagerParamBase.from_tensor(alias(memory), trainable=False)
+    return alias(memory)

@@ -196,4 +196,4 @@ def _kernel_takes(pair: Pair) -> bool:
     on_cpu = all(t.place.is_cpu_place() and t.is_dense() for t in pair.tensors)
     if native is None or not on_cpu or not native.takes(pair):
         return False
-    return fills_memory(pair.live) and all(t.strides == pair.live.strides for t in pair.kept)
+    return fills_memory(pair.live) and all(t.strides == pair.live.strides for t in pair.written)

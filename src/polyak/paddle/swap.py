@@ -55,7 +55,7 @@ class LayerSwap:
             laid_out_as(live, alias(to(cast(average, live.dtype), live.place))) for average, live in shown
         ]
 
-    def put_in(self) -> None:
+    def swap_in(self) -> None:
         for live, average in zip(self._lives, self._averages, strict=True):
             _point(live, average)
 
@@ -80,7 +80,7 @@ class LayerSwap:
         parameters = [self.names[id(t)] for t in written if not any(t is b for b in self._buffers)]
         return Changed(parameters, [name for name in buffers if name not in replaced], replaced)
 
-    def take_out(self) -> None:
+    def swap_out(self) -> None:
         for live, raw in zip(self._lives, self._raw, strict=True):
             _point(live, raw)
 

@@ -22,7 +22,7 @@ from paddle.distributed.fleet.meta_parallel.meta_parallel_base import MetaParall
 from paddle.nn.layer.norm import _BatchNormBase
 
 from polyak._core.change_detection import snapshot_attributes, snapshot_dicts
-from polyak._core.tensor_map import BufferKind, Kind, Seen, Selection, TensorEntry, planned
+from polyak._core.tensor_map import BufferKind, Kind, ModelTensor, Selection, TensorEntry, planned
 from polyak._core.tensor_map import TensorMap as BaseTensorMap
 from polyak.errors import PlanError
 from polyak.paddle.tensors import holds_values, unchanged_check
@@ -48,18 +48,18 @@ class TensorMap(BaseTensorMap[Tensor]):
     ) -> None:
         layers = dict(_walk(layer))
         kept = {entry.name for entry in averaged} | {id(t) for entry in averaged for t in entry.tensors}
-        self.entries = planned(_seen(layers), selection, _trained, kept)
+        self.entries = planned(_model_tensors(layers), selection, _trained, kept)
         for entry in self.entries.values():
             _refuse_scattered(entry)
         unique = {id(layer): layer for layer in layers.values()}.values()
-        fleeting = {id(cast(object, one._buffers)): _fleeting(one) for one in unique}
+        temporary = {id(cast(object, one._buffers)): _non_persistent(one) for one in unique}
         self.contents = snapshot_dicts(
             (
                 store
                 for one in unique
                 for store in cast("list[dict[str, Any]]", [one._parameters, one._buffers, one._sub_layers])
             ),
-            changing=lambda store, key: key in fleeting.get(id(store), ()),
+            changing=lambda store, key: key in temporary.get(id(store), ()),
         )
         self.unmoved = unchanged_check(self.tensors())
         shared = [e for e in self.entries.values() if e.kind == "parameter" and e.role == "share"]
@@ -85,22 +85,22 @@ def _walk(layer: nn.Layer, prefix: str = "") -> Iterator[tuple[str, nn.Layer]]:
             yield from _walk(child, f"{prefix}{key}.")
 
 
-def _seen(layers: dict[str, nn.Layer]) -> Iterator[Seen[Tensor]]:
+def _model_tensors(layers: dict[str, nn.Layer]) -> Iterator[ModelTensor[Tensor]]:
     for prefix, layer in layers.items():
         for key, tensor in _state_of(layer).items():
             if tensor is not None:
                 name = prefix + key
-                yield Seen(name, _kind(layer, key), tensor, _identity(tensor, name), _sort(key))
+                yield ModelTensor(name, _kind(layer, key), tensor, _identity(tensor, name), _buffer_kind(key))
 
 
 def _state_of(layer: nn.Layer) -> dict[str, Tensor | None]:
     """Parameters and persistable buffers of this layer alone."""
     parameters, buffers = cast("list[dict[str, Tensor | None]]", [layer._parameters, layer._buffers])
-    fleeting = _fleeting(layer)
-    return parameters | {key: buffer for key, buffer in buffers.items() if key not in fleeting}
+    temporary = _non_persistent(layer)
+    return parameters | {key: buffer for key, buffer in buffers.items() if key not in temporary}
 
 
-def _fleeting(layer: nn.Layer) -> set[str]:
+def _non_persistent(layer: nn.Layer) -> set[str]:
     """Buffers that are not persistable; may name parameters too, ones that were such buffers once."""
     return cast("set[str]", layer._non_persistable_buffer_names_set)
 
@@ -112,7 +112,7 @@ def _kind(layer: nn.Layer, key: str) -> Kind:
     return "buffer" if key in layer._buffers or key in untrained else "parameter"
 
 
-def _sort(key: str) -> BufferKind:
+def _buffer_kind(key: str) -> BufferKind:
     if key.endswith(("_u", "_v")):
         return "vector"
     return "statistic" if key in _RUNNING_STATISTICS else "other"

@@ -94,9 +94,9 @@ def alias(tensor: Tensor) -> Tensor:
 
     What ``detach`` gives is the same tensor of Paddle's core: ``layer.to(dtype=...)`` would change both.
     """
-    twin = Tensor()
-    twin.get_tensor()._share_data_with(tensor.get_tensor())
-    return twin
+    shared = Tensor()
+    shared.get_tensor()._share_data_with(tensor.get_tensor())
+    return shared
 
 
 def laid_out_as(live: Tensor, tensor: Tensor) -> Tensor:

@@ -188,7 +188,7 @@ def check(name: str, value: float, rule: str, holds: bool) -> None:
         raise ConfigError(f"{name}={value!r}: {rule}.")
 
 
-def check_whole(name: str, value: int, least: int) -> None:
+def check_integer(name: str, value: int, least: int) -> None:
     """Refuse a count that is no whole number or too small."""
     if type(value) is not int or value < least:
         raise ConfigError(f"{name}={value!r}: must be a whole number, at least {least}.")

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 
 from polyak.errors import ConfigError
-from polyak.schedules.decay import Array, Config, Decay, DecayLike, as_decay, check, check_beta, check_whole
+from polyak.schedules.decay import Array, Config, Decay, DecayLike, as_decay, check, check_beta, check_integer
 
 
 @dataclass(frozen=True)
@@ -297,7 +297,7 @@ class Anneal(Decay):
     closed = True
 
     def __post_init__(self) -> None:
-        check_whole("steps", self.steps, 1)
+        check_integer("steps", self.steps, 1)
         if self.shape not in ("linear", "cosine"):
             raise ConfigError(f'shape={self.shape!r}: must be "linear" or "cosine".')
 

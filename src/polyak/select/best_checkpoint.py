@@ -23,7 +23,7 @@ from polyak._files.layout import SUMS
 from polyak._foreign.open_any import open_weights
 from polyak.errors import CheckpointError, ConfigError
 from polyak.schedules import Profile
-from polyak.schedules.decay import check_whole
+from polyak.schedules.decay import check_integer
 from polyak.select.metric import Mode, check_min_gain, check_mode, gain
 
 _INITIAL = " of the weight rests on the initial parameters"
@@ -95,7 +95,7 @@ class BestCheckpoint:
         check_mode(mode)
         check_min_gain(min_gain)
         if after is not None:
-            check_whole("after", after, 0)
+            check_integer("after", after, 0)
         self.path, self.min_gain, self.after = Path(path), min_gain, after
         self.mode: Mode = mode
         self._log = Path(f"{self.path}.jsonl")

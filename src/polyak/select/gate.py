@@ -13,7 +13,7 @@ from statistics import fmean, stdev
 
 from polyak._files.write import atomic
 from polyak.errors import CheckpointError, ConfigError
-from polyak.schedules.decay import check_whole
+from polyak.schedules.decay import check_integer
 from polyak.select.evaluate import EvalCommand
 from polyak.select.metric import Mode, check_min_gain, check_mode, gain
 
@@ -42,7 +42,7 @@ class Gate:
     def __post_init__(self) -> None:
         check_mode(self.mode)
         check_min_gain(self.min_gain)
-        check_whole("repeats", self.repeats, 1)
+        check_integer("repeats", self.repeats, 1)
         if not self.new.exists():
             raise ConfigError(f"{self.new} does not exist, so there is nothing to evaluate.")
         for best in self.best:

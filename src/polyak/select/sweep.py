@@ -12,7 +12,7 @@ from polyak.archive.archive import Archive
 from polyak.archive.synthesis import synthesizable, synthesize
 from polyak.errors import CheckpointError, ConfigError
 from polyak.schedules import HalfLife
-from polyak.schedules.decay import check_whole
+from polyak.schedules.decay import check_integer
 from polyak.select.evaluate import EvalCommand, RawTrial, SweepRecord, Trial, alone_in
 from polyak.select.golden_section import grid, refined
 from polyak.select.metric import Mode, check_mode
@@ -41,8 +41,8 @@ class Sweep:
 
     def __post_init__(self) -> None:
         check_mode(self.mode)
-        check_whole("points", self.points, 1)
-        check_whole("refine", self.refine, 0)
+        check_integer("points", self.points, 1)
+        check_integer("refine", self.refine, 0)
         if self.raw is not None and not self.raw.exists():
             raise ConfigError(f"{self.raw} does not exist: raw must be a file of raw weights.")
 

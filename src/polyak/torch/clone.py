@@ -47,26 +47,26 @@ def clone_onto(model: ModuleT, tensors: Mapping[int, Tensor]) -> tuple[ModuleT, 
             memo[id(inner)] = object.__new__(inner.__class__)  # a class's own __new__ may ask for arguments
         memo[id(module)] = memo[id(inner)]
         for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
-            memo[id(tensor)] = _twin(tensor, tensors[id(tensor)])
+            memo[id(tensor)] = _as_class_of(tensor, tensors[id(tensor)])
     copier = Copier(memo, Tensor, _copied)
     for module in model.modules():
         if unwrap(module) is module:
             copier.fill(
                 memo[id(module)], module, [key for key in module.__dict__ if not _compiled(module, key)]
             )
-    twin: ModuleT = memo[id(model)]
+    clone: ModuleT = memo[id(model)]
     with suppress(NotImplementedError):  # torch.export's have no modes
-        twin.eval()
-    return twin, copier.tensors
+        clone.eval()
+    return clone, copier.tensors
 
 
-def _twin(live: Tensor, given: Tensor) -> Tensor:
+def _as_class_of(live: Tensor, memory: Tensor) -> Tensor:
     """On the memory of the given one, a parameter where the live one is; its flags are its own."""
     if not isinstance(live, nn.Parameter):
-        return given.detach()
-    if type(live) is not nn.Parameter and type(given) is type(live):  # a copy of a class of its own
-        return given.requires_grad_(False)
-    return nn.Parameter(given.detach(), requires_grad=False)
+        return memory.detach()
+    if type(live) is not nn.Parameter and type(memory) is type(live):  # a copy of a class of its own
+        return memory.requires_grad_(False)
+    return nn.Parameter(memory.detach(), requires_grad=False)
 
 
 def _refuse_nodes(module: nn.Module) -> None:

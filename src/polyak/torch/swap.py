@@ -120,7 +120,7 @@ class ModelSwap:
         self._noted: AttributeSnapshot | None = None
         self._backups = [(live, live.data, live.detach().clone()) for live, _ in fixed]
 
-    def put_in(self) -> None:
+    def swap_in(self) -> None:
         _point_all(self._lives, self._memories)
         for live, average in self._fixed:
             live.detach().copy_(average)  # no_grad would stay on after an interrupt at its end
@@ -143,7 +143,7 @@ class ModelSwap:
         buffers = [self.names[id(t)] for t in written if id(t) in self._buffers]
         return Changed(parameters, buffers, [self.names[id(t)] for t in moved])
 
-    def take_out(self) -> None:
+    def swap_out(self) -> None:
         for store, tensors in self._places:
             store.update(tensors)
         _point_all(self._lives, self._raw)

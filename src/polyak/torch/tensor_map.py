@@ -20,7 +20,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from polyak._core.change_detection import snapshot_attributes, snapshot_dicts
-from polyak._core.tensor_map import BufferKind, Kind, Seen, Selection, TensorEntry, planned
+from polyak._core.tensor_map import BufferKind, Kind, ModelTensor, Selection, TensorEntry, planned
 from polyak._core.tensor_map import TensorMap as BaseTensorMap
 from polyak._wrappers import CHILDREN
 from polyak.errors import PlanError
@@ -116,10 +116,10 @@ def entries(
     modules: dict[str, nn.Module], selection: Selection, kept: Collection[str | int] = ()
 ) -> dict[str, TensorEntry[Tensor]]:
     """The tensors of modules by name. ``kept``: names and ids of those averaged whether trained or not."""
-    return planned(_seen(modules), selection, _requires_grad, kept)
+    return planned(_model_tensors(modules), selection, _requires_grad, kept)
 
 
-def _seen(modules: dict[str, nn.Module]) -> Iterator[Seen[Tensor]]:
+def _model_tensors(modules: dict[str, nn.Module]) -> Iterator[ModelTensor[Tensor]]:
     for prefix, module in modules.items():
         kinds: tuple[tuple[Kind, dict[str, Tensor | None]], ...] = (
             ("parameter", module._parameters),  # pyright: ignore[reportAssignmentType]
@@ -128,12 +128,12 @@ def _seen(modules: dict[str, nn.Module]) -> Iterator[Seen[Tensor]]:
         for kind, store in kinds:
             for key, tensor in store.items():
                 if tensor is not None:
-                    name, fleeting = prefix + key, key in module._non_persistent_buffers_set
+                    name, temporary = prefix + key, key in module._non_persistent_buffers_set
                     identity = _identity(tensor, name)
-                    yield Seen(name, kind, tensor, identity, _sort(module, key), not fleeting)
+                    yield ModelTensor(name, kind, tensor, identity, _buffer_kind(module, key), not temporary)
 
 
-def _sort(module: nn.Module, key: str) -> BufferKind:
+def _buffer_kind(module: nn.Module, key: str) -> BufferKind:
     """Which sort of buffer this is, by its name and what stands beside it."""
     if key in ("_u", "_v") or (key.endswith(("_u", "_v")) and f"{key[:-2]}_orig" in module._parameters):
         return "vector"

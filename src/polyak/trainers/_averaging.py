@@ -59,11 +59,11 @@ class AnyAveraging(Generic[EmaT]):
             raise PlanError(f"there is no average before {self._begins}.")
         return self._ema
 
-    def _holding(self, weights: str) -> AbstractContextManager[object]:
+    def _with_weights(self, weights: str) -> AbstractContextManager[object]:
         """The model holds these weights in this block."""
         return nullcontext() if weights == "raw" else self.ema.average_parameters(weights)
 
-    def _apart(self, weights: str, metrics: Mapping[str, V]) -> dict[str, V]:
+    def _prefixed(self, weights: str, metrics: Mapping[str, V]) -> dict[str, V]:
         """Metrics of these weights under names of their own."""
         return {f"{self._evaluations[weights]}{name}": value for name, value in metrics.items()}
 

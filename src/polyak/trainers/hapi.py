@@ -120,12 +120,12 @@ class WeightAveraging(Averaging, Callback):
         if mode == "eval":
             self.apart = {}
             for weights in self._others:
-                with _aside(cast(Any, self.model)), self._holding(weights):
+                with _without_side_effects(cast(Any, self.model)), self._with_weights(weights):
                     found = run(loader, CallbackList([]), mode, {})
                 names = cast(Any, self.model)._metrics_name()
-                self.apart |= self._apart(weights, {name: found[name] for name in names})
+                self.apart |= self._prefixed(weights, {name: found[name] for name in names})
             logs = self.apart | numbers(self.ema)
-        with self._holding(self._plain):
+        with self._with_weights(self._plain):
             return run(loader, callbacks, mode, logs)
 
     @contextmanager
@@ -207,7 +207,7 @@ def _save(model: Any, save: Callable[..., None], path: str, training: bool = Tru
 
 
 @contextmanager
-def _aside(model: Any) -> Generator[None]:
+def _without_side_effects(model: Any) -> Generator[None]:
     """An evaluation in this block counts for nothing: neither iterations nor random numbers."""
     iterations, stop = cast(object, getattr(model, "num_iters", None)), model.stop_training  # deleted at 0
     with same_random_numbers():

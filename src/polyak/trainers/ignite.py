@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from polyak._core.track import DEFAULT_DECAY, Decays
 from polyak.errors import MissingExtraError
-from polyak.schedules.decay import check_whole
+from polyak.schedules.decay import check_integer
 from polyak.torch.random_numbers import same_random_numbers
 from polyak.trainers._averaging import closing, numbers
 from polyak.trainers._common import Averaging, EMAOptions
@@ -59,7 +59,7 @@ class WeightAveraging(Averaging):
         log_every: int = 100,
         **options: Unpack[EMAOptions],
     ) -> None:
-        check_whole("log_every", log_every, 1)
+        check_integer("log_every", log_every, 1)
         super().__init__(decay, evaluate, options)
         self._log_every = log_every
         self._now = self._plain  # whose weights are evaluated now, or next
@@ -85,7 +85,7 @@ class WeightAveraging(Averaging):
         trainer.state.metrics.update(numbers(self.ema))
 
     def _enter(self, evaluator: Engine, live: ExitStack) -> None:
-        live.enter_context(self._holding(self._now))
+        live.enter_context(self._with_weights(self._now))
 
     def _running_each(self, evaluator: Engine, run: Callable[..., State]) -> Callable[..., State]:
         prefixes = tuple(self._evaluations[weights] for weights in self._others)
@@ -100,7 +100,7 @@ class WeightAveraging(Averaging):
                 ):
                     metrics = run(*args, **kwargs).metrics
                 own = {name: value for name, value in metrics.items() if not name.startswith(prefixes)}
-                asides |= self._apart(weights, own)
+                asides |= self._prefixed(weights, own)
             self._now = self._plain
             with evaluator.add_event_handler(Events.EPOCH_COMPLETED, _add, asides):
                 return run(*args, **kwargs)

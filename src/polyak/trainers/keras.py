@@ -130,7 +130,7 @@ class WeightAveraging(Averaging, Callback):
                 f"there is no average of {self._given.name} to evaluate: train it with this callback first, "
                 "or take the callback out of a file with polyak.trainers.keras.load."
             )
-        self._live.enter_context(self._holding(self._plain))
+        self._live.enter_context(self._with_weights(self._plain))
 
     def on_test_end(self, logs: Any = None) -> None:
         self._live.close()
@@ -180,8 +180,8 @@ class WeightAveraging(Averaging, Callback):
             several = listening and self._averaged is model and kwargs.get("return_dict")
             for weights in self._others if several else ():
                 nobody = {"callbacks": CallbackList(model=model)}
-                with same_random_numbers(), self._holding(weights):
-                    asides |= self._apart(weights, evaluate(*args, **kwargs | nobody))
+                with same_random_numbers(), self._with_weights(weights):
+                    asides |= self._prefixed(weights, evaluate(*args, **kwargs | nobody))
             metrics = evaluate(*args, **kwargs)
             return {**metrics, **asides} if asides else metrics
 

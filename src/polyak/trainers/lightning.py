@@ -138,10 +138,10 @@ class WeightAveraging(Averaging, Callback):
     on_test_end = on_predict_end = on_validation_end
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._let_go()
+        self._release_all()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._let_go()
+        self._release_all()
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -207,7 +207,7 @@ class WeightAveraging(Averaging, Callback):
         return self._has_average_of(module) and self._evaluations.keys() != {"raw"}
 
     def _go_live(self) -> None:
-        self._live.enter_context(self._holding(self._now))
+        self._live.enter_context(self._with_weights(self._now))
 
     def _evaluate_each(self, trainer: Trainer, run: Callable[[], Any]) -> Any:
         """Evaluate each of the weights. Those of plain names come last: to these alone callbacks listen."""
@@ -222,12 +222,12 @@ class WeightAveraging(Averaging, Callback):
         having = [average for average in averages if average._has_average_of(module)]
         asides: list[Any] = []
         for prefix in dict.fromkeys(one._evaluations[weights] for one in having for weights in one._others):
-            with same_random_numbers(), self._aside(trainer, prefix):
+            with same_random_numbers(), self._without_side_effects(trainer, prefix):
                 asides.append(run())
         return [dict(ChainMap(*of_one_loader)) for of_one_loader in zip(run(), *asides, strict=True)]
 
     @contextmanager
-    def _aside(self, trainer: Any, prefix: str) -> Generator[None]:
+    def _without_side_effects(self, trainer: Any, prefix: str) -> Generator[None]:
         """An evaluation in this block is of the weights of this prefix, logs with it, and nobody listens."""
         module, callbacks, log = trainer.lightning_module, trainer.callbacks, trainer.lightning_module.log
 
@@ -275,7 +275,7 @@ class WeightAveraging(Averaging, Callback):
             self.on_save_checkpoint(trainer, trainer.lightning_module, checkpoint)
         save(checkpoint, *args, **kwargs)
 
-    def _let_go(self) -> None:
+    def _release_all(self) -> None:
         self._live.close()
         self._unfollow()
 

@@ -106,7 +106,7 @@ class WeightAveraging(Averaging, TrainerCallback):
         ema, track = self.ema, self._saved_track(track)
         model = ema.model
         if isinstance(model, PushToHubMixin):
-            with self._holding(track):
+            with self._with_weights(track):
                 model.save_pretrained(folder)
             say_beside(folder, ema, track)
         else:
@@ -183,10 +183,10 @@ class WeightAveraging(Averaging, TrainerCallback):
                 to_evaluation()
             asides: dict[str, float] = {}
             for weights in () if description == "Prediction" else self._others:
-                with same_random_numbers(), _nobody_listening(trainer), self._holding(weights):
+                with same_random_numbers(), _nobody_listening(trainer), self._with_weights(weights):
                     metrics = loop(dataloader, description, *args, **kwargs).metrics or {}
                 asides |= {_named(name, self._evaluations[weights]): value for name, value in metrics.items()}
-            with self._holding(self._plain):
+            with self._with_weights(self._plain):
                 output = loop(dataloader, description, *args, **kwargs)
             return output._replace(metrics={**(output.metrics or {}), **asides})
 

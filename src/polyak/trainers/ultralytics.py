@@ -85,7 +85,7 @@ class WeightAveraging(Averaging):
             "on_train_epoch_end": self._show,
             "on_train_end": self._end,
             "on_model_save": self._save,
-            "teardown": self._let_go,
+            "teardown": self._release_all,
         }.items():
             model.add_callback(event, act)
         model.train = _in_one_process(model, model.train)
@@ -132,7 +132,7 @@ class WeightAveraging(Averaging):
                 with same_random_numbers():
                     metrics = trainer.validator(trainer)
                 self._fitness[weights] = float(metrics.pop("fitness"))
-                asides |= self._apart(weights, metrics)
+                asides |= self._prefixed(weights, metrics)
             self._put(self._plain, trainer.ema.ema)
             metrics, fitness = validate()
             return {**metrics, **asides}, fitness
@@ -199,7 +199,7 @@ class WeightAveraging(Averaging):
         self.ema.load_state_dict(kept["ema"])
         self._best = kept.get("best", {})
 
-    def _let_go(self, trainer: Any) -> None:
+    def _release_all(self, trainer: Any) -> None:
         self._unfollow()
         self._followed = None
 

@@ -42,7 +42,7 @@ class Blocked(Several):
         suspects: list[Pair] = []
         for block in self._blocks:
             block.convert()
-            if not block.seen_finite():
+            if not block.looks_finite():
                 suspects += [pair for _, pair in block.members]
         return list(dict.fromkeys(bad_names(suspects)))
 
@@ -52,7 +52,7 @@ class Blocked(Several):
         marks: Tensor | None = None
         for block in self._blocks:
             block.convert()
-            if not skip or block.seen_finite():
+            if not skip or block.looks_finite():
                 block.blend(weights, step)
                 continue
             marks = _no_marks(len(self.pairs)) if marks is None else marks
@@ -86,7 +86,7 @@ class _Block:
         if self._converted:
             torch._foreach_copy_(self._converted, self._live)
 
-    def seen_finite(self) -> bool:
+    def looks_finite(self) -> bool:
         """Whether a look shows that all of θ is finite and within the storage's range."""
         return self._can_look and looks_storable(self._looked, self._storage)
 

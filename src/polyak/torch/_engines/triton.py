@@ -82,7 +82,7 @@ class Triton(Several):
         for place, pair in enumerate(pairs):
             groups.setdefault((pair.dtype, pair.store), []).append(place)
         # Aliases, so that the memory stays even if somebody points the averages elsewhere.
-        self._kept = [tensor.detach() for pair in pairs for tensor in pair.kept]
+        self._written = [tensor.detach() for pair in pairs for tensor in pair.written]
         self._tracks = len(pairs[0].averages)
         self._groups = [_group(pairs, places, *key) for key, places in groups.items()]
         self.counts = Counts.of(pairs)
@@ -136,7 +136,7 @@ def takes(pair: Pair) -> bool:
     device = pair.live.device
     known = pair.dtype in _LIVE and pair.store in _STORE
     seen = device.type in (("cpu", "cuda") if INTERPRETED else ("cuda",))
-    return known and seen and all(t.device == device for t in pair.kept) and is_dense(pair)
+    return known and seen and all(t.device == device for t in pair.written) and is_dense(pair)
 
 
 def failure(pair: Pair, skip: bool, concurrent: bool = False) -> str:

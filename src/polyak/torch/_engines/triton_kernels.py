@@ -138,12 +138,12 @@ def _block(
         random0 = (words & 0xFFFF).to(tl.int32)
         random1 = (words >> 16).to(tl.int32)
         # All is loaded before anything is stored: to the compiler the addresses may be the same.
-        a0, b0 = _kept(address, low, first, at0, left, STORE, WHOLE)
-        a1, b1 = _kept(address, low, first, at1, left, STORE, WHOLE)
+        a0, b0 = _load_average(address, low, first, at0, left, STORE, WHOLE)
+        a1, b1 = _load_average(address, low, first, at1, left, STORE, WHOLE)
         new0, rest0 = _blended(a0, b0, x0, weight, random0, STORE)
         new1, rest1 = _blended(a1, b1, x1, weight, random1, STORE)
-        _keep(address, low, first, at0, left, new0, rest0, a0, b0, fine0, STORE, SKIP, WHOLE)
-        _keep(address, low, first, at1, left, new1, rest1, a1, b1, fine1, STORE, SKIP, WHOLE)
+        _store_average(address, low, first, at0, left, new0, rest0, a0, b0, fine0, STORE, SKIP, WHOLE)
+        _store_average(address, low, first, at1, left, new1, rest1, a1, b1, fine1, STORE, SKIP, WHOLE)
     if SKIP:  # noqa: SIM102 -- this one is decided when the kernel is compiled
         if tl.min((fine0 & fine1).to(tl.int32), axis=0) == 0:
             number = tl.load(scalars + 2)
@@ -160,7 +160,7 @@ def _count(seen, count, number):
 
 
 @triton.jit
-def _kept(address, low, first, at, left, STORE: tl.constexpr, WHOLE: tl.constexpr):
+def _load_average(address, low, first, at, left, STORE: tl.constexpr, WHOLE: tl.constexpr):
     """One tile of an average and of what is kept below it; 16-bit formats by their bits, as any GPU can."""
     if STORE == "compensated":
         a = _load(address, first, at, left, tl.pointer_type(tl.float32), WHOLE)
@@ -212,7 +212,7 @@ def _blended(a, b, x, weight, random, STORE: tl.constexpr):
 
 
 @triton.jit
-def _keep(
+def _store_average(
     address,
     low,
     first,

@@ -16,7 +16,7 @@ from polyak._core.tensors import T, TensorLike, TensorOps
 from polyak.errors import PlanError
 
 
-class Kept(Generic[T]):
+class WrittenTensors(Generic[T]):
     """Averages and copied buffers, where they lie now.
 
     Args:
