@@ -77,7 +77,7 @@ def _placed(finding: Finding, source: Source) -> Finding:
     def placed(words: str) -> str:
         return re.sub(r"\bline (\d+)", lambda found: source.place(int(found[1])), words)
 
-    return replace(finding, says=placed(finding.message), instead=placed(finding.fix))
+    return replace(finding, message=placed(finding.message), fix=placed(finding.fix))
 
 
 def _recognised(script: Script, average: Average) -> Recognised:
