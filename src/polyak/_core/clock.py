@@ -53,18 +53,17 @@ class Clock(NamedTuple):
         Raises:
             ConfigError: a count is missing or not positive.
         """
-        check_integer("steps", steps, 1)
-        step, waiting, *elapsed = self
-        if copying:
-            return Clock(step + steps, waiting + steps, *elapsed)
-        in_steps, in_samples, in_tokens = elapsed
-        return Clock(
-            step + steps,
-            waiting + steps,
-            None if in_steps is None else in_steps + steps,
-            None if in_samples is None else in_samples + _counted("samples", samples),
-            None if in_tokens is None else in_tokens + _counted("tokens", tokens),
-        )
+        if type(steps) is not int or steps < 1:  # asked here, since a call would cost more than the rest
+            check_integer("steps", steps, 1)
+        step, waiting, in_steps, in_samples, in_tokens = self
+        if not copying:
+            if in_steps is not None:
+                in_steps += steps
+            if in_samples is not None:
+                in_samples += _counted("samples", samples)
+            if in_tokens is not None:
+                in_tokens += _counted("tokens", tokens)
+        return Clock(step + steps, waiting + steps, in_steps, in_samples, in_tokens)
 
     def acted(self) -> Clock:
         """The same moment with nothing left to act on."""

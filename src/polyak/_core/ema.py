@@ -169,7 +169,8 @@ class BaseEMA(Generic[ModelT_co, T]):
         """
         if self._attachment is not None:
             self._attachment.refuse_update()
-        self._refuse_while_swapped("update")
+        if active_exchanges or self._pending is not None:  # nobody's, in nearly every update
+            self._refuse_while_swapped("update")
         if self._averages.updater.capturing():
             self._averages.record()
         else:
@@ -191,7 +192,8 @@ class BaseEMA(Generic[ModelT_co, T]):
         if clock.waiting < self.every and not (copying and clock.step >= self.start):
             self._clock = clock
             return False
-        averages.sync_with_model(clock.step)
+        if not averages.intact():
+            averages.sync_with_model(clock.step)
         betas = [0.0 if copying else track.next_beta(clock) for track in averages.tracks.values()]
         self._pending = clock, betas, copying, get_ident()
         try:

@@ -111,7 +111,7 @@ class Track(Generic[T]):
         advance: int = getattr(clock, self.unit)
         first, size, betas = self._ahead
         place, off = divmod(self.clock - first, advance)
-        if size != advance or off or not 0 <= place < len(betas):
+        if off or size != advance or not 0 <= place < len(betas):
             count = self._decay.ahead if size == advance else 1
             betas = composed(self._decay, self.clock, advance, count).tolist()
             self._ahead, place = Ahead(self.clock, advance, betas), 0
