@@ -169,6 +169,10 @@ class BaseEMA(Generic[ModelT_co, T]):
         """
         if self._attachment is not None:
             self._attachment.refuse_update()
+        self._update(steps, samples, tokens)
+
+    def _update(self, steps: int = 1, samples: int | None = None, tokens: int | None = None) -> None:
+        """``update``, by hand or by an attached optimizer."""
         if active_exchanges or self._pending is not None:  # nobody's, in nearly every update
             self._refuse_while_swapped("update")
         if self._averages.updater.capturing():
@@ -330,7 +334,7 @@ class BaseEMA(Generic[ModelT_co, T]):
         self._sync_with_model()
         plan, ops = self._averages.plan, self._averages.ops
         trained = [each for one in optimizers for each in averaged_of(plan, one, parameters_of(one))]
-        self._attachment = Attachment(optimizers, self.update, MissedStepDetector(trained, ops))
+        self._attachment = Attachment(optimizers, self._update, MissedStepDetector(trained, ops))
         self._attachment.start(follow(self._attachment, optimizers))
         return self._attachment
 

@@ -72,7 +72,6 @@ class Attachment:
         self._removed = True  # until start(): an interrupt before that leaves hooks that do nothing
         self._undo: Sequence[Callable[[], None]] = ()
         self._stepped: set[int] = set()  # of the optimizers, by place, in the present training step
-        self._counting = False  # an update now is none by hand
         self._heard = False  # some optimizer stepped since the last look
         self._said = False
 
@@ -111,21 +110,13 @@ class Attachment:
         if len(self._stepped) == len(self._optimizers):
             self._count()
 
-    def by_itself(self, update: Callable[[], None]) -> None:
-        """Let an update pass that nobody makes by hand."""
-        self._counting = True
-        try:
-            update()
-        finally:
-            self._counting = False
-
     def refuse_update(self) -> None:
         """Refuse an update by hand, with which steps would be counted twice.
 
         Raises:
             ConfigError: this is one.
         """
-        if not self._counting and not self.over:
+        if not self.over:
             raise ConfigError(
                 f"update: this EMA is attached to {self._names} and updates itself after each step; another "
                 "update would count it twice. Drop the call, or remove() the handle that attach returned."
@@ -163,7 +154,7 @@ class Attachment:
 
     def _count(self) -> None:
         self._stepped = set()
-        self.by_itself(self._update)
+        self._update()
 
 
 def as_several(optimizer: OptimizerT | Sequence[OptimizerT]) -> list[OptimizerT]:

@@ -32,7 +32,7 @@ from polyak.torch.update import Updates
 ModuleT = TypeVar("ModuleT", bound=nn.Module, covariant=True, default=nn.Module)
 
 
-@untraced_methods("update", "replay")
+@untraced_methods("_update", "replay")
 class EMA(PersistentEMA[ModuleT, Tensor]):
     """One or several averages of a model's weights, updated after each optimizer step.
 
