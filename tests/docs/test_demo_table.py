@@ -10,6 +10,7 @@ import pytest
 from experiments.demo.run import WORDS, newest, rows, table
 
 ROOT = Path(__file__).parents[2]
+SIGNS = {"raw": "", "average": "", "gain": "+"}
 REPORT = json.loads(newest().read_text())
 
 
@@ -18,6 +19,18 @@ def test_pages_show_the_newest_results(language: str) -> None:
     found = table(REPORT, WORDS[language])
     assert newest().with_suffix(f"{language}.md").read_text() == found
     assert found in (ROOT / f"docs/tutorial{language}.md").read_text()
+
+
+@pytest.mark.parametrize("language", WORDS)
+def test_the_readme_has_the_accuracies(language: str) -> None:
+    page = (ROOT / f"README{language}.md").read_text()
+    for rate in ("constant", "cosine"):
+        found = rows(REPORT["runs"][rate])["last"]
+        cells = [
+            f"{100 * found[of]['mean']:{sign}.2f} ± {100 * found[of]['half']:.2f}"
+            for of, sign in SIGNS.items()
+        ]
+        assert f"| {' | '.join(cells)} |" in page
 
 
 def test_what_the_pages_say_of_them_is_so() -> None:
