@@ -1,5 +1,5 @@
-"""What an average does, whatever the framework: its verbs, its time, its state, its files.
+"""The framework-independent core: public methods, counters, state and files.
 
-``polyak.torch`` and ``polyak.paddle`` say what a model and a tensor are (``tensors.TensorOps``,
-``averages.AverageSet``); everything they have in common is here, and imports neither.
+``polyak.torch`` and ``polyak.paddle`` implement tensors (``tensors.TensorOps``) and models (``framework``);
+everything they share is here, and imports neither.
 """

@@ -1,6 +1,6 @@
-"""The tensors behind an EMA: every track's averages, kept in step with a model that may change.
+"""The tensors behind an EMA: every track's averages, synchronised with a model that may change.
 
-``AverageSet`` decides what happens; the parts in ``framework``, which torch and Paddle hand in, do it.
+``AverageSet`` decides what happens; the parts in ``framework``, which torch and Paddle implement, do it.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ class AverageSet(Generic[ModelT, T]):
     Args:
         model: the model to follow.
         decays: the tracks, by name.
-        selection: which of its tensors.
+        selection: the tensors to average.
         policy: what to do with non-finite elements of θ.
         models, store, updaters, swapper: the framework's parts; see ``framework``.
 
     Raises:
         ConfigError: a glob matches nothing.
         PlanError: nothing to average.
-        NonFiniteError: θ is not finite to begin with, under "raise".
+        NonFiniteError: θ₀ is not finite, under "raise".
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class AverageSet(Generic[ModelT, T]):
     ) -> None:
         self.model, self._policy = model, policy
         self._models, self._store, self.updaters, self._swapper = models, store, updaters, swapper
-        self.unfit: set[str] = set()  # tensors of which some element has not been finite yet
+        self.unfit: set[str] = set()  # averages that still contain NaN or infinity
         self._filled = 0  # updates with such tensors
         self.tracks = {name: Track(name, decay, self.ops.value_of) for name, decay in decays.items()}
         self._selection = selection
@@ -74,9 +74,9 @@ class AverageSet(Generic[ModelT, T]):
         self._adopt(self.plan, {}, 0)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Everything but engines, which know addresses: a copy makes its own at its next use.
+        """Everything but engines, which store addresses: a copy makes its own at its next use.
 
-        Not at once, since a model that holds its EMA is still incomplete then.
+        Not at once, since a model that owns its EMA is still incomplete then.
         """
         self.synchronize()
         return {key: self.__dict__[key] for key in self._copied} | {"skipped": self.updater.skipped()}
@@ -92,7 +92,7 @@ class AverageSet(Generic[ModelT, T]):
         self.updater = self.updaters.make((), (), self.copies, (), skipped)
         self._written, self.intact = WrittenTensors[T]({}, self.ops), bool
 
-    # What a copy takes along; the model first, so that the plan's tensors are those of its copy.
+    # The state of a copy; the model first, so that the plan's tensors are those of its copy.
     _copied = (
         *("model", "_models", "_store", "updaters", "_swapper", "tracks", "copies", "plan"),
         *("_selection", "_policy", "unfit", "_filled"),
@@ -104,7 +104,7 @@ class AverageSet(Generic[ModelT, T]):
         return self._models.ops
 
     def exchange(self, track: Track[T]) -> Exchange:
-        """What puts a track's averages into the live model and takes them out again."""
+        """The exchange that swaps a track's averages into the live model and out again."""
         averages, shown = self.tensors_of(track), self.eval_tensors(track)
         return Exchange(self._swapper.swap(self.plan, track.name, averages, shown), track.name, self)
 
@@ -135,15 +135,15 @@ class AverageSet(Generic[ModelT, T]):
 
     @property
     def first(self) -> Track[T]:
-        """The track meant when none is named."""
+        """The default track."""
         return next(iter(self.tracks.values()))
 
     def tensors_of(self, track: Track[T]) -> dict[str, T]:
-        """What a track holds in place of the model's tensors: its averages and the copied buffers."""
+        """A track's averages and the copied buffers, by name."""
         return track.tensors | self.copies
 
     def eval_tensors(self, track: Track[T]) -> dict[str, T]:
-        """The same for a model to compute with: all digits where it has to be cast anyway."""
+        """The same for evaluation: two-part averages are joined where they have to be cast anyway."""
         held = self.tensors_of(track)
         for name in track.residuals:
             if self.plan.entries[name].live.dtype != held[name].dtype:
@@ -151,11 +151,11 @@ class AverageSet(Generic[ModelT, T]):
         return held
 
     def sync_with_model(self, step: int) -> None:
-        """Notice what changed in the model since the plan was made; newcomers join at ``step``.
+        """Follow changes of the model since the plan was made; new tensors join at ``step``.
 
         Raises:
-            PlanError: an averaged tensor has another shape now, or somebody took an average's memory away.
-                Nothing is changed then.
+            PlanError: an averaged tensor changed its shape, or an average lost its memory. Nothing is
+                changed then.
         """
         if self.intact():
             return
@@ -168,10 +168,10 @@ class AverageSet(Generic[ModelT, T]):
             self._prepare(self.updater.skipped())
 
     def fill_nonfinite(self) -> None:
-        """Elements that had nothing finite to begin with begin with θ now; all others stay as they are.
+        """Set elements of the averages that are still NaN or infinite to θ.
 
-        Whether that is over is looked at after 1, 2, 4, 8 … updates and then each hundredth: a look waits for
-        the device.
+        Whether any are left is checked after 1, 2, 4, 8 … updates and then each hundredth: the check waits
+        for the device.
         """
         self.synchronize()
         for name in self.unfit:
@@ -185,10 +185,10 @@ class AverageSet(Generic[ModelT, T]):
             self._look(self.unfit)
 
     def restart(self, names: Patterns, step: int) -> Callable[[], None]:
-        """Start the tensors that match again from the model, or with None all of them and the schedules.
+        """Restart matching tensors from the model; with None, all of them and the schedules.
 
         Returns:
-            What does it, and may be called twice; nothing is changed before.
+            A function that does it, and may be called twice; nothing is changed before.
         """
         if names is None:
             plan = self._map(())
@@ -208,10 +208,7 @@ class AverageSet(Generic[ModelT, T]):
         return partial(self._adopt, plan, match_averages(self.plan.entries, plan.entries, kept), step)
 
     def with_room_for(self, names: Collection[str], step: int) -> tuple[TensorMap[T], dict[str, Track[T]]]:
-        """The plan in which parameters of these names are averaged though frozen, and the tracks with them.
-
-        Nothing is changed here.
-        """
+        """The plan and tracks in which frozen parameters of these names are averaged; changes nothing."""
         frozen = [entry for entry in self.plan.frozen() if entry.name in names]
         if not frozen:
             return self.plan, dict(self.tracks)
@@ -227,7 +224,7 @@ class AverageSet(Generic[ModelT, T]):
         return plan, tracks
 
     def restore(self, loaded: Loaded[T], plan: TensorMap[T], tracks: Mapping[str, Track[T]]) -> None:
-        """Take over a state that was checked against this plan and these tracks."""
+        """Load a state that was checked against this plan and these tracks."""
         self.synchronize()
         for name, track in loaded.tracks.items():
             theirs = loaded.state.tracks[name]
@@ -245,7 +242,7 @@ class AverageSet(Generic[ModelT, T]):
                 track.module_cache.forget()
 
     def module_of(self, track: Track[T], step: int) -> ModelT:
-        """The model on a track's tensors, made when first asked for."""
+        """The model on a track's tensors, built at first use."""
         if track.module_cache is None or not track.module_cache.intact():
             track.module_cache = self._build_module(track, step)
         track.module_cache.sync_with_model(step)
@@ -263,7 +260,7 @@ class AverageSet(Generic[ModelT, T]):
         return AveragedModule(module, plan, tensors, follows, step, self.ops)
 
     def copy_to(self, model: ModelT | None, track: Track[T]) -> None:
-        """Write a track's tensors over a model's, all or none; over another model's the frozen ones too.
+        """Overwrite a model's tensors with a track's, all or none; in another model the frozen ones too.
 
         Raises:
             PlanError: one of them is missing there or has another shape.
@@ -276,7 +273,7 @@ class AverageSet(Generic[ModelT, T]):
             held |= {e.name: e.live for e in rest if self._selection.takes(e.names)}
         for name, tensor in held.items():
             if name not in places or tuple(places[name][0].shape) != tuple(tensor.shape):
-                found = f"is {tuple(places[name][0].shape)} there" if name in places else "is not there"
+                found = f"is {tuple(places[name][0].shape)} there" if name in places else "is missing there"
                 raise PlanError(
                     f"{name} {tuple(tensor.shape)} {found}: copy_to needs a model of the same structure."
                 )
@@ -292,7 +289,7 @@ class AverageSet(Generic[ModelT, T]):
         return self._models.tensor_map(self.model, self._selection, averaged)
 
     def _adopt(self, plan: TensorMap[T], heirs: Mapping[str, str], step: int) -> None:
-        """Take a plan over: heirs keep their averages, newcomers start at the model's present values."""
+        """Switch to a new plan: tensors in ``heirs`` keep their averages, new ones start at θ."""
         averaged = self._averaged(plan)
         names = [entry.name for entry in averaged]
         newcomers = [entry for entry in averaged if entry.name not in heirs]
@@ -320,15 +317,15 @@ class AverageSet(Generic[ModelT, T]):
         self._swapper.forget()
         self.updater = self.updaters.make(averaged, copied, self.copies, list(self.tracks.values()), skipped)
         self._written = WrittenTensors(self._written_tensors(), self.ops)
-        # Whether model and averages are still where the updater was made for: asked before every update.
+        # Whether model and averages are still at the updater's addresses: checked before every update.
         self.intact = self._written.unchanged_with(self.plan)
 
     def _written_tensors(self) -> dict[str, T]:
-        """Every tensor an update writes to."""
+        """The tensors that an update writes, by their names in errors."""
         kept = {f"the copy of {name}": copy for name, copy in self.copies.items()}
         for track in self.tracks.values():
             kept |= {f"the average {track.name!r} of {name}": t for name, t in track.tensors.items()}
-            kept |= {f"what {track.name!r} keeps below {name}": t for name, t in track.residuals.items()}
+            kept |= {f"the low part of {track.name!r} of {name}": t for name, t in track.residuals.items()}
         return kept
 
     def _check_start(self, entries: Sequence[TensorEntry[T]]) -> None:
@@ -337,7 +334,7 @@ class AverageSet(Generic[ModelT, T]):
             refuse_start([entry.name for entry, fit in zip(entries, finite, strict=True) if not fit])
 
     def _look(self, names: Collection[str]) -> None:
-        """Which of these tensors hold what no update would remove."""
+        """Remember which of these averages already contain NaN or infinity."""
         if self._policy == "skip":
             places = [(name, track.tensors[name]) for name in names for track in self.tracks.values()]
             finite = self.ops.all_finite([tensor for _, tensor in places])

@@ -13,18 +13,17 @@ ModelT = TypeVar("ModelT")
 
 
 class AveragedModule(Generic[ModelT, T]):
-    """A module, the tensors it was made on, and what of them has to be brought up to date.
+    """A module on a track's tensors, and copies of the rest of the model.
 
-    Averages and copied buffers are the EMA's own memory and follow every update by themselves. The rest of
-    the model, what is frozen or left out, is not the module's to change: it has copies, brought up to date
-    when the module is asked for after a step or a write.
+    Averages and copied buffers share the EMA's memory and follow every update by themselves. Of frozen and
+    excluded tensors the module has copies, refreshed when it is requested after a step or a write.
 
     Args:
         module: on ``tensors``.
-        plan: the module's.
-        tensors: by name, what each of its tensors lies on.
+        plan: the module's tensor map.
+        tensors: the tensors it was built on, by name.
         follows: (copy, live) pairs.
-        step: at which the copies were made.
+        step: of the copies.
         ops: the framework's tensors.
     """
 
@@ -42,7 +41,7 @@ class AveragedModule(Generic[ModelT, T]):
         self._seen: object = self._moment(step)
 
     def intact(self) -> bool:
-        """Whether the module still holds these tensors: ``half()`` and merging adapters put others there."""
+        """Whether the module still holds these tensors: ``half()`` and merging adapters replace them."""
         lies = self._ops.on_one_memory
         pairs = [
             (e.live, self._tensors[name]) for name, e in self._plan.entries.items() if name in self._tensors
@@ -50,10 +49,9 @@ class AveragedModule(Generic[ModelT, T]):
         return dicts_unchanged(self._plan.contents) and all(lies(mine, given) for mine, given in pairs)
 
     def sync_with_model(self, step: int) -> None:
-        """Bring the copies up to date.
+        """Refresh the copies after a step or a new version of a live tensor.
 
-        A step is one reason, because not everything that writes a tensor counts as a new version of it:
-        ``tensor.data.add_()`` and BatchNorm's forward do not. A new version is the other.
+        The version alone is not enough: ``tensor.data.add_()`` and BatchNorm's forward do not increment it.
         """
         now = self._moment(step)
         if now != self._seen:
@@ -62,7 +60,7 @@ class AveragedModule(Generic[ModelT, T]):
             self._seen = now
 
     def forget(self) -> None:
-        """The copies may be out of date whatever the step: a state was loaded."""
+        """Refresh the copies at the next use whatever the step: a state was loaded."""
         self._seen = None
 
     def _moment(self, step: int) -> tuple[int, list[int]]:

@@ -1,4 +1,4 @@
-"""Saving beside the training: what is written is of one moment, and what fails is not lost."""
+"""Saving in the background: a file holds one consistent state, and errors are not lost."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from polyak.errors import CheckpointError
 
 
 class Saving:
-    """A file that a thread of its own writes; made by ``ema.save(path, background=True)``.
+    """A file being written by a background thread; returned by ``ema.save(path, background=True)``.
 
-    The interpreter does not end before it is written. An error is raised by ``wait``; where nobody waits,
-    it becomes a warning when the handle is gone.
+    The interpreter does not exit before it is written. ``wait`` raises an error of the thread; without a
+    call of ``wait`` the error becomes a warning when the handle is garbage-collected.
     """
 
     def __init__(self, path: str | os.PathLike[str], write: Callable[[], None]) -> None:
@@ -24,20 +24,20 @@ class Saving:
         self._process = os.getpid()
         self._errors: list[BaseException] = []
         weakref.finalize(self, _report, self.path, self._errors)
-        # No daemon, so that the interpreter waits; without a reference to this handle, so that it can go.
+        # Not a daemon, so that the interpreter waits; holds no reference to this handle, so that it can go.
         self._thread = threading.Thread(target=_run, args=(write, self._errors), name="polyak-save")
         self._thread.start()
 
     @property
     def done(self) -> bool:
-        """Whether the thread has ended: the file is there, or ``wait`` raises."""
+        """Whether the thread has ended: the file is written, or ``wait`` raises."""
         return not self._thread.is_alive()
 
     def wait(self) -> None:
         """Return when the file is on disk.
 
         Raises:
-            CheckpointError: it could not be written, an old file is intact; or another process writes it,
+            CheckpointError: it could not be written (an old file is intact), or it is written by the process
                 from which this one was forked.
         """
         if os.getpid() != self._process:
@@ -49,7 +49,7 @@ class Saving:
             raise self._errors.pop()
 
     def finish(self) -> None:
-        """Return when the thread has ended, however; in a forked child at once, for it has no such thread."""
+        """Return when the thread has ended, even if it failed; at once in a forked child, which has none."""
         if os.getpid() == self._process:
             self._thread.join()
 
@@ -57,7 +57,7 @@ class Saving:
         return f"Saving({self.path!r}, {'done' if self.done else 'running'})"
 
 
-# Beside the averages and not in them, so that a copy or a pickle of an EMA carries no thread along.
+# Not an attribute of the averages, so that a copy or a pickle of an EMA contains no thread.
 _latest: weakref.WeakKeyDictionary[object, Saving] = weakref.WeakKeyDictionary()
 
 
@@ -68,14 +68,14 @@ def save_in_background(owner: object, path: str | os.PathLike[str], write: Calla
 
 
 def wait_for_last(owner: object) -> None:
-    """Wait for the owner's last save in the background, so that files take their places in order."""
+    """Wait for the owner's last background save, so that files are replaced in order."""
     saving = _latest.get(owner)
     if saving is not None:
         saving.finish()
 
 
 def host_copies(tensors: Mapping[str, T], ops: TensorOps[T]) -> dict[str, T]:
-    """Copies in host memory; of what has several names, one."""
+    """Copies in host memory; one per tensor, whatever its number of names."""
     once = {id(tensor): tensor for tensor in tensors.values()}
     copies = {key: ops.on_host(tensor) for key, tensor in once.items()}
     return {name: copies[id(tensor)] for name, tensor in tensors.items()}
@@ -84,16 +84,16 @@ def host_copies(tensors: Mapping[str, T], ops: TensorOps[T]) -> dict[str, T]:
 def unchanged_check(
     tensors: Mapping[str, T], ops: TensorOps[T], begun: int | None, moment: Callable[[], int | None]
 ) -> Callable[[], None]:
-    """A check that nothing was averaged since ``begun``, and no tensor written to since this call.
+    """A check that no update ran since ``begun``, and no tensor was written since this call.
 
     Args:
         tensors: what is about to be read.
         ops: the framework's tensors.
-        begun: what ``moment`` gave before the tensors were looked up.
-        moment: the same number as long as nothing is averaged; None while something is.
+        begun: the result of ``moment`` before the tensors were looked up.
+        moment: a number that changes with each update; None during one.
 
     Returns:
-        What raises CheckpointError if something changed.
+        A function that raises CheckpointError if something changed.
     """
     versions = {name: ops.version(tensor) for name, tensor in tensors.items()}
 
@@ -103,8 +103,8 @@ def unchanged_check(
             what = f"{changed[0]} was" if changed else "the averages were"
             raise CheckpointError(
                 f"{what} changed while they were read, by another thread or by an update that never ended: "
-                "what would be written is of no one moment. Nothing was replaced. Save between two updates; "
-                "save(..., background=True), called there, writes beside the training."
+                "the file would mix two states. Nothing was replaced. Save between two updates; "
+                "save(..., background=True), called there, writes while training continues."
             )
 
     if begun is None:

@@ -1,4 +1,4 @@
-"""BatchNorm statistics measured anew, whatever the framework; see ``polyak.update_batchnorm``."""
+"""Recomputing BatchNorm statistics, for both frameworks; see ``polyak.update_batchnorm``."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Norms(Generic[T]):
     """The BatchNorms of a model.
 
     statistics: their tensors, which forward passes write in place.
-    cumulative: while it is open these become the mean over all forward passes since.
+    cumulative: a context in which these become the mean over all forward passes.
     """
 
     modules: Sequence[Module]
@@ -48,7 +48,7 @@ def measure(
     """Run the loader with all of ``modules`` but the norms in evaluation mode.
 
     Raises:
-        ConfigError: the loader is empty. The statistics are as before then, and on any other exception.
+        ConfigError: the loader is empty. On this and any other exception the statistics are restored.
     """
     modes = [(module, module.training) for module in modules]
     before = [(tensor, ops.duplicate(tensor)) for tensor in norms.statistics]
@@ -64,7 +64,7 @@ def measure(
         if empty:
             raise ConfigError(
                 "loader gave no batch, so there is nothing to measure (a generator can be used only once). "
-                "The statistics are as before."
+                "The statistics are unchanged."
             )
     except BaseException:
         for tensor, old in before:
@@ -77,7 +77,7 @@ def measure(
 
 
 def pass_batch(model: Callable[..., object], batch: object, move: Callable[[Any], Any]) -> object:
-    """A mapping as keyword arguments, of a list or tuple the first element, anything else as it is."""
+    """Pass a mapping as keyword arguments, the first element of a list or tuple, anything else as it is."""
     if isinstance(batch, Mapping):
         return model(**{key: move(value) for key, value in cast("Mapping[str, Any]", batch).items()})
     return model(move(cast("Sequence[Any]", batch)[0] if isinstance(batch, list | tuple) else batch))

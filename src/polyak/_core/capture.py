@@ -1,4 +1,4 @@
-"""What an archive stores of an EMA: copies that no later update reaches."""
+"""Snapshots of an EMA for an archive: copies that later updates do not change."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from polyak._files.header import Header
 
 @dataclass(frozen=True)
 class SnapshotState:
-    """What the header of a snapshot says besides role, decay and profile.
+    """The fields of a snapshot's header besides role, decay and profile.
 
     Args:
         apart: ``‖avg-θ‖²`` over the parameters; 0 if unknown.
-        rounded: ``‖stored-avg‖²``; 0 if unknown. Mixing snapshots well takes both.
+        rounded: ``‖stored-avg‖²``; 0 if unknown. Mixing snapshots uses both.
         copied: tensors that are copies of the model's, not averages.
-        shared: tensors that training does not change; only the base holds them.
+        shared: tensors that training does not change; stored in the base only.
         aliases: further names of tied tensors, each with the name it is stored under.
-        number: which of its run's snapshots it belongs to, from 1; 0 for the base.
+        number: of the snapshot in its run, from 1; 0 for the base.
     """
 
     apart: float = 0.0
@@ -38,7 +38,7 @@ class SnapshotState:
 
     @classmethod
     def of(cls, header: Header) -> SnapshotState:
-        """What a header says; a distance that is not finite, as of a model with NaN, is unknown."""
+        """From a header; a distance that is not finite (a model with NaN) counts as unknown."""
         state = header.state
         apart, rounded = float(state.get("apart", 0.0)), float(state.get("rounded", 0.0))
         return cls(
@@ -52,7 +52,7 @@ class SnapshotState:
 
 
 class Captured(NamedTuple):
-    """A moment of an average: arrays of its own, and what they are."""
+    """A copy of an average at one step: arrays, and their header."""
 
     tensors: Mapping[str, NDArray[Any]]
     header: Header
@@ -61,7 +61,7 @@ class Captured(NamedTuple):
 def captured_track(
     averages: AverageSet[Any, T], track: Track[T], step: int, run: str, dtype: str
 ) -> Captured:
-    """A track's averages, rounded, and the copied buffers as they are; not what the model never changes."""
+    """A track's averages, rounded, and exact copied buffers; without tensors that training never changes."""
     ops = averages.ops
     saved = [entry for entry in averages.plan.entries.values() if entry.saved]
     averaged = [entry for entry in saved if entry.role == "average"]
@@ -85,7 +85,7 @@ def captured_track(
 
 
 def captured_model(averages: AverageSet[Any, T], step: int, run: str) -> Captured:
-    """The model's own tensors, all of them, exactly."""
+    """Exact copies of all of the model's tensors."""
     ops = averages.ops
     tensors = exported(averages.plan, {}, ops)
     return Captured(

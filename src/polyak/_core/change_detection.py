@@ -1,6 +1,6 @@
-"""Whether what a plan was made from is still there: asked before every update, so at the speed of C.
+"""Whether a plan's modules and tensors are unchanged: checked before every update, so written in C.
 
-Where the kernel was built its functions answer; these here say what they do.
+The Python versions here define the behaviour, and run where the kernel was not built.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ ANYTHING = object()  # stands for a value that may be replaced by any other
 
 
 class DictSnapshot(NamedTuple):
-    """What dictionaries held: keys and values of all of them, one after the other."""
+    """The contents of dictionaries: keys and values of all of them, one after the other."""
 
     stores: list[dict[str, Any]]
     sizes: list[int]
@@ -24,7 +24,7 @@ class DictSnapshot(NamedTuple):
 
 
 class AttributeSnapshot(NamedTuple):
-    """What ``read(object)`` gave, for each of ``reads`` a list over the objects."""
+    """The results of ``read(object)``: for each of ``reads`` a list over the objects."""
 
     reads: tuple[Callable[[Any], object], ...]
     objects: list[Any]
@@ -34,7 +34,7 @@ class AttributeSnapshot(NamedTuple):
 def snapshot_dicts(
     stores: Iterable[dict[str, Any]], changing: Callable[[dict[str, Any], str], bool] | None = None
 ) -> DictSnapshot:
-    """What dictionaries hold now; of what is ``changing(store, key)`` only the key matters."""
+    """The present contents of dictionaries; of values that are ``changing(store, key)`` only the key."""
     held = list(stores)
     places = [(store, key, value) for store in held for key, value in store.items()]
     values = [ANYTHING if changing and changing(store, key) else value for store, key, value in places]
@@ -44,7 +44,7 @@ def snapshot_dicts(
 def snapshot_attributes(
     reads: Sequence[Callable[[Any], object]], objects: Iterable[Any]
 ) -> AttributeSnapshot:
-    """What reading these objects gives now."""
+    """The present results of reading these objects."""
     held = list(objects)
     return AttributeSnapshot(tuple(reads), held, tuple([list(map(read, held)) for read in reads]))
 
@@ -66,20 +66,20 @@ def _attributes_unchanged(then: AttributeSnapshot, first: int = 0, last: int | N
     return now == [values[first:last] for values in then.values]
 
 
-# Whether tensors still lie where they lay, in the form they had, when this was made.
+# Whether tensors still have the addresses, dtypes and layouts they had when the check was made.
 UnchangedCheck: TypeAlias = Callable[[], bool]
 Reads: TypeAlias = Sequence[Callable[[Any], object]]
 
 
 class _PythonCheck:
-    """Where tensors lie and in what form, read in Python.
+    """Addresses and layouts of tensors, read in Python.
 
     Args:
         tensors: any.
-        places: read of all of them each time. The size is one, because an allocator may hand the same
-            address out again.
-        forms: read of a part of them at a time: another dtype on the same memory is no accident, and would
-            cost as much to see as all the rest.
+        places: read of all tensors at each call. The size is included, because an allocator may reuse an
+            address.
+        forms: a dtype or stride change on the same storage is rare and as costly to detect as everything
+            else, so each call checks only the next 64 tensors.
     """
 
     def __init__(self, tensors: list[Any], places: Reads, forms: Reads) -> None:
@@ -92,11 +92,11 @@ class _PythonCheck:
         return attributes_unchanged(self._places) and attributes_unchanged(self._forms, first, last)
 
 
-_AT_ONCE = 64  # tensors whose forms one look takes in
+_AT_ONCE = 64  # tensors whose forms one call checks
 
 
 class _LayoutCheck(NamedTuple):
-    """The same in C, all of a tensor at the price of reading its address in Python."""
+    """The same in C, where checking the whole layout costs no more than reading an address in Python."""
 
     exchange: object
     tensors: list[Any]
@@ -107,19 +107,19 @@ class _LayoutCheck(NamedTuple):
 
 
 def tensor_check(tensors: Iterable[Any], exchange: object, places: Reads, forms: Reads) -> UnchangedCheck:
-    """Watch where tensors lie and in what form.
+    """A check of the tensors' addresses and layouts.
 
     Args:
         tensors: dense ones of one framework.
         exchange: the framework's ``__dlpack_c_exchange_api__``, None where it has none.
-        places: what to read where that does not serve, the address first; see ``_PythonCheck``.
+        places: what to read without it, the address first; see ``_PythonCheck``.
         forms: likewise.
     """
     held = list(tensors)
     if _native is not None and exchange is not None:
         try:
             return _LayoutCheck(exchange, held, _native.layouts(exchange, held, list(map(places[0], held))))
-        except Exception:  # it has no words for one of them (quantised), or another address
+        except Exception:  # DLPack cannot describe one of them (quantised), or gives another address
             pass
     return _PythonCheck(held, places, forms)
 
@@ -127,7 +127,7 @@ def tensor_check(tensors: Iterable[Any], exchange: object, places: Reads, forms:
 def check_of_all(
     dicts: DictSnapshot, attributes: AttributeSnapshot, tensors: UnchangedCheck
 ) -> UnchangedCheck:
-    """Watch dictionaries, attributes and tensors, in one call of C where it knows the tensors."""
+    """A check of dictionaries, attributes and tensors, in one call of C where possible."""
     if _native is not None and isinstance(tensors, _LayoutCheck):
         return partial(_native.unchanged, dicts, attributes, *tensors)
     return lambda: dicts_unchanged(dicts) and attributes_unchanged(attributes) and tensors()

@@ -1,4 +1,4 @@
-"""Where an EMA stands in time: steps counted, and those not acted on yet."""
+"""The counters of an EMA: training steps, and those since the last update."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _SHARE = re.compile(r"(\d+(?:\.\d+)?) ?%")
 class Clock(NamedTuple):
     """The counters of an EMA: plain numbers, since every update makes a new one.
 
-    step: training steps so far.  waiting: steps since the last one acted on.
-    steps, samples, tokens: the schedules' time since then; None for a unit in which no track counts.
+    step: training steps so far.  waiting: steps since the last update of the averages.
+    steps, samples, tokens: the schedules' time since then; None for a unit that no track uses.
     """
 
     step: int
@@ -29,17 +29,17 @@ class Clock(NamedTuple):
 
     @classmethod
     def at(cls, step: int, units: Collection[Unit]) -> Clock:
-        """All that came before ``step`` acted on."""
+        """The clock of averages updated at ``step``."""
         return cls.of(step, 0, dict.fromkeys(units, 0))
 
     @classmethod
     def of(cls, step: int, waiting: int, elapsed: Mapping[str, int]) -> Clock:
-        """From what ``elapsed`` returns."""
+        """The inverse of ``elapsed``."""
         return cls(step, waiting, elapsed.get("steps"), elapsed.get("samples"), elapsed.get("tokens"))
 
     @property
     def elapsed(self) -> dict[Unit, int]:
-        """The schedules' time since the last step acted on, in each unit that some track counts in."""
+        """The schedules' time since the last update of the averages, in each unit that a track uses."""
         counts: dict[Unit, int | None] = {
             "steps": self.steps,
             "samples": self.samples,
@@ -48,7 +48,7 @@ class Clock(NamedTuple):
         return {unit: count for unit, count in counts.items() if count is not None}
 
     def later(self, steps: int, samples: int | None, tokens: int | None, copying: bool) -> Clock:
-        """The clock after so many; while ``copying`` the schedules' time stands still.
+        """The clock this much later; while ``copying`` the schedules' time does not advance.
 
         Raises:
             ConfigError: a count is missing or not positive.
@@ -66,21 +66,23 @@ class Clock(NamedTuple):
         return Clock(step + steps, waiting + steps, in_steps, in_samples, in_tokens)
 
     def acted(self) -> Clock:
-        """The same moment with nothing left to act on."""
+        """The same moment, with the averages up to date."""
         step, _, steps, samples, tokens = self
-        # ``None and 0`` is None: a unit in which no track counts stays one.
+        # ``None and 0`` is None: a unit that no track uses stays None.
         return Clock(step, 0, steps and 0, samples and 0, tokens and 0)
 
 
 def _counted(unit: str, count: int | None) -> int:
     if count is None:
-        raise ConfigError(f"a decay counts {unit}: say how many since the last call, ema.update({unit}=…).")
+        raise ConfigError(
+            f"a decay counts {unit}: pass their number since the last call, ema.update({unit}=…)."
+        )
     check_integer(unit, count, 1)
     return count
 
 
 def check_pace(every: int, start: Start) -> int:
-    """Refuse what is no number of steps; returns ``start``.
+    """Check ``every`` and ``start``; returns ``start``.
 
     Raises:
         ConfigError: ``every`` below 1, ``start`` below 0, or a share of a run whose length is not known.
@@ -90,10 +92,10 @@ def check_pace(every: int, start: Start) -> int:
 
 
 def in_steps(start: Start, run: float | None) -> int:
-    """``start`` in training steps; a share like "5%" is one of the steps of the run, where they are known.
+    """``start`` in training steps; a share like "5%" refers to the length of the run.
 
     Raises:
-        ConfigError: it is no number of steps and no share, or a share of a run whose length is not known.
+        ConfigError: it is neither a number of steps nor a share, or a share of a run of unknown length.
     """
     if not isinstance(start, str):
         check_integer("start", start, 0)
@@ -103,8 +105,8 @@ def in_steps(start: Start, run: float | None) -> int:
         raise ConfigError(f'start={start!r}: must be a number of steps, or a share below 100 % such as "5%".')
     if run is None or not math.isfinite(run):
         raise ConfigError(
-            f"start={start!r}: how long the run will be is not known here. Give a number of steps, "
-            f"start=int({float(share[1]) / 100:g} * steps). Trainers whose runs end after a known number of "
-            "steps take a share."
+            f"start={start!r}: the length of the run is unknown here. Give a number of steps, "
+            f"start=int({float(share[1]) / 100:g} * steps). Trainers that know the number of steps of a run "
+            "accept a share."
         )
     return round(float(share[1]) / 100 * run)

@@ -1,10 +1,10 @@
-"""Copies of what hangs on a module, for a twin of it that must not compute with the module's own weights.
+"""Copies of a module's attributes, for a clone that must not compute with the module's own weights.
 
-``copy.deepcopy`` fails as a whole on the first part that refuses (a lock, a process group), and it copies
-neither functions nor weak references, though a closure over ``self`` leads back to the original as surely as
-an attribute does. So containers, functions, methods and references are taken apart here; what is left is
-deep-copied, and shared where it refuses. At last everything that hangs on the twin is walked through: where
-that comes upon the original all the same, the copy is refused.
+``copy.deepcopy`` fails as a whole on the first object that cannot be copied (a lock, a process group), and it
+copies neither functions nor weak references, although a closure over ``self`` reaches the original as surely
+as an attribute does. So containers, functions, methods and references are copied piece by piece here;
+everything else is deep-copied, or shared where that fails. Finally all that is reachable from the clone is
+checked: if the original is, the copy is refused.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ from weakref import ref
 
 from polyak.errors import PlanError
 
-# What computes nothing, or belongs to the whole program: loggers keep records, records frames.
+# Objects that compute nothing, or belong to the whole program: loggers keep records, records frames.
 _ELSEWHERE = (type, ModuleType, CodeType, FrameType, TracebackType, Logger, str, bytes, int, float)
 
 
 class Copier:
-    """Copies for one twin.
+    """Copies attributes for one clone.
 
     Args:
-        memo: the twin of each module and tensor of the original, by the ``id`` of that.
-        leaf: the framework's tensors, which lead nowhere.
-        copied: a copy of a tensor that is none of the module's own.
+        memo: the clone of each module and tensor of the original, by the ``id`` of the original.
+        leaf: the framework's tensor class.
+        copied: copies a tensor that is neither parameter nor buffer.
     """
 
     def __init__(self, memo: dict[int, Any], leaf: type, copied: Callable[[Any], Any]) -> None:
         self.memo, self._leaf, self._tensor = memo, leaf, copied
-        self.tensors: list[tuple[Any, Any]] = []  # copies of tensors, each with what it is of
+        self.tensors: list[tuple[Any, Any]] = []  # (copy, original) of tensors
         self._parts: dict[type, Callable[[Any], Any]] = {
             list: self._list,
             deque: self._list,
@@ -61,16 +61,16 @@ class Copier:
             ref: self._reference,
         }
         self._live = frozenset(key for key, clone in memo.items() if id(clone) != key)
-        self._twins = frozenset(map(id, memo.values()))
+        self._clones = frozenset(map(id, memo.values()))
 
     def fill(self, clone: object, module: object, attributes: Iterable[str]) -> None:
-        """Copy these attributes, and what ``__slots__`` hold.
+        """Copy these attributes and those in ``__slots__``.
 
         Raises:
-            PlanError: one of them leads to the original, which is named.
+            PlanError: one of them, which is named, reaches the original.
         """
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of how others copy their things; as errors they would refuse to
+            warnings.simplefilter("ignore")  # as errors, warnings of third-party copying would make it fail
             for key in attributes:
                 clone.__dict__[key] = self._attribute(module, key, module.__dict__[key])
             for key, slot in _slots(type(module)):
@@ -81,7 +81,7 @@ class Copier:
         clone = self.copy(value)
         if not self.leads(clone):
             return clone
-        instead = _left_out(module, key, value)  # Lightning's modules drop their trainer so
+        instead = _left_out(module, key, value)  # as Lightning's modules drop their trainer
         if instead is not value and not self.leads(instead):
             return instead
         raise PlanError(
@@ -90,25 +90,25 @@ class Copier:
         )
 
     def copy(self, value: Any) -> Any:
-        """A copy that leads to twins instead of originals wherever that can be done."""
+        """A copy that refers to clones instead of originals wherever that is possible."""
         if id(value) in self.memo:
             return self.memo[id(value)]
         if isinstance(value, self._leaf):
             clone = self._remember(value, self._tensor(value))
-            if value.is_leaf:  # else it is computed again before it is used
+            if value.is_leaf:  # otherwise it is recomputed before it is used
                 self.tensors.append((clone, value))
             return clone
         take_apart = self._parts.get(cast("type[Any]", type(value)), self._deep_copy)
         return take_apart(value)
 
     def leads(self, value: object) -> bool:
-        """Whether something that hangs on this is the original's, by attribute, closure or reference."""
+        """Whether the original is reachable from this value by attribute, closure or reference."""
         todo, seen = [value], set[int]()
         while todo:
             one = todo.pop()
             if id(one) in self._live:
                 return True
-            if id(one) in seen or id(one) in self._twins or isinstance(one, (self._leaf, *_ELSEWHERE)):
+            if id(one) in seen or id(one) in self._clones or isinstance(one, (self._leaf, *_ELSEWHERE)):
                 continue
             seen.add(id(one))
             todo += self._reached(one)
@@ -137,7 +137,7 @@ class Copier:
         scratch = _Scratch(self.memo)
         try:
             clone = copy.deepcopy(value, scratch)
-        except Exception:  # third-party attributes refuse in every way there is
+        except Exception:  # third-party attributes may raise anything
             return value
         self.memo.update(scratch)
         return clone
@@ -170,13 +170,13 @@ class Copier:
         return value if clone is None else self._remember(value, ref(clone))
 
     def _function(self, value: FunctionType) -> Any:
-        """With a closure of its own where the closure leads to the original; shared otherwise."""
+        """A copy with a new closure if the function reaches the original; shared otherwise."""
         if not self.leads(value):
             return value
         cells = value.__closure__ or ()
         closure = tuple([self.memo.setdefault(id(cell), CellType()) for cell in cells])
         clone = FunctionType(value.__code__, value.__globals__, value.__name__, None, closure)
-        self._remember(value, clone)  # before what may hold it
+        self._remember(value, clone)  # first, since its closure may contain it
         for cell, mine in zip(cells, closure, strict=True):
             content = _content(cell)
             if content is not _NOTHING:
@@ -195,7 +195,7 @@ _NOTHING = object()
 def _content(cell: CellType) -> object:
     try:
         return cell.cell_contents
-    except ValueError:  # of a name that was never bound
+    except ValueError:  # the name was never bound
         return _NOTHING
 
 
@@ -208,7 +208,7 @@ def _slots(cls: type) -> Iterator[tuple[str, Any]]:
 
 
 def _left_out(module: object, key: str, value: object) -> object:
-    """What the class's own ``__getstate__`` puts in the place of an attribute; the value if it has none."""
+    """The attribute as the class's own ``__getstate__`` gives it; the value itself without one."""
     if getattr(type(module), "__getstate__", None) is getattr(object, "__getstate__", None):
         return value
     state: object = cast(Any, module).__getstate__()
@@ -216,7 +216,7 @@ def _left_out(module: object, key: str, value: object) -> object:
 
 
 class _Scratch(dict[int, Any]):
-    """A memo on top of another, so that what a failed copy left behind can be dropped."""
+    """A memo on top of another, dropped if the copy fails."""
 
     def __init__(self, known: dict[int, Any]) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What every EMA does but for its files, whatever the framework: the verbs, and the rules that guard them."""
+"""The methods of an EMA in every framework, except saving and loading."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ ModelT_co = TypeVar("ModelT_co", covariant=True)
 
 
 class Watch:
-    """Somebody who is called after each update, until ``remove()``."""
+    """The handle of a function that is called after each update, until ``remove()``."""
 
     def __init__(self, watchers: list[Watch], call: Callable[[], None]) -> None:
         self._watchers, self.call = watchers, call
         watchers.append(self)
 
     def remove(self) -> None:
-        """No longer call. A second time does nothing."""
+        """Stop calling. A second call does nothing."""
         if self in self._watchers:
             self._watchers.remove(self)
 
 
 class BaseEMA(Generic[ModelT_co, T]):
-    """An EMA but for how it is made, saved and loaded; see ``polyak.EMA``.
+    """An EMA without its constructor, saving and loading; see ``polyak.EMA``.
 
     Args:
-        averages: the model's, in their framework.
-        every: act on each k-th step only.
+        averages: of the model, in its framework.
+        every: update the averages every k-th step only.
         start: copy the model up to this step.
         seed: of the random bits that round 16-bit averages.
     """
@@ -54,18 +54,18 @@ class BaseEMA(Generic[ModelT_co, T]):
         self.every, self.start, self._seed = every, start, seed
         self.run = secrets.token_hex(8)
         self._clock = Clock.at(0, {track.decay.unit for track in averages.tracks.values()})
-        # The update under way: the clock it leads to, each track's β, whether it copies, its thread.
+        # The update in progress: the clock after it, each track's β, whether it copies, its thread.
         self._pending: tuple[Clock, list[float], bool, int] | None = None
         self._watches: list[Watch] = []
         self._attachment: Attachment | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy, or what is read from a pickle, averages a copy of the model and is independent of this.
+        """A copied or unpickled EMA averages its own copy of the model and is independent of this one.
 
-        It calls nobody after its updates and follows no optimizer.
+        It has no watchers and is attached to no optimizer.
 
         Raises:
-            SwapError: the model holds an average, which a copy of the model would keep as its raw weights.
+            SwapError: the model holds an average, which would become the raw weights of the copy.
         """
         self._refuse_while_swapped("copy")
         return self.__dict__ | {"_watches": [], "_attachment": None, "_pending": None}
@@ -99,16 +99,16 @@ class BaseEMA(Generic[ModelT_co, T]):
     def tracks(self) -> dict[str, Track[T]]:
         """The averages by name, each with its tensors, schedule and profile.
 
-        Of all properties only this and ``module`` wait for an update in flight, because they hand out the
-        memory it writes. Where that is on a GPU its stream waits, not the host; under ``device="cpu"`` the
-        host waits for the thread that averages.
+        Only this property and ``module`` wait for an update in flight, because they give access to the memory
+        it writes. On a GPU the stream waits, not the host; under ``device="cpu"`` the host waits for the
+        averaging thread.
         """
         self._averages.synchronize()
         return self._averages.tracks
 
     @property
     def decay(self) -> Decay:
-        """The schedule of the first track. It is fixed, as the profile of an average is that of its past."""
+        """The schedule of the first track; it cannot be changed, since the profile depends on it."""
         return self._averages.first.decay
 
     @decay.setter
@@ -117,44 +117,46 @@ class BaseEMA(Generic[ModelT_co, T]):
 
     @property
     def live(self) -> str:
-        """Whose weights the model holds now: "raw", or the name of a track."""
+        """The weights in the model now: "raw", or the name of a track."""
         exchange = self._averages.plan.exchange(self._averages)
         return exchange.track if exchange is not None and exchange.owner is self._averages else "raw"
 
     @property
     def module(self) -> ModelT_co:
-        """The first track's average as a module of its own; see ``module_of``. Waits as ``tracks`` does."""
+        """The first track's average as a separate module; see ``module_of``. Waits as ``tracks`` does."""
         return self.module_of()
 
     def module_of(self, track: str | None = None) -> ModelT_co:
-        """A module of its own for ``track``, in evaluation mode; writing to it never changes the model.
+        """A separate module for ``track``, in evaluation mode; writing to it never changes the model.
 
-        It lies on the averaged tensors themselves and follows every update. Of what is not averaged, frozen
-        weights and ignored buffers, it has copies: made when it is first asked for, brought up to date when
-        it is asked for after a step or a write. So it costs the memory of the frozen part, once per track;
-        ``average_parameters`` costs none. To merge, quantise or move it for export take
-        ``copy.deepcopy(ema.module)``: what is done in place to averaged tensors is done to the average.
+        Its parameters are the averaged tensors themselves and follow every update. Of frozen weights and
+        ignored buffers it has copies, made at first use and refreshed when the module is requested after a
+        step or a write. So it costs the memory of the frozen part, once per track; ``average_parameters``
+        costs none. To merge, quantise or move it for export, use ``copy.deepcopy(ema.module)``: in-place
+        changes to averaged tensors change the average.
 
-        It is made again when the model's structure changes, or when something put other tensors into it. It
-        computes in the storage dtype: the float32 average of a bfloat16 model takes float32 inputs;
+        It is rebuilt when the model's structure changes, or when its tensors were replaced. It computes in
+        the storage dtype: the float32 average of a bfloat16 model takes float32 inputs;
         ``average_parameters`` keeps the model's dtype.
 
         Raises:
-            PlanError: something on the model, such as a closure, would have a copy compute with the live
+            PlanError: an attribute of the model, such as a closure, would make a copy compute with the live
                 weights; it is named.
         """
-        if self.live == "raw":  # what is not averaged is the model's own, not to be another EMA's average
+        if (
+            self.live == "raw"
+        ):  # frozen tensors are copied from the model, which must not hold another EMA's average
             self._refuse_while_swapped("module")
         self._sync_with_model()
         chosen = self._track(track)
         if (
             chosen.module_cache is None
-        ):  # a target network is asked for from the first steps on, and is meant to lag
+        ):  # a target network is used from the first steps on, and lags by design
             warn_if_mostly_initial(self._averages.tracks, chosen, "module", 3)
         return self._averages.module_of(chosen, self.step)
 
     def update(self, steps: int = 1, *, samples: int | None = None, tokens: int | None = None) -> None:
-        """Take the model's present parameters into every average. Call it after ``optimizer.step()``.
+        """Update every average with the model's current parameters. Call it after ``optimizer.step()``.
 
         Args:
             steps: training steps since the last call.
@@ -162,7 +164,7 @@ class BaseEMA(Generic[ModelT_co, T]):
             tokens: tokens since then, for decays counted in tokens.
 
         Raises:
-            ConfigError: a count is missing or not positive, or the EMA is attached and so updates itself.
+            ConfigError: a count is missing or not positive, or the EMA is attached and updates itself.
             PlanError: a tensor was resized since averaging began.
             NonFiniteError: θ is not finite and ``on_nonfinite="raise"``.
             SwapError: the model holds an average now.
@@ -189,7 +191,7 @@ class BaseEMA(Generic[ModelT_co, T]):
     ) -> bool:
         """Count steps and, if an update is due, ``average(betas, step)``; returns whether it was.
 
-        After a training step none of this is in the caches, so each line of it costs about a microsecond.
+        After a training step none of this code is cached, so each line costs about a microsecond.
         """
         averages, copying = self._averages, self._clock.step < self.start
         clock = self._clock.later(steps, samples, tokens, copying)
@@ -214,7 +216,7 @@ class BaseEMA(Generic[ModelT_co, T]):
         return True
 
     def _count(self) -> None:
-        """Let the counters follow what the averages took. Twice is the same as once."""
+        """Advance the counters after the averages were updated. Twice is the same as once."""
         if self._pending is not None:
             clock, betas, copying, _ = self._pending
             for track, beta in zip(self._averages.tracks.values(), betas, strict=True):
@@ -222,7 +224,7 @@ class BaseEMA(Generic[ModelT_co, T]):
             self._clock, self._pending = clock.acted(), None
 
     def _resolve(self) -> None:
-        """After an interrupt in an update: count it if all averages took it, forget it if none did."""
+        """After an interrupted update: count it if all averages were updated, forget it if none was."""
         if (pending := self._interrupted()) is not None:
             applied = self._averages.updater.applied(pending.step)
             if applied:
@@ -231,8 +233,8 @@ class BaseEMA(Generic[ModelT_co, T]):
                 self._pending = None
 
     def _interrupted(self) -> Clock | None:
-        """Where counters stand after an update that never ended; not one that another thread is in now."""
-        pending = self._pending  # looked at once: a thread that ends its update takes it away
+        """The counters after an update that was interrupted; not one that runs in another thread now."""
+        pending = self._pending  # read once: another thread may clear it
         if pending is None:
             return None
         clock, *_, thread = pending
@@ -243,37 +245,37 @@ class BaseEMA(Generic[ModelT_co, T]):
         self._resolve()
         if (pending := self._interrupted()) is not None:
             raise PlanError(
-                f"{verb}: the update at step {pending.step} was interrupted when some averages had "
-                "taken it and others had not. Continue from a saved state with ema.load(…) or "
+                f"{verb}: the update at step {pending.step} was interrupted after some averages were "
+                "updated and others were not. Continue from a saved state with ema.load(…) or "
                 "load_state_dict(…), or start again from the model with ema.reset()."
             )
 
     def average_parameters(self, track: str | None = None) -> Block[ModelT_co]:
-        """The live model holds the average while the block runs, the raw weights after, whatever happens.
+        """A block in which the live model holds the average; afterwards the raw weights, whatever happens.
 
-        Where dtype and device agree the model points at the average's own memory: nothing is copied. So
-        what the block does to the model in place it does to the average. The mode is left alone: call
-        ``model.eval()``, or BatchNorm writes into the average. Blocks of one track nest. A block in which
-        something wrote to a parameter ends with SwapError, to a buffer with a warning.
+        Where dtype and device agree, the model's tensors share the average's memory: nothing is copied, and
+        in-place changes in the block change the average. The mode is left alone: call ``model.eval()``, or
+        BatchNorm writes into the average. Blocks of one track nest. A block in which a parameter was written
+        ends with SwapError; a written buffer gives a warning.
 
         Args:
-            track: which average; the first if there is only one or none is named.
+            track: the average; by default the first.
 
         Returns:
-            A context manager that gives the live model; also a decorator. Entering raises SwapError while
+            A context manager that yields the live model; also a decorator. Entering raises SwapError while
             another average is live.
         """
         return Block(self.model, partial(self._exchange, track))
 
     def copy_to(self, model: Any = None, track: str | None = None) -> None:
-        """Overwrite a model's weights with the average, for good.
+        """Overwrite a model's weights with the average, permanently.
 
-        Another model gets everything that is not excluded by name: the averages, and the live model's frozen
-        weights and ignored buffers.
+        Another model receives everything that is not excluded by name: the averages, and the live model's
+        frozen weights and ignored buffers.
 
         Args:
             model: a model with the same names; by default the live one, whose raw weights are lost.
-            track: which average.
+            track: the average; by default the first.
 
         Raises:
             PlanError: a tensor is missing in ``model`` or has another shape; nothing is copied then.
@@ -286,11 +288,11 @@ class BaseEMA(Generic[ModelT_co, T]):
         self._averages.copy_to(model, chosen)
 
     def reset(self, names: Patterns = None) -> None:
-        """Start again from the model as it is now.
+        """Restart averaging from the model's current weights.
 
         Args:
-            names: names or globs of the tensors to start again; by default everything, schedules included.
-                ``ema.step`` goes on either way.
+            names: names or globs of the tensors to restart; by default everything, schedules included.
+                ``ema.step`` is kept either way.
 
         Raises:
             ConfigError: a pattern matches no averaged tensor.
@@ -305,7 +307,7 @@ class BaseEMA(Generic[ModelT_co, T]):
         finished(start) if names is None else restart()
 
     def watch(self, watcher: Callable[[], None]) -> Watch:
-        """Call ``watcher()`` after each update, all counters agreeing; the handle's ``remove()`` ends it."""
+        """Call ``watcher()`` after each update; the handle's ``remove()`` ends it."""
         return Watch(self._watches, watcher)
 
     def metrics(self) -> dict[str, Any]:
@@ -326,7 +328,7 @@ class BaseEMA(Generic[ModelT_co, T]):
         parameters_of: Callable[[OptimizerT], Iterable[T]],
         follow: Callable[[Attachment, Sequence[OptimizerT]], Sequence[Callable[[], None]]],
     ) -> Attachment:
-        """Update after each step of these; ``follow`` lets an attachment hear of them."""
+        """Update after each step of these optimizers; ``follow`` installs the hooks."""
         if self._attachment is not None:
             self._attachment.refuse_another()
             self._attachment.remove()

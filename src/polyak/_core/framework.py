@@ -1,4 +1,4 @@
-"""What a framework hands to ``AverageSet``: four parts with one job each."""
+"""The interfaces a framework implements for ``AverageSet``: four parts with one job each."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ class Models(Protocol[ModelT, T]):
     def tensor_map(
         self, model: ModelT, selection: Selection, averaged: Sequence[TensorEntry[T]] = (), /
     ) -> TensorMap[T]:
-        """The model's tensors; those ``averaged`` so far stay averaged, though frozen or renamed."""
+        """The model's tensors; those ``averaged`` so far stay averaged, even if frozen or renamed."""
         ...
 
     def clone(self, model: ModelT, tensors: Mapping[int, T], /) -> tuple[ModelT, list[tuple[T, T]]]:
         """A copy of a model in evaluation mode, on the tensors given by the ``id`` of the live ones.
 
         Returns:
-            The copy, and (copy, live) pairs of the tensors it needs besides.
+            The copy, and (copy, live) pairs of further tensors it needs.
         """
         ...
 
@@ -45,18 +45,18 @@ class Models(Protocol[ModelT, T]):
 
 
 class TensorStore(Protocol[T]):
-    """Makes the tensors that averages and copied buffers are kept in."""
+    """Creates the tensors of averages and copied buffers."""
 
     def initial(self, live: T, /) -> tuple[T, T | None]:
-        """θ as an average to start from, and its residual."""
+        """An initial average equal to θ, and its residual."""
         ...
 
     def on_device(self, average: T, live: T, copy: bool, /) -> T:
-        """The existing average on the device where that of ``live`` belongs; always a copy if ``copy``."""
+        """The existing average on this entry's device; always a copy if ``copy``."""
         ...
 
     def buffer(self, live: T, previous: T | None, /) -> T:
-        """The present values of a copied buffer, in the memory of its previous copy where that still fits."""
+        """The current values of a copied buffer, in the memory of its previous copy if that fits."""
         ...
 
     def duplicate(self, live: T, /) -> T:
@@ -65,7 +65,7 @@ class TensorStore(Protocol[T]):
 
 
 class UpdaterFactory(Protocol[T]):
-    """Makes an ``Updater`` for each state of the tensor map. A copy or a pickle keeps its settings only."""
+    """Makes an ``Updater`` for each state of the tensor map. Copies and pickles contain its settings only."""
 
     def make(
         self,
@@ -76,7 +76,7 @@ class UpdaterFactory(Protocol[T]):
         skipped: Skipped,
         /,
     ) -> Updater:
-        """What updates the averages of these entries in all tracks.
+        """An updater of these entries' averages in all tracks.
 
         Args:
             averaged: entries that each track has an average of.
@@ -88,7 +88,7 @@ class UpdaterFactory(Protocol[T]):
         ...
 
     def record(self, plan: TensorMap[T], /) -> None:
-        """Record an update into the graph that is being captured; only where ``updater.capturing()``."""
+        """Record an update into the graph being captured; only if ``updater.capturing()``."""
         ...
 
 
@@ -98,16 +98,16 @@ class Swapper(Protocol[T]):
     def swap(
         self, plan: TensorMap[T], track: str, averages: Mapping[str, T], eval_tensors: Mapping[str, T], /
     ) -> Swap:
-        """What puts a track's averages into the live model and takes them out again; nothing is touched yet.
+        """Prepare to swap a track's averages into the live model and out again; changes nothing yet.
 
         Args:
             plan: the live model's tensors.
             track: the track's name.
             averages: its averages and the copied buffers.
-            eval_tensors: the same, in all digits where they have to be cast for the model anyway.
+            eval_tensors: the same, two-part averages joined where they have to be cast anyway.
         """
         ...
 
     def forget(self) -> None:
-        """Drop what was prepared for the previous tensors."""
+        """Drop preparations for the previous tensors."""
         ...

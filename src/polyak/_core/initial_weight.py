@@ -1,4 +1,4 @@
-"""A word on averages that are still mostly the weights they began with, before somebody uses one."""
+"""Warnings about using an average that is still mostly θ₀."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from typing import Any
 from polyak._core.track import Track
 from polyak.schedules import Decay
 
-MOSTLY = 0.5  # of the weight: with more on θ₀ an average says more of the start than of the training
-EARLY = 100  # steps before which nobody expects otherwise: a sanity check, a first look
+MOSTLY = 0.5  # share of θ₀ above which an average reflects the start more than the training
+EARLY = 100  # fewer steps are a sanity check, for which no warning is due
 CURES = "polyak.Warmup(β) drops them at once, and polyak.HalfLife(share=0.05) has no β to choose"
 
 
 def warn_if_mostly_initial(
     tracks: Mapping[str, Track[Any]], chosen: Track[Any], use: str, stacklevel: int
 ) -> None:
-    """Warn, once for all tracks of an EMA, that one is used which is mostly θ₀.
+    """Warn, once for all tracks of an EMA, that a used one is mostly θ₀.
 
-    A track is asked until it is not: what θ₀ weighs only ever falls, until a restart.
+    A track is checked until it no longer is: the weight of θ₀ only falls, until a restart.
 
     Args:
         tracks: of the EMA.
-        chosen: the one that is used.
-        use: what is done with it.
+        chosen: the track in use.
+        use: the method that uses it.
         stacklevel: of the caller's caller.
     """
     if chosen.trusted or chosen.steps_averaged < EARLY:
@@ -43,11 +43,11 @@ def warn_if_mostly_initial(
 
 
 def warn_if_older_than_the_run(tracks: Mapping[str, Track[Any]], steps: float) -> None:
-    """Warn, before the training, of the first constant decay that will leave an average mostly θ₀ at its end.
+    """Warn before training of the first constant decay that leaves an average mostly θ₀ at the end.
 
     Args:
-        tracks: of an EMA that was just made.
-        steps: that it will average.
+        tracks: of a new EMA.
+        steps: number of steps to average.
     """
     for track in tracks.values():
         decay = track.decay
@@ -65,7 +65,7 @@ def warn_if_older_than_the_run(tracks: Mapping[str, Track[Any]], steps: float) -
 
 
 def half_of_it(decay: Decay) -> str:
-    """How long a constant decay takes to leave half of the weight to θ₀, as the end of a sentence."""
+    """The time a constant decay takes to reduce the weight of θ₀ to a half, as the end of a sentence."""
     beta = decay(1) if decay.constant else 0.0
     if not 0 < beta < 1:
         return ""

@@ -1,4 +1,4 @@
-"""What an average can tell about itself while it runs."""
+"""The numbers of ``EMA.metrics``."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def metrics_of(averages: AverageSet[Any, T], step: int) -> dict[str, Any]:
 def track_metrics(track: Track[Any]) -> dict[str, float]:
     """decay, mean_age, half_life and initial_weight of one average."""
     profile = track.profile
-    if not profile.known:  # it goes on from a file that another function made
+    if not profile.known:  # resumed from a file that another function made
         return {"decay": track.beta} | dict.fromkeys(("mean_age", "half_life", "initial_weight"), math.nan)
     return {
         "decay": track.beta,

@@ -1,4 +1,4 @@
-"""What becomes of an update when some θ is not finite."""
+"""Policies for θ that is not finite."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ NonFinitePolicy: TypeAlias = Literal["skip", "raise", "ignore"]
 
 
 def check_policy(policy: NonFinitePolicy) -> None:
-    """Refuse a word that is no policy.
+    """Check the name of a policy.
 
     Raises:
-        ConfigError: it is none.
+        ConfigError: it is unknown.
     """
     if policy not in ("skip", "raise", "ignore"):
         raise ConfigError(f'on_nonfinite={policy!r}: must be "skip", "raise" or "ignore".')
 
 
 def refuse_start(bad: Sequence[str]) -> None:
-    """Refuse to begin averages with elements that cannot be stored, if there are any.
+    """Refuse to start averages from elements that cannot be stored.
 
     Raises:
-        NonFiniteError: it names the first.
+        NonFiniteError: there are some; it names the first tensor.
     """
     if bad:
         raise NonFiniteError(
@@ -35,10 +35,10 @@ def refuse_start(bad: Sequence[str]) -> None:
 
 
 def refuse_nonfinite(bad: Sequence[str], step: int) -> None:
-    """Refuse an update of tensors with elements that cannot be stored, if there are any.
+    """Refuse an update with elements that cannot be stored.
 
     Raises:
-        NonFiniteError: it names the first.
+        NonFiniteError: there are some; it names the first tensor.
     """
     if bad:
         raise NonFiniteError(

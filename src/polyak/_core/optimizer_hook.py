@@ -1,4 +1,4 @@
-"""An average that follows the steps of an optimizer, or of several that make one training step together."""
+"""Updating after each step of an optimizer, or of several that form one training step."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from polyak.errors import ConfigError, PlanError
 
 OptimizerT = TypeVar("OptimizerT")
 
-_OFTEN = 3  # loading or broadcasting weights writes them once or twice, training again and again
-_SAMPLED = 3  # parameters whose values are looked at, the smallest there are
+_OFTEN = 3  # writes that mean training: loading or broadcasting weights writes them once or twice
+_SAMPLED = 3  # parameters whose values are compared, the smallest
 
 
 class MissedStepDetector(Generic[T]):
-    """Notices that parameters are trained though no step of the attached optimizers is seen.
+    """Detects that parameters are trained although the attached optimizers take no step.
 
-    Nothing is recorded per step. Two looks in a row between which no step was seen are compared: parameters
-    that were written again and again, or have other values and gradients, were trained. It misses fused
-    optimizers, which PyTorch does not count as writing, where gradients are set to None before each look.
+    Nothing is recorded per step. Two checks in a row without a step between them are compared: parameters
+    that were written repeatedly, or have other values and gradients, were trained. It misses fused
+    optimizers, whose writes PyTorch does not count, if gradients are set to None before each check.
 
     Args:
-        parameters: those the optimizers are to train.
+        parameters: of the optimizers.
         ops: the framework's tensors.
     """
 
@@ -37,7 +37,7 @@ class MissedStepDetector(Generic[T]):
         self._seen: tuple[list[Traces], list[str]] | None = self._look()
 
     def detects(self, heard: bool) -> bool:
-        """Whether they were trained since the last look, although no step was ``heard`` of since."""
+        """Whether they were trained since the last check, although no step was ``heard`` since."""
         before, self._seen = self._seen, None if heard else self._look()
         if before is None or self._seen is None:
             return False
@@ -46,21 +46,21 @@ class MissedStepDetector(Generic[T]):
         return often or (old != new and any(trace.graded for trace in now))
 
     def _look(self) -> tuple[list[Traces], list[str]]:
-        # As text, in which NaN is equal to itself.
+        # As text, because NaN is not equal to itself.
         norms = list(map(repr, self._ops.squared_distances((p, None) for p in self._sample)))
         return [self._ops.traces(parameter) for parameter in self._parameters], norms
 
 
 class Attachment:
-    """Updates an EMA after each training step, a step of each of some optimizers, until ``remove()``.
+    """Updates an EMA after each training step, one step of each optimizer, until ``remove()``.
 
-    Where one of them stands by (a scaler skips its step, or it acts on every second one), the training step
-    ends when another is about to step again.
+    If one of them takes no step (a scaler skips it, or it steps every second time), the training step ends
+    when another is about to step again.
 
     Args:
-        optimizers: not kept alive by this.
-        update: takes the parameters into the averages.
-        witness: of the parameters they train.
+        optimizers: referenced weakly.
+        update: updates the averages.
+        witness: detects training without a step.
     """
 
     def __init__(
@@ -69,28 +69,28 @@ class Attachment:
         self._names = " and ".join(type(optimizer).__name__ for optimizer in optimizers)
         self._optimizers = [ref(optimizer) for optimizer in optimizers]
         self._update, self._missed_steps = update, witness
-        self._removed = True  # until start(): an interrupt before that leaves hooks that do nothing
+        self._removed = True  # until start(): hooks left by an earlier interrupt do nothing
         self._undo: Sequence[Callable[[], None]] = ()
-        self._stepped: set[int] = set()  # of the optimizers, by place, in the present training step
-        self._heard = False  # some optimizer stepped since the last look
+        self._stepped: set[int] = set()  # indices of the optimizers in the current training step
+        self._heard = False  # some optimizer stepped since the last check
         self._said = False
 
     @property
     def over(self) -> bool:
-        """Whether nothing is followed any more: ``remove()`` was called, or the optimizers are gone."""
+        """Whether ``remove()`` was called or the optimizers were deleted."""
         return self._removed or all(optimizer() is None for optimizer in self._optimizers)
 
     @property
     def removed(self) -> bool:
-        """Whether nothing is followed: ``start()`` was not called yet, or ``remove()`` was."""
+        """Whether hooks are inactive: before ``start()``, or after ``remove()``."""
         return self._removed
 
     def start(self, undo: Sequence[Callable[[], None]] = ()) -> None:
-        """Follow from now on; ``remove()`` will call ``undo``."""
+        """Start following; ``remove()`` will call ``undo``."""
         self._undo, self._removed = undo, False
 
     def remove(self) -> None:
-        """No longer follow. A second call does nothing."""
+        """Stop following. A second call does nothing."""
         self._removed = True
         undo, self._undo = self._undo, ()
         for each in undo:
@@ -111,7 +111,7 @@ class Attachment:
             self._count()
 
     def refuse_update(self) -> None:
-        """Refuse an update by hand, with which steps would be counted twice.
+        """Refuse an update by the user, which would count steps twice.
 
         Raises:
             ConfigError: this is one.
@@ -126,7 +126,7 @@ class Attachment:
         """Refuse a second attachment.
 
         Raises:
-            ConfigError: this one is not over.
+            ConfigError: this one is active.
         """
         if not self.over:
             raise ConfigError(
@@ -136,11 +136,11 @@ class Attachment:
             )
 
     def notice(self, step: int) -> None:
-        """Warn, once, where the training goes on without any step being seen."""
+        """Warn once if parameters are trained without a step of the attached optimizers."""
         heard, self._heard = self._heard, False
         if not self._removed and self._missed_steps.detects(heard) and not self._said:
             warnings.warn(
-                f"the parameters were trained, but {self._names} took no step that attach could see: the "
+                f"the parameters were trained, but attach saw no step of {self._names}: the "
                 f"average is still that of step {step}. Attach the optimizer whose step() is really called "
                 "(for SAM in two phases, its base_optimizer), or call ema.update() after each step instead.",
                 stacklevel=3,
@@ -149,7 +149,7 @@ class Attachment:
         self._said = self._said and not heard
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """A copy of an EMA follows nobody: the hooks are in the optimizer, and call the original."""
+        """A copy of an EMA is not attached: the optimizer's hooks call the original."""
         return type(None), ()
 
     def _count(self) -> None:
@@ -158,10 +158,10 @@ class Attachment:
 
 
 def as_several(optimizer: OptimizerT | Sequence[OptimizerT]) -> list[OptimizerT]:
-    """The optimizers that make one training step.
+    """The optimizers of one training step.
 
     Raises:
-        ConfigError: there is none, or one is there twice.
+        ConfigError: there is none, or one is given twice.
     """
     several = cast("Sequence[OptimizerT]", optimizer if isinstance(optimizer, Sequence) else [optimizer])
     found = list(several)
@@ -171,17 +171,17 @@ def as_several(optimizer: OptimizerT | Sequence[OptimizerT]) -> list[OptimizerT]
 
 
 def averaged_of(plan: TensorMap[T], optimizer: object, held: Iterable[T]) -> list[T]:
-    """The averaged parameters among those that an optimizer holds.
+    """The averaged parameters of an optimizer.
 
     Raises:
-        PlanError: none is.
+        PlanError: there are none.
     """
     averaged = {id(tensor) for entry in plan.having("average") for tensor in entry.tensors}
     found = [tensor for tensor in held if id(tensor) in averaged]
     if not found:
         raise PlanError(
             f"attach: {type(optimizer).__name__} holds none of the averaged parameters: it trains another "
-            "model or a copy of this one, keeps copies of its own, or trains what is left out or frozen now. "
+            "model or a copy of this one, keeps its own copies, or trains excluded or frozen parameters. "
             "Attach the one that trains this model, or call ema.update() after each step."
         )
     return found

@@ -1,4 +1,4 @@
-"""What of an EMA goes into files and state dicts, and comes back."""
+"""Saving and loading an EMA: files and state dicts."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from polyak.errors import CheckpointError
 
 
 class PersistentEMA(BaseEMA[ModelT_co, T]):
-    """An EMA with the verbs that save and load it."""
+    """An EMA with the methods that save and load it."""
 
     def state_dict(self) -> State:
-        """Everything resuming takes: schedules, counters, histories, random state, averages.
+        """Everything needed to resume: schedules, counters, histories, random state, averages.
 
         Tensors are the averages themselves, under the model's names without wrapper prefixes; write the
         state before the next update or copy it. ``torch.load(weights_only=True)`` reads it back.
@@ -52,16 +52,15 @@ class PersistentEMA(BaseEMA[ModelT_co, T]):
     def load_state_dict(self, state: State, strict: bool = True) -> LoadReport:
         """Continue where ``state_dict`` left off, bit for bit.
 
-        What is frozen may differ: a parameter averaged there and frozen here is averaged on, and one that
-        was frozen there and is trained here joins with the value it has now. So load the model's weights
-        first.
+        The frozen parameters may differ: one that was averaged and is frozen now stays averaged, and one that
+        was frozen and is trained now joins with its current value. So load the model's weights first.
 
         Args:
             state: from ``state_dict``, of an EMA over the same model with the same schedules.
-            strict: refuse any mismatch. False takes what fits and reports the rest.
+            strict: refuse any mismatch. False loads what fits and reports the rest.
 
         Returns:
-            What did not match and what was done about it; empty (false) when all did.
+            The mismatches and how each was handled; empty (false) when everything matched.
 
         Raises:
             CheckpointError: the state is malformed or, under strict, differs. Nothing is changed then.
@@ -73,7 +72,7 @@ class PersistentEMA(BaseEMA[ModelT_co, T]):
         plan, tracks = averages.with_room_for(theirs.averaged(), self._clock.step)
         loaded, report = check(theirs, tracks, averages.copies, self._settings, averages.ops)
         if strict and report:
-            raise CheckpointError(f"{report}. Nothing was loaded; strict=False takes what fits.")
+            raise CheckpointError(f"{report}. Nothing was loaded; strict=False loads what fits.")
 
         def take() -> None:
             averages.restore(loaded, plan, tracks)
@@ -113,29 +112,29 @@ class PersistentEMA(BaseEMA[ModelT_co, T]):
     ) -> Saving | None:
         """Write one average as a plain ``.safetensors`` file that any tool loads.
 
-        It holds the keys of ``model.state_dict()`` without wrapper prefixes (only the included ones when
-        globs were given), averages in their storage dtype, and says in its header what it is.
+        It contains the keys of ``model.state_dict()`` without wrapper prefixes (only the included ones when
+        globs were given), averages in their storage dtype, and a description in its header.
 
         Args:
             path: the file; an old one is replaced only when the new one is complete, and keeps its mode and
-                owner. Of a link, what it points to is replaced.
-            track: which average; "raw" for the model's own weights.
-            resumable: write all that ``load`` takes to continue bit for bit instead: every track,
-                counters, random state. Such a file is no model.
+                owner. A link is followed.
+            track: the average, by default the first; "raw" for the model's own weights.
+            resumable: write everything ``load`` needs to continue bit for bit instead: every track,
+                counters, random state. Such a file is not a model.
             max_shard_size: bytes, or "5GB"; above it, write shards and ``path + ".index.json"``.
-            background: copy what is to be written, all of it before this returns, and let a thread write
-                the copy while the training goes on. The copy takes as much host memory as the file takes
-                disk; there is one at a time, since a save waits for the one before it.
+            background: copy everything before this returns, and let a thread write the copy while training
+                continues. The copy needs as much host memory as the file needs disk space; there is one at a
+                time, since a save waits for the previous one.
 
         Returns:
-            In the background, a handle: ``wait()`` returns when the file is on disk and raises what went
-            wrong, ``done`` says whether it ended. Else None.
+            In the background, a handle: ``wait()`` returns when the file is on disk or raises the error,
+            ``done`` is true once it ended. Otherwise None.
 
         Raises:
-            ConfigError: the name ends like a file of another format.
+            ConfigError: the suffix is that of another format.
             CheckpointError: the file cannot be written, or another thread changed the averages meanwhile. An
                 old file is intact.
-            SwapError: an average is live, so what is raw and what is average could be mixed up.
+            SwapError: an average is live, so raw and averaged weights could be confused.
         """
         check_name(path)
         self._refuse_while_swapped("save")
@@ -162,12 +161,12 @@ class PersistentEMA(BaseEMA[ModelT_co, T]):
         """Continue from a file that ``save(path, resumable=True)`` wrote; see ``load_state_dict``.
 
         Raises:
-            CheckpointError: the file is damaged, holds something else, or under strict does not match.
+            CheckpointError: the file is damaged, is not resumable, or under strict does not match.
         """
         return self.load_state_dict(read_state(path, self._averages.ops), strict)
 
     def _capture(self, track: str, dtype: str) -> Captured:
-        """A copy of a track, without what never changes and rounded to ``dtype``, or of the "raw" model."""
+        """A copy of a track, rounded to ``dtype`` and without constant tensors, or of the "raw" model."""
         self._refuse_while_swapped("capture")
         self._sync_with_model()
         begun, ops = self._moment(), self._averages.ops
@@ -186,16 +185,16 @@ class PersistentEMA(BaseEMA[ModelT_co, T]):
         return {"every": self.every, "start": self.start, "seed": self._seed}
 
     def _moment(self) -> int | None:
-        """The last step that was averaged; None while another is."""
+        """The last step that was averaged; None during an update."""
         return self._clock.step - self._clock.waiting if self._pending is None else None
 
 
 def capture(ema: PersistentEMA[Any, Any], track: str, dtype: str) -> Captured:
-    """A copy of a track for an archive, without what never changes and rounded to ``dtype``.
+    """A copy of a track for an archive, rounded to ``dtype`` and without tensors that never change.
 
     Args:
         ema: of either framework.
-        track: which average; "raw" for the model's own weights, which are copied exactly.
+        track: its name; "raw" for the model's own weights, which are copied exactly.
         dtype: "float32", "float16" or "bfloat16".
 
     Raises:

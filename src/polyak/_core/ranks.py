@@ -1,4 +1,4 @@
-"""Buffers that differ between the processes of a data-parallel training, made equal."""
+"""Synchronising buffers between the processes of data-parallel training."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from polyak._core.tensors import T
 def synchronize_buffers(
     averages: AverageSet[Any, T], mean: Callable[[T], T], first: Callable[[T], T]
 ) -> None:
-    """Averaged buffers become their mean over all processes, copied ones those of the first process.
+    """Set averaged buffers to their mean over all processes, copied ones to those of the first process.
 
-    Both are linear in θ, so the mean of the processes' averages is the average of their mean.
+    An average is linear in θ, so the mean of the processes' averages is the average of their mean.
 
     Args:
-        averages: of one process; all call this at the same step.
+        averages: of this process; all processes call this at the same step.
         mean: the mean of a tensor over all processes, in at least float32.
         first: the first process's values.
     """

@@ -1,7 +1,7 @@
-"""An EMA's whole state as one safetensors file: the tensors there, everything else as JSON in its header.
+"""An EMA's whole state as one safetensors file, with everything but tensors as JSON in its header.
 
-Tensors are named by the place of their track: ``0/weight``, ``1/weight`` …, what is kept below
-their precision ``0.low/weight`` …, copied buffers ``copies/…``.
+Tensors are named by the index of their track: ``0/weight``, ``1/weight`` …, low parts ``0.low/weight`` …,
+copied buffers ``copies/…``.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def read_state(path: str | os.PathLike[str], tensors: TensorOps[T]) -> State:
     """The state dict in a file.
 
     Raises:
-        CheckpointError: the file is damaged, or holds something else than a resumable state.
+        CheckpointError: the file is damaged, or is not a resumable state.
     """
     with open_weights(path) as weights:
         header = header_of(weights)

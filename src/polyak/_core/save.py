@@ -1,4 +1,4 @@
-"""An average on disk: one plain safetensors file, or several with an index."""
+"""Saving averages: one plain safetensors file, or shards with an index."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ _OTHERS = frozenset(
 
 
 def check_name(path: str | os.PathLike[str]) -> None:
-    """Refuse a name that ends like a file of another format.
+    """Check that the suffix is not that of another format.
 
     Raises:
-        ConfigError: it does.
+        ConfigError: it is.
     """
     name = Path(os.fspath(path))
     if name.suffix.lower() in _OTHERS:
@@ -46,28 +46,28 @@ def check_name(path: str | os.PathLike[str]) -> None:
 
 
 def track_header(track: Track[Any], step: int, run: str) -> Header:
-    """What the file of a track says of itself."""
+    """The header of a track's file."""
     return Header(track.name, step, track.decay, track.profile, "average", run, dict(track.joined))
 
 
 def raw_header(step: int, run: str) -> Header:
-    """What a file of the model's own weights says of itself."""
+    """The header of a file of the model's own weights."""
     return Header("raw", step, COPY, Profile.raw(step), "raw", run)
 
 
 def weights_of(
     averages: AverageSet[Any, T], track: Track[T] | None, step: int, run: str
 ) -> tuple[dict[str, T], Header]:
-    """A track's weights, or with None the model's own, and what they are."""
+    """The weights of a track, or with None the model's own, and their header."""
     held: Mapping[str, T] = {} if track is None else averages.tensors_of(track)
     tensors = exported(averages.plan, held, averages.ops) | averages.extra_states()
     return tensors, raw_header(step, run) if track is None else track_header(track, step, run)
 
 
 def exported(plan: TensorMap[T], held: Mapping[str, T], ops: TensorOps[T]) -> dict[str, T]:
-    """A model's ``state_dict`` with what is held in place of its own tensors, without wrapper prefixes.
+    """A model's ``state_dict`` with a track's tensors in place of its own, without wrapper prefixes.
 
-    Tied tensors are there once per name, so that a strict ``load_state_dict`` finds all it expects.
+    Tied tensors appear once per name, so that a strict ``load_state_dict`` finds all names.
 
     Raises:
         CheckpointError: the file format has no name for a tensor.
@@ -96,18 +96,18 @@ def save_file(
     max_shard_size: int | str | None,
     check: Callable[[], None] = lambda: None,
 ) -> None:
-    """Write tensors and what they are; from a GPU one at a time.
+    """Write tensors and their header; from a GPU one at a time.
 
     Args:
         path: the file.
-        tensors: by the names they get.
+        tensors: by name.
         metadata: for the header.
         ops: the framework's tensors.
         max_shard_size: see ``write_sharded``.
-        check: called when all is written and nothing replaced; what it raises leaves the old file.
+        check: called before the old file is replaced, which an exception prevents.
 
     Raises:
-        CheckpointError: the operating system refuses. Nothing is changed then.
+        CheckpointError: an error of the operating system. Nothing is changed then.
     """
     specs = {name: Spec(ops.dtype_of(tensor), tuple(tensor.shape)) for name, tensor in tensors.items()}
     # Aliases, since an average_parameters() block of another thread may point the live tensors elsewhere.

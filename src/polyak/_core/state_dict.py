@@ -1,7 +1,6 @@
-"""All of an EMA as plain values and tensors, and back: what resuming exactly takes.
+"""The state of an EMA as plain values and tensors, from which it resumes exactly.
 
-The state holds nothing but dicts, lists, strings, numbers and tensors, so ``torch.save`` writes it and
-``torch.load(weights_only=True)`` reads it.
+It consists of dicts, lists, strings, numbers and tensors, so ``torch.load(weights_only=True)`` reads it.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ FORMAT = 1
 
 @dataclass
 class LoadReport:
-    """What ``load_state_dict(strict=False)`` did about what did not match."""
+    """The mismatches that ``load_state_dict(strict=False)`` found, by how they were handled."""
 
     schedules: list[str] = field(default_factory=list[str])
     missing: list[str] = field(default_factory=list[str])
@@ -100,7 +99,7 @@ class EMAState(Generic[T]):
 
     @classmethod
     def from_dict(cls, state: Mapping[str, Any]) -> EMAState[T]:
-        """What ``to_dict`` made.
+        """The inverse of ``to_dict``.
 
         Raises:
             CheckpointError: it is malformed.
@@ -148,11 +147,11 @@ class EMAState(Generic[T]):
 
 @dataclass(frozen=True)
 class Loaded(Generic[T]):
-    """A state checked against an EMA, nothing of it applied yet.
+    """A state that was checked against an EMA and is not applied yet.
 
     tracks: the EMA's, with the state's history and without its tensors.
     clock: the state's, in the units of these tracks.
-    joining: tensors that were frozen there and are averaged here: they join with the values θ has now.
+    joining: tensors that were frozen in the state and are averaged now: they join with their current values.
     """
 
     state: EMAState[T]
@@ -168,9 +167,9 @@ def check(
     settings: Mapping[str, int],
     ops: TensorOps[T],
 ) -> tuple[Loaded[T], LoadReport]:
-    """Check a state against an EMA's tracks, copied buffers and settings, and say what differs.
+    """Check a state against an EMA's tracks, copied buffers and settings, and report differences.
 
-    What passes here cannot fail later, so that loading is all or nothing.
+    A state that passes cannot fail later, so loading is all or nothing.
 
     Raises:
         CheckpointError: the state is malformed.
@@ -188,7 +187,7 @@ def check(
                 where = f"{name}/" if len(tracks) > 1 else ""
                 left = _compare_track(track, state.tracks[name], where, report, ops, state.frozen)
                 joining |= left & set(state.frozen)
-                # The state's history is not that of a tensor it does not hold: such a tensor joins now.
+                # The state's history does not apply to a tensor it does not contain: such a tensor joins now.
                 joined = dict.fromkeys(left, state.clock.step)
                 restored[name] = _restored(track, state.tracks[name], joined, report)
         _compare(copies, state.copies, "", report, ops)
@@ -203,7 +202,7 @@ def fill(
     their_residuals: Mapping[str, T],
     ops: TensorOps[T],
 ) -> None:
-    """Copy what matches in name, shape and kind; bit by bit where it is kept in the same form."""
+    """Copy tensors that match in name, shape and kind; bit by bit if stored in the same form."""
     for name in mine.keys() & theirs.keys():
         low, other = residuals.get(name), their_residuals.get(name)
         if not alike(mine[name], theirs[name]):
@@ -217,12 +216,12 @@ def fill(
 
 @contextmanager
 def refusing_malformed() -> Generator[None]:
-    """Whatever reading a state of another shape than polyak's runs into becomes a CheckpointError."""
+    """Convert any error of reading a malformed state into a CheckpointError."""
     try:
         yield
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise CheckpointError(
-            f"the state is not one of polyak.EMA: {error!r}. Nothing was loaded."
+            f"the state is not that of a polyak.EMA: {error!r}. Nothing was loaded."
         ) from error
 
 
@@ -266,7 +265,7 @@ def _restored(
 
 
 def _refuse_unknown(track: Track[Any], decays: Sequence[Decay]) -> None:
-    """A function is in no state, and can be left with strict=False; a class has to be imported."""
+    """A state contains no functions, which strict=False accepts; a class has to be imported."""
     for decay in decays:
         if not (decay.known or _same(decay, track.decay) or decay.to_config()["kind"] == "Custom"):
             raise CheckpointError(
@@ -275,19 +274,21 @@ def _refuse_unknown(track: Track[Any], decays: Sequence[Decay]) -> None:
 
 
 def _same(theirs: Decay, mine: Decay) -> bool:
-    """Whether these are one decay, as far as a file can say: of a function it keeps the name."""
+    """Whether two decays are the same; a file contains only the names of functions."""
     return theirs == mine or theirs.to_config() == mine.to_config()
 
 
 def _another_function(track: Track[Any], runs: Sequence[Run], beta: float) -> list[str]:
-    """A function under the name of the one that was used shows by the decay that was applied last."""
+    """A different function of the same name is detected by the last decay it gave."""
     if not isinstance(track.decay, Custom) or not runs or runs[-1].decay != track.decay:
         return []
     last = runs[-1]
     now = compose(track.decay, last.clock + (last.count - 1) * last.advance, last.advance)
     if now == beta:
         return []
-    return [f"{track.name}: {track.decay} gives {now:.9g} where the state's own of that name gave {beta:.9g}"]
+    return [
+        f"{track.name}: {track.decay} gives {now:.9g} where the state's function of that name gave {beta:.9g}"
+    ]
 
 
 def _compare_track(
@@ -298,7 +299,7 @@ def _compare_track(
     ops: TensorOps[T],
     frozen: Collection[str],
 ) -> set[str]:
-    """As ``_compare``, and each residual must belong to an average, in one of the two forms there are."""
+    """As ``_compare``; each residual must belong to an average, in one of the two forms."""
     left = _compare(track.tensors, state.tensors, where, report, ops, frozen)
     for name, low in state.residuals.items():
         average = state.tensors[name]
@@ -325,7 +326,7 @@ def _compare(
     ops: TensorOps[T],
     frozen: Collection[str] = (),
 ) -> set[str]:
-    """Report what differs and was not frozen; the names returned are those that keep their own tensor."""
+    """Report differences except of frozen tensors; returns the names of tensors that are not loaded."""
     left = {name for name in mine if name not in theirs}
     report.missing += [f"{where}{name}" for name in mine if name in left and name not in frozen]
     report.unexpected += [f"{where}{name}" for name in theirs if name not in mine]

@@ -1,8 +1,8 @@
-"""Averages in live tensors, and the way back, which is noted before the first of them is touched.
+"""Swapping averages into live tensors and restoring the raw weights, even after an interrupt.
 
-An interrupt may come between any two lines, while one is handled as well. So nothing here counts on being run
-to its end: the way out can be gone twice, what is interrupted on it is finished at once, and what was left in
-a model all the same is taken out by the next verb that comes upon it.
+An interrupt may come between any two lines, also while another is handled. So the restoring is prepared
+before any tensor is changed, may run twice, and is completed at once when interrupted; an average that stays
+in a model all the same is taken out by the next method that finds it.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ R = TypeVar("R")
 
 
 class Changed(NamedTuple):
-    """Tensors, by name, to which others wrote while an average was in them, or gave other memory."""
+    """Names of tensors that were written or moved to other memory while they held an average."""
 
     parameters: Sequence[str]
     buffers: Sequence[str]
     replaced: Sequence[str]
 
     def complain(self, track: str, error: BaseException | None) -> None:
-        """Say what happened, in an error if parameters were written to and the block raised nothing itself.
+        """Warn of the changes, or raise if parameters were written and the block itself did not raise.
 
         Raises:
-            SwapError: so it is.
+            SwapError: parameters were written.
         """
         back = "The raw weights are back as they were"
         if self.parameters:
@@ -49,15 +49,15 @@ class Changed(NamedTuple):
             warnings.warn(
                 f"while the average {track!r} was in the model a forward pass in training mode, or something "
                 f"else, wrote to {_few(self.buffers)}. {back}; the average keeps what was written. Call "
-                "model.eval() first. polyak.update_batchnorm, which means to write, may.",
+                "model.eval() first. polyak.update_batchnorm may write.",
                 RuntimeWarning,
                 stacklevel=4,
             )
         if self.replaced:
             warnings.warn(
                 f"while the average {track!r} was in the model {_few(self.replaced)} got other memory (by "
-                f".half(), .to() or an assignment). {back}, the average is unchanged, and what the block put "
-                "there is gone.",
+                f".half(), .to() or an assignment). {back}, the average is unchanged, and the block's values "
+                "are lost.",
                 RuntimeWarning,
                 stacklevel=4,
             )
@@ -71,9 +71,9 @@ def _few(names: Sequence[str]) -> str:
 
 
 class Swap(Protocol):
-    """Moves averages into live tensors and back; each framework has its own.
+    """Swaps averages into live tensors and back; each framework has its own.
 
-    It is made with all that the way back takes, before anything is touched, and keeps the tensors alive.
+    It contains everything needed to restore, before any tensor is changed, and keeps the tensors alive.
     """
 
     @property
@@ -82,37 +82,37 @@ class Swap(Protocol):
         ...
 
     def swap_in(self) -> None:
-        """The averages into the tensors."""
+        """Put the averages into the tensors."""
         ...
 
     def swap_out(self) -> None:
-        """The raw weights into the tensors, however far the averages came; twice is the same as once."""
+        """Restore the raw weights, also after a partial ``swap_in``; twice is the same as once."""
         ...
 
     def note(self) -> None:
-        """What the tensors hold now is what they are to hold at the block's end."""
+        """Record the tensors' current state as the expected one at the block's end."""
         ...
 
     def changed(self) -> Changed:
-        """What somebody else did to the tensors since the last ``note``."""
+        """Changes of the tensors since the last ``note``."""
         ...
 
 
 class Exchange:
-    """An average in live tensors for as long as some block is open.
+    """An average in live tensors as long as a block is open.
 
     Args:
-        swap: moves it.
-        track: whose average it is.
-        owner: the averages it was made of, by which an EMA knows its own.
+        swap: moves the tensors.
+        track: the track's name.
+        owner: the set of averages, by which an EMA recognises its own.
     """
 
     def __init__(self, swap: Swap, track: str = "average", owner: object = None) -> None:
         self.swap, self.names, self.track, self.owner = swap, swap.names, track, owner
-        self._blocks: list[ref[Any]] = []  # weak: a block that is gone without having ended is none
+        self._blocks: list[ref[Any]] = []  # weak: a block that was deleted without ending does not count
 
     def enter(self, block: object) -> None:
-        """Put the averages in, unless they are, until every block that entered has left or is gone.
+        """Swap the averages in, if they are not, until every block that entered has left or was deleted.
 
         Raises:
             SwapError: another average is in one of the tensors.
@@ -130,11 +130,11 @@ class Exchange:
         return not [other for other in self._blocks if other() not in (None, block)]
 
     def leave(self, block: object) -> None:
-        """Take the averages out if no other block is open."""
+        """Restore the raw weights if no other block is open."""
         finished(partial(self._leave, block))
 
     def forget(self) -> None:
-        """Whatever the tensors hold now is theirs."""
+        """Drop the exchange: the tensors' current values are the raw weights."""
         active_exchanges[:] = [other for other in active_exchanges if other is not self]
         self._blocks = []
 
@@ -150,15 +150,15 @@ class Exchange:
             self.forget()
 
 
-# Those whose averages are in live tensors, or on their way; usually empty.
+# Exchanges that are swapped in, or in progress; usually empty.
 active_exchanges: list[Exchange] = []
 
 
 class Block(Generic[ModelT]):
-    """``with`` it, and the model holds an average meanwhile; a function can be decorated with it.
+    """A context manager, and decorator, in which the model holds an average.
 
     Args:
-        model: what ``with`` gives.
+        model: the value of ``with``.
         exchange: the exchange to enter.
     """
 
@@ -197,7 +197,7 @@ class Block(Generic[ModelT]):
             self._exchange = None
 
     def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
-        """The function, run in a block of its own each time."""
+        """The function, run in a new block at each call."""
 
         @wraps(function)
         def averaged(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -208,7 +208,7 @@ class Block(Generic[ModelT]):
 
 
 def finished(act: Callable[[], object]) -> None:
-    """Do what can be done twice, to its end: an interrupt in the middle of it is raised after that."""
+    """Complete an action that can be repeated: an interrupt in its middle is raised afterwards."""
     try:
         act()
     except BaseException:
@@ -217,14 +217,14 @@ def finished(act: Callable[[], object]) -> None:
 
 
 def exchange_in(ids: Collection[int], owner: object = None, collect: bool = False) -> Exchange | None:
-    """The average in one of these tensors, if any, the owner's own first.
+    """The exchange active in one of these tensors, if any, the owner's own first.
 
-    One that an interrupt left there is taken out.
+    One that an interrupt left there is undone.
 
     Args:
         ids: of the tensors.
-        owner: the averages of who asks.
-        collect: make sure that an interrupt's traceback is not all that keeps a block.
+        owner: the caller's set of averages.
+        collect: collect garbage first, since an interrupt's traceback may keep a block alive.
     """
     found: list[Exchange] = []
     for exchange in tuple(active_exchanges):
@@ -240,17 +240,17 @@ def exchange_in(ids: Collection[int], owner: object = None, collect: bool = Fals
 
 
 def accept(tensors: Collection[int]) -> None:
-    """What was written to these tensors (ids) was meant, should averages be in them."""
+    """Accept writes to these tensors (ids) as intended, if they hold averages."""
     for exchange in active_exchanges:
         if not exchange.names.keys().isdisjoint(tensors):
             exchange.swap.note()
 
 
 def refuse_swapped(names: Mapping[int, str]) -> None:
-    """Refuse to put an average into these tensors, names by id, while another is in one of them.
+    """Refuse to swap an average into these tensors, names by id, while one of them holds another.
 
     Raises:
-        SwapError: it is.
+        SwapError: one does.
     """
     exchange = exchange_in(names, collect=True)
     if exchange is not None:

@@ -1,4 +1,4 @@
-"""Which tensors of a model are averaged: their names, their roles, and what the user asked for."""
+"""The tensors of a model: their names, their roles, and the user's selection."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class TensorEntry(Generic[T]):
     tensors: the live objects; more than one when several parameters share one memory.
     role: average, copy (bit-equal to the model's at each update) or share (the model's own).
     saved: belongs in a file of this average: persistent and not excluded.
-    persistent: the model's own files hold it.
+    persistent: part of the model's ``state_dict``.
     """
 
     name: str
@@ -57,9 +57,9 @@ class TensorEntry(Generic[T]):
 
 @dataclass(frozen=True)
 class Selection:
-    """What the user asked to have averaged.
+    """The user's selection of tensors to average.
 
-    buffers: (glob, policy) pairs; the first that matches a buffer decides, and the last matches all.
+    buffers: (glob, policy) pairs; the first match decides, and the last glob matches every buffer.
     """
 
     include: tuple[str, ...] | None
@@ -83,14 +83,14 @@ class Selection:
         return (self.include is None or _matches(self.include, names)) and not _matches(self.exclude, names)
 
     def policy_of(self, names: Sequence[str]) -> BufferPolicy:
-        """What is to become of a buffer of these names."""
+        """The policy of a buffer with these names."""
         return self.buffers[self._rule_of(names)][1]
 
     def check_against(self, entries: Mapping[str, TensorEntry[T]]) -> None:
-        """Every pattern must do something, or a typing mistake would average the wrong set in silence.
+        """Check that every pattern has an effect: a typo would silently average the wrong tensors.
 
         Raises:
-            ConfigError: one does not.
+            ConfigError: one has none.
         """
         names = [name for entry in entries.values() for name in entry.names]
         for argument, patterns in (("include", self.include or ()), ("exclude", self.exclude)):
@@ -104,8 +104,8 @@ class Selection:
             decided = [entry for entry in saved if self._rule_of(entry.names) == place]
             if not decided:
                 raise ConfigError(
-                    f"buffers={{{pattern!r}: …}} decides nothing: the first pattern that matches does, and "
-                    "an earlier one matches each of its buffers. Put it before that."
+                    f"buffers={{{pattern!r}: …}} has no effect: the first matching pattern decides, and "
+                    "an earlier one matches each of its buffers. Put it before that one."
                 )
             if policy == "average" and all(entry.role == "copy" for entry in decided):
                 raise ConfigError(
@@ -119,11 +119,11 @@ class Selection:
 
 @dataclass(frozen=True)
 class ModelTensor(Generic[T]):
-    """A tensor as a walk over the model comes upon it.
+    """A tensor found in the model.
 
-    identity: equal for tensors that are one memory under several objects or names: those are tied.
+    identity: equal for tied tensors, those that share one memory under several objects or names.
     sort: of a buffer: BatchNorm's statistic, a vector of spectral norm's power iteration, or another.
-    persistent: belongs into files.
+    persistent: belongs in files.
     """
 
     name: str
@@ -143,10 +143,10 @@ def planned(
     """The tensors of a model by name, tied ones once, each with its role.
 
     Args:
-        seen: every tensor at every place; the first place of a tied one decides.
+        seen: every tensor under every name; the first name of a tied one decides.
         selection: globs and buffer policy.
         trained: whether a parameter needs a gradient.
-        kept: names and ids of those that are averaged whether trained or not.
+        kept: names and ids of tensors that are averaged whether trained or not.
     """
     entries: dict[object, TensorEntry[T]] = {}
     first: dict[object, ModelTensor[T]] = {}
@@ -177,12 +177,12 @@ def planned(
 
 
 def _buffer_role(buffer: ModelTensor[T], policy: BufferPolicy) -> Role:
-    """What the policy makes of one persistent buffer.
+    """The role of a persistent buffer under the policy.
 
     Integers are never averaged: a mean of counters or masks is no counter or mask. Spectral-norm
     vectors are never averaged either: the mean of unit vectors is shorter than one, and evaluation
     divides by the norm they measure. Under "auto" only BatchNorm-style statistics are averaged;
-    other float buffers (position tables, codebooks, scales) are taken whole from the newest model.
+    other float buffers (position tables, codebooks, scales) are copied from the model.
     """
     if policy == "ignore":
         return "share"
@@ -198,7 +198,7 @@ def _inexact(tensor: TensorLike) -> bool:
 
 
 class TensorMap(Generic[T]):
-    """The tensors of one model, by name; a framework's plan finds them and tells when they changed."""
+    """The tensors of one model, by name; a framework's subclass finds them and detects changes."""
 
     entries: dict[str, TensorEntry[T]]
     contents: DictSnapshot  # what the modules' dictionaries held
@@ -206,14 +206,14 @@ class TensorMap(Generic[T]):
     unmoved: UnchangedCheck  # of the tensors
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy knows what was planned and is stale, since its tensors lie elsewhere."""
+        """A copy keeps the entries and is stale, since its tensors have other addresses."""
         nothing = {"contents": snapshot_dicts(()), "untrained": snapshot_attributes((), ())}
         return {"entries": self.entries, **nothing, "unmoved": bool}
 
     def stale(self) -> bool:
-        """Whether the model holds other tensors than planned, or one of them moved to other memory.
+        """Whether the model's tensors were replaced, or one of them moved to other memory.
 
-        Looks into the modules' own dictionaries, without walking the module.
+        Reads the modules' own dictionaries, without walking the module.
         """
         return not check_of_all(self.contents, self.untrained, self.unmoved)()
 
@@ -222,7 +222,7 @@ class TensorMap(Generic[T]):
         return [tensor for entry in self.entries.values() for tensor in entry.tensors]
 
     def exchange(self, owner: object, collect: bool = False) -> Exchange | None:
-        """The average that is in the live tensors now, whichever EMA owns it; see ``exchange_in``."""
+        """The exchange active in the live tensors, whichever EMA owns it; see ``exchange_in``."""
         return exchange_in({id(t) for entry in self.entries.values() for t in entry.tensors}, owner, collect)
 
     def having(self, role: Role) -> list[TensorEntry[T]]:
@@ -240,14 +240,14 @@ class TensorMap(Generic[T]):
 def match_averages(
     old: Mapping[str, TensorEntry[T]], new: Mapping[str, TensorEntry[T]], averages: Mapping[str, T]
 ) -> dict[str, str]:
-    """For each averaged name of the new plan, the old name whose average it goes on with.
+    """For each averaged name of the new plan, the old name whose average it continues.
 
-    A name keeps its average, even if another tensor now bears it. A tensor that appears under a new name
-    (a layer wrapped by an adapter) brings its average along, and of tied tensors that came apart each goes
-    on with the average they shared. What is left is a newcomer and is absent.
+    A name keeps its average, even if it refers to another tensor now. A tensor under a new name (a layer
+    wrapped by an adapter) keeps its average, and tied tensors that were untied each continue the average they
+    shared. New tensors are absent.
 
     Raises:
-        PlanError: a tensor to go on with has another shape or another kind of number.
+        PlanError: a tensor changed its shape or its kind of number.
     """
     moved = {id(t): entry.name for entry in old.values() if entry.name not in new for t in entry.tensors}
     tied = {alias: entry.name for entry in old.values() for alias in entry.aliases}
@@ -260,7 +260,7 @@ def match_averages(
         if not alike(average, live):
             raise PlanError(
                 f"{name} is now {tuple(live.shape)} {live.dtype}, but its average is {tuple(average.shape)} "
-                f'{average.dtype}. ema.reset("{name}") starts its average anew from the model.'
+                f'{average.dtype}. ema.reset("{name}") restarts its average from the model.'
             )
         heirs[name] = source
     return heirs
@@ -272,15 +272,15 @@ def as_patterns(given: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def _matches(patterns: Sequence[str], names: Sequence[str]) -> bool:
-    """Whether one of the patterns is one of the names, which may hold brackets, or a glob of it."""
+    """Whether a pattern equals one of the names, which may contain brackets, or matches it as a glob."""
     return any(name == pattern or fnmatchcase(name, pattern) for pattern in patterns for name in names)
 
 
 def refuse_unmatched(argument: str, patterns: Sequence[str], names: Sequence[str], what: str) -> None:
-    """Refuse a pattern that is none of the names and no glob of one.
+    """Refuse a pattern that matches no name.
 
     Raises:
-        ConfigError: it names the pattern and some of the names there are.
+        ConfigError: with the pattern and some of the names.
     """
     for pattern in patterns:
         if _matches((pattern,), names):

@@ -1,4 +1,4 @@
-"""What this room asks of a framework's tensors."""
+"""The tensor operations that a framework implements."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from polyak._core.change_detection import UnchangedCheck
 
 
 class TensorLike(Protocol):
-    """What every framework's tensor tells in the same words."""
+    """The attributes that the frameworks' tensors share."""
 
     @property
     def shape(self) -> Sequence[int]: ...
@@ -28,10 +28,10 @@ T = TypeVar("T", bound=TensorLike)
 
 
 class Traces(NamedTuple):
-    """What training leaves behind in a parameter.
+    """Traces of training in a parameter.
 
-    writes: how often it was written in place, as far as the framework counts that.
-    graded: whether it has a gradient now.
+    writes: in-place writes, as far as the framework counts them.
+    graded: whether it has a gradient.
     """
 
     writes: int
@@ -39,7 +39,7 @@ class Traces(NamedTuple):
 
 
 class TensorOps(Protocol[T]):
-    """What every framework's tensor does, in words of this room; a framework's module ``tensors`` is one."""
+    """Tensor operations under common names; a framework's module ``tensors`` implements them."""
 
     def value_of(self, average: T, low: T | None, /) -> T:
         """All digits of an average: itself where it is kept in one part."""
@@ -50,7 +50,7 @@ class TensorOps(Protocol[T]):
         ...
 
     def overwrite(self, target: T, source: T, /) -> None:
-        """Copy the values of a tensor of the same shape, from wherever it is and whatever its dtype."""
+        """Copy the values of a tensor of the same shape, of any device and dtype."""
         ...
 
     def duplicate(self, tensor: T, /) -> T:
@@ -58,19 +58,19 @@ class TensorOps(Protocol[T]):
         ...
 
     def holds_values(self, tensor: T, /) -> bool:
-        """Whether it has all the memory that its shape needs."""
+        """Whether its storage is as large as its shape requires."""
         ...
 
     def on_one_memory(self, one: T, other: T, /) -> bool:
-        """Whether two tensors begin at one address."""
+        """Whether two tensors start at the same address."""
         ...
 
     def stamp(self, tensor: T, /) -> int:
-        """A number that is another one if the tensor may have been written since."""
+        """A number that changes if the tensor may have been written."""
         ...
 
     def unchanged_check(self, tensors: Sequence[T], /) -> UnchangedCheck:
-        """Watch where tensors lie and in what form."""
+        """A check of the tensors' addresses and layouts."""
         ...
 
     def squared_distances(self, pairs: Iterable[tuple[T, T | None]], /) -> list[float]:
@@ -85,11 +85,11 @@ class TensorOps(Protocol[T]):
         ...
 
     def fill_nonfinite(self, average: T, low: T | None, live: T, /) -> None:
-        """Give elements of an average that are not finite the values of θ."""
+        """Set elements of an average that are not finite to θ."""
         ...
 
     def rounded(self, average: T, dtype: str, /) -> T:
-        """A copy on the host in ``dtype``; in float32 or wider where float16 has no number large enough."""
+        """A copy on the host in ``dtype``; in float32 or wider if values exceed the range of float16."""
         ...
 
     def on_host(self, tensor: T, /) -> T:
@@ -97,11 +97,11 @@ class TensorOps(Protocol[T]):
         ...
 
     def alias(self, tensor: T, /) -> T:
-        """A tensor of its own on the same memory, which stays there when the other is pointed elsewhere."""
+        """A second tensor on the same memory, unaffected when the first is moved."""
         ...
 
     def version(self, tensor: T, /) -> int:
-        """How often the framework counted a write in place: the same number proves nothing."""
+        """The framework's count of in-place writes; an equal count does not prove that there were none."""
         ...
 
     def as_array(self, tensor: T, /) -> NDArray[Any]:
@@ -117,7 +117,7 @@ class TensorOps(Protocol[T]):
         ...
 
     def dtype_of(self, tensor: T, /) -> Any:
-        """NumPy's dtype of it.
+        """Its NumPy dtype.
 
         Raises:
             TypeError: there is none.
@@ -125,22 +125,22 @@ class TensorOps(Protocol[T]):
         ...
 
     def refuse_unlike(self, where: str, given: object, mine: T, /) -> None:
-        """Refuse what is no tensor with values, laid out as ``mine``.
+        """Check that this is a tensor with values in the layout of ``mine``.
 
         Raises:
-            CheckpointError: it says what of it.
+            CheckpointError: it is not.
         """
         ...
 
     def traces(self, parameter: T, /) -> Traces:
-        """What training left behind in it."""
+        """Traces of training in it."""
         ...
 
     def two_parts(self, average: T, low: T, /) -> bool:
-        """Whether these are an average in two parts as polyak keeps them."""
+        """Whether these are the parts of a two-part average."""
         ...
 
 
 def alike(mine: TensorLike, theirs: TensorLike) -> bool:
-    """Whether one can go on with the other's values: same shape, both real or both complex."""
+    """Whether one can take the other's values: same shape, both real or both complex."""
     return tuple(mine.shape) == tuple(theirs.shape) and mine.is_complex() == theirs.is_complex()

@@ -1,4 +1,4 @@
-"""One average: its tensors, its schedule's time, and the history that is its profile."""
+"""One average: its tensors, its schedule, and the history from which its profile follows."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from polyak.schedules.drawing import html, summary
 from polyak.schedules.runs import length
 
 Decays: TypeAlias = DecayLike | Mapping[str, DecayLike]
-# Its half-life grows with the run, about 0.69·t^⅔ steps, so that it need not be known how long that will be.
+# Its half-life grows with the run, about 0.69·t^⅔ steps, so the length of the run need not be known.
 DEFAULT_DECAY = Warmup(0.9999)
 
 
 class Ahead(NamedTuple):
-    """The decays of the coming updates: from ``first`` on, ``advance`` of the schedule's unit apart."""
+    """Precomputed decays of the next updates: from ``first`` on, ``advance`` of the schedule's unit apart."""
 
     first: int
     advance: int
@@ -34,16 +34,16 @@ _NOTHING_AHEAD = Ahead(0, 0, ())
 
 @dataclass(repr=False)
 class Track(Generic[T]):
-    """One of the averages an ``EMA`` keeps.
+    """One of the averages of an ``EMA``.
 
     name: ``"average"`` unless several were named.
     _decay: the schedule, which ``decay`` reads.  unit, clock: its time so far.
     beta: the composed decay last applied, 1 before the first.
     value_of: an average and its residual, as one tensor.
-    tensors: averages by name, in the storage dtype.  residuals: what is kept below it, if anything.
-    joined: the step at which a tensor joined, for those that came after the first step.
+    tensors: averages by name, in the storage dtype.  residuals: their low parts, if any.
+    joined: the step at which a tensor joined, for those added after the first step.
     module_cache: the module on the averages, once it was requested.
-    trusted: that it is not mostly θ₀ has been seen, or has been said; see ``initial_weight``.
+    trusted: θ₀ no longer dominates it, or a warning was given; see ``initial_weight``.
     """
 
     name: str
@@ -58,7 +58,7 @@ class Track(Generic[T]):
     module_cache: AveragedModule[Any, T] | None = None
     trusted: bool = field(default=False, compare=False)
     _ahead: Ahead = field(default=_NOTHING_AHEAD, compare=False)
-    _entered: Clock | None = field(default=None, compare=False)  # what the last update led to
+    _entered: Clock | None = field(default=None, compare=False)  # state after the last update
     unit: Unit = field(init=False)
 
     def __post_init__(self) -> None:
@@ -79,7 +79,7 @@ class Track(Generic[T]):
 
     @property
     def decay(self) -> Decay:
-        """The schedule. It is fixed, as the profile of an average is that of its past."""
+        """The schedule; it cannot be changed, since the profile depends on it."""
         return self._decay
 
     @decay.setter
@@ -87,12 +87,12 @@ class Track(Generic[T]):
         refuse_decay(f"ema.tracks[{self.name!r}].decay", value)
 
     def joined_after(self, names: Iterable[str], heirs: Mapping[str, str], step: int) -> dict[str, int]:
-        """When each tensor of a new plan joined; those that are nobody's heir do at ``step``."""
+        """The step at which each tensor of a new plan joined; new ones join at ``step``."""
         joined = {name: self.joined[old] for name, old in heirs.items() if old in self.joined}
         return joined | ({name: step for name in names if name not in heirs} if step else {})
 
     def restart(self, step: int) -> None:
-        """Begin anew at ``step``: schedule, history and tensors."""
+        """Restart schedule, history and tensors at ``step``."""
         self.clock, self.beta, self.joined, self.history = 0, 1.0, {}, History()
         self.tensors, self.residuals, self.trusted = {}, {}, False
         if step:
@@ -105,8 +105,8 @@ class Track(Generic[T]):
     def next_beta(self, clock: Clock) -> float:
         """The composed decay of an update that brings the EMA to ``clock``.
 
-        It is read from a block that was computed at once. Where updates keep an even pace that is all; one of
-        another size is computed alone, and the block when a second of that size follows.
+        It is read from a precomputed block as long as updates are evenly spaced; the first one at another
+        spacing is computed alone, and a new block when a second follows.
         """
         advance: int = getattr(clock, self.unit)
         first, size, betas = self._ahead
@@ -122,7 +122,7 @@ class Track(Generic[T]):
         if self._entered is clock:
             return
         history, advance = self.history, getattr(clock, self.unit)
-        # In one line each: no interrupt comes between assignments without a call.
+        # One line each: no interrupt comes between assignments without a call.
         if copying:
             copied = history.copied(clock.step)
             self.history, self.beta, self.clock, self._entered = copied, beta, self.clock + advance, clock
@@ -135,7 +135,7 @@ class Track(Generic[T]):
 
     @property
     def steps_averaged(self) -> int:
-        """Training steps since it began, those that copied aside."""
+        """Training steps since it began, without those that copied."""
         return length([run for run in self.history.runs if run.decay != COPY])
 
     @property
@@ -144,7 +144,7 @@ class Track(Generic[T]):
         return self.history.profile()
 
     def profile_of(self, name: str) -> Profile:
-        """The profile of one tensor: that of the track, or from the step at which the tensor joined."""
+        """The profile of one tensor: that of the track, from the step at which the tensor joined."""
         if name not in self.tensors:
             raise PlanError(f"{name!r} is not averaged; averaged are {', '.join(list(self.tensors)[:8])}, …")
         return self.profile.since(self.joined[name]) if name in self.joined else self.profile
@@ -161,7 +161,7 @@ def _by_name(decay: Decays) -> Mapping[str, DecayLike]:
 
 
 def named_decays(decay: Decays) -> dict[str, Decay]:
-    """The tracks asked for: a single decay is the track "average"."""
+    """Decays by track name: a single decay is the track "average"."""
     named = _by_name(decay)
     if not named:
         raise ConfigError("decay={}: name at least one track.")
@@ -173,7 +173,7 @@ def named_decays(decay: Decays) -> dict[str, Decay]:
 
 
 def refuse_decay(where: str, value: object) -> NoReturn:
-    """Another decay for an average that exists: say how that is done."""
+    """Refuse to assign a decay; the error explains how to change it."""
     raise ConfigError(
         f"{where} = {value!r}: a decay is fixed when the EMA is made. One that changes is a schedule, "
         "polyak.Piecewise([(1000, 0.99), (None, 0.999)]) or polyak.Warmup(0.999). To go on with another, "
@@ -185,7 +185,7 @@ def check_counts_steps(tracks: Iterable[Track[Any]]) -> None:
     """Refuse decays in samples or tokens, which an optimizer does not know.
 
     Raises:
-        ConfigError: there is one.
+        ConfigError: a track has one.
     """
     for track in tracks:
         unit = track.decay.unit
@@ -197,9 +197,9 @@ def check_counts_steps(tracks: Iterable[Track[Any]]) -> None:
 
 
 def warn_if_swapped(decay: Decays) -> None:
-    """Warn of a plain β so small that it looks like the 1-β which others call momentum, rate or τ.
+    """Warn of a plain β so small that it is probably 1-β, which others call momentum, rate or τ.
 
-    Zero, which copies the model, and ``Constant``, which says that β is meant, are left alone.
+    Zero, which copies the model, and ``Constant``, which is explicit, give no warning.
     """
     for given in _by_name(decay).values():
         if not callable(given) and 0 < given < 0.5:

@@ -1,24 +1,24 @@
-"""What carries an update out; each framework has its own."""
+"""The interface of a framework's updater."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Protocol, TypeAlias
 
-# Updates in which some θ was not finite, and in how many of them each tensor was.
+# Updates in which some θ was not finite, and the number of them per tensor.
 Skipped: TypeAlias = tuple[int, dict[str, int]]
 
 
 class Updater(Protocol):
-    """Every average of one plan, behind one ``update``."""
+    """Updates all averages of one plan."""
 
     @property
     def name(self) -> str:
-        """The engines in use, and why no faster ones are."""
+        """The engines in use, and why not faster ones."""
         ...
 
     def update(self, betas: Sequence[float], step: int) -> None:
-        """θ into every average with the composed decay of each track, and buffers copied.
+        """Update every average with the composed decay of its track, and copy buffers.
 
         Raises:
             NonFiniteError: under "raise", before anything is changed.
@@ -26,10 +26,7 @@ class Updater(Protocol):
         ...
 
     def applied(self, step: int) -> bool | None:
-        """After an interrupted update: whether the averages took it, copied buffers then as well.
-
-        None if some of them did and others may not have.
-        """
+        """Whether an interrupted update changed all averages and buffers; None if only some of them."""
         ...
 
     def capturing(self) -> bool:
@@ -40,7 +37,7 @@ class Updater(Protocol):
         """Wait for updates in flight.
 
         Raises:
-            Exception: what one of them raised.
+            Exception: an error of one of them.
         """
         ...
 

@@ -1,8 +1,8 @@
-"""The tensors an update writes to, watched as the live ones are.
+"""The tensors that an update writes, checked for moves as the live ones are.
 
-They move in place too: into shared memory, when somebody sends them to another process; with the storage
-that a live tensor shares while it holds the average; by a ``.data`` of the user's own. An engine that
-knows addresses would then write to memory that is no longer theirs.
+They can move in place: into shared memory, when they are sent to another process; with the storage that a
+live tensor shares while it holds the average; by the user's ``.data``. An engine with stored addresses would
+then write to memory that is no longer theirs.
 """
 
 from __future__ import annotations
@@ -17,12 +17,11 @@ from polyak.errors import PlanError
 
 
 class WrittenTensors(Generic[T]):
-    """Averages and copied buffers, where they lie now.
+    """Averages and copied buffers at their current addresses.
 
     Args:
-        tensors: by what errors call them.
+        tensors: by their names in errors.
         ops: the framework's tensors.
-
     """
 
     def __init__(self, tensors: Mapping[str, T], ops: TensorOps[T]) -> None:
@@ -30,15 +29,15 @@ class WrittenTensors(Generic[T]):
         self._forms = {name: _form(tensor) for name, tensor in tensors.items()}
 
     def unchanged_with(self, plan: TensorMap[T]) -> UnchangedCheck:
-        """Whether neither the model nor any of these moved or became another."""
+        """A check that neither the model's tensors nor these were moved or replaced."""
         tensors = self._ops.unchanged_check([*plan.tensors(), *self._tensors.values()])
         return check_of_all(plan.contents, plan.untrained, tensors)
 
     def check(self) -> None:
-        """Refuse what cannot be gone on with, wherever it lies now.
+        """Check that the tensors are still usable, at whatever addresses.
 
         Raises:
-            PlanError: one has another shape or dtype, or its memory is gone.
+            PlanError: one has another shape or dtype, or no memory.
         """
         for name, tensor in self._tensors.items():
             if _form(tensor) != self._forms[name] or not self._ops.holds_values(tensor):
