@@ -128,7 +128,7 @@ def test_the_model_can_be_cast_first(tmp_path: Path) -> None:
 def test_one_engine_is_measured_alone(engine: str, tmp_path: Path) -> None:
     found = figures("--model", "mine:net", "--engine", engine, cwd=tmp_path)
     assert list(found["measured"]["figures"]) == [engine]
-    assert found["measured"]["figures"][engine]["engine"] == f"{engine} (asked for)"
+    assert found["measured"]["figures"][engine]["engine"] == f"{engine} (requested)"
     assert found["advice"]["reasons"][0] == f"measured with {engine}; auto takes the fastest there is"
 
 

@@ -106,7 +106,7 @@ def test_training_whose_steps_are_not_seen_is_noticed(look: str) -> None:
         backward(layer)
         trains.step()
         trains.clear_grad()
-    with pytest.warns(UserWarning, match=r"took no step that attach could see.*step 0\."):
+    with pytest.warns(UserWarning, match=r"attach saw no step of .*step 0\."):
         LOOKS[look](ema)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -205,7 +205,9 @@ VERBS: dict[str, Any] = {
 def test_a_restore_that_was_forgotten_is_named(verb: str, tmp_path: Path) -> None:
     _, average = stepped()
     average.apply_to()
-    with pytest.raises(SwapError, match=r"nothing has taken it out\. Call restore\(\) after evaluating"):
+    with pytest.raises(
+        SwapError, match=r"hold the average since apply_to\(\)\. Call restore\(\) after evaluating"
+    ):
         VERBS[verb](average, tmp_path / "average.safetensors")
     assert list(tmp_path.iterdir()) == []
     assert average.ema.live == "average"
@@ -237,7 +239,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     ),
     "need_restore in place of the executor": (
         lambda p: ExponentialMovingAverage(p).apply(False),
-        r"apply\(False\): first comes the executor.*need_restore=False",
+        r"apply\(False\): the first argument is the static graph.s executor.*need_restore=False",
     ),
     "restore of something": (lambda p: ExponentialMovingAverage(p).restore("cpu"), r"restore\('cpu'\)"),
 }
@@ -252,9 +254,7 @@ def test_arguments_of_the_static_class_that_mean_something_else_are_refused(what
 
 def test_a_file_made_of_a_list_says_that_its_names_fit_no_layer(tmp_path: Path) -> None:
     layer, average = stepped()
-    with pytest.warns(
-        UserWarning, match=r"names its tensors as Paddle numbers parameters.*'linear_\d+\.\w_0'"
-    ):
+    with pytest.warns(UserWarning, match=r"uses Paddle.s numbered parameter names.*'linear_\d+\.\w_0'"):
         average.save(tmp_path / "list.safetensors")
     [note] = [n for n in describe(tmp_path / "list.safetensors").notes if "fit no layer" in n]
     assert "use_structured_name=False" in note

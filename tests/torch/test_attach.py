@@ -338,7 +338,7 @@ def test_training_whose_steps_are_not_seen_is_noticed(training: Any, look: Any, 
         model.zero_grad()
         backward(model)
         step()
-    with pytest.warns(UserWarning, match=r"took no step that attach could see.*step 0\..*base_optimizer"):
+    with pytest.warns(UserWarning, match=r"attach saw no step of .*step 0\..*base_optimizer"):
         look(ema, tmp_path)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -445,7 +445,7 @@ def test_the_verdict_of_a_scaler_is_not_read_while_a_graph_is_captured(
     ema.attach(optimizer)
     monkeypatch.setattr(Updater, "capturing", lambda self: True)
     optimizer.grad_scale, optimizer.found_inf = None, torch.zeros(())
-    with pytest.raises(ConfigError, match=r"in a CUDA graph nobody can read .* AdamW step"):
+    with pytest.raises(ConfigError, match=r"in a CUDA graph it cannot be read .* AdamW step"):
         optimizer.step()
 
 

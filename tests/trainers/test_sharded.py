@@ -12,7 +12,7 @@ for trainer in ("ignite", "accelerate", "transformers"):
 
 ROOT = Path(__file__).parents[2]
 ANSWERS = {
-    1: "the model is wrapped by FSDP, whose parameters are pieces.",
+    1: "the model is wrapped by FSDP, whose parameters are shards.",
     2: "is a DTensor, whose values are in",
 }
 

@@ -110,7 +110,7 @@ def save_file(
         CheckpointError: an error of the operating system. Nothing is changed then.
     """
     specs = {name: Spec(ops.dtype_of(tensor), tuple(tensor.shape)) for name, tensor in tensors.items()}
-    # Aliases, since an average_parameters() block of another thread may point the live tensors elsewhere.
+    # Aliases, since an average_parameters() block of another thread may move the live tensors.
     aliases = {name: ops.alias(tensor) for name, tensor in tensors.items()}
 
     def pieces(name: str) -> Iterator[NDArray[Any]]:

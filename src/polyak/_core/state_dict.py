@@ -247,7 +247,7 @@ def _restored(
             f"track {track.name!r}: its profile has {len(profile.terms)} terms; a track has one."
         )
     _refuse_unknown(track, [decay, *(run.decay for run in profile.terms[0][1])])
-    # With the track's own decay object the next update extends the last run instead of opening another.
+    # With the track's own decay object the next update extends the last run instead of starting another.
     runs = [
         run._replace(decay=track.decay) if _same(run.decay, track.decay) else run
         for run in profile.terms[0][1]

@@ -1,4 +1,4 @@
-"""The C kernel's front, shared by ``polyak.torch`` and ``polyak.paddle``."""
+"""The Python side of the C kernel, shared by ``polyak.torch`` and ``polyak.paddle``."""
 
 from __future__ import annotations
 
@@ -18,4 +18,4 @@ def why_not(pair: Pair[Any], device: object) -> str:
     """Why the C kernel does not update this pair."""
     if native is None:
         return NO_KERNEL
-    return f"the C kernel does not take {pair.name}, {pair.live.dtype} on {device}, or not in this layout"
+    return f"the C kernel does not support {pair.name}, {pair.live.dtype} on {device}, or not in this layout"

@@ -1,4 +1,4 @@
-"""What an engine is given, whatever the framework, and how ``metrics`` describes it."""
+"""The tensors of an engine, for both frameworks, and an engine's description in ``metrics``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Store: TypeAlias = tuple[str, str | None]
 
 
 class TensorLike(Protocol):
-    """What every framework's tensors have."""
+    """The attributes that the frameworks' tensors share."""
 
     @property
     def dtype(self) -> Any: ...
@@ -28,10 +28,10 @@ class Pair(Generic[T]):
     """θ and its averages, one per track.
 
     averages: all of one dtype and device.
-    residuals: what is kept of each average below its own precision: int8 under bfloat16 ("split"), float32
-        under float32 ("compensated"), or nothing.
-    buffer: θ is a buffer, which forward passes write, not only the optimizer.
-    key: by which the random bits of this tensor differ from those of others, in any order.
+    residuals: the low part of each average: int8 under bfloat16 ("split"), float32 under float32
+        ("compensated"), or none.
+    buffer: θ is a buffer, which forward passes write too, not only the optimizer.
+    key: a hash of the name, which makes the random bits of each tensor different.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Pair(Generic[T]):
 
     @property
     def written(self) -> tuple[T, ...]:
-        """What an update writes."""
+        """The tensors that an update writes."""
         return (*self.averages, *self.residuals)
 
     @property
@@ -65,9 +65,9 @@ class Pair(Generic[T]):
 
 
 def describe(name: str, preferred: str, why_no_faster: str) -> str:
-    """An engine for ``metrics``: its name, and why it is not a faster one."""
+    """An engine for ``metrics``: its name, and why not a faster one."""
     if name == preferred:
-        return f"{name} (asked for)"
+        return f"{name} (requested)"
     return f"{name} ({why_no_faster})" if why_no_faster else name
 
 

@@ -12,5 +12,5 @@ class Several:
     began = ended = 0
 
     def applied(self, step: int) -> bool | None:
-        """Whether the averages took the update of this step; None if an interrupt came in its middle."""
+        """Whether the update of this step was applied; None if an interrupt came in its middle."""
         return step == self.ended or (None if step == self.began else False)

@@ -1,4 +1,4 @@
-"""Averages in two parts, in NumPy; an engine's own arithmetic says the same on its device."""
+"""Averages in two parts, in NumPy; engines do the same arithmetic on their devices."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from polyak._dtypes import BFLOAT16
 
 
 def join(average: NDArray[Any], low: NDArray[Any]) -> NDArray[Any]:
-    """The whole of an average in two parts: ``avg + low`` in float64, or 24 bits from 16 and 8 in float32."""
+    """Join an average in two parts: ``avg + low`` in float64, or 24 bits from 16 and 8 in float32."""
     if low.dtype == np.float32:
         return average.astype(np.float64) + low
     bits = (average.view(np.uint16).astype(np.int32) << 16) + (low.astype(np.int32) << 8)

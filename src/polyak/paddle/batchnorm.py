@@ -22,17 +22,17 @@ Forward: TypeAlias = Callable[[nn.Layer, Any], object]
 
 
 def update_batchnorm(layer: nn.Layer, loader: Iterable[Any], forward: Forward | None = None) -> None:
-    """Measure the BatchNorm statistics of ``layer`` anew with the weights it holds.
+    """Recompute the BatchNorm statistics of ``layer`` with its current weights.
 
     The statistics become the cumulative mean over the loader's batches. Everything else, dropout
     included, runs in evaluation mode, as it will when the statistics are used. Mode and momentum are
-    as before afterwards; on an exception the old statistics are too.
+    restored afterwards; on an exception the old statistics are too.
 
     Args:
         layer: e.g. ``ema.module``, whose averaged weights have other activations than any layer that trained.
         loader: batches of any type.
         forward: ``forward(layer, batch)`` runs one batch. By default a tensor is passed as it is, a
-            mapping as keyword arguments, and of a list or tuple the first element.
+            mapping as keyword arguments, and the first element of a list or tuple.
 
     Raises:
         ConfigError: the loader is empty.
@@ -75,7 +75,7 @@ class _Cumulative:
         self._calls = 0
 
     def __call__(self, norm: Any, inputs: Any) -> None:
-        if not self._calls:  # what was there gets no weight, but 0·NaN is NaN
+        if not self._calls:  # the old value gets no weight, but 0·NaN is NaN
             norm._mean.zero_()
             norm._variance.zero_()
         self._calls += 1

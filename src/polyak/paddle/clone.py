@@ -1,4 +1,4 @@
-"""A second layer on given tensors: the structure is copied, and not one of the layer's own tensors is."""
+"""Cloning a layer onto given tensors: its structure is copied, its tensors are not."""
 
 # pyright: reportPrivateUsage=false
 
@@ -21,16 +21,15 @@ def clone_onto(layer: LayerT, tensors: Mapping[int, Tensor]) -> tuple[LayerT, li
     """A copy of ``layer`` in evaluation mode whose tensors are the given ones.
 
     Args:
-        layer: any layer; what ``DataParallel`` or fleet put around it is taken off.
-        tensors: ``id`` of a live tensor to the tensor that takes its place; the others, which are computed in
-            each forward or plain attributes, are copied.
+        layer: any layer; wrappers of ``DataParallel`` or fleet are removed.
+        tensors: the replacement of a live tensor, by its ``id``; other tensors, which are computed in each
+            forward or plain attributes, are copied.
 
     Returns:
-        A layer of the same classes, whose parameters need no gradient, and pairs of its copies with what they
-        are of.
+        A layer of the same classes, whose parameters need no gradient, and its (copy, original) pairs.
 
     Raises:
-        PlanError: something on a layer leads to the original.
+        PlanError: an attribute reaches the original.
     """
     memo: dict[int, Any] = {}
     copies: list[tuple[Tensor, Tensor]] = []
@@ -55,9 +54,9 @@ def clone_onto(layer: LayerT, tensors: Mapping[int, Tensor]) -> tuple[LayerT, li
 
 
 def _as_class_of(live: Tensor, memory: Tensor) -> Tensor:
-    """Of the live tensor's class, on the memory of the given one."""
+    """A tensor of the live one's class on this memory."""
     if not (holds_values(memory) and memory.is_dense()):
-        return memory  # has no memory that could be shared: cuDNN's dropout state before its first use
+        return memory  # no memory to share: cuDNN's dropout state before its first use
     if isinstance(live, EagerParamBase):
         return EagerParamBase.from_tensor(alias(memory), trainable=False)
     return alias(memory)

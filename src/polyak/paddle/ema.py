@@ -47,19 +47,19 @@ class EMA(PersistentEMA[LayerT, Tensor]):
         dtype: storage. By default float32, or the parameter's own dtype where that is wider; "bfloat16" and
             "float16" round stochastically, so that the average keeps moving; "split" keeps bfloat16 and 8
             further bits. These and ``compensated`` need the C kernel, on a CPU.
-        every: act on each k-th step only. Decays are composed, so the half-life does not change.
+        every: update every k-th step only. Decays are composed, so the half-life does not change.
         start: copy the layer up to this step; averaging and the schedule's time begin there. Trainers that
-            know how long the run is take a share of it too, "5%".
+            know the length of the run also accept a share of it, "5%".
         on_nonfinite: "skip" keeps the average of elements whose θ is NaN or infinite, "raise" raises
-            before anything is changed, "ignore" lets them in. Under "skip" what is not finite to begin with
-            begins with its first finite value.
+            before anything is changed, "ignore" averages them. Under "skip" an element that is not finite at
+            the start is averaged from its first finite value on.
         seed: of the random bits that round 16-bit averages; give each replica its own.
         compensated: keep beside each float32 average what rounding lost, 8 bytes per parameter.
-        engine: "auto" takes the fastest that can; ``metrics()["engine"]`` says which and why.
+        engine: "auto" uses the fastest that supports the tensors; ``metrics()["engine"]`` names it.
 
     Raises:
-        ConfigError: an argument is outside its rule.
-        PlanError: nothing to average, or a tensor that cannot be.
+        ConfigError: an argument is invalid.
+        PlanError: nothing to average, or a tensor that cannot be averaged.
         NonFiniteError: θ₀ holds NaN or infinity, and ``on_nonfinite="raise"``.
 
     Examples:
@@ -105,16 +105,15 @@ class EMA(PersistentEMA[LayerT, Tensor]):
             return self.module(*args, **kwargs)
 
     def attach(self, optimizer: Optimizer | Sequence[Optimizer]) -> Attachment:
-        """Update after each step the optimizer really takes; a call of ``update`` is refused then.
+        """Update after each step that the optimizer takes; calling ``update`` is then refused.
 
         Steps that ``paddle.amp.GradScaler`` skips are not counted. ``average_parameters``, ``save``,
-        ``state_dict`` and ``metrics`` warn where the parameters are trained and no step of the optimizer is
-        seen.
+        ``state_dict`` and ``metrics`` warn if the parameters are trained without a step of the optimizer.
 
         Args:
             optimizer: the one that trains the model, or a list of those that step once each in a training
                 step, such as Muon for matrices and AdamW for the rest. The update comes after the last of
-                them; if one stands by, before the next training step.
+                them; if one takes no step, before the next training step.
 
         Returns:
             A handle whose ``remove()`` ends it.
@@ -129,9 +128,9 @@ class EMA(PersistentEMA[LayerT, Tensor]):
     def synchronize_buffers(self, group: Any | None = None) -> None:
         """Make the buffers of the averages equal in all processes; call it in each, before evaluating.
 
-        Under DataParallel each process averages the statistics that its own BatchNorm saw, so the averages of
-        the processes differ in them. Averaged buffers become their mean over the processes, copied ones those
-        of the first process. The live model is left alone. Without several processes nothing happens.
+        Under DataParallel each process averages the statistics of its own BatchNorm, so the averages of the
+        processes differ. Averaged buffers become their mean over the processes, copied ones those of the
+        first process. The live model is not changed. With one process nothing happens.
 
         Args:
             group: the processes; all of them if None.

@@ -1,4 +1,4 @@
-"""What updates Paddle's averages: the C kernel on CPUs, else Paddle's own operators, tensor by tensor."""
+"""Paddle's engines: the C kernel on CPUs, otherwise Paddle's own operators, tensor by tensor."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Marks: TypeAlias = Tensor | Sequence[int] | None
 class Engine(Protocol):
     """Averages some pairs. Made once; ``update`` runs after every optimizer step.
 
-    name: what ``metrics`` calls it.  pairs: those it averages.
+    name: in ``metrics``.  pairs: those it averages.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Engine(Protocol):
         ...
 
     def applied(self, step: int) -> bool | None:
-        """Whether the averages took the update of this step; None if an interrupt came in its middle."""
+        """Whether the update of this step was applied; None if an interrupt came in its middle."""
         ...
 
 
@@ -86,7 +86,7 @@ class Operators(Several):
 
 
 class NonFiniteCounter:
-    """Updates in which some θ of one engine could not be stored, counted where the marks are."""
+    """Counts the updates in which some θ could not be stored, on the device."""
 
     def __init__(self) -> None:
         self._updates: Tensor | None = None
@@ -100,7 +100,7 @@ class NonFiniteCounter:
         self._updates = updates if self._updates is None else self._updates + updates
 
     def read(self, pairs: Sequence[Pair]) -> Skipped:
-        """How many updates, and in how many of them each tensor. Synchronises."""
+        """The number of such updates, and of those per tensor. Synchronises."""
         if self._updates is None or self._tensors is None:
             return 0, {}
         counts = cast_type("list[int]", self._tensors.tolist())
@@ -153,7 +153,7 @@ class Updater:
         return False
 
     def wait(self) -> None:
-        """No update outlasts its call."""
+        """Updates finish before their call returns."""
 
     def skipped(self) -> Skipped:
         updates, named = self._skipped
@@ -173,10 +173,10 @@ class Updater:
 
 
 def engines(pairs: Sequence[Pair], preferred: EngineName, seed: int) -> list[Engine]:
-    """The preferred engine where it can take a pair; else the fastest that can.
+    """The preferred engine for pairs it supports; otherwise the fastest that does.
 
     Raises:
-        ConfigError: none can, or the one asked for is not there at all.
+        ConfigError: none does, or the preferred one is not installed.
     """
     if preferred == "native" and native is None:
         raise ConfigError(f'engine="native": {NO_KERNEL}.')

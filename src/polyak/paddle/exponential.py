@@ -1,4 +1,4 @@
-"""``ExponentialMovingAverage`` as Paddle's users expect it beside ``paddle.optimizer``, in dynamic graphs."""
+"""``ExponentialMovingAverage`` in the style of ``paddle.optimizer``, for dynamic graphs."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ class ExponentialMovingAverage:
     ``avgₜ = decay·avgₜ₋₁ + (1-decay)·θₜ``, ``avg₀ = θ₀``
 
     Args:
-        parameters: the layer: its buffers, BatchNorm's statistics among them, are averaged too, and state
-            and files go by the layer's names. Or ``layer.parameters()``: then they go by the numbered names
-            that Paddle gives parameters ("linear_0.w_0"), which ``set_state_dict`` of no layer knows.
+        parameters: the layer: its buffers, including BatchNorm's statistics, are averaged too, and state
+            and files use the layer's names. Or ``layer.parameters()``: then they use Paddle's numbered
+            parameter names ("linear_0.w_0"), which no layer's ``set_state_dict`` knows.
         decay: in [0, 1].
         bias_correction: ``avgₜ / (1-decayᵗ)`` with ``avg₀ = 0``: no weight on the initial parameters. These
             are the numbers that the static-graph class applies.
         thres_steps: ``βₜ = min(decay, (1+t)/(10+t))`` instead of decay. The static-graph class, given t,
             starts from 0 and divides by ``1-βₜᵗ``, so that its weights do not sum to 1; here they do.
-        name: the static-graph class's prefix of its variables, of which there are none here.
+        name: the static-graph class's prefix of its variables; ignored here.
         options: of ``polyak.paddle.EMA``: ``dtype``, ``every``, ``start``, ``exclude``, …
 
     Raises:
-        ConfigError: an argument is outside its rule, or both schedules are asked for.
+        ConfigError: an argument is invalid, or both schedules are requested.
         PlanError: nothing to average.
 
     Examples:
@@ -67,10 +67,10 @@ class ExponentialMovingAverage:
         schedule: Decay = (Debiased if bias_correction else Capped if thres_steps else Constant)(decay)
         layer = parameters if isinstance(parameters, nn.Layer) else Parameters(parameters)
         self.ema = EMA(layer, schedule, **options)
-        self._block: Block[nn.Layer] | None = None  # while the average is in the parameters
+        self._block: Block[nn.Layer] | None = None  # while the parameters hold the average
 
     def step(self) -> None:
-        """Take the present parameters into the average. Call it after ``optimizer.step()``.
+        """Update the average with the current parameters. Call it after ``optimizer.step()``.
 
         Raises:
             SwapError: the parameters hold the average.
@@ -86,7 +86,7 @@ class ExponentialMovingAverage:
         """Put the average into the parameters, until ``restore()`` or the end of a ``with`` block.
 
         Raises:
-            SwapError: it is there already.
+            SwapError: the parameters hold it already.
         """
         if self.ema.live != "raw":
             raise SwapError("apply_to: the parameters hold the average already. Call restore() first.")
@@ -99,15 +99,15 @@ class ExponentialMovingAverage:
         return Applied(self, need_restore=True)
 
     def apply(self, executor: Executor | None = None, need_restore: bool = True) -> Applied:
-        """``apply_to``, and with ``need_restore=False`` a ``with`` block leaves the average in.
+        """``apply_to``; with ``need_restore=False`` the end of a ``with`` block does not restore.
 
         Args:
-            executor: the static-graph class's; a dynamic graph needs none.
+            executor: of the static-graph class; not needed in a dynamic graph.
             need_restore: put the raw parameters back at the end of the block.
 
         Raises:
             ConfigError: ``executor`` is something else.
-            SwapError: the average is in the parameters already.
+            SwapError: the parameters hold the average already.
         """
         _refuse_other("apply", executor)
         self.apply_to()
@@ -117,7 +117,7 @@ class ExponentialMovingAverage:
         """Put the raw parameters back; without an average in them nothing happens.
 
         Raises:
-            ConfigError: ``executor`` is something else than the static-graph class's.
+            ConfigError: ``executor`` is not a static-graph executor.
         """
         _refuse_other("restore", executor)
         try:
@@ -127,7 +127,7 @@ class ExponentialMovingAverage:
             self._block = None
 
     def state_dict(self) -> State:
-        """Everything resuming takes, for ``paddle.save``.
+        """Everything needed to resume, for ``paddle.save``.
 
         Raises:
             SwapError: the parameters hold the average.
@@ -146,9 +146,9 @@ class ExponentialMovingAverage:
         self.ema.save(path, **options)
         if isinstance(self.ema.model, Parameters):
             warnings.warn(
-                f"{os.fspath(path)} names its tensors as Paddle numbers parameters, for instance "
+                f"{os.fspath(path)} uses Paddle's numbered parameter names, for instance "
                 f"{next(iter(self.ema.model.state_dict()))!r}: in a layer of the same process "
-                "set_state_dict(…, use_structured_name=False) takes them. "
+                "set_state_dict(…, use_structured_name=False) loads them. "
                 "ExponentialMovingAverage(layer) saves under the layer's names, which fit anywhere.",
                 stacklevel=2,
             )
@@ -166,7 +166,7 @@ class ExponentialMovingAverage:
     def _refuse_while_applied(self, verb: str) -> None:
         if self._block is not None:
             raise SwapError(
-                f"{verb}: apply_to() put the average into the parameters, and nothing has taken it out. Call "
+                f"{verb}: the parameters hold the average since apply_to(). Call "
                 "restore() after evaluating, or apply in a with block; optimizer steps taken before that "
                 "change the average instead of the raw parameters."
             )
@@ -187,7 +187,7 @@ class Applied:
 
 
 def _refuse_static(parameters: object, thres_steps: object) -> None:
-    """The static-graph class begins with its decay, and is given the step as a tensor."""
+    """Refuse the static-graph class's arguments: its first is the decay, and the step is a tensor."""
     if isinstance(parameters, int | float):
         raise ConfigError(
             f"parameters={parameters}: unlike in a static graph, the layer or its parameters come first: "
@@ -203,16 +203,16 @@ def _refuse_static(parameters: object, thres_steps: object) -> None:
 def _refuse_other(verb: str, executor: object) -> None:
     if not isinstance(executor, Executor | None):
         raise ConfigError(
-            f"{verb}({executor!r}): first comes the executor, as in a static graph, which may be left out. "
+            f"{verb}({executor!r}): the first argument is the static graph's executor, which may be omitted. "
             "Write apply(need_restore=False) by name."
         )
 
 
 class Parameters(nn.Layer):
-    """A layer that only holds: given parameters, by the names Paddle gave them.
+    """A layer that only contains parameters, under Paddle's names.
 
     Raises:
-        ConfigError: something else is among them, or two have one name.
+        ConfigError: one of them is not a parameter, or two have one name.
     """
 
     def __init__(self, parameters: Sequence[Tensor]) -> None:
@@ -222,9 +222,9 @@ class Parameters(nn.Layer):
                 raise ConfigError(
                     f"parameters holds a {type(parameter).__name__}: give layer.parameters(), or the layer."
                 )
-            # Directly, because add_parameter refuses names with dots in them, which Paddle's all have.
+            # Directly, because add_parameter refuses names with dots, which all of Paddle's have.
             if self._parameters.setdefault(parameter.name, parameter) is not parameter:
                 raise ConfigError(
                     f"parameters holds two tensors named {parameter.name!r}: give the layer instead, "
-                    "whose names tell them apart."
+                    "whose names differ."
                 )

@@ -15,13 +15,13 @@ _VERBS = ("step", "minimize")
 
 
 def follow(attachment: Attachment, optimizers: Sequence[Optimizer]) -> Sequence[Callable[[], None]]:
-    """Let an attachment hear of each step that is really taken, also under a GradScaler; nothing to undo.
+    """Call an attachment for each step that is taken, also under a GradScaler.
 
-    Paddle's optimizers have no hooks, so ``step`` and ``minimize`` of these objects are wrapped, for good:
-    somebody else may have wrapped them since. A GradScaler calls them also for steps it skips, and leaves its
-    verdict with the optimizer.
+    Paddle's optimizers have no hooks, so ``step`` and ``minimize`` of these objects are wrapped permanently:
+    they may have been wrapped again since. A GradScaler calls them also for steps it skips, and stores its
+    decision in the optimizer.
     """
-    inside = False  # a step: minimize of some optimizers calls step
+    inside = False  # whether a step runs: minimize of some optimizers calls step
 
     def followed(place: int, optimizer: Optimizer, verb: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(verb)

@@ -1,4 +1,4 @@
-"""Drawing the same random numbers again, from every generator that data and layers draw from."""
+"""Restoring the random state of every generator that data and layers use."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import paddle
 
 @contextmanager
 def same_random_numbers() -> Generator[None]:
-    """What is drawn in this block is drawn again after it: an evaluation more changes no training."""
+    """Restore all random states after the block, so that an extra evaluation does not change training."""
     python, numpy, paddles = random.getstate(), np.random.get_state(), paddle.get_rng_state()  # noqa: NPY002
     try:
         yield

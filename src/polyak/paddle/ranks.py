@@ -1,4 +1,4 @@
-"""What processes of paddle.distributed make of a tensor together."""
+"""Reducing tensors over the processes of paddle.distributed."""
 
 from __future__ import annotations
 

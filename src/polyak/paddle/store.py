@@ -1,4 +1,4 @@
-"""In what form an average is kept, and what is checked of the ways to ask for it."""
+"""The storage of averages: dtype and layout, from checked arguments."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _DTYPES = (paddle.float32, paddle.float64, paddle.bfloat16, paddle.float16)
 
 @dataclass(frozen=True)
 class Settings:
-    """How averages are kept and updated.
+    """How averages are stored and updated.
 
-    dtype: of the averages; None for float32 or wider.  low: of what is kept below it, if anything.
+    dtype: of the averages; None for float32 or wider.  low: of their low parts, if any.
     policy: what to do with elements of θ that are not finite.
     seed: of the random bits of 16-bit storage.
-    engine: "auto", or the one to prefer.
+    engine: "auto", or the preferred one.
     """
 
     dtype: Any
@@ -40,7 +40,7 @@ class Settings:
         """The settings for these arguments of ``EMA``.
 
         Raises:
-            ConfigError: a word is unknown, or two do not go together.
+            ConfigError: a name is unknown, or two arguments are incompatible.
         """
         chosen = paddle.bfloat16 if dtype == "split" else _dtype(dtype)
         if compensated and (dtype == "split" or chosen not in (None, paddle.float32)):
@@ -62,7 +62,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class TensorStore:
-    """Makes the tensors that averages are kept in; see ``polyak._core.framework.TensorStore``."""
+    """Creates the tensors of averages; see ``polyak._core.framework.TensorStore``."""
 
     settings: Settings
 
@@ -84,7 +84,7 @@ class TensorStore:
     def buffer(self, live: Tensor, previous: Tensor | None) -> Tensor:
         if previous is None or _layout(previous) != _layout(live):
             return laid_out_as(live, live.detach().clone())
-        overwrite(previous, live)  # so that a layer made on it goes on following
+        overwrite(previous, live)  # so that layers built on it keep following
         return previous
 
     def duplicate(self, live: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""The average inside the live layer, for a while: each tensor is pointed at the average's memory.
+"""Swapping averages into the live layer and back: each live tensor is set to the average's memory.
 
-Nothing is copied where dtype and place agree; elsewhere the live tensor gets a cast of the average.
-What ``paddle.jit.to_static`` made of the layer reads the same tensors, so it sees the average too.
+Nothing is copied where dtype and place agree; otherwise the live tensor gets a cast of the average.
+A layer compiled by ``paddle.jit.to_static`` reads the same tensors, so it uses the average too.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from polyak.paddle.tensors import alias, cast, laid_out_as, to
 
 
 class Swapper:
-    """Makes a ``LayerSwap`` each time; see ``polyak._core.framework.Swapper``."""
+    """Makes a new ``LayerSwap`` each time; see ``polyak._core.framework.Swapper``."""
 
     def swap(
         self,
@@ -30,15 +30,15 @@ class Swapper:
         return LayerSwap(plan, eval_tensors)
 
     def forget(self) -> None:
-        """Nothing is kept."""
+        """Nothing is cached."""
 
 
 class LayerSwap:
-    """The averages of one track on their way into the live layer; see ``polyak._core.swap_guard.Swap``.
+    """A swap of one track's averages into the live layer; see ``polyak._core.swap_guard.Swap``.
 
     Args:
         plan: the layer's tensors.
-        averages: what is to take their place, by name.
+        averages: their replacements, by name.
     """
 
     def __init__(self, plan: TensorMap[Tensor], averages: Mapping[str, Tensor]) -> None:
@@ -46,7 +46,7 @@ class LayerSwap:
         self.names = {id(live): entry.name for entry in entries for live in entry.tensors}
         self._lives = [live for entry in entries for live in entry.tensors]
         self._raw = [live.detach() for live in self._lives]  # the same memory, which it keeps alive
-        # Paddle counts no writes of BatchNorm, so buffers, which are small, are compared.
+        # Paddle does not count BatchNorm's writes, so buffers, which are small, are compared.
         self._buffers = [live for e in entries if e.kind == "buffer" for live in e.tensors]
         self._values: list[Tensor] = []
         self._noted: AttributeSnapshot | None = None

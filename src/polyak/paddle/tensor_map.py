@@ -1,10 +1,10 @@
-"""Which tensors of a layer: found once, by name, and watched for change at the price of two cheap calls each.
+"""The tensors of a layer: found once, by name, and checked for changes at the cost of two cheap calls each.
 
-Names are the layer's own, without what wrappers add (``_layers.``). Running statistics of BatchNorm are
-parameters in Paddle, ones that are not trained; here they are buffers, as everywhere else.
+Names are the layer's own, without the prefixes of wrappers (``_layers.``). Running statistics of BatchNorm
+are untrained parameters in Paddle; here they are buffers, as in other frameworks.
 
-Every tensor assigned to a layer becomes a buffer, one that is not persistable: also the weight that
-``weight_norm`` computes in each forward. They are no part of a plan, or every update would need a new one.
+Every tensor assigned to a layer becomes a non-persistable buffer, such as the weight that ``weight_norm``
+computes in each forward. These are not part of a plan, or every update would need a new one.
 """
 
 # pyright: reportPrivateUsage=false
@@ -32,12 +32,12 @@ _SPECTRAL_VECTORS = ("weight_u", "weight_v")
 
 
 class TensorMap(BaseTensorMap[Tensor]):
-    """The tensors of one layer, by name, and a fingerprint that tells when they are no longer these.
+    """The tensors of one layer, by name, with a check for changes.
 
     Args:
         layer: any layer, wrapped or not.
         selection: globs and buffer policy.
-        averaged: entries averaged so far; they stay averaged, under a new name too, even when frozen later.
+        averaged: entries averaged so far; they stay averaged, even if renamed or frozen later.
 
     Raises:
         PlanError: a tensor is not initialised yet, or to be averaged or copied and sparse or sharded.
@@ -101,7 +101,7 @@ def _state_of(layer: nn.Layer) -> dict[str, Tensor | None]:
 
 
 def _non_persistent(layer: nn.Layer) -> set[str]:
-    """Buffers that are not persistable; may name parameters too, ones that were such buffers once."""
+    """Non-persistable buffers; may include names of parameters that once were such buffers."""
     return cast("set[str]", layer._non_persistable_buffer_names_set)
 
 
@@ -131,7 +131,7 @@ def _refuse_scattered(entry: TensorEntry[Tensor]) -> None:
 
 
 def _identity(tensor: Tensor, name: str) -> object:
-    """Equal for tensors that are one memory under several objects or names: those are tied."""
+    """Equal for tied tensors, those that share one memory under several objects or names."""
     if not holds_values(tensor):
         raise PlanError(
             f"{name} is not initialised yet: call its initialize(), or make the layer outside of LazyGuard."

@@ -1,4 +1,4 @@
-"""Paddle's tensors: ``polyak._core.tensors.TensorOps``, which says what each function promises."""
+"""Paddle's implementation of ``polyak._core.tensors.TensorOps``, where each function is documented."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _DTYPES: dict[Any, np.dtype[Any]] = {
     paddle.float8_e4m3fn: BY_NAME["F8_E4M3"],
     paddle.float8_e5m2: BY_NAME["F8_E5M2"],
 }
-# What NumPy has no numbers for travels as integers of the same width.
+# Dtypes that NumPy does not have are passed as integers of the same width.
 _AS_INTEGERS = {
     paddle.bfloat16: paddle.int16,
     paddle.float8_e4m3fn: paddle.int8,
@@ -64,18 +64,18 @@ def put(average: Tensor, low: Tensor | None, value: Tensor) -> None:
 
 
 def overwrite(target: Tensor, source: Tensor) -> None:
-    """Copy the values of a tensor of the same shape, from wherever it is and whatever its dtype."""
+    """Copy the values of a tensor of the same shape, of any device and dtype."""
     with paddle.no_grad():
         target.copy_(cast(source, target.dtype), True)  # pyright: ignore[reportCallIssue]  # its stub is wrong
 
 
 def holds_values(tensor: Tensor) -> bool:
-    """Whether it is initialised, for which Paddle takes nothing without elements."""
+    """Whether it is initialised, which Paddle denies of tensors without elements."""
     return 0 in tensor.shape or tensor._is_initialized() is True
 
 
 def on_one_memory(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors begin at one address; those that hold no values have none."""
+    """Whether two tensors start at the same address; those without values have none."""
     return not (holds_values(one) and one.is_dense()) or one.data_ptr() == other.data_ptr()
 
 
@@ -85,14 +85,14 @@ def stamp(tensor: Tensor) -> int:
 
 
 def unchanged_check(tensors: Sequence[Tensor]) -> UnchangedCheck:
-    """Watch where tensors lie and in what form."""
+    """A check of the tensors' addresses and layouts."""
     return tensor_check(tensors, _EXCHANGE, (Tensor.data_ptr, _shape), (_dtype,))
 
 
 def alias(tensor: Tensor) -> Tensor:
-    """A tensor of its own on the same memory.
+    """A second tensor on the same memory.
 
-    What ``detach`` gives is the same tensor of Paddle's core: ``layer.to(dtype=...)`` would change both.
+    ``detach`` returns the same tensor of Paddle's core: ``layer.to(dtype=...)`` would change both.
     """
     shared = Tensor()
     shared.get_tensor()._share_data_with(tensor.get_tensor())
@@ -100,9 +100,9 @@ def alias(tensor: Tensor) -> Tensor:
 
 
 def laid_out_as(live: Tensor, tensor: Tensor) -> Tensor:
-    """The tensor itself where its axes lie in memory as those of ``live`` do; else a copy that lies so.
+    """The tensor itself if its memory layout is that of ``live``; otherwise a copy in that layout.
 
-    What ``transpose`` gives is a view, so a layer may hold its weights in any order of axes.
+    ``transpose`` returns a view, so a layer may have weights in any order of axes.
     """
     if tensor.strides == live.strides or not live.is_dense() or _axes(tensor) == _axes(live):
         return tensor
@@ -113,7 +113,7 @@ def laid_out_as(live: Tensor, tensor: Tensor) -> Tensor:
 
 
 def fills_memory(tensor: Tensor) -> bool:
-    """Whether it is all of one stretch of memory, in whatever order of its axes."""
+    """Whether it fills one contiguous range of memory, in any order of its axes."""
     step, shape, strides = 1, typed("list[int]", tensor.shape), tensor.strides
     for axis in reversed(_axes(tensor)):
         if shape[axis] != 1 and strides[axis] != step:
@@ -123,37 +123,37 @@ def fills_memory(tensor: Tensor) -> bool:
 
 
 def _axes(tensor: Tensor) -> list[int]:
-    """From the one whose neighbours lie farthest apart to the one whose lie side by side."""
+    """The axes by descending stride."""
     return sorted(range(tensor.ndim), key=lambda axis: -tensor.strides[axis])
 
 
 def version(tensor: Tensor) -> int:
-    """How often Paddle wrote it in place, as far as it counts."""
+    """Paddle's count of in-place writes."""
     return typed(int, tensor.inplace_version)
 
 
 def cast(tensor: Tensor, dtype: Any) -> Tensor:
-    """The tensor itself where it has that dtype already."""
+    """The tensor in this dtype; itself if it has it already."""
     return tensor if tensor.dtype == dtype else tensor.astype(dtype)
 
 
 def duplicate(tensor: Tensor) -> Tensor:
-    """A copy; the tensor itself where it holds nothing yet, or pieces only."""
+    """A copy; the tensor itself if it has no values yet, or only a shard."""
     return tensor.detach().clone() if holds_values(tensor) and tensor.is_dense() else tensor
 
 
 def copied_to(tensor: Tensor, place: Any) -> Tensor:
-    """A copy there."""
+    """A copy in this place."""
     return typed(Tensor, tensor._copy_to(place, True))
 
 
 def to(tensor: Tensor, place: Any) -> Tensor:
-    """The tensor itself where it is there already."""
+    """The tensor in this place; itself if it is there already."""
     return tensor if tensor.place == place else copied_to(tensor, place)
 
 
 def wide(dtype: Any) -> Any:
-    """The dtype, or float32 where it has fewer bits."""
+    """The dtype, or float32 if it has fewer bits."""
     return paddle.float32 if dtype in (paddle.float16, paddle.bfloat16) else dtype
 
 
@@ -183,16 +183,16 @@ def all_finite(tensors: Sequence[Tensor]) -> list[bool]:
 
 
 def fill_nonfinite(average: Tensor, low: Tensor | None, live: Tensor) -> None:
-    """Give elements of an average that are not finite the values of θ."""
+    """Set elements of an average that are not finite to θ."""
     value = value_of(average, low)
-    value = cast(value, wide(value.dtype))  # on a CPU Paddle selects among no narrower numbers
+    value = cast(value, wide(value.dtype))  # on a CPU Paddle's where() supports no narrower dtypes
     fresh = to(cast(live.detach(), value.dtype), value.place)
     with paddle.no_grad():
         put(average, low, paddle.where(value.isfinite(), value, fresh))
 
 
 def rounded(average: Tensor, dtype: str) -> Tensor:
-    """A copy on the host in ``dtype``; in float32 or wider where float16 has no number large enough."""
+    """A copy on the host in ``dtype``; in float32 or wider if values exceed the range of float16."""
     if average.is_complex():
         return on_host(average)
     small = on_host(average.detach().astype(typed(Any, dtype)))
@@ -209,7 +209,7 @@ def on_host(tensor: Tensor) -> Tensor:
 def as_array(tensor: Tensor) -> NDArray[Any]:
     """A tensor's values for NumPy; a copy."""
     dtype = dtype_of(tensor)
-    # contiguous() of a view moves the tensor itself to other memory, so an alias takes that.
+    # contiguous() of a view moves the tensor itself to other memory, so it is called on an alias.
     plain = tensor.detach() if tensor.is_contiguous() else alias(tensor).contiguous()
     if plain.dtype in _AS_INTEGERS:
         plain = plain.reshape([-1]).view(_AS_INTEGERS[plain.dtype])
@@ -227,14 +227,14 @@ def as_tensor(array: NDArray[Any]) -> Tensor:
 
 
 def dtype_of(tensor: Tensor) -> np.dtype[Any]:
-    """NumPy's dtype of a tensor; a sparse one has none."""
+    """The NumPy dtype of a tensor; a sparse one has none."""
     if tensor.dtype not in _DTYPES or not tensor.is_dense():
         raise TypeError(f"{tensor.dtype}, {'dense' if tensor.is_dense() else 'sparse'}")
     return _DTYPES[tensor.dtype]
 
 
 def refuse_unlike(where: str, given: object, mine: Tensor) -> None:
-    """Refuse what is no tensor with values, laid out as ``mine``."""
+    """Check that this is a dense tensor with values."""
     if not isinstance(given, Tensor):
         raise CheckpointError(f"{where} is a {type(given).__name__}, not a tensor.")
     if not holds_values(given) or given.is_dense() != mine.is_dense():
@@ -242,10 +242,10 @@ def refuse_unlike(where: str, given: object, mine: Tensor) -> None:
 
 
 def two_parts(average: Tensor, low: Tensor) -> bool:
-    """Whether these are an average in two parts as polyak keeps them."""
+    """Whether these are the parts of a two-part average."""
     return (average.dtype, low.dtype) in _TWO_PARTS and holds_values(low)
 
 
 def traces(parameter: Tensor) -> Traces:
-    """What training left behind: optimizers do not count as writing."""
+    """Traces of training; optimizers' writes are not counted."""
     return Traces(version(parameter), parameter.grad is not None)

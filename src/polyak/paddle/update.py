@@ -1,4 +1,4 @@
-"""What updates the averages of one Paddle EMA."""
+"""Makes the updater of a Paddle EMA."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def average_set(
     """The averages of a module; see ``AverageSet``.
 
     Raises:
-        ConfigError: the model is no module, or a glob matches nothing.
+        ConfigError: the model is not a module, or a glob matches nothing.
         PlanError: nothing to average.
     """
     if not isinstance(model, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -61,7 +61,7 @@ class Modules(Generic[ModuleT]):
         return clone_onto(model, tensors)
 
     def extra_states(self, model: ModuleT) -> dict[str, Tensor]:
-        """What ``get_extra_state`` gives; a safetensors file holds what is a tensor."""
+        """The results of ``get_extra_state`` that are tensors; a safetensors file cannot store others."""
         states = {
             f"{prefix}_extra_state": module.get_extra_state()
             for prefix, module in walk(model)
@@ -70,7 +70,7 @@ class Modules(Generic[ModuleT]):
         left = [name for name, state in states.items() if not isinstance(state, Tensor)]
         if left:
             warnings.warn(
-                f"{', '.join(left[:8])}: not in the file, which holds tensors only. Load it with "
+                f"{', '.join(left[:8])}: not in the file, which can store tensors only. Load it with "
                 "load_state_dict(…, strict=False), or save ema.module.state_dict() with torch.save.",
                 stacklevel=5,
             )

@@ -18,17 +18,17 @@ Forward: TypeAlias = Callable[[nn.Module, Any], object]
 
 
 def update_batchnorm(model: nn.Module, loader: Iterable[Any], forward: Forward | None = None) -> None:
-    """Measure the BatchNorm statistics of ``model`` anew with the weights it holds.
+    """Recompute the BatchNorm statistics of ``model`` with its current weights.
 
     The statistics become the cumulative mean over the loader's batches. Everything else, dropout
     included, runs in evaluation mode, as it will when the statistics are used. Mode and momentum are
-    as before afterwards; on an exception the old statistics are too.
+    restored afterwards; on an exception the old statistics are too.
 
     Args:
         model: e.g. ``ema.module``, whose averaged weights have other activations than any model that trained.
         loader: batches of any type.
         forward: ``forward(model, batch)`` runs one batch. By default a tensor is passed as it is, a
-            mapping as keyword arguments, and of a list or tuple the first element, each tensor moved
+            mapping as keyword arguments, and the first element of a list or tuple, each tensor moved
             to the model's device.
 
     Raises:

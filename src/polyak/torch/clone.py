@@ -1,4 +1,4 @@
-"""A second module on given tensors: the structure is copied, and not one of the model's own tensors is."""
+"""Cloning a module onto given tensors: its structure is copied, its tensors are not."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from polyak.errors import PlanError
 from polyak.torch.store import outside_inference_mode
 from polyak.torch.tensor_map import unwrap
 
-# Where the classes are that compute through a graph of nodes. Nodes hold the live layers, and no copy of a
-# module's attributes reaches them.
+# Module of the classes that compute through a graph of nodes. Nodes hold the live layers, which copying a
+# module's attributes does not replace.
 _BY_NODES = "keras.src.models.functional"
 
 
@@ -28,23 +28,23 @@ def clone_onto(model: ModuleT, tensors: Mapping[int, Tensor]) -> tuple[ModuleT, 
     """A copy of ``model`` in evaluation mode whose tensors are the given ones.
 
     Args:
-        model: any module; wrappers (DDP, ``torch.compile``) are taken off.
-        tensors: ``id`` of each live tensor to the tensor that takes its place; no tensor is copied.
+        model: any module; wrappers (DDP, ``torch.compile``) are removed.
+        tensors: the replacement of each live tensor, by its ``id``; no tensor is copied.
 
     Returns:
-        A module of the same classes, whose parameters need no gradient, and pairs of copies of tensors that
-        are plain attributes with what they are of.
+        A module of the same classes, whose parameters need no gradient, and (copy, original) pairs of tensors
+        that are plain attributes.
 
     Raises:
-        PlanError: something on a module leads to the original, or it is of Keras and would compute with the
-            original's layers.
+        PlanError: an attribute reaches the original, or a Keras module would compute with the original's
+            layers.
     """
     memo: dict[int, Any] = {}
     for module in model.modules():
         _refuse_nodes(module)
         inner = unwrap(module)
         if id(inner) not in memo:
-            memo[id(inner)] = object.__new__(inner.__class__)  # a class's own __new__ may ask for arguments
+            memo[id(inner)] = object.__new__(inner.__class__)  # the class's own __new__ may require arguments
         memo[id(module)] = memo[id(inner)]
         for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
             memo[id(tensor)] = _as_class_of(tensor, tensors[id(tensor)])
@@ -61,10 +61,10 @@ def clone_onto(model: ModuleT, tensors: Mapping[int, Tensor]) -> tuple[ModuleT, 
 
 
 def _as_class_of(live: Tensor, memory: Tensor) -> Tensor:
-    """On the memory of the given one, a parameter where the live one is; its flags are its own."""
+    """A tensor on this memory, a parameter if the live one is, with its own flags."""
     if not isinstance(live, nn.Parameter):
         return memory.detach()
-    if type(live) is not nn.Parameter and type(memory) is type(live):  # a copy of a class of its own
+    if type(live) is not nn.Parameter and type(memory) is type(live):  # a copy of a parameter subclass
         return memory.requires_grad_(False)
     return nn.Parameter(memory.detach(), requires_grad=False)
 
@@ -78,9 +78,9 @@ def _refuse_nodes(module: nn.Module) -> None:
 
 
 def _compiled(module: nn.Module, key: str) -> bool:
-    """Whether this attribute is what ``torch.compile`` made of the original, whose class does as well.
+    """Whether this attribute is a compiled version of the original, which the class's method replaces.
 
-    ``module.compile()`` leaves one, and ``module.forward = torch.compile(module.forward)`` is another.
+    ``module.compile()`` and ``module.forward = torch.compile(module.forward)`` leave one.
     """
     if key == "_compiled_call_impl":
         return True
@@ -92,6 +92,6 @@ def _compiled(module: nn.Module, key: str) -> bool:
 
 
 def _copied(tensor: Tensor) -> Tensor:
-    """Of a tensor that is an attribute, e.g. the weight that weight_norm computes before each call."""
+    """A copy of a tensor attribute, e.g. the weight that weight_norm computes before each call."""
     with outside_inference_mode():
         return copy.deepcopy(tensor) if tensor.is_leaf else tensor.detach().clone()

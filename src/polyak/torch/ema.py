@@ -58,26 +58,26 @@ class EMA(PersistentEMA[ModuleT, Tensor]):
         device: where averages live; by default beside their parameters. "cpu" frees the GPU of them: θ is
             copied to pinned memory on a side stream and averaged on a thread; an error there is raised by
             the next call. Not yet run on a GPU.
-        every: act on each k-th step only. Decays are composed, so the half-life does not change.
+        every: update every k-th step only. Decays are composed, so the half-life does not change.
         start: copy the model up to this step; averaging and the schedule's time begin there. Trainers that
-            know how long the run is take a share of it too, "5%".
+            know the length of the run also accept a share of it, "5%".
         on_nonfinite: "skip" keeps the average of elements whose θ is NaN or infinite, "raise" raises
-            before anything is changed, "ignore" lets them in. Under "skip" what is not finite to begin with
-            begins with its first finite value.
+            before anything is changed, "ignore" averages them. Under "skip" an element that is not finite at
+            the start is averaged from its first finite value on.
         seed: of the random bits that round 16-bit averages; give each replica its own.
         compensated: keep beside each float32 average what rounding lost, 8 bytes per parameter: exact
             to 1e-7 also where a plain average stalls within 4e-4 of a constant target (β ≥ 0.9999).
-        engine: "auto" takes the fastest that can; ``metrics()["engine"]`` says which and why.
+        engine: "auto" uses the fastest that supports the tensors; ``metrics()["engine"]`` names it.
         overlap: on a GPU, let an update run until the next step of the optimizer it is attached to, under
             the next forward pass. Nothing else may write the parameters then, and only the property
             ``ema.module`` waits for the update, not a module taken from it before. Not yet run on a GPU.
 
-    Frozen parameters are not stored; only ``ema.module`` takes a copy of them. Once they are unfrozen, or new
-    ones added, they join with the value they have then.
+    Frozen parameters are not stored; only ``ema.module`` has copies of them. Parameters that are unfrozen or
+    added later join with their values at that time.
 
     Raises:
-        ConfigError: an argument is outside its rule.
-        PlanError: nothing to average, or a tensor that cannot be.
+        ConfigError: an argument is invalid.
+        PlanError: nothing to average, or a tensor that cannot be averaged.
         NonFiniteError: θ₀ holds NaN or infinity, and ``on_nonfinite="raise"``.
 
     Examples:
@@ -127,25 +127,24 @@ class EMA(PersistentEMA[ModuleT, Tensor]):
             return self.module(*args, **kwargs)
 
     def attach(self, optimizer: Optimizer | Sequence[Optimizer]) -> Attachment:
-        """Update after each step the optimizer really takes; a call of ``update`` is refused then.
+        """Update after each step that the optimizer takes; calling ``update`` is then refused.
 
         Steps that a GradScaler skips are not counted. Fused optimizers skip inside their own kernel;
-        only with those and a scaler does this read the scaler's verdict, which waits for the device.
-        ``average_parameters``, ``save``, ``state_dict`` and ``metrics`` warn where the parameters are trained
-        and no step of the optimizer is seen.
+        only with those and a scaler does this read the scaler's decision, which waits for the device.
+        ``average_parameters``, ``save``, ``state_dict`` and ``metrics`` warn if the parameters are trained
+        without a step of the optimizer.
 
         Args:
             optimizer: the one that trains the model, or a list of those that step once each in a training
                 step, such as Muon for matrices and AdamW for the rest. The update comes after the last of
-                them; if one stands by, before the next training step.
+                them; if one takes no step, before the next training step.
 
         Returns:
             A handle whose ``remove()`` ends it.
 
         Raises:
-            ConfigError: a decay counts samples or tokens, which an optimizer does not know; a
-                wrapper calls no hooks; or the EMA is
-                attached already.
+            ConfigError: a decay counts samples or tokens, which an optimizer does not know; a wrapper calls
+                no hooks; or the EMA is attached already.
             PlanError: an optimizer holds none of the averaged parameters.
         """
         optimizers = as_several(optimizer)
@@ -156,9 +155,9 @@ class EMA(PersistentEMA[ModuleT, Tensor]):
     def synchronize_buffers(self, group: dist.ProcessGroup | None = None) -> None:
         """Make the buffers of the averages equal in all processes; call it in each, before evaluating.
 
-        Under DDP each process averages the statistics that its own BatchNorm saw, so the averages of
-        the processes differ in them. Averaged buffers become their mean over the processes, copied ones those
-        of the first process. The live model is left alone. Without several processes nothing happens.
+        Under DDP each process averages the statistics of its own BatchNorm, so the averages of the processes
+        differ. Averaged buffers become their mean over the processes, copied ones those of the first process.
+        The live model is not changed. With one process nothing happens.
 
         Args:
             group: the processes; all of them if None.
@@ -177,19 +176,19 @@ class EMA(PersistentEMA[ModuleT, Tensor]):
 
         Not yet run on a GPU: the tests replay a tape of the same calls.
 
-        A graph holds the arithmetic and not the schedule: this counts the step and sends its decay to the
-        device before. ``graph.replay()`` alone trains and leaves the average where it is. Under ``every=k``
-        all but each k-th do so too.
+        A graph contains the arithmetic but not the schedule: this method counts the step and sends its decay
+        to the device first. ``graph.replay()`` alone trains without updating the average, as do all but
+        every k-th replay under ``every=k``.
 
         Args:
             graph: a ``torch.cuda.CUDAGraph`` with one ``update()`` in it, captured after some steps had run.
             steps: training steps in the graph.
-            samples: in them, for decays counted in samples.
-            tokens: in them, for decays counted in tokens.
+            samples: in the graph, for decays counted in samples.
+            tokens: in the graph, for decays counted in tokens.
 
         Raises:
-            PlanError: the model's tensors moved since, a state was loaded or the average was reset. Nothing
-                was replayed or counted.
+            PlanError: after the capture the model's tensors moved, a state was loaded or the average was
+                reset. Nothing was replayed or counted.
             SwapError: the model holds an average now.
 
         Examples:

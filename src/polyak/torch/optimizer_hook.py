@@ -14,7 +14,7 @@ from polyak.errors import ConfigError
 
 
 class Steps(Protocol):
-    """What must hear of an optimizer's steps besides the attachment: updates that run beside the training."""
+    """Updates that run concurrently with training, and so must wait before an optimizer's step."""
 
     def guard(self, guards: int) -> None: ...
 
@@ -24,14 +24,14 @@ class Steps(Protocol):
 
 
 def follow(steps: Steps, attachment: Attachment, optimizers: Sequence[Optimizer]) -> list[Callable[[], None]]:
-    """Let an attachment hear of each step that is really taken; returns the way back."""
+    """Call an attachment for each step that is taken; returns the function that undoes it."""
     hooks = [_StepHooks(steps, attachment, place, one) for place, one in enumerate(optimizers)]
     steps.guard(+1)
     return [lambda: steps.guard(-1), *(hook.remove for hook in hooks)]
 
 
 class _StepHooks:
-    """Those of one optimizer. Before its steps, updates still running beside the training are waited for."""
+    """The hooks of one optimizer. Before its steps they wait for updates in flight."""
 
     def __init__(self, steps: Steps, attachment: Attachment, place: int, optimizer: Optimizer) -> None:
         self._steps, self._attachment, self._place = steps, attachment, place
@@ -46,7 +46,7 @@ class _StepHooks:
             hook.remove()
 
     def _begins(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        # What is left of a step that raised is no step around this one.
+        # A step that raised does not count as one around this step.
         self._running = self._running + 1 if self._running and _inside_a_step() else 1
         if self._running == 1:
             self._attachment.before(self._place)
@@ -58,13 +58,13 @@ class _StepHooks:
             self._attachment.after(self._place)
 
     def _skipped(self, optimizer: Optimizer) -> bool:
-        """Whether a GradScaler had a fused optimizer take no step, which it does inside its kernel."""
+        """Whether a GradScaler made a fused optimizer skip the step, inside its kernel."""
         found: object = getattr(optimizer, "found_inf", None)  # set by GradScaler for fused optimizers only
         if not isinstance(found, Tensor):
-            return bool(found)  # a number where the scaler had no gradients to look at
+            return bool(found)  # a number if the scaler checked no gradients
         if self._steps.capturing():
             raise ConfigError(
-                "attach: in a CUDA graph nobody can read whether the GradScaler lets "
+                "attach: in a CUDA graph it cannot be read whether the GradScaler lets "
                 f"{type(optimizer).__name__} step. Capture a step without a scaler (bfloat16 needs none), or "
                 "remove() the handle and call ema.update() after graph.replay()."
             )
@@ -72,14 +72,14 @@ class _StepHooks:
 
 
 def check_hooked(optimizer: object) -> None:
-    """Refuse what has steps that call no hooks.
+    """Check that an optimizer's steps call hooks.
 
     Raises:
-        ConfigError: it is no optimizer, or a wrapper that did not call ``Optimizer.__init__``.
+        ConfigError: it is not an optimizer, or a wrapper that did not call ``Optimizer.__init__``.
     """
     name = type(optimizer).__name__
     if not isinstance(optimizer, Optimizer):
-        raise ConfigError(f"attach: {name} is no torch.optim.Optimizer. {_CURE}")
+        raise ConfigError(f"attach: {name} is not a torch.optim.Optimizer. {_CURE}")
     if not getattr(type(optimizer).step, "hooked", False):  # torch's own mark of a step that calls hooks
         raise ConfigError(
             f"attach: {name}.step() calls no hooks, because it never called Optimizer.__init__. {_CURE}"
@@ -100,7 +100,7 @@ _CURE = (
 def _inside_a_step() -> bool:
     """Whether the hooked step that calls us runs inside another: ``step()`` that calls ``super().step()``.
 
-    torch calls the hooks in both, as soon as anybody made an optimizer of the parent class.
+    torch calls the hooks in both once an optimizer of the parent class was created.
     """
     frame = sys._getframe(2)  # pyright: ignore[reportPrivateUsage]
     hooked, outer = frame.f_code, frame.f_back

@@ -1,4 +1,4 @@
-"""Random numbers that a second evaluation draws without changing what comes after it."""
+"""Restoring the random state after an additional evaluation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 @contextmanager
 def same_random_numbers() -> Generator[None]:
-    """What Python, NumPy and torch draw in this block they draw again after it."""
+    """Restore the random states of Python, NumPy and torch after the block."""
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
     try:
         with torch.random.fork_rng(range(torch.cuda.device_count())):

@@ -1,4 +1,4 @@
-"""What processes of torch.distributed make of a tensor together."""
+"""Reducing tensors over the processes of torch.distributed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def mean_over(group: dist.ProcessGroup | None, tensor: Tensor) -> Tensor:
 
 
 def first_of(group: dist.ProcessGroup | None, tensor: Tensor) -> Tensor:
-    """The tensor of the first process, as bytes: NCCL knows no booleans and few integers."""
+    """The tensor of the first process, sent as bytes: NCCL supports no booleans and few integers."""
     sent = tensor.detach().to(_device(group, tensor), copy=True).contiguous()
     first = 0 if group is None else dist.get_global_rank(group, 0)
     dist.broadcast(sent.view(-1).view(torch.uint8), src=first, group=group)
@@ -24,7 +24,7 @@ def first_of(group: dist.ProcessGroup | None, tensor: Tensor) -> Tensor:
 
 
 def _device(group: dist.ProcessGroup | None, tensor: Tensor) -> torch.device:
-    """Where the group can reach it: averages kept in host memory go through the GPU under NCCL."""
+    """The device for communication: under NCCL, averages in host memory are sent through the GPU."""
     if dist.get_backend(group) == "nccl":
         return torch.device("cuda", torch.cuda.current_device())
     return tensor.device

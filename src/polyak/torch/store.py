@@ -1,4 +1,4 @@
-"""In what form an average is kept, and what is checked of the ways to ask for it."""
+"""The storage of averages: dtype, device and layout, from checked arguments."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 @dataclass(frozen=True)
 class Settings:
-    """How averages are kept and updated.
+    """How averages are stored and updated.
 
-    dtype: of the averages; None for float32 or wider.  low: of what is kept below it, if anything.
-    device: where they live; None for beside their parameters.
+    dtype: of the averages; None for float32 or wider.  low: of their low parts, if any.
+    device: of the averages; None for that of their parameters.
     policy: what to do with elements of θ that are not finite.
     seed: of the random bits of 16-bit storage.
-    engine: "auto", or the one to prefer.
+    engine: "auto", or the preferred one.
     overlap: updates run under the next forward pass where the device can.
     """
 
@@ -55,7 +55,7 @@ class Settings:
         """The settings for these arguments of ``EMA``.
 
         Raises:
-            ConfigError: a word is unknown, a device is none, or two do not go together.
+            ConfigError: a name or device is unknown, or two arguments are incompatible.
         """
         if dtype not in (None, "split", *_DTYPES):
             raise ConfigError(f'dtype={dtype}: must be one of {", ".join(map(str, _DTYPES))}, "split".')
@@ -66,7 +66,7 @@ class Settings:
         try:
             where = None if device is None else torch.device(device)
         except RuntimeError as error:
-            raise ConfigError(f"device={device!r} is no device: {error}") from error
+            raise ConfigError(f"device={device!r} is not a device: {error}") from error
         if dtype == "split":
             return cls(torch.bfloat16, torch.int8, where, policy, seed, engine, overlap)
         return cls(dtype, torch.float32 if compensated else None, where, policy, seed, engine, overlap)
@@ -74,7 +74,7 @@ class Settings:
     def dtype_of(self, live: Tensor) -> torch.dtype:
         """The chosen dtype for real tensors; by default float32, or the tensor's own where that is wider.
 
-        Complex tensors keep a complex dtype of at least 64 bits; there is no narrower one to ask for.
+        Complex tensors keep a complex dtype of at least 64 bits, since there is no narrower one.
         """
         if live.is_complex():
             return torch.promote_types(live.dtype, torch.complex64)
@@ -83,18 +83,18 @@ class Settings:
         return torch.float32 if live.dtype.itemsize < 4 else live.dtype
 
     def low_of(self, live: Tensor) -> torch.dtype | None:
-        """What is kept below it: nothing of float64 and complex averages, which need no more digits."""
+        """The dtype of the low part; None for float64 and complex averages, which need no more digits."""
         return self.low if self.dtype_of(live) in (torch.float32, torch.bfloat16) else None
 
 
 @dataclass(frozen=True)
 class TensorStore:
-    """Makes the tensors that averages are kept in; see ``polyak._core.framework.TensorStore``."""
+    """Creates the tensors of averages; see ``polyak._core.framework.TensorStore``."""
 
     settings: Settings
 
     def initial(self, live: Tensor) -> tuple[Tensor, Tensor | None]:
-        """θ as an average to start from, and its residual.
+        """An initial average equal to θ, and its residual.
 
         Raises:
             ConfigError: compensated averages would live on a device without float64.
@@ -103,7 +103,7 @@ class TensorStore:
         if dtype := self.settings.low_of(live):
             if dtype == torch.float32 and average.device.type in _NO_FLOAT64:
                 raise ConfigError(
-                    f"compensated=True with averages on {average.device}: their two parts add up in float64, "
+                    f"compensated=True with averages on {average.device}: their two parts are added in float64, "
                     'which does not exist there. device="cpu" keeps them on the host.'
                 )
             with outside_inference_mode():
@@ -119,19 +119,19 @@ class TensorStore:
         fresh = _copy(live, live.dtype, self.settings.device)
         if previous is None or _layout(previous) != _layout(fresh):
             return fresh
-        with outside_inference_mode():  # so that a module made on it goes on following
+        with outside_inference_mode():  # so that modules built on it keep following
             return previous.copy_(fresh)
 
     def duplicate(self, live: Tensor) -> Tensor:
         if type(live) in (Tensor, nn.Parameter):
             return self.buffer(live, None)
         with outside_inference_mode():
-            return copy.deepcopy(live)  # of a class of its own: quantised weights know how
+            return copy.deepcopy(live)  # a tensor subclass: quantised weights clone themselves
 
 
 @contextmanager
 def outside_inference_mode() -> Generator[None]:
-    """Tensors made here can be updated anywhere, also when validation under inference mode makes them."""
+    """Tensors created here can be updated anywhere, even if created under inference mode."""
     with torch.inference_mode(False), torch.no_grad():
         yield
 
@@ -147,10 +147,10 @@ def _copy(live: Tensor, dtype: torch.dtype, device: torch.device | None) -> Tens
 
 
 def laid_out_as(live: Tensor, tensor: Tensor) -> Tensor:
-    """The tensor itself where its strides are those a copy of ``live`` has; else a copy that has them.
+    """The tensor itself if its strides are those of a copy of ``live``; otherwise a copy with these strides.
 
-    A model may turn to channels-last at any time. Kernels run slower on weights in another layout than their
-    inputs', and ``torch.compile`` compiles again for them.
+    A model may switch to channels-last at any time. Kernels run slower on weights in another layout than
+    their inputs, and ``torch.compile`` recompiles for them.
     """
     strides = torch.empty_like(live, device="meta").stride()
     if tensor.stride() == strides:

@@ -1,9 +1,8 @@
-"""The average inside the live model, for a while.
+"""Swapping averages into the live model and back.
 
-Where dtype and device allow it the live tensor is pointed at the average's memory: nothing is copied and
-nothing allocated, and the average stays what it is. Elsewhere the fewest values are: a cast of the
-average for another dtype or device, a backup for tensors that are views of one memory (the flat
-weights of a cuDNN RNN), whose addresses other code relies on.
+Where dtype and device agree, the live tensor is set to the average's memory: nothing is copied or allocated.
+Otherwise as little as possible is copied: a cast of the average for another dtype or device, a backup for
+tensors that are views of one memory (the flat weights of a cuDNN RNN), whose addresses other code relies on.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from polyak._core.swap_guard import NOTHING, Changed, Exchange, Swap
 from polyak._core.tensor_map import TensorMap
 from polyak.torch.tensors import version as version_of
 
-# A module's dictionary, and the tensors that belong there.
+# A module's dictionary, and its original tensors.
 Place: TypeAlias = tuple[dict[str, Any], dict[str, Any]]
 
 _data = attrgetter("data")
@@ -34,11 +33,11 @@ def _has_version(tensor: Tensor) -> bool:
 
 
 class SwapPlan:
-    """How the averages of one track get into the live model: found once, carried out in one sweep.
+    """How to swap the averages of one track into the live model: planned once, done in one pass.
 
     Args:
         plan: the model's tensors.
-        averages: what is to take their place, by name.
+        averages: their replacements, by name.
     """
 
     def __init__(self, plan: TensorMap[Tensor], averages: Mapping[str, Tensor]) -> None:
@@ -57,10 +56,10 @@ class SwapPlan:
         self._fixed = [(live, entry) for live, entry in others if _memory(live) in shared]
 
     def swap(self, averages: Mapping[str, Tensor]) -> Swap:
-        """The way of the averages into the live model and out again.
+        """The swap of these averages.
 
         Args:
-            averages: those this was made for, or the same in another dtype where they are cast anyway.
+            averages: those of the plan, or the same in another dtype if they are cast anyway.
         """
         cast = [(live, averages[entry.name].to(live.device, live.dtype)) for live, entry in self._cast]
         fixed = [(live, averages[entry.name]) for live, entry in self._fixed]
@@ -94,15 +93,15 @@ class Swapper:
 
 
 class ModelSwap:
-    """Averages on their way into live tensors; see ``polyak._core.swap_guard.Swap``.
+    """A swap of averages into live tensors; see ``polyak._core.swap_guard.Swap``.
 
     Args:
         names: of the tensors, by id.
-        lives: tensors that are pointed at other memory.
+        lives: tensors that are set to other memory.
         memories: that memory.
-        fixed: tensors that stay where they are, and the averages whose values they get.
-        places: where the tensors are; see ``_places``.
-        buffers: which of the tensors are, by id.
+        fixed: tensors that keep their memory, with the averages that are copied into them.
+        places: of the tensors; see ``_places``.
+        buffers: ids of the tensors that are buffers.
     """
 
     def __init__(
@@ -135,7 +134,7 @@ class ModelSwap:
         (_, versions), lives = self._noted.values, self._noted.objects
         memories = dict(zip(map(id, self._lives), self._memories, strict=True))
         memories |= {id(live): memory for live, memory, _ in self._backups}
-        # share_memory() moves what both lie in, which is no other memory.
+        # share_memory() moves the storage that both share, which does not count as other memory.
         moved = [t for t in lives if t.data_ptr() != memories[id(t)].data_ptr()]
         there = [(t, v) for t, v in zip(lives, versions, strict=True) if not any(t is m for m in moved)]
         written = [t for t, version in there if version_of(t) != version]
@@ -148,16 +147,16 @@ class ModelSwap:
             store.update(tensors)
         _point_all(self._lives, self._raw)
         for live, memory, backup in reversed(self._backups):  # memories may overlap
-            live.data = memory  # the block may have called .half() and the like
+            live.data = memory  # the block may have called .half() or similar
             memory.copy_(backup)
 
 
 def exchange_of(
     lives: Sequence[Tensor], averages: Sequence[Tensor], names: Sequence[str] | None = None
 ) -> Exchange:
-    """An exchange for those who have no plan.
+    """An exchange of single tensors, without a plan.
 
-    Tensors point at the averages' memory where dtype and device agree; elsewhere at a cast of it.
+    Live tensors are set to the averages' memory if dtype and device agree, otherwise to a cast of it.
     """
     memories = [a.detach().to(t.device, t.dtype) for t, a in zip(lives, averages, strict=True)]
     named = zip(map(id, lives), names or ["a parameter"] * len(lives), strict=True)
@@ -165,7 +164,7 @@ def exchange_of(
 
 
 def _can_exchange(live: Tensor, average: Tensor, shared: set[object]) -> bool:
-    """Whether the live tensor can simply point at the average's memory."""
+    """Whether the live tensor can be set to the average's memory."""
     alike = (live.dtype, live.device, live.layout) == (average.dtype, average.device, average.layout)
     return alike and _memory(live) not in shared
 
@@ -175,13 +174,13 @@ def _point_all(lives: Sequence[Tensor], memories: Sequence[Tensor]) -> None:
 
 
 def _places(plan: TensorMap[Tensor], ids: Collection[int]) -> list[Place]:
-    """Where the tensors are: ``.half()`` and some forward passes put new buffers in their place."""
+    """The modules' entries of the tensors: ``.half()`` and some forward passes replace buffers."""
     found = [(store, {key: t for key, t in store.items() if id(t) in ids}) for store in plan.contents.stores]
     return [(store, tensors) for store, tensors in found if tensors]
 
 
 def _sharing_memory(plan: TensorMap[Tensor]) -> set[object]:
-    """Memories that more than one planned entry lies in."""
+    """Storages that more than one planned entry uses."""
     seen: set[object] = set()
     shared: set[object] = set()
     for entry in plan.entries.values():
@@ -193,5 +192,5 @@ def _sharing_memory(plan: TensorMap[Tensor]) -> set[object]:
 
 def _memory(tensor: Tensor) -> object:
     if tensor.numel() == 0 or tensor.layout != torch.strided:
-        return id(tensor)  # no memory that another tensor could lie in
+        return id(tensor)  # empty: no memory to share
     return tensor.device, tensor.untyped_storage().data_ptr()

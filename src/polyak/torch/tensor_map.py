@@ -1,8 +1,8 @@
-"""Which tensors: found once, by name, and watched for change at the price of one cheap call each.
+"""The tensors of a module: found once, by name, and checked for changes at the cost of a cheap call each.
 
-Names are the model's own, without what wrappers add (``module.``, ``_orig_mod.`` …). A tensor reached
-by several names is planned once, under the first. Live tensors are held as the objects the model
-holds, never as detached aliases, so no update can go to memory the model has left.
+Names are the model's own, without the prefixes of wrappers (``module.``, ``_orig_mod.`` …). A tensor with
+several names is planned once, under the first. Entries refer to the model's own tensor objects, not to
+detached aliases, so no update can write to memory that the model no longer uses.
 """
 
 # pyright: reportPrivateUsage=false
@@ -30,12 +30,12 @@ _RUNNING_STATISTICS = ("running_mean", "running_var", "moving_mean", "moving_var
 
 
 class TensorMap(BaseTensorMap[Tensor]):
-    """The tensors of one model, by name, and a fingerprint that tells when they are no longer these.
+    """The tensors of one model, by name, with a check for changes.
 
     Args:
         model: any module, wrapped or not.
         selection: globs and buffer policy.
-        averaged: entries averaged so far; they stay averaged, under a new name too, even when frozen later.
+        averaged: entries averaged so far; they stay averaged, even if renamed or frozen later.
 
     Raises:
         PlanError: a tensor is not initialised yet.
@@ -77,7 +77,7 @@ def unwrap(module: nn.Module) -> nn.Module:
 
 
 def walk(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """Each module below, wrappers taken off, by the prefix of its tensors' names."""
+    """All submodules without wrappers, by the prefix of their tensors' names."""
     module = unwrap(module)
     yield prefix, module
     for key, child in module._modules.items():
@@ -94,13 +94,13 @@ def _refuse_torchscript(modules: dict[str, nn.Module]) -> None:
             )
 
 
-_WHOLE = "Average one that is whole in each process: under DDP, or on one device."
+_WHOLE = "Average a model that is complete in each process: under DDP, or on one device."
 
 
 def _refuse_fsdp(model: nn.Module) -> None:
-    """Its first version; the parameters of the second are refused one by one."""
+    """Refuse FSDP1; the parameters of FSDP2 are refused one by one."""
     if any("_fsdp_wrapped_module" in module._modules for module in model.modules()):
-        raise PlanError(f"the model is wrapped by FSDP, whose parameters are pieces. {_WHOLE}")
+        raise PlanError(f"the model is wrapped by FSDP, whose parameters are shards. {_WHOLE}")
 
 
 def _refuse_sparse(planned: dict[str, TensorEntry[Tensor]]) -> None:
@@ -134,14 +134,14 @@ def _model_tensors(modules: dict[str, nn.Module]) -> Iterator[ModelTensor[Tensor
 
 
 def _buffer_kind(module: nn.Module, key: str) -> BufferKind:
-    """Which sort of buffer this is, by its name and what stands beside it."""
+    """The kind of buffer, by its name and its neighbours in the module."""
     if key in ("_u", "_v") or (key.endswith(("_u", "_v")) and f"{key[:-2]}_orig" in module._parameters):
         return "vector"
     return "statistic" if key in _RUNNING_STATISTICS else "other"
 
 
 def _identity(tensor: Tensor, name: str) -> object:
-    """Equal for tensors that are one memory under several objects or names: those are tied."""
+    """Equal for tied tensors, those that share one memory under several objects or names."""
     if isinstance(tensor, UninitializedParameter | UninitializedBuffer):
         raise PlanError(f"{name} is not initialised yet: run the model once before averaging it.")
     if tensor.device.type == "meta":
@@ -153,13 +153,13 @@ def _identity(tensor: Tensor, name: str) -> object:
             f"{name} is a {type(tensor).__name__}, whose values are in other tensors: sharded, or "
             f"quantised. {_WHOLE}"
         )
-    if not holds_values(tensor):  # here it would read beyond the end
+    if not holds_values(tensor):  # an engine would read beyond the end
         raise PlanError(
             f"{name} is {tensor.dtype} {tuple(tensor.shape)} on a storage of only "
-            f"{tensor.untyped_storage().nbytes()} bytes: give it back its size before the next update."
+            f"{tensor.untyped_storage().nbytes()} bytes: restore its size before the next update."
         )
     return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride(), tensor.device
 
 
 def _has_address(tensor: Tensor) -> bool:
-    return tensor.layout == torch.strided  # sparse tensors have several memories and none to point at
+    return tensor.layout == torch.strided  # sparse tensors have several storages

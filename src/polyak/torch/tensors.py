@@ -1,4 +1,4 @@
-"""torch's tensors: ``polyak._core.tensors.TensorOps``, which says what each function promises."""
+"""torch's implementation of ``polyak._core.tensors.TensorOps``, where each function is documented."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ if _E8M0 is not None:
 _nbytes, _dtype = attrgetter("nbytes"), attrgetter("dtype")
 _EXCHANGE: object = getattr(Tensor, "__dlpack_c_exchange_api__", None)  # since torch 2.10
 
-# Averages kept in two parts: "split" and compensated.
+# Averages in two parts: "split" and compensated.
 _TWO_PARTS = ((torch.bfloat16, torch.int8), (torch.float32, torch.float32))
 
 
@@ -68,23 +68,23 @@ def put(average: Tensor, low: Tensor | None, value: Tensor) -> None:
         else:
             average.copy_(value)
             rest = value - average  # in the wider of the two dtypes, where it is exact
-            low.copy_(rest.nan_to_num(0.0, 0.0, 0.0))  # an infinity lacks nothing
+            low.copy_(rest.nan_to_num(0.0, 0.0, 0.0))  # infinity has no rounding error
 
 
 def overwrite(target: Tensor, source: Tensor) -> None:
-    """Copy the values of a tensor of the same shape, from wherever it is and whatever its dtype."""
+    """Copy the values of a tensor of the same shape, of any device and dtype."""
     with torch.no_grad():
         target.copy_(source)
 
 
 def duplicate(tensor: Tensor) -> Tensor:
-    """A copy in memory of its own, which can be updated anywhere, though made under inference mode."""
+    """A copy in memory of its own, which can be updated anywhere, even if made under inference mode."""
     with torch.inference_mode(False), torch.no_grad():
         return tensor.detach().clone()
 
 
 def holds_values(tensor: Tensor) -> bool:
-    """Whether its storage is as large as its shape needs; somebody may have resized it."""
+    """Whether its storage is as large as its shape requires; it may have been resized."""
     if tensor.layout != torch.strided or tensor.numel() == 0:
         return True
     last = sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
@@ -92,15 +92,12 @@ def holds_values(tensor: Tensor) -> bool:
 
 
 def on_one_memory(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors begin at one address; sparse ones have none."""
+    """Whether two tensors start at the same address; sparse ones have none."""
     return one.layout != torch.strided or one.data_ptr() == other.data_ptr()
 
 
 def unchanged_check(tensors: Sequence[Tensor]) -> UnchangedCheck:
-    """Watch where tensors lie and in what form.
-
-    Sparse ones are left out: they have several memories, and no address.
-    """
+    """A check of the addresses and layouts of dense tensors; sparse ones have no single address."""
     dense = [tensor for tensor in tensors if tensor.layout == torch.strided]
     return tensor_check(dense, _EXCHANGE, (Tensor.data_ptr, _nbytes), (_dtype, Tensor.stride))
 
@@ -108,7 +105,7 @@ def unchanged_check(tensors: Sequence[Tensor]) -> UnchangedCheck:
 def squared_distances(pairs: Iterable[tuple[Tensor, Tensor | None]]) -> list[float]:
     """``‖average-other‖²``, or ``‖average‖²``, each in the wider of the average's dtype and float32.
 
-    Waits for a device once, or twice where some are float64.
+    Waits for a device once, or twice if some are float64.
     """
     with torch.no_grad():
         norms = [_norm_of_difference(average, other) for average, other in pairs]
@@ -139,13 +136,13 @@ def all_finite(tensors: Sequence[Tensor]) -> list[bool]:
 
 
 def fill_nonfinite(average: Tensor, low: Tensor | None, live: Tensor) -> None:
-    """Give elements of an average that are not finite the values of θ."""
+    """Set elements of an average that are not finite to θ."""
     value = value_of(average, low)
     put(average, low, torch.where(value.isfinite(), value, live.detach().to(value.device, value.dtype)))
 
 
 def rounded(average: Tensor, dtype: str) -> Tensor:
-    """A copy on the host in ``dtype``; in float32 or wider where float16 has no number large enough."""
+    """A copy on the host in ``dtype``; in float32 or wider if values exceed the range of float16."""
     average = average.detach()
     if average.is_complex():
         return on_host(average)
@@ -161,12 +158,12 @@ def on_host(tensor: Tensor) -> Tensor:
 
 
 def alias(tensor: Tensor) -> Tensor:
-    """A tensor of its own on the same memory, which stays there when the other is pointed elsewhere."""
+    """A second tensor on the same memory, unaffected when the first is moved."""
     return tensor.detach()
 
 
 def version(tensor: Tensor) -> int:
-    """How often torch wrote it in place; tensors made in inference mode are not counted."""
+    """The count of in-place writes; tensors made in inference mode have none."""
     return 0 if tensor.is_inference() else tensor._version  # pyright: ignore[reportPrivateUsage]
 
 
@@ -187,14 +184,14 @@ def as_tensor(array: NDArray[Any]) -> Tensor:
 
 
 def dtype_of(tensor: Tensor) -> np.dtype[Any]:
-    """NumPy's dtype of a tensor; a sparse one has none."""
+    """The NumPy dtype of a tensor; a sparse one has none."""
     if tensor.dtype not in _DTYPES or tensor.layout != torch.strided:
         raise TypeError(f"{tensor.dtype}, {tensor.layout}")
     return _DTYPES[tensor.dtype]
 
 
 def refuse_unlike(where: str, given: object, mine: Tensor) -> None:
-    """Refuse what is no tensor with values, laid out as ``mine``."""
+    """Check that this is a tensor with values in the layout of ``mine``."""
     if not isinstance(given, Tensor):
         raise CheckpointError(f"{where} is a {type(given).__name__}, not a tensor.")
     if given.is_meta or given.layout != mine.layout:
@@ -204,11 +201,11 @@ def refuse_unlike(where: str, given: object, mine: Tensor) -> None:
 
 
 def two_parts(average: Tensor, low: Tensor) -> bool:
-    """Whether these are an average in two parts as polyak keeps them."""
+    """Whether these are the parts of a two-part average."""
     known = (average.dtype, low.dtype) in _TWO_PARTS
     return known and not low.is_meta and low.layout == average.layout
 
 
 def traces(parameter: Tensor) -> Traces:
-    """What training left behind: fused optimizers do not count as writing."""
+    """Traces of training; writes of fused optimizers are not counted."""
     return Traces(version(parameter), parameter.grad is not None)

@@ -1,8 +1,8 @@
-"""Keeping ``torch.compile`` out of updates.
+"""Excluding updates from ``torch.compile``.
 
-An engine reads addresses from tables, a kernel's writes are then invisible to Dynamo's analysis (it removed
-whole launches as dead code), and counters that change at each step would recompile at each step. So an
-update inside a compiled training step runs as it does outside of one, between two compiled pieces.
+Engines read addresses from tables, so a kernel's writes are invisible to Dynamo's analysis (it removed whole
+launches as dead code), and counters that change at each step would recompile at each step. So an update in a
+compiled training step runs eagerly, between two compiled graphs.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ C = TypeVar("C")
 
 
 def untraced(function: Callable[P, R]) -> Callable[P, R]:
-    """``function``, run eagerly also where Dynamo traces its caller.
+    """``function``, run eagerly even if Dynamo traces its caller.
 
-    ``torch.compiler.disable`` alone would do, but it imports Dynamo when applied, a second at each start,
-    and costs every call some microseconds. Asking first costs eager calls 0.1 µs.
+    ``torch.compiler.disable`` alone would do, but it imports Dynamo when applied, which takes a second, and
+    costs some microseconds per call. Checking first costs eager calls 0.1 µs.
     """
 
     @wraps(function)

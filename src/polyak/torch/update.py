@@ -1,4 +1,4 @@
-"""What updates the averages of one torch EMA, and the CUDA graphs that hold one of its updates."""
+"""Makes the updater of a torch EMA, and keeps the CUDA graphs that contain one of its updates."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from polyak.torch.store import Settings, outside_inference_mode
 
 
 class Updates:
-    """Makes updaters, and passes on to the present one what optimizers and graphs need of it.
+    """Makes updaters, and forwards calls of optimizers and graphs to the current one.
 
     Args:
         settings: policy, seed, preferred engine, overlap.
@@ -58,15 +58,15 @@ class Updates:
             self._captured.append(self._updater)
 
     def captured(self) -> bool:
-        """Whether some CUDA graph holds an update of the present updater."""
+        """Whether a CUDA graph contains an update of the current updater."""
         return self._updater in self._captured
 
     def replay(self, graph: Graph, betas: Sequence[float], step: int) -> None:
-        """The update that ``graph`` holds, with these decays, and all else in the graph."""
+        """Replay ``graph``, whose update uses these decays."""
         self._updater.replay(graph, betas, step)
 
     def guard(self, guards: int) -> None:
-        """Count this many more or fewer optimizers that call ``before_step``."""
+        """Change the number of optimizers that call ``before_step``."""
         self._guards += guards
         self._updater.guard(self._guards > 0)
 
@@ -75,7 +75,7 @@ class Updates:
         return self._updater.capturing()
 
     def before_step(self) -> None:
-        """θ is about to be written by an optimizer."""
+        """Call before an optimizer writes θ."""
         self._updater.before_step()
 
 
@@ -85,6 +85,6 @@ def _refuse_host_buffers(plan: TensorMap[Tensor]) -> None:
         if entry.live.device not in devices:
             raise ConfigError(
                 f"{entry.name} is a buffer on {entry.live.device} that the average copies: a graph would "
-                "copy it while captured and never again. Move it to the model's device, or leave it out "
+                "copy it only during capture. Move it to the model's device, or leave it out "
                 f"(exclude={entry.name!r}), or call ema.update() after graph.replay() instead."
             )

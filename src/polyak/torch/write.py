@@ -16,13 +16,12 @@ from polyak.torch.tensors import as_tensor
 
 
 def write_torch(out: str | os.PathLike[str], tree: Mapping[str, Any]) -> None:
-    """Write dicts of NumPy arrays with ``torch.save``, arrays as tensors; whole or not at all.
+    """Write dicts of NumPy arrays with ``torch.save``, arrays as tensors; completely or not at all.
 
-    Nothing but dicts, numbers, strings and tensors is in the file: ``torch.load(weights_only=True)``
-    reads it.
+    The file contains only dicts, numbers, strings and tensors: ``torch.load(weights_only=True)`` reads it.
 
     Raises:
-        CheckpointError: the system refuses. What was there before is intact.
+        CheckpointError: an error of the operating system. An old file is intact.
     """
     with atomic(Path(out)) as temporary:
         torch.save(_tensors(tree), temporary)

@@ -39,7 +39,7 @@ def test_complex_tensors_go_to_blocks_and_it_says_why() -> None:
 def test_tensors_with_holes_go_to_blocks_and_are_averaged() -> None:
     model = nn.ParameterDict({"w": nn.Parameter(torch.zeros(6, 8)[:, ::2])})
     ema = polyak.EMA(model, 0.5)
-    assert ema.metrics()["engine"].startswith("blocked (the C kernel does not take w, torch.float32")
+    assert ema.metrics()["engine"].startswith("blocked (the C kernel does not support w, torch.float32")
     with torch.no_grad():
         model["w"].copy_(torch.arange(24.0).view(6, 4))
     ema.update()
@@ -52,7 +52,7 @@ def test_each_tensor_is_chosen_for_by_itself() -> None:
     ema = polyak.EMA(model, 0.5)
     native, blocked = ema.metrics()["engine"].split("; ")
     assert native.startswith("native")
-    assert "does not take b" in blocked
+    assert "does not support b" in blocked
     with torch.no_grad():
         model["a"].fill_(2)
         model["b"].fill_(4)

@@ -113,7 +113,7 @@ def test_the_interpreter_runs_only_when_asked_for_by_name_and_never_on_a_gpu() -
     assert done.returncode == 0, done.stderr
     auto, asked, gpu = done.stdout.splitlines()
     assert auto.startswith("native")
-    assert asked == "triton (asked for)"
+    assert asked == "triton (requested)"
     assert gpu.startswith("TRITON_INTERPRET was set at import")
 
 

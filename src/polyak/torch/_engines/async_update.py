@@ -79,7 +79,7 @@ class CudaWorker:
 
 
 class AsyncUpdate(Several):
-    """What both kinds have in common: at most one update is in flight.
+    """Common base: at most one update is in flight.
 
     guarded: ``before_step`` is called before θ is written again.
 

@@ -1,4 +1,4 @@
-"""What an engine is given and what it must do."""
+"""The interface of an engine."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class Counts:
 class Engine(Protocol):
     """Averages some pairs. Made once, from at least one pair; ``update`` runs after every optimizer step.
 
-    name: what ``metrics`` calls it.  pairs: in the order of the marks it returns.
-    counts: where it counts by itself what it could not store; None if it leaves that to the caller.
+    name: in ``metrics``.  pairs: in the order of the marks it returns.
+    counts: its own counts of elements it could not store; None if it leaves counting to the caller.
     """
 
     @property
@@ -50,7 +50,7 @@ class Engine(Protocol):
         ...
 
     def applied(self, step: int) -> bool | None:
-        """Whether the averages took the update of this step; None if an interrupt came in its middle."""
+        """Whether the update of this step was applied; None if an interrupt came in its middle."""
         ...
 
     def update(self, weights: Sequence[float], step: int, skip: bool) -> Marks:
@@ -58,7 +58,7 @@ class Engine(Protocol):
 
         Args:
             weights: one per track.
-            step: the training step, which makes the random bits.
+            step: the training step, which determines the random bits.
             skip: elements that cannot be stored keep their average.
 
         Returns:

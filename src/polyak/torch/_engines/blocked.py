@@ -1,4 +1,4 @@
-"""The engine for any CPU in plain torch: blocks that fit in cache, read from memory once.
+"""The fallback engine for CPUs without the C kernel: blocks that fit in cache, read from memory once.
 
 A block is converted, where dtypes differ, into one scratch buffer, checked by its sum or its norms, and
 blended into every track before the next block is read: more tracks and conversions cost no further reads of
@@ -82,12 +82,12 @@ class _Block:
         self._can_look = self._looked[0].dtype.itemsize > 1
 
     def convert(self) -> None:
-        """θ into the scratch memory, before a look and a blend; nothing where it is averaged as it is."""
+        """Convert θ into the scratch memory, if it needs converting."""
         if self._converted:
             torch._foreach_copy_(self._converted, self._live)
 
     def looks_finite(self) -> bool:
-        """Whether a look shows that all of θ is finite and within the storage's range."""
+        """Whether a quick check shows that all of θ is finite and within the storage's range."""
         return self._can_look and looks_storable(self._looked, self._storage)
 
     def blend(self, weights: Sequence[float], step: int) -> None:
@@ -118,7 +118,7 @@ def _blocks(pairs: Sequence[Pair], seed: int) -> list[_Block]:
 
 
 def _pieces(pair: Pair) -> list[Pair]:
-    """A large tensor as several of a block each; not if it is rounded, where elements know their place."""
+    """A large tensor as several of a block each; not if it is rounded, which depends on element indices."""
     if not is_dense(pair) or pair.residuals or storage_dtype(pair).itemsize < 4 or pair.live.numel() <= CHUNK:
         return [pair]
     flat = [t.detach().as_strided((t.numel(),), (1,)) for t in (pair.live, *pair.averages)]

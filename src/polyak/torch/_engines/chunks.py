@@ -1,4 +1,4 @@
-"""Averaging piece by piece: what masks, rounds and keeps two parts needs temporaries, and they stay small."""
+"""Averaging chunk by chunk, so that the temporaries of masking, rounding and two-part averages stay small."""
 
 # pyright: reportPrivateUsage=false, reportPrivateImportUsage=false
 # torch's multi-tensor operations have no public names.
@@ -22,7 +22,7 @@ DEVICE_CHUNK = 1 << 24  # on a GPU each call costs microseconds whatever its siz
 
 
 class Chunk(NamedTuple):
-    """The same elements of a pair's tensors; ``live`` as the arithmetic wants it."""
+    """The same elements of a pair's tensors; ``live`` in the arithmetic's dtype."""
 
     first: int
     live: Tensor
@@ -58,18 +58,18 @@ def shaped(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
 
 
 def storable(value: Tensor, storage: torch.dtype) -> Tensor:
-    """Finite in the storage too: one infinity in an average stays forever, and float16 ends at 65504."""
+    """Finite in the storage dtype too: an infinity in an average stays forever, and float16 ends at 65504."""
     if storage.itemsize >= 4:
         return torch.isfinite(value)
     return value.abs() <= torch.finfo(storage).max
 
 
 def looks_storable(values: list[Tensor], storage: torch.dtype) -> bool:
-    """Whether a quick look, which waits for the device, shows that all of these are ``storable``.
+    """Whether a quick check, which waits for the device, shows that all of these are ``storable``.
 
-    NaN and infinity leave no sum finite, and a sum takes half the time of a norm, a twentieth of
-    ``isfinite``; the norm also bounds each element. Both can overflow where all is fine, so that False only
-    means to look closer.
+    NaN and infinity make every sum non-finite, and a sum takes half the time of a norm, a twentieth of
+    ``isfinite``; the norm also bounds each element. Both can overflow for valid values, so False only means
+    that elements must be checked.
     """
     if len(values) == 1 and storage.itemsize >= 4:
         return cmath.isfinite(values[0].sum().item())

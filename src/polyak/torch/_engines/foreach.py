@@ -2,11 +2,11 @@
 
     ``avg ← avg + (1-β)·(θ - avg)``
 
-is ``lerp``: of the ways to write an average this one has no bias (``β·avg + (1-β)·θ`` in float32 drifts
-by -2e-4 relative over 100,000 steps) and keeps a constant exactly.
+is ``lerp``, which has no bias (``β·avg + (1-β)·θ`` in float32 drifts by -2e-4 relative over 100,000 steps)
+and keeps a constant exactly.
 
-One call updates all tensors of a dtype where nothing is masked, converted or rounded, and a few a batch of
-them where θ is masked; the rest goes chunk by chunk. No temporary is ever as large as the model.
+One call updates all tensors of a dtype if nothing is masked, converted or rounded, and a few calls a batch of
+them if θ is masked; the rest is updated chunk by chunk. No temporary is as large as the model.
 """
 
 # pyright: reportPrivateUsage=false, reportPrivateImportUsage=false
@@ -107,7 +107,7 @@ def _blend_batch(
 
 
 def _batches(group: Sequence[Pair]) -> list[list[Pair]]:
-    """As many tensors as temporaries may be large; a larger tensor goes chunk by chunk, and is in none."""
+    """Batches whose temporaries are small; larger tensors are updated chunk by chunk, and in no batch."""
     most = _BATCH if group[0].live.is_cpu else DEVICE_CHUNK
     batches: list[list[Pair]] = [[]]
     filled = 0
@@ -124,20 +124,20 @@ def _batches(group: Sequence[Pair]) -> list[list[Pair]]:
 
 
 def is_direct(pair: Pair) -> bool:
-    """Whether θ goes into the averages as it is: same dtype and device, one part, no rounding."""
+    """Whether θ is averaged without conversion: same dtype and device, one part, no rounding."""
     average = pair.averages[0]
     same = (average.dtype, average.device) == (pair.live.dtype, pair.live.device)
     return same and average.dtype.itemsize >= 4 and not pair.residuals
 
 
 def _unrounded(pair: Pair) -> bool:
-    """Whether θ goes into the averages at most converted."""
+    """Whether θ is averaged without rounding, converted at most."""
     average = pair.averages[0]
     return average.dtype.itemsize >= 4 and average.device == pair.live.device and not pair.residuals
 
 
 def bad_names(pairs: Sequence[Pair]) -> list[str]:
-    """Those of which some elements cannot be stored. Where there are none, waits for each device once."""
+    """Names of tensors with elements that cannot be stored. If there are none, waits for each device once."""
     largest = largest_values([pair.live for pair in pairs])
     bad = [
         p for p, value in zip(pairs, largest, strict=True) if not value <= torch.finfo(storage_dtype(p)).max

@@ -1,4 +1,4 @@
-"""How often a parameter was not finite, counted on the device, without synchronising."""
+"""Counting updates with non-finite parameters on the device, without synchronising."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from polyak.torch._engines.base import Counts, Engine, Marks
 class NonFiniteCounter:
     """Updates in which some θ was not finite, and in how many of them each tensor was.
 
-    Counts stay on the parameters' device until they are read, which synchronises. Engines that count by
-    themselves do not share a counter: what two of them found is assumed to be the same updates, since NaN
-    reaches all of a model at once.
+    Counts stay on the parameters' device until they are read, which synchronises. Engines with counts of
+    their own do not share a counter: the updates they found are assumed to be the same, since NaN spreads
+    through a whole model at once.
     """
 
     def __init__(self, updates: int = 0, tensors: dict[str, int] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Page-locked host memory the size of what is put there.
+"""Page-locked host memory without the waste of torch's allocator.
 
 torch rounds each pinned allocation up to a power of two, which for the tensors of a transformer adds up to
 1.6 times their size. So tensors share slabs whose sizes are powers of two already.
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-_ALIGNMENT = 256  # bytes; what the copy engines of GPUs like, and more than any dtype needs
+_ALIGNMENT = 256  # bytes; suits the copy engines of GPUs, and more than any dtype needs
 
 
 def pinned_like(tensors: Sequence[Tensor], pin: bool = True) -> list[Tensor]:

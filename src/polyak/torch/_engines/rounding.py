@@ -1,7 +1,7 @@
 """Arithmetic below 32 bits: random bits, stochastic rounding, and averages in two parts.
 
 Every engine draws the same bits: they are a function of (seed, step, tensor, track, element), so a resumed
-run, also one on another engine, rounds as the first would have. `native/kernel.c` says the same in C.
+run, even on another engine, rounds as the first would have. `native/kernel.c` is the same in C.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def mix64(x: int) -> int:
 
 
 def draw_key(seed: int, step: int, tensor: int, track: int) -> int:
-    """64 bits that tell one draw of random bits from every other."""
+    """The 64-bit key of one draw of random bits."""
     return mix64(seed + mix64(step + mix64(tensor << 32 | track)))
 
 
@@ -70,7 +70,7 @@ def stochastic_round(value: Tensor, dtype: torch.dtype, random: Tensor) -> Tenso
 
 
 def join(average: Tensor, low: Tensor) -> Tensor:
-    """The whole of an average in two parts: ``avg + low`` in float64, or 24 bits from 16 and 8 in float32."""
+    """Join an average in two parts: ``avg + low`` in float64, or 24 bits from 16 and 8 in float32."""
     if low.dtype == torch.float32:
         return average.double() + low
     return ((_bits(average) << 16) + (low.to(torch.int32) << 8)).view(torch.float32)
@@ -92,7 +92,7 @@ def split(value: Tensor, random: Tensor | None = None) -> tuple[Tensor, Tensor]:
 
 
 def compensate(average: Tensor, low: Tensor, value: Tensor, weight: float) -> None:
-    """``avg + low ← avg + low + w·(θ - avg - low)`` in place, low being what float32 cannot add.
+    """``avg + low ← avg + low + w·(θ - avg - low)`` in place, low being the rounding error of float32.
 
     Source: Kahan 1965, "Further remarks on reducing truncation errors"; the rest of a sum is exact whichever
     term is larger: Knuth, TAOCP vol. 2, §4.2.2, theorem B.

@@ -1,4 +1,4 @@
-"""Which engine for which tensor, and why."""
+"""Selecting the engine of each tensor."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def check_engine(preferred: EngineName) -> None:
     """Refuse an engine that does not exist or cannot run here.
 
     Raises:
-        ConfigError: with the way to get it.
+        ConfigError: the message explains how to get it.
     """
     if preferred not in NAMES:
         raise ConfigError(f"engine={preferred!r}: must be one of {', '.join(NAMES)}.")
@@ -44,16 +44,16 @@ def check_engine(preferred: EngineName) -> None:
 
 
 def engine_for(pair: Pair, preferred: EngineName, skip: bool, concurrent: bool = False) -> EngineName:
-    """The name of the preferred engine where it can take the pair; else the fastest that can.
+    """The preferred engine's name if it supports the pair; otherwise that of the fastest that does.
 
     Args:
         pair: θ and its averages.
-        preferred: the engine to use where it can, or "auto".
+        preferred: an engine, or "auto".
         skip: elements that cannot be stored are skipped.
         concurrent: updates run beside other kernels; Triton has a variant for each case.
 
     Raises:
-        ConfigError: "triton" was asked for and does not run on the pair's device.
+        ConfigError: "triton" is preferred and does not run on the pair's device.
     """
     able: list[EngineName] = []
     if _triton_runs(pair, preferred, skip, concurrent):
@@ -94,10 +94,10 @@ def make_engine(name: EngineName, pairs: Sequence[Pair], seed: int, concurrent: 
 
 
 def recordable(engine: Engine) -> Triton:
-    """The engine, as one whose updates a CUDA graph can hold.
+    """Check that a CUDA graph can capture this engine's updates.
 
     Raises:
-        ConfigError: it is none, or did not run before.
+        ConfigError: it cannot, or the engine did not run before.
     """
     if triton is None or not isinstance(engine, triton.Triton):
         raise ConfigError(
@@ -112,7 +112,7 @@ def recordable(engine: Engine) -> Triton:
 
 
 def describe(engine: Engine, preferred: EngineName, skip: bool) -> str:
-    """The engine's name, and why it is not a faster one."""
+    """The engine's name, and why not a faster one."""
     pair, reason = engine.pairs[0], ""
     if engine.name == "blocked":
         reason = why_not(pair, pair.live.device)

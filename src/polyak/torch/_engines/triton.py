@@ -1,12 +1,12 @@
 """The engine for GPUs: one Triton kernel over a table of all tensors, whatever their number.
 
-Tensors alike in θ's dtype and in storage share a launch. The tables of addresses are made once; they are
-good as long as the plan is: the plan notices before every update when θ has moved, and the averages'
-memory is kept alive here. Nothing waits for the device, and counts stay there.
+Tensors with the same dtypes of θ and storage share a launch. The tables of addresses are made once and valid
+as long as the plan: before every update the plan checks whether θ has moved, and the averages' memory is kept
+alive here. Nothing waits for the device, and counts stay there.
 
-Whether Triton works is known only once it ran: it builds a launcher with the system's C compiler, writes to
-a cache, and compiles for the GPU at hand. So each variant of the kernel is launched once, with no effect,
-before an engine is made of it, and not in the first step of a training run.
+Whether Triton works is known only after it ran: it builds a launcher with the system's C compiler, writes to
+a cache, and compiles for the GPU. So each variant of the kernel is launched once, with no effect, when an
+engine is made, and not in the first step of a training run.
 
 Not yet run on a GPU: it was compiled for several, and run in Triton's interpreter.
 """
@@ -59,9 +59,9 @@ class _Group(NamedTuple):
 class Triton(Several):
     """Averages on a GPU prepared for updating; see ``Foreach``.
 
-    In a CUDA graph ``record`` takes the place of ``update``: what it launches reads from device memory what
-    ``prepare`` wrote there, so a replay after another ``prepare`` is another update, and a replay that nobody
-    prepared averages nothing.
+    In a CUDA graph ``record`` replaces ``update``: its kernel reads the arguments that ``prepare`` wrote to
+    device memory, so a replay after another ``prepare`` is another update, and a replay without one averages
+    nothing.
 
     Args:
         pairs: θ and averages by name, none of them empty, on one GPU, such as the kernel ``takes``.
@@ -81,14 +81,14 @@ class Triton(Several):
         groups: dict[tuple[str, Store], list[int]] = {}
         for place, pair in enumerate(pairs):
             groups.setdefault((pair.dtype, pair.store), []).append(place)
-        # Aliases, so that the memory stays even if somebody points the averages elsewhere.
+        # Aliases keep the memory alive even if the averages are moved.
         self._written = [tensor.detach() for pair in pairs for tensor in pair.written]
         self._tracks = len(pairs[0].averages)
         self._groups = [_group(pairs, places, *key) for key, places in groups.items()]
         self.counts = Counts.of(pairs)
         self._seen = torch.zeros(1 + len(pairs), dtype=torch.int64, device=device)
         size = _SCALARS + self._tracks
-        # Of an update now, and of the next replay: apart, so that no replay finds what another update used.
+        # Arguments of an eager update and of the next replay: separate, so that a replay never reads the former.
         self._now, self._next = (torch.zeros(size, dtype=torch.int64, device=device) for _ in range(2))
 
     @property
@@ -106,20 +106,20 @@ class Triton(Several):
         self.ended = step
 
     def prepare(self, weights: Sequence[float], step: int) -> None:
-        """What the next replay of a recorded update uses."""
+        """Set the arguments of the next replay."""
         self._send(self._next, weights, step)
 
     def record(self, skip: bool) -> None:
-        """An update that uses what was prepared and uses it up."""
+        """An update that consumes the prepared arguments."""
         self._launch(self._next, skip)
         self._next.zero_()
 
     def _send(self, scalars: Tensor, weights: Sequence[float], step: int) -> None:
-        """What changes from update to update, in one small copy that the host does not wait for."""
+        """Send the arguments of an update in one small asynchronous copy."""
         self._number += 1
         bits = struct.unpack(f"{len(weights)}q", struct.pack(f"{len(weights)}d", *weights))
         words = [self._seed, _signed(step), self._number, *bits]
-        # Pinned memory of its own each time: torch gives it out again only when the copy is done.
+        # New pinned memory each time: torch reuses it only after the copy.
         host = torch.tensor(words, dtype=torch.int64, device="cpu", pin_memory=scalars.is_cuda)
         scalars.copy_(host, non_blocking=True)
 
@@ -129,9 +129,9 @@ class Triton(Several):
 
 
 def takes(pair: Pair) -> bool:
-    """Whether the kernel knows these dtypes and can see the tensors as plain memory of one GPU.
+    """Whether the kernel supports these dtypes, and the tensors are plain memory of one GPU.
 
-    Interpreted, it sees the host's memory instead.
+    The interpreter reads host memory instead.
     """
     device = pair.live.device
     known = pair.dtype in _LIVE and pair.store in _STORE
@@ -194,7 +194,7 @@ def _launch_nothing(
 
 
 def _room(device: torch.device) -> int:
-    """Programs that leave most of a GPU to others: one for each multiprocessor, which runs several."""
+    """The number of programs that leaves room for other kernels: one per multiprocessor."""
     if device.type != "cuda":
         return 1
     return cast(int, torch.cuda.get_device_properties(device).multi_processor_count)
@@ -203,7 +203,7 @@ def _room(device: torch.device) -> int:
 def _launch(
     group: _Group, scalars: Tensor, seen: Tensor, counts: Counts, skip: bool, programs: int | None
 ) -> None:
-    """All blocks of a group, by ``programs`` that take turns, or by a program each."""
+    """Launch all blocks of a group, on ``programs`` that take turns, or a program each."""
     kernel = cast(Any, kernels.average)
     count = len(group.blocks)
     with torch.cuda.device_of(scalars):
@@ -249,7 +249,7 @@ def _group(pairs: Sequence[Pair], places: Sequence[int], live: str, store: Store
 
 
 def _row(pair: Pair, place: int) -> list[int]:
-    """What the kernel's table says of a pair: see there."""
+    """A pair's row of the kernel's table: see there."""
     addresses = [tensor.data_ptr() for tensor in pair.tensors]
     size = pair.live.numel()
     aligned = size if all(address % _WIDE == 0 for address in addresses) else 0
@@ -258,7 +258,7 @@ def _row(pair: Pair, place: int) -> list[int]:
 
 
 def _blocks(pairs: Sequence[Pair]) -> Tensor:
-    """int32 [programs, 2]: which of the pairs, and which of its blocks."""
+    """int32 [programs, 2]: the index of a pair, and of one of its blocks."""
     each = torch.tensor([-(-pair.live.numel() // _BLOCK) for pair in pairs], device="cpu")
     pair = torch.repeat_interleave(torch.arange(len(pairs), device="cpu"), each)
     before = torch.repeat_interleave(each.cumsum(0) - each, each)

@@ -1,9 +1,9 @@
-"""The GPU's kernel: a program averages one block of one tensor, in one read of θ for all tracks.
+"""The GPU kernel: a program averages one block of one tensor, in one read of θ for all tracks.
 
-It says what ``rounding`` and ``native/kernel.c`` say. Whatever changes from update to update is read from
-device memory, so that a launch can be captured in a CUDA graph and replayed.
+Its arithmetic is that of ``rounding`` and ``native/kernel.c``. Arguments that change from update to update
+are read from device memory, so that a launch can be captured in a CUDA graph and replayed.
 
-A block is kept as two tiles, of the elements that share the low and the high halves of their random words;
+A block is processed as two tiles, of the elements that use the low and the high halves of the random words;
 so a word is computed once, by the thread that needs both halves.
 """
 
@@ -161,7 +161,7 @@ def _count(seen, count, number):
 
 @triton.jit
 def _load_average(address, low, first, at, left, STORE: tl.constexpr, WHOLE: tl.constexpr):
-    """One tile of an average and of what is kept below it; 16-bit formats by their bits, as any GPU can."""
+    """One tile of an average and its low part; 16-bit formats by their bits, which any GPU supports."""
     if STORE == "compensated":
         a = _load(address, first, at, left, tl.pointer_type(tl.float32), WHOLE)
         b = _load(low, first, at, left, tl.pointer_type(tl.float32), WHOLE)
@@ -186,7 +186,7 @@ def _load_average(address, low, first, at, left, STORE: tl.constexpr, WHOLE: tl.
 
 @triton.jit
 def _blended(a, b, x, weight, random, STORE: tl.constexpr):
-    """A tile averaged: what is to be kept, and below it."""
+    """A tile after the update: the average and its low part."""
     if STORE == "compensated":
         w = weight.to(tl.float32)
         # Of weights 0 and 1 nothing is computed: θ may be NaN where nothing moves, θ - a may overflow.
@@ -236,7 +236,7 @@ def _store_average(
 def _lerp(a, x, weight):
     """``a + w·(x - a)``, written from the nearer end, where it is exact.
 
-    At weight 1 it is x whatever a is, and at weight 0 a whatever x is: a replay that nobody prepared.
+    At weight 1 it is x whatever a is, and at weight 0 a whatever x is: a replay that was not prepared.
     """
     far = weight >= 0.5
     of = tl.where(far, weight - 1, weight).to(x.dtype)
@@ -268,7 +268,7 @@ def _round_float16(x, random):
 
 @triton.jit
 def _widened(address, first, at, left, LIVE: tl.constexpr, STORE: tl.constexpr, WHOLE: tl.constexpr):
-    """θ as the arithmetic wants it."""
+    """θ in the arithmetic's dtype."""
     if LIVE == "bfloat16":
         x = _from_bfloat16(_load(address, first, at, left, tl.pointer_type(tl.int16), WHOLE))
     elif LIVE == "float16":
@@ -294,7 +294,7 @@ def _load(address, first, at, left, POINTER: tl.constexpr, WHOLE: tl.constexpr):
 
 @triton.jit
 def _store(address, first, at, left, new, old, fine, SKIP: tl.constexpr, WHOLE: tl.constexpr):
-    """What is skipped is written back rather than masked, which would narrow the accesses."""
+    """Skipped elements are written back rather than masked, which would narrow the accesses."""
     pointer = address.to(tl.pointer_type(old.dtype)) + first
     if SKIP:
         new = tl.where(fine, new, old)
