@@ -692,7 +692,7 @@ def test_checkpoints_without_steps_are_refused(tmp_path: Path) -> None:
     paths = two(folder, {"w": np.ones(1)}, {"w": np.ones(1)})
     for weights in (HalfLife(steps=3), Recency(3), "cosine"):
         message = refusal(paths, folder / "o.safetensors", weights)
-        assert message.startswith(f"{paths[0]} does not say at which training step it was written")
+        assert message.startswith(f"{paths[0]} does not contain its training step")
 
 
 @pytest.mark.parametrize(
@@ -782,7 +782,7 @@ def test_averages_of_no_known_profile_are_no_points_of_a_trajectory(tmp_path: Pa
         paths.append(tmp_path / f"{step}.pth.tar")
         torch.save(tree, paths[-1])
     message = refusal(paths, tmp_path / "o.safetensors", HalfLife(steps=50), part="average")
-    assert "holds an average whose profile is not known" in message
+    assert "holds an average whose profile is unknown" in message
     assert "--part raw" in message
     made = average_checkpoints(paths, tmp_path / "o.safetensors", Recency(100), part="average").header
     assert (made.profile, made.step) == (None, 200)
@@ -850,7 +850,7 @@ def test_a_file_with_several_sets_of_weights_wants_to_know_which(tmp_path: Path)
         torch.save({"epoch": i, "arch": "x", "state_dict": raws, "state_dict_ema": averaged}, path)
     message = refusal(paths, tmp_path / "o.safetensors")
     assert "average (average, under 'state_dict_ema')" in message
-    assert "Say which with part= (--part)" in message
+    assert "Choose one with part= (--part)" in message
     average_checkpoints(paths, tmp_path / "o.safetensors", part="average")
     made = tensors_of(tmp_path / "o.safetensors")
     assert made["w"].tolist() == [6, 6]

@@ -100,7 +100,7 @@ def test_a_layer_added_to_the_model_is_refused_by_name(name: str, wrapped: bool)
     model.register_buffer("cache", torch.ones(3), persistent=False)  # which no state_dict holds
     update()
     model.add_module("head", nn.Linear(2, 1))
-    with pytest.raises(PlanError, match=r"head\.weight is in the model and has no average"):
+    with pytest.raises(PlanError, match=r"head\.weight was added to the model after the average was made"):
         update()
     del model.head
     update()

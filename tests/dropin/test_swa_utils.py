@@ -180,7 +180,7 @@ def test_a_layer_added_to_the_model_shifts_no_pair() -> None:
         grown.add_module(name, child)
     a.update_parameters(grown)
     assert torch.equal(a.module[0].weight, grown.extra.weight), "torch pairs by position"
-    with pytest.raises(PlanError, match=r"extra\.weight is in the model and has no average"):
+    with pytest.raises(PlanError, match=r"extra\.weight was added to the model after the average was made"):
         b.update_parameters(grown)
     b.update_parameters(model)
     assert torch.equal(b.module[0].weight, model[0].weight)

@@ -125,7 +125,9 @@ class Duck:
         self.inner, self.param_groups, self.step = inner, inner.param_groups, inner.step
 
 
-@pytest.mark.parametrize(("wrap", "says"), [(Wrapper, "calls no hooks"), (Duck, "no torch.optim.Optimizer")])
+@pytest.mark.parametrize(
+    ("wrap", "says"), [(Wrapper, "calls no hooks"), (Duck, "not a torch.optim.Optimizer")]
+)
 @pytest.mark.parametrize("several", [False, True])
 def test_a_wrapper_whose_steps_call_no_hooks_is_refused(wrap: Any, says: str, several: bool) -> None:
     model = network()

@@ -1,4 +1,4 @@
-"""Afterwards: snapshots of a run's averages, and the other averages that can be made from them."""
+"""Snapshots of a run's averages, and synthesis of other averages from them after training."""
 
 from polyak.archive.archive import Archive as Archive
 from polyak.archive.synthesis import Reach as Reach

@@ -1,4 +1,4 @@
-"""Snapshots of a run's averages, from which any other average can be made afterwards."""
+"""Snapshots of a run's averages, from which other averages can be synthesised after training."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ _DTYPES = ("float16", "bfloat16", "float32")
 class Archive:
     """A folder of snapshots: taken while training, or opened afterwards for ``synthesize``.
 
-    With an ``ema`` it takes a snapshot of all tracks every so many steps, and of θ₀. Tensors are copied
-    within ``ema.update()`` and written by a thread of their own. A failed write is a warning, not the end
-    of the training; ``close`` raises it.
+    With an ``ema`` it takes a snapshot of θ₀ and, at regular steps, of all tracks. Tensors are copied
+    within ``ema.update()`` and written by a background thread. A failed write gives a warning and does not
+    stop training; ``close`` raises it.
 
     A resumed run continues its folder: load the EMA's state first. Snapshots newer than the step it
     resumes from are moved to ``abandoned/``.
 
     Args:
-        folder: made if missing. It belongs to one run.
+        folder: created if missing. It belongs to one run.
         ema: the averages to follow; without one the archive is only read.
         every: training steps between snapshots, or "auto": each time the shortest-lived track has replaced
-            half of itself, and at least 1 % of the steps so far have gone by.
+            half of itself, and at least after 1 % of the steps so far.
         dtype: of averaged tensors on disk: "float16", "bfloat16" or "float32", or the framework's own.
             A tensor that float16 would overflow stays float32.
         keep: "log" keeps the newest 16, then 8 for each doubling of their age; "even" keeps
-            up to 64 equally far apart; n the n from which most can be made; "all" all of them. θ₀ stays.
+            up to 64 at equal distances; n the n from which most can be synthesised; "all" all. θ₀ is kept.
 
     Raises:
-        ConfigError: an argument is outside its rule.
+        ConfigError: an argument is invalid.
         CheckpointError: the folder belongs to another run, or cannot be written.
 
     Examples:
@@ -73,7 +73,7 @@ class Archive:
         """The files with their headers, oldest first; a header is read once however often this is called.
 
         Raises:
-            CheckpointError: there are none, one is damaged, or they are of several runs.
+            CheckpointError: there are none, one is damaged, or they belong to several runs.
         """
         self.flush()
         found = self._snapshots.scan()
@@ -83,13 +83,13 @@ class Archive:
         if len(runs) > 1:
             raise CheckpointError(
                 f"{self.folder} holds snapshots of the runs {', '.join(runs)}: an archive is of one. "
-                "Move those that do not belong elsewhere."
+                "Move the others elsewhere."
             )
         return found
 
     @property
     def steps(self) -> list[int]:
-        """The training steps of the snapshots, ascending; first the base, taken as the archive was made."""
+        """The training steps of the snapshots, ascending; the first is the base."""
         return sorted({snapshot.step for snapshot in self.snapshots})
 
     @property
@@ -98,7 +98,7 @@ class Archive:
         return self.snapshots[0].header.run
 
     def snapshot(self) -> None:
-        """Take one now, whatever ``every`` says; one step has only one.
+        """Take a snapshot now, whatever ``every`` is; at most one per step.
 
         Raises:
             ConfigError: the archive follows no EMA.
@@ -115,7 +115,7 @@ class Archive:
             self._recorder.wait()
 
     def close(self) -> None:
-        """Take a last snapshot, finish writing and follow the EMA no longer.
+        """Take a last snapshot, finish writing and stop following the EMA.
 
         Raises:
             CheckpointError: a snapshot could not be written.
@@ -135,5 +135,5 @@ class Archive:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
             self.close()
-        else:  # after an error the present weights may be anything: no last snapshot
+        else:  # after an error the weights may be invalid: no last snapshot
             self._stop()

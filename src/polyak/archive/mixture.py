@@ -1,7 +1,7 @@
-"""Stored averages mixed into the target, tensor by tensor.
+"""Mixing stored averages into the target, tensor by tensor.
 
-Tensors with one history share one set of coefficients; usually that is all of them. One that joined the
-averages late, or was reset, has a history of its own and is solved for by itself.
+Tensors with the same history share one set of coefficients; usually that is all of them. A tensor that joined
+late, or was reset, has its own history and its own coefficients.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from polyak.errors import CheckpointError
 from polyak.schedules import Profile, Solution, solve
 from polyak.schedules.posthoc import Movement, movement_of
 
-# Which snapshots hold a tensor, by place, and since when each has averaged it.
+# Indices of the snapshots that contain a tensor, and the step since which each has averaged it.
 _History: TypeAlias = tuple[tuple[int, int], ...]
 
 
 class Stored(NamedTuple):
-    """A snapshot with its tensors at hand."""
+    """A snapshot with its open tensors."""
 
     snapshot: Snapshot
     weights: Checkpoint
@@ -46,7 +46,7 @@ def mix(stored: Sequence[Stored], wanted: Profile) -> Mixture:
     """The mixture of snapshots with the least expected error for a target.
 
     Args:
-        stored: the snapshots, oldest first, the base among them.
+        stored: the snapshots, oldest first, including the base.
         wanted: the target's profile.
     """
     newest = stored[-1]
@@ -92,12 +92,12 @@ def movement_in(snapshots: Sequence[Snapshot]) -> Movement:
 def profile_of(snapshot: Snapshot) -> Profile:
     """The profile a snapshot must have."""
     if snapshot.header.profile is None:
-        raise CheckpointError(f"{snapshot.path} does not say its profile: no archive took it.")
+        raise CheckpointError(f"{snapshot.path} has no profile: it was not written by an archive.")
     return snapshot.header.profile
 
 
 def _history(stored: Sequence[Stored], name: str) -> _History:
-    """Since when each snapshot that holds a tensor has averaged it, 0 from the beginning."""
+    """For each snapshot that contains a tensor, the step since which it was averaged; 0 for the start."""
     joined = stored[-1].snapshot.header.joined.get(name, 0)
     holding = [(i, s.snapshot) for i, s in enumerate(stored) if name in s.weights.tensors]
     # In the base, a tensor that was frozen until it joined has the value it joined with.

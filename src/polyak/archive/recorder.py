@@ -1,4 +1,4 @@
-"""Taking snapshots of an EMA while it trains, without tearing one and without holding the training up."""
+"""Taking consistent snapshots of an EMA during training, without delaying it."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from polyak.errors import CheckpointError
 
 ABANDONED = "abandoned"
 _PATIENCE = 0.2  # seconds to wait for the lock: a run holds it until it ends, a reader never does
-_HALF = 0.5 * (1 + 1e-9)  # a half-life is a half however it was multiplied up
+_HALF = 0.5 * (1 + 1e-9)  # allows for rounding in products of decays
 
 
 class Recorder:
     """Follows an EMA and writes snapshots of all its tracks into a folder.
 
-    Tensors are copied within ``ema.update()``, so no later update can reach into a snapshot; a thread of
-    its own writes them, at most one snapshot behind.
+    Tensors are copied within ``ema.update()``, so later updates cannot change a snapshot; a background thread
+    writes them, at most one snapshot behind.
     """
 
     def __init__(
@@ -56,11 +56,11 @@ class Recorder:
 
     @property
     def _forked(self) -> bool:
-        """Whether this is a child of the process that writes: it has neither the thread nor the lock."""
+        """Whether this process is a fork of the writer, without its thread and lock."""
         return os.getpid() != self._process
 
     def take(self) -> None:
-        """A snapshot of the present step, if there is none yet."""
+        """Take a snapshot of the current step, if there is none yet."""
         if self._forked or (self._number and self._ema.step == self._step):
             return
         captured = [capture(self._ema, name, self._dtype) for name in self._ema.tracks]
@@ -70,7 +70,7 @@ class Recorder:
         self._writing = self._writer.submit(self._write, captured, self._number)
 
     def wait(self) -> None:
-        """Until what was taken is on disk. A failure is a warning now and raised by ``stop``."""
+        """Wait until all snapshots are on disk. A failure gives a warning now and is raised by ``stop``."""
         if self._forked or self._writing is None:
             return
         writing, self._writing = self._writing, None
@@ -81,7 +81,7 @@ class Recorder:
             warnings.warn(f"a snapshot is missing from {self._folder}: {error}", RuntimeWarning, stacklevel=2)
 
     def stop(self) -> None:
-        """Follow the EMA no longer and finish writing."""
+        """Stop following the EMA and finish writing."""
         self._handle.remove()
         if self._forked:
             return
@@ -111,7 +111,7 @@ class Recorder:
         return step // self._every > self._step // self._every
 
     def _rewound(self) -> list[Snapshot]:
-        """What the folder holds of this run up to the present step; what is later is put aside."""
+        """This run's snapshots up to the current step; newer ones are moved to ``abandoned/``."""
         present: list[Snapshot] = []
         for snapshot in self._snapshots.scan():
             if snapshot.header.run != self._ema.run:
@@ -131,7 +131,7 @@ class Recorder:
         return present
 
     def _mark(self, step: int) -> None:
-        """Count from this step on: what is left of each track's past, and when the next is due."""
+        """Restart counting at this step: the remaining weight of each track's past, and the next due step."""
         self._step = step
         self._left = {
             name: track.profile.since(step).initial_weight if self._ema.step > step else 1.0

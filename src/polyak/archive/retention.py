@@ -1,6 +1,6 @@
-"""Which snapshots of a long run to keep, so that what can still be synthesised stays wide.
+"""Rules for thinning out the snapshots of a long run, so that many averages can still be synthesised.
 
-A run that is killed and resumed keeps what it would have kept: the rules remember nothing.
+The rules have no state, so a run that is killed and resumed keeps the same snapshots.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _TARGETS = 8
 
 
 def logarithmic(numbers: Sequence[int]) -> set[int]:
-    """Dense near the end, sparse at the beginning: the newest 16, then 8 for each doubling of the age.
+    """Keep the newest 16 snapshots, then 8 for each doubling of the age.
 
     A snapshot whose number is divisible by 2ᵏ, and by no higher power, is kept until 16·2ᵏ newer ones
     were taken, so the error of a synthesised average does not depend on its half-life.
@@ -28,7 +28,7 @@ def logarithmic(numbers: Sequence[int]) -> set[int]:
         numbers: of the snapshots, counted from 1 as they were taken, ascending.
 
     Returns:
-        Those to keep; the newest is always among them.
+        Those to keep, always including the newest.
 
     Examples:
         >>> sorted(logarithmic(range(1, 200)))[:9]
@@ -38,7 +38,7 @@ def logarithmic(numbers: Sequence[int]) -> set[int]:
 
 
 def even(numbers: Sequence[int]) -> set[int]:
-    """At most 64 and the newest, equally far apart: each time they would be more, every other one goes.
+    """Keep at most 64 at equal distances, and the newest: beyond 64, every other one is dropped.
 
     Examples:
         >>> sorted(even(range(1, 131)))[:3]
@@ -51,17 +51,17 @@ def even(numbers: Sequence[int]) -> set[int]:
 
 
 def most_informative(snapshots: Sequence[Sequence[Profile]], count: int) -> list[int]:
-    """The snapshots from which most can be made: that without which least is lost goes first.
+    """Keep the snapshots from which most can be synthesised, dropping the least informative one by one.
 
-    What is lost is the mean logarithm of the errors at which half-lives from 1/200 of the run to all of
-    it can be synthesised at its present end; errors below 0.1 % count as none.
+    The loss is the mean logarithm of the errors of half-lives from 1/200 of the run to all of it,
+    synthesised at its current end; errors below 0.1 % count as 0.1 %.
 
     Args:
-        snapshots: for each the profiles of its tracks, oldest first; the newest always stays.
-        count: how many to keep, ≥ 1. θ₀ is kept besides.
+        snapshots: for each the profiles of its tracks, oldest first; the newest is always kept.
+        count: number of snapshots to keep, ≥ 1, besides θ₀.
 
     Returns:
-        Indices of those kept, ascending.
+        Indices of the kept ones, ascending.
     """
     flat = [profile for snapshot in snapshots for profile in snapshot] + [Profile.raw(0)]
     owner = np.repeat(np.arange(len(snapshots)), [len(snapshot) for snapshot in snapshots])

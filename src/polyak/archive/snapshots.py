@@ -1,8 +1,8 @@
-"""The files of an archive: their names, what they hold, which of them to keep.
+"""The files of an archive: their names, their contents and their retention.
 
-One file per track and moment, ``000012000-long.safetensors``: plain averages that any tool loads, each
-with its profile, without the tensors that training does not touch. ``…-base.safetensors`` holds the raw
-model as the archive found it; at step 0 that is the θ₀ every average starts from.
+One file per track and step, ``000012000-long.safetensors``: plain averages that any tool loads, each with its
+profile, without tensors that training does not change. ``…-base.safetensors`` is the raw model at the
+archive's creation; at step 0 that is θ₀, from which every average starts.
 """
 
 from __future__ import annotations
@@ -40,19 +40,21 @@ class Snapshot(NamedTuple):
 
     @property
     def state(self) -> SnapshotState:
-        """What its header says besides role, decay and profile."""
+        """The header's fields besides role, decay and profile."""
         return SnapshotState.of(self.header)
 
     @property
     def number(self) -> int:
-        """Which of its run's snapshots it belongs to, from 1; 0 for the base."""
+        """The number of the snapshot in its run, from 1; 0 for the base."""
         return self.state.number
 
 
 def check_keep(keep: Keep) -> None:
-    """Refuse what is no rule for thinning."""
+    """Check a retention rule."""
     if keep not in ("all", "log", "even") and (type(keep) is not int or keep < 1):
-        raise ConfigError(f'keep={keep!r}: must be "all", "log", "even" or how many, at least 1.')
+        raise ConfigError(
+            f'keep={keep!r}: must be "all", "log", "even" or a number of snapshots, at least 1.'
+        )
 
 
 def holds_snapshots(folder: Path) -> bool:
@@ -61,14 +63,14 @@ def holds_snapshots(folder: Path) -> bool:
 
 
 class SnapshotFolder:
-    """The snapshots of a folder. The header of a file is read once, and again when the file was replaced."""
+    """The snapshots of a folder. A header is read once, and again if the file was replaced."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._known: dict[str, tuple[tuple[int, ...], Snapshot]] = {}
 
     def scan(self) -> list[Snapshot]:
-        """The snapshots there are now, the base first, then as they were taken."""
+        """The current snapshots, the base first, then in order of time."""
         found: dict[str, tuple[tuple[int, ...], Snapshot]] = {}
         for path in self.path.iterdir() if self.path.is_dir() else ():
             if _NAME.fullmatch(path.name):
@@ -82,7 +84,7 @@ class SnapshotFolder:
                 except (CheckpointError, FileNotFoundError):
                     if path.exists():
                         raise
-                    # another process thinned it out, or moved it away, after it was listed
+                    # removed or moved by another process after it was listed
         self._known = found
         ordered = [snapshot for _, snapshot in found.values()]
         return sorted(ordered, key=lambda snapshot: (snapshot.number, snapshot.path.name))
@@ -101,7 +103,7 @@ def write_snapshot(folder: Path, captured: Captured, number: int) -> None:
 
 
 def superfluous(snapshots: Sequence[Snapshot], keep: Keep) -> list[Path]:
-    """The files that a rule does not keep; never the base."""
+    """The files that a retention rule drops; never the base."""
     numbers = sorted({snapshot.number for snapshot in snapshots} - {0})
     if keep == "all" or not numbers:
         return []

@@ -1,7 +1,7 @@
-"""Any average of a run, made afterwards from what an archive kept of it.
+"""Synthesis of any average of a run from the snapshots of an archive.
 
-The stored averages are mixed with the coefficients for which the least error is expected
-(``schedules.posthoc``); a tensor that joined the averages late is mixed by its own profiles.
+The stored averages are mixed with the coefficients of least expected error (``schedules.posthoc``); a tensor
+that joined late is mixed by its own profiles.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Synthesis:
         error: ``√(E‖Σcᵢ·avgᵢ - avg*‖² / E‖avg* - θ_T‖²)``: the expected distance between this average and
             the target, rounding of the snapshots included, as a share of the target's expected distance from
             the raw weights θ_T at its step; the largest of any tensor's history.
-        noise_gain: ``Σ|cᵢ|``, by how much rounding errors of the snapshots may have grown; 1 is best.
+        noise_gain: ``Σ|cᵢ|``, the worst amplification of the snapshots' rounding errors; 1 is best.
         coefficients: cᵢ by the snapshot's file name.
     """
 
@@ -50,7 +50,7 @@ class Synthesis:
 
 
 class Reach(NamedTuple):
-    """How well one half-life can be synthesised.
+    """The accuracy with which one half-life can be synthesised.
 
     half_life: in training steps.  error: as in ``Synthesis``, of tensors that were averaged from the
     beginning.  noise_gain: ``Σ|cᵢ|``.
@@ -71,20 +71,20 @@ def synthesize(
     out: str | os.PathLike[str] | None = None,
     progress: Callable[[int, int], object] | None = None,
 ) -> Synthesis:
-    """The average that another decay would have given, made from the snapshots of a run.
+    """Synthesise the average that another decay would have given from the snapshots of a run.
 
     ``Σ cᵢ·avgᵢ`` over every snapshot up to ``at``, with ``min E‖Σ cᵢ·avgᵢ - avg*‖²`` subject to ``Σc = 1``.
 
     Args:
         archive: the archive or its folder.
         target: β, any decay, or a profile. ``Uniform()`` with ``last=k`` is the mean of the last k steps,
-            ``Anneal(k)`` with ``last=k`` what annealing the learning rate over them would have given.
+            ``Anneal(k)`` with ``last=k`` approximates annealing the learning rate over them.
         at: the training step of the average; by default the newest snapshot's.
         last: begin averaging only this many steps before ``at``.
-        max_error: refuse when ``error`` of the result would be larger: the expected distance from the target,
-            as a share of the target's distance from the raw weights.
+        max_error: the largest accepted ``error``: the expected distance from the target, as a share of the
+            target's distance from the raw weights.
         out: write the average to this ``.safetensors`` file instead of returning its tensors, piece by piece.
-        progress: called with the bytes made so far and those to make in all.
+        progress: called with the bytes computed so far and in total.
 
     Returns:
         The tensors or the file's header, with expected error and noise gain.
@@ -147,7 +147,7 @@ def synthesizable(
     at: int | None = None,
     half_lives: Sequence[float] | None = None,
 ) -> list[Reach]:
-    """Which half-lives can be synthesised, at which error.
+    """The half-lives that can be synthesised, with their errors.
 
     Args:
         archive: the archive or its folder.
@@ -183,10 +183,10 @@ def synthesizable(
 def _opened(
     archive: Archive | str | os.PathLike[str], at: int | None, files: ExitStack
 ) -> tuple[list[Snapshot], int, list[Stored]]:
-    """All snapshots, the step of the average, and those up to it, opened until ``files`` closes.
+    """All snapshots, the step of the average, and the open snapshots up to it, which ``files`` will close.
 
-    A run that goes on may thin a snapshot out after it was listed; then they are listed again. What is open
-    stays readable.
+    A continuing run may remove a snapshot after it was listed; then they are listed again. Open files stay
+    readable.
     """
     reader = archive if isinstance(archive, Archive) else Archive(archive)
     while True:
@@ -206,7 +206,9 @@ def _opened(
 def _step_at(snapshots: Sequence[Snapshot], at: int | None) -> int:
     taken = [s.step for s in snapshots if s.number]
     if not taken:
-        raise CheckpointError(f"{snapshots[0].path.parent} holds the base only: no average was taken yet.")
+        raise CheckpointError(
+            f"{snapshots[0].path.parent} holds only the base: there is no snapshot of an average yet."
+        )
     if at is None:
         return max(taken)
     if not min(taken) <= at <= max(taken):
@@ -215,7 +217,7 @@ def _step_at(snapshots: Sequence[Snapshot], at: int | None) -> int:
 
 
 def _target_profile(snapshots: Sequence[Snapshot], decay: Decay, at: int, last: int | None) -> Profile:
-    """The profile the decay would have at ``at``, looking at the points of the run that its averages saw."""
+    """The profile of the decay at ``at``, over the points of the run that its averages used."""
     later = [s for s in snapshots if s.number and s.step >= at]
     units = {s.header.decay.unit: s for s in reversed(later) if s.header.decay is not None}
     return replay(profile_of(units.get(decay.unit, later[0])), decay, at, last)

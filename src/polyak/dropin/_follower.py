@@ -33,13 +33,13 @@ Roles: TypeAlias = Callable[[Holder, TensorEntry[Tensor]], Role]
 
 
 class Follower:
-    """Moves averages towards live tensors; both are held by a module, a dict or a list.
+    """Updates averages of live tensors; both are in a module, a dict or a list.
 
     ``avg ← avg + (1-β)·(θ - avg)``; elements of θ that are not finite leave their average unchanged. Tensors
     are paired by name, without wrapper prefixes, at the first call and again when either side changes.
 
     Args:
-        roles: the role of each tensor; by default everything that a state_dict holds is averaged or copied.
+        roles: the role of each tensor; by default everything in a state_dict is averaged or copied.
         buffers: which buffers of a module are averaged, as in ``EMA``.
         seed: of the random bits that round 16-bit averages.
 
@@ -55,7 +55,7 @@ class Follower:
         self._found: _Found | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy finds its own tensors: copies of the modules must not come along."""
+        """A copy pairs its tensors anew, and contains no copies of the modules."""
         return self.__dict__ | {"_found": None}
 
     @untraced
@@ -112,18 +112,18 @@ class Follower:
         return _Tensors(holder, self._selection)
 
     def _refuse_newcomers(self, lives: Holder, mine: _View, theirs: _View) -> None:
-        """A layer added to the model later would silently stay out of the average."""
+        """Refuse a layer added later, which would silently not be averaged."""
         known = {name for entry in mine.entries.values() for name in entry.names}
         new = [entry for entry in theirs.entries.values() if known.isdisjoint(entry.names) and entry.saved]
         if joining := [entry.name for entry in new if self._roles(lives, entry) != "share"]:
             raise PlanError(
-                f"{joining[0]} is in the model and has no average: it was added after the average was made. "
-                "Make a new average of the present model."
+                f"{joining[0]} was added to the model after the average was made. "
+                "Make a new average of the current model."
             )
 
 
 class _View(Protocol):
-    """The tensors of a holder by name."""
+    """The tensors of a module, dict or list by name."""
 
     entries: dict[str, TensorEntry[Tensor]]
 
@@ -188,36 +188,36 @@ def _place(places: Mapping[str, Tensor], name: str, mine: Tensor) -> Tensor:
 
 
 def inexact(tensor: Tensor) -> bool:
-    """Whether the numbers have a mean; a mean of counters or masks means nothing."""
+    """Whether the dtype is floating: a mean of counters or masks has no meaning."""
     return tensor.is_floating_point() or tensor.is_complex()
 
 
 def everything(holder: Holder, entry: TensorEntry[Tensor]) -> Role:
-    """Every floating tensor is averaged and the rest copied, whether a state_dict holds it or not."""
+    """Every floating tensor is averaged and the rest copied, in a state_dict or not."""
     return "average" if inexact(entry.live) else "copy"
 
 
 def role_in_state_dict(holder: Holder, entry: TensorEntry[Tensor]) -> Role:
-    """What a state_dict holds is averaged or copied; the rest is left alone."""
+    """Tensors in a state_dict are averaged or copied; others are left alone."""
     if entry.kind == "parameter" and inexact(entry.live):
-        return "average"  # frozen or not: requires_grad of a copy says nothing
+        return "average"  # frozen or not: requires_grad of a copy has no meaning
     return entry.role if entry.role == "average" else "copy" if entry.saved else "share"
 
 
 def parameters_only(holder: Holder, entry: TensorEntry[Tensor]) -> Role:
-    """Parameters are averaged; buffers are copied, those that no state_dict holds as well."""
+    """Parameters are averaged; buffers are copied, also those in no state_dict."""
     return "average" if entry.kind == "parameter" and inexact(entry.live) else "copy"
 
 
 def matching(lives: Sequence[nn.Parameter], averages: Sequence[Tensor]) -> Sequence[nn.Parameter]:
-    """The parameters, one for each average; more or fewer are refused."""
+    """The parameters, which must be as many as the averages."""
     if len(lives) != len(averages):
         raise ConfigError(f"parameters: {len(lives)} of them for {len(averages)} averages.")
     return lives
 
 
 def overwrite(lives: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-    """Write values into parameters unseen by autograd: a loss computed before can still go backward."""
+    """Write values into parameters without autograd, so that an earlier loss can still go backward."""
 
     def write() -> None:
         for live, value in zip(lives, values, strict=True):
@@ -227,7 +227,7 @@ def overwrite(lives: Sequence[Tensor], values: Sequence[Tensor]) -> None:
 
 
 def restored(stored: list[Tensor] | None) -> list[Tensor]:
-    """What ``store`` kept; a RuntimeError, as in the originals, if that is nothing."""
+    """The weights kept by ``store``; a RuntimeError, as in the originals, if there are none."""
     if stored is None:
         raise RuntimeError("restore(): there are no stored weights; call store() first.")
     return stored
@@ -283,14 +283,14 @@ class Shadow:
         self._follower.update(self.shadow, self._lives(model), beta)
 
     def _swap_in(self, model: nn.Module) -> None:
-        """The model points at the averages' memory where dtype and device agree: nothing is copied."""
+        """Set the model's tensors to the averages' memory if dtype and device agree: nothing is copied."""
         self._refuse_while_applied("apply")
         lives = self._lives(model)
         exchange = exchange_of(list(lives.values()), [self.shadow[name] for name in lives], list(lives))
         try:
             self.backup = {name: live.data for name, live in lives.items()}
             self._release = weakref.finalize(self, exchange.forget)
-            exchange.enter(exchange)  # a block that only restore() ends
+            exchange.enter(exchange)  # a block that ends only with restore()
         except BaseException:
             self._swap_out(model)
             raise
@@ -318,7 +318,7 @@ class Shadow:
     def _lives(self, model: nn.Module) -> dict[str, nn.Parameter]:
         named = dict(model.named_parameters())
         if missing := [name for name in self.shadow if name not in named]:
-            raise PlanError(f"{missing[0]} is missing in the model; its average is kept here.")
+            raise PlanError(f"{missing[0]} has an average, but is missing in the model.")
         return {name: named[name] for name in self.shadow}
 
     def _load(self, averages: Mapping[str, Tensor]) -> None:

@@ -1,4 +1,4 @@
-"""Modules that hold averages: how they are copied, moved and counted in."""
+"""Copying and moving modules of averages, and their counters."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _version = attrgetter("_version")  # counts the writes to a tensor
 
 
 def copied(model: nn.Module) -> nn.Module:
-    """A deep copy that can be updated anywhere, even when it is made under inference mode.
+    """A deep copy that can be updated anywhere, even if made under inference mode.
 
-    torch does not copy tensors that were computed with gradients, such as the weight that ``weight_norm`` or
-    ``spectral_norm`` leaves in a module at each call: the copy has their values.
+    torch does not copy tensors with a gradient history, such as the weight that ``weight_norm`` or
+    ``spectral_norm`` sets in a module at each call: the copy has their values.
     """
     with torch.inference_mode(False):
         computed = (tensor for module in model.modules() for tensor in _computed(vars(module)))
@@ -26,7 +26,7 @@ def copied(model: nn.Module) -> nn.Module:
 
 
 def _computed(attributes: Mapping[str, Any]) -> Iterator[Tensor]:
-    """The tensors with a history among attributes and in the lists and dicts there (an LSTM has a list)."""
+    """Tensors with a gradient history in attributes, lists and dicts (an LSTM has a list)."""
     for value in attributes.values():
         inner: Any = value.values() if isinstance(value, dict) else value  # pyright: ignore[reportUnknownVariableType]
         for one in cast("Iterable[Any]", inner) if isinstance(value, dict | list | tuple) else (value,):
@@ -35,7 +35,7 @@ def _computed(attributes: Mapping[str, Any]) -> Iterator[Tensor]:
 
 
 def without_gradients(module: nn.Module) -> nn.Module:
-    """The module, with parameters that need no gradient; a TorchScript copy has some that are no leaves."""
+    """The module, with parameters that need no gradient; in a TorchScript copy some are not leaves."""
     for parameter in module.parameters():
         parameter.detach_()
     return module
@@ -48,7 +48,7 @@ def device_of(module: nn.Module) -> torch.device:
 
 @contextmanager
 def in_evaluation(module: nn.Module) -> Generator[nn.Module]:
-    """In evaluation mode for a while; afterwards each part is back in its own mode."""
+    """A block in evaluation mode; afterwards each submodule is back in its own mode."""
     modes = [(part, part.training) for part in module.modules()]
     try:
         yield module.eval()
@@ -58,10 +58,10 @@ def in_evaluation(module: nn.Module) -> Generator[nn.Module]:
 
 
 class HostCounter:
-    """The value of a counter that must be a buffer, because the originals' checkpoints hold it so.
+    """The value of a counter that must be a buffer, as in the originals' checkpoints.
 
-    It is fetched from its device only after somebody else wrote it: reading a GPU buffer on the host at
-    each update would wait for the device each time.
+    It is read from its device only after another write: reading a GPU buffer at each update would wait for
+    the device.
     """
 
     def __init__(self) -> None:

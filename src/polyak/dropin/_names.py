@@ -1,4 +1,4 @@
-"""What ema-pytorch's classes share: parts of a model chosen by name, and the module that holds averages."""
+"""The common base of ema-pytorch's classes: selection by name, and the module of averages."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Names:
 
 
 class Named(nn.Module):
-    """What EMA and KarrasEMA share: the module of averages, counters that checkpoints hold, roles by name."""
+    """The common base of EMA and KarrasEMA: the module of averages, its counters, roles by name."""
 
     initted: Tensor
     step: Tensor
@@ -88,7 +88,7 @@ class Named(nn.Module):
         self._averages.to(self.initted.device)
 
     def copy_params_from_model_to_ema(self) -> None:
-        """Start again from the present model."""
+        """Restart from the current model."""
         self._whole.copy(self._averages, self.model)
 
     def copy_params_from_ema_to_model(self) -> None:
@@ -105,7 +105,7 @@ class Named(nn.Module):
 
 
 def ema_model_for(ema_model: nn.Module | Callable[[], nn.Module] | None, model: nn.Module) -> nn.Module:
-    """The module that shall hold the averages, what a function makes, or a copy of the model."""
+    """The module for the averages: the one given, the result of a function, or a copy of the model."""
     if ema_model is None:
         return copied(model)
     return ema_model if isinstance(ema_model, nn.Module) else ema_model()

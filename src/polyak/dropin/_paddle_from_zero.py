@@ -23,7 +23,7 @@ class FromZero:
     Args:
         model: the layer, wrapped by ``paddle.DataParallel`` or fleet or not.
         decay: the schedule of βₜ.
-        left: parts of names that are not averaged; those tensors are the layer's own.
+        left: parts of names of tensors that are not averaged.
     """
 
     def __init__(self, model: nn.Layer, decay: Decay, left: Collection[str] = ()) -> None:
@@ -74,7 +74,7 @@ class FromZero:
 def check_same(model: nn.Layer, ema: EMA, verb: str) -> None:
     """Refuse a layer other than the one the average was made for, wrapped or not."""
     if unwrap(model) is not unwrap(ema.model):
-        raise ConfigError(f"{verb}: the model is another one than is averaged; make a new average for it.")
+        raise ConfigError(f"{verb}: this is not the averaged model; make a new average for it.")
 
 
 def schedule(decay: float, ema_decay_type: DecayType, tau: int = 2000) -> Decay:

@@ -30,11 +30,11 @@ class KarrasEMA(Named):
 
     ``βₙ = ((n+1-k)/(n+1))^(γ+1)``, n = step, k = update_every
 
-    The arguments are ema-pytorch's; the decay of an update is that of k calls, where the original takes
-    one's.
+    The arguments are ema-pytorch's; the decay of an update is that of k calls, where the original uses that
+    of one.
 
     Raises:
-        ConfigError: an argument is outside its rule.
+        ConfigError: an argument is invalid.
 
     Examples:
         >>> ema = KarrasEMA(nn.Linear(2, 1), sigma_rel=0.1, update_every=1)
@@ -79,7 +79,7 @@ class KarrasEMA(Named):
 
     @property
     def count(self) -> int:
-        """``step`` as a number, seldom read from the device."""
+        """``step`` as a number, rarely read from the device."""
         return self._steps.of(self.step)
 
     @property
@@ -88,7 +88,7 @@ class KarrasEMA(Named):
         return compose(Power(gamma=self.gamma), max(0, self.count + 1 - self.update_every), self.update_every)
 
     def update(self) -> None:
-        """Take the model's present weights in, if it is time to. Call it after each training step."""
+        """Update the average when an update is due. Call it after each training step."""
         step = self.count
         self._steps.set(self.step, step + 1)
         if step % self.update_every:
@@ -134,7 +134,7 @@ class PostHocEMA(nn.Module):
     The arguments are ema-pytorch's; a tensor that would overflow ``checkpoint_dtype`` keeps its own dtype.
 
     Raises:
-        ConfigError: an argument is outside its rule.
+        ConfigError: an argument is invalid.
 
     Examples:
         >>> import tempfile
@@ -193,7 +193,7 @@ class PostHocEMA(nn.Module):
         return self.step.device
 
     def copy_params_from_model_to_ema(self) -> None:
-        """Start every average again from the present model."""
+        """Restart every average from the current model."""
         for average in self._all:
             average.copy_params_from_model_to_ema()
 
@@ -206,7 +206,7 @@ class PostHocEMA(nn.Module):
         return tuple(average(*args, **kwargs) for average in self._all)
 
     def update(self) -> None:
-        """Take the model's present weights in, and write checkpoints if it is time to."""
+        """Update the averages and write checkpoints when due."""
         for average in self._all:
             average.update()
         every = self.checkpoint_every_num_steps
@@ -226,7 +226,7 @@ class PostHocEMA(nn.Module):
     ) -> KarrasEMA:
         """The average that another width would have given, from the checkpoints up to ``step``.
 
-        Tensors that are not averaged are those of the present model.
+        Tensors that are not averaged are those of the current model.
 
         Raises:
             ConfigError: none or both widths are given, or ``step`` lies outside the checkpoints.
@@ -257,9 +257,9 @@ class PostHocEMA(nn.Module):
         return made
 
     def _rounding(self, profiles: Sequence[Profile], newest: Sequence[dict[str, LazyTensor]]) -> float:
-        """The square of a checkpoint's rounding error, in units of what a step moves the parameters.
+        """The square of a checkpoint's rounding error, in units of the parameters' movement per step.
 
-        Two averages lie as far apart as the steps between their centres took the parameters.
+        The movement is estimated from the distance of two averages and the steps between their centres.
         """
         if len(newest) < 2:
             return 0.0

@@ -38,7 +38,7 @@ class EMAModel:
     with ``use_ema_warmup``, ``1-(1+s/inv_gamma)^(-power)`` instead of ``(1+s)/(10+s)``
 
     The arguments are diffusers', the old names ``max_value``, ``min_value`` and ``device`` included;
-    ``foreach`` changes nothing: the fastest engine is taken.
+    ``foreach`` changes nothing: the fastest engine is used.
 
     Raises:
         ConfigError: ``decay`` or ``min_decay`` is outside [0, 1], or an argument is unknown.
@@ -124,7 +124,7 @@ class EMAModel:
         return max(beta, self.min_decay)
 
     def step(self, parameters: Parameters) -> None:
-        """Take the parameters' present values in. Call it after each optimizer step."""
+        """Update the averages with the current parameters. Call it after each optimizer step."""
         if isinstance(parameters, nn.Module):
             warnings.warn(_MODULE, FutureWarning, stacklevel=2)
         lives = self._lives(parameters)

@@ -28,11 +28,11 @@ class EMA(Named):
     ``βₜ = clip(1-(1+s/γ)^(-p), min_value, beta)``, ``s = step - update_after_step - 1``; 0 where s ≤ 0
 
     The arguments are ema-pytorch's: β acts once for each ``update_every``, as there. Devices and dtypes may
-    always differ and the fastest engine is taken, whatever ``allow_different_devices``, ``coerce_dtype``
+    always differ and the fastest engine is used, whatever ``allow_different_devices``, ``coerce_dtype``
     and ``use_foreach`` say.
 
     Raises:
-        ConfigError: an argument is outside its rule.
+        ConfigError: an argument is invalid.
 
     Examples:
         >>> model = nn.Linear(2, 1)
@@ -138,7 +138,7 @@ class EMA(Named):
         return Warmup(self.beta, self.inv_gamma, self.power, min(self.min_value, self.beta))(passed + 1)
 
     def update(self) -> None:
-        """Take the model's present weights in, if it is time to. Call it after each training step."""
+        """Update the average when an update is due. Call it after each training step."""
         step = self._steps.of(self.step)
         self._steps.set(self.step, step + 1)
         if not self._started.of(self.initted):

@@ -17,7 +17,7 @@ from polyak.schedules.decay import check_integer
 
 
 class _Refused(ConfigError, AssertionError):
-    """An assertion too, since mmengine asserts and code may catch that."""
+    """Also an AssertionError, which mmengine raises and code may catch."""
 
 
 class BaseAveragedModel(nn.Module, ABC):
@@ -73,7 +73,7 @@ class BaseAveragedModel(nn.Module, ABC):
         return self.module(*args, **kwargs)
 
     def update_parameters(self, model: nn.Module) -> None:
-        """Take the model's present weights in, if it is time to."""
+        """Update the average when an update is due."""
         steps = self._counter.of(self.steps)
         if steps == 0:
             self._follower.copy(self.module, model)

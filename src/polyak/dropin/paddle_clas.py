@@ -34,11 +34,11 @@ class ExponentialMovingAverage:
         return self._ema.module
 
     def update(self, model: nn.Layer) -> None:
-        """Take the present values of the layer, wrapped since or not; another is a ``ConfigError``."""
+        """Update the average with the layer's current values; a different layer is a ``ConfigError``."""
         check_same(model, self._ema, "update")
         self._ema.update()
 
     def set(self, model: nn.Layer) -> None:
-        """Start again from the layer's present values."""
+        """Restart from the layer's current values."""
         check_same(model, self._ema, "set")
         self._ema.reset()

@@ -61,7 +61,7 @@ class ModelEMA(FromZero):
         return self._sums()
 
     def update(self, model: nn.Layer | None = None) -> None:
-        """Take the present values of the layer, wrapped since or not; another is a ``ConfigError``."""
+        """Update the average with the layer's current values; a different layer is a ``ConfigError``."""
         self._take(self._ema.model if model is None else model)
 
     def apply(self) -> dict[str, Tensor]:
@@ -81,7 +81,7 @@ class ModelEMA(FromZero):
         self._resume("resume", state_dict, step, divided=True)
 
     def reset(self) -> None:
-        """Start again at zero."""
+        """Restart from zero."""
         self.epoch = 0
         self._ema.reset()
         self._to_zero()

@@ -60,7 +60,7 @@ class ModelEMA(FromZero):
         return self._sums()
 
     def update(self, model: nn.Layer) -> None:
-        """Take the present values of the layer, wrapped since or not; another is a ``ConfigError``."""
+        """Update the average with the layer's current values; a different layer is a ``ConfigError``."""
         self._take(model)
 
     def apply(self) -> dict[str, Tensor]:

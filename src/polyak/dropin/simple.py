@@ -16,7 +16,7 @@ class EMA(Shadow):
 
     Raises:
         ConfigError: ``beta`` is outside [0, 1], or no parameter needs a gradient.
-        SwapError: a method is called while the model holds the other weights than it needs.
+        SwapError: a method is called while the model holds the wrong weights.
 
     Examples:
         >>> model = nn.Linear(2, 1)
@@ -35,7 +35,7 @@ class EMA(Shadow):
         self.model, self.beta = model, beta
 
     def update(self) -> None:
-        """Take the model's present weights in."""
+        """Update the average with the model's current weights."""
         self._update(self.model, self.beta)
 
     def apply(self) -> None:

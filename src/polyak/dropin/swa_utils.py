@@ -124,7 +124,7 @@ class AveragedModel(nn.Module):
         return self.module(*args, **kwargs)
 
     def update_parameters(self, model: nn.Module) -> None:
-        """Take the model's present weights in."""
+        """Update the average with the model's current weights."""
         averaged = self._counter.of(self.n_averaged)
         function = self.multi_avg_fn or self.avg_fn or _ListRule(Uniform())
         if averaged == 0:

@@ -21,7 +21,7 @@ class ModelEmaV3(nn.Module):
     ``βₜ = clip(1-(1+s/γ)^(-p), min_decay, decay)``, ``s = step - update_after_step - 1``; 0 where s ≤ 0
 
     The arguments are timm's; ``stochastic_rounding`` and ``foreach`` change nothing: 16-bit averages are
-    always rounded so, or they would stop moving, and the fastest engine is taken.
+    always rounded so, or they would stop moving, and the fastest engine is used.
 
     Examples:
         >>> model = nn.Linear(2, 1)
@@ -76,7 +76,7 @@ class ModelEmaV3(nn.Module):
         return max(rule(passed + 1), self.min_decay)
 
     def update(self, model: nn.Module, step: int | None = None) -> None:
-        """Take the model's present weights in."""
+        """Update the average with the model's current weights."""
         apply = self.apply_update_no_buffers_ if self.exclude_buffers else self.apply_update_
         apply(model, self.get_decay(step))
 
@@ -89,7 +89,7 @@ class ModelEmaV3(nn.Module):
         self._without_buffers.update(self.module, model, decay)
 
     def set(self, model: nn.Module) -> None:
-        """Become the model's present weights."""
+        """Reset to the model's current weights."""
         self._all.copy(self.module, model)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -118,11 +118,11 @@ class ModelEmaV2(nn.Module):
         self._follower = Follower()
 
     def update(self, model: nn.Module) -> None:
-        """Take the model's present weights in."""
+        """Update the average with the model's current weights."""
         self._follower.update(self.module, model, self.decay)
 
     def set(self, model: nn.Module) -> None:
-        """Become the model's present weights."""
+        """Reset to the model's current weights."""
         self._follower.copy(self.module, model)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -159,7 +159,7 @@ class ModelEma:
         return self.ema
 
     def update(self, model: nn.Module) -> None:
-        """Take the model's present weights in."""
+        """Update the average with the model's current weights."""
         self._follower.update(self.ema, model, self.decay)
 
     def _load_checkpoint(self, checkpoint_path: str | os.PathLike[str] | IO[bytes]) -> None:

@@ -52,7 +52,7 @@ class ExponentialMovingAverage:
         self._follower = Follower()
 
     def update(self, parameters: Parameters = None) -> None:
-        """Take the parameters' present values in."""
+        """Update the averages with the current parameters."""
         lives = self._lives(parameters)
         beta = self.decay
         if self.num_updates is not None:

@@ -16,7 +16,7 @@ _TEACHER = "teacher_model"
 
 
 def _without_teacher(holder: Holder, entry: TensorEntry[Tensor]) -> Role:
-    """A distilled model holds its teacher, which is not trained."""
+    """The model without a distillation teacher, which is not trained."""
     return "share" if entry.name.startswith(f"{_TEACHER}.") else role_in_state_dict(holder, entry)
 
 
@@ -29,7 +29,7 @@ class ModelEMA:
     ``enabled = False`` stops the average.
 
     Raises:
-        ConfigError: ``decay`` or ``tau`` is outside its rule.
+        ConfigError: ``decay`` or ``tau`` is invalid.
 
     Examples:
         >>> model = nn.Linear(2, 1)
@@ -51,7 +51,7 @@ class ModelEMA:
         self._follower = Follower(_without_teacher)
 
     def update(self, model: nn.Module) -> None:
-        """Take the model's present weights in."""
+        """Update the average with the model's current weights."""
         if self.enabled:
             self._follower.update(self.ema, model, self.decay(self.updates + 1))
             self.updates += 1
@@ -59,7 +59,7 @@ class ModelEMA:
     def update_attr(
         self, model: nn.Module, include: Collection[str] = (), exclude: Collection[str] = ()
     ) -> None:
-        """Take over the model's public attributes, or those of ``include``; ``training`` only if named."""
+        """Copy the model's public attributes, or those of ``include``; ``training`` only if named."""
         if not self.enabled:
             return
         for name, value in vars(unwrap(model)).items():

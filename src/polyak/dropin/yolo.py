@@ -1,4 +1,4 @@
-"""The ``ModelEMA`` with ``shadow`` and ``backup`` that many YOLO and Kaggle repositories carry along."""
+"""The ``ModelEMA`` with ``shadow`` and ``backup`` of many YOLO and Kaggle repositories."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class ModelEMA(Shadow):
 
     Raises:
         ConfigError: ``decay`` is outside [0, 1], or no parameter needs a gradient.
-        SwapError: a method is called while the model holds the other weights than it needs.
+        SwapError: a method is called while the model holds the wrong weights.
         PlanError: a parameter is missing in the model or has another shape.
 
     Examples:
@@ -26,7 +26,7 @@ class ModelEMA(Shadow):
         >>> ema.apply_shadow(model)
         >>> ema.restore(model)
 
-    Source: the class as it is passed on from repository to repository.
+    Source: the class as many repositories copy it.
     """
 
     def __init__(self, model: nn.Module, decay: float = 0.9999) -> None:
@@ -34,7 +34,7 @@ class ModelEMA(Shadow):
         self.decay = decay
 
     def update(self, model: nn.Module) -> None:
-        """Take the model's present weights in."""
+        """Update the average with the model's current weights."""
         self._update(model, self.decay)
 
     def apply_shadow(self, model: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""Averaging checkpoints of any kind into one file, in memory that does not grow with them."""
+"""Averaging checkpoints of any format into one file, in memory independent of their sizes."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ _DTYPES = dict(zip(get_args(RealType), (BY_NAME[n] for n in ("F64", "F32", "F16"
 
 @dataclass(frozen=True)
 class Averaged:
-    """What ``average_checkpoints`` did.
+    """The result of ``average_checkpoints``.
 
     Args:
-        averaged: the tensors that are means.
-        copied: integer and boolean tensors, which are those of the newest checkpoint.
+        averaged: names of the averaged tensors.
+        copied: names of integer and boolean tensors, copied from the newest checkpoint.
         weights: of the checkpoints, in the order given.
         header: of the file written.
-        files: each checkpoint with its role, its step, where that was found, and its weight.
-        newest: the checkpoint of the latest step, or the last where not all say theirs.
+        files: each checkpoint with its role, its step, the source of the step, and its weight.
+        newest: the checkpoint of the latest step, or the last if not all steps are known.
     """
 
     averaged: tuple[str, ...] = field(repr=False)
@@ -65,31 +65,31 @@ def average_checkpoints(
     Integer and boolean tensors are copied from the newest checkpoint, bit for bit.
 
     Args:
-        paths: files, folders of shards or URLs, holding the same tensors.
-        out: the file to write, ``name.safetensors``; it may be one of the inputs. It appears when it is
-            complete, or not at all.
-        weights: "uniform"; a number for each checkpoint, which are divided by their sum; ``Recency(steps)``,
-            which halves with age; "linear", "cosine" or "1-sqrt", which do what a learning rate falling
-            from the first checkpoint to the last would have done; or the profile wanted of checkpoints of
-            one run (a decay means its profile up to the newest): ``polyak.schedules.solve`` finds the
-            numbers, for raw checkpoints by linear interpolation between neighbours. Weights of which nothing
-            is known are then taken for raw ones. All but the first two need rising steps: they are read from
-            the files, or else from names in which one number is called a step.
+        paths: files, folders of shards or URLs, with the same tensors.
+        out: the file to write, ``name.safetensors``; it may be one of the inputs. It is written completely
+            or not at all.
+        weights: "uniform"; a number for each checkpoint, divided by their sum; ``Recency(steps)``, which
+            halves with age; "linear", "cosine" or "1-sqrt", which approximate a learning rate that decays
+            from the first checkpoint to the last; or the target profile over checkpoints of one run (a decay
+            means its profile up to the newest), for which ``polyak.schedules.solve`` computes the numbers,
+            for raw checkpoints by linear interpolation between neighbours. Unidentified weights then count
+            as raw. All but the first two need increasing steps, from the files or from names in which one
+            number is called a step.
         dtype: of the averages of real numbers; by default that of the first checkpoint.
-        accumulate: "float32" or "float64"; what is stored in float64 is always taken in it.
+        accumulate: "float32" or "float64"; float64 tensors are always accumulated in float64.
         max_shard_size: above this, write several files and an index; bytes, or text like "5GB".
-        part: which set of weights to take from files that hold several: "raw", "average", or its name.
-        progress: called with the bytes read so far and those to read in all.
+        part: the set of weights to use from files with several: "raw", "average", or its name.
+        progress: called with the bytes read so far and in total.
 
     Returns:
-        Which tensors were averaged and which copied, the weights used, and the header written: with the
-        profile of the result where those of the inputs are known, and else the weights of the files.
+        The averaged and copied tensors, the weights used, and the header written: with the profile of the
+        result if those of the inputs are known, otherwise the weights of the files.
 
     Raises:
-        ConfigError: an argument is outside its rule.
+        ConfigError: an argument is invalid.
         CheckpointError: a checkpoint cannot be read, is damaged, holds no tensors, holds NaN, or infinity
-            where others do not, or they do not hold the same tensors (all differences are listed);
-            steps that are needed are not known or do not rise. Nothing is written then.
+            where others do not, or they do not hold the same tensors (all differences are listed); or
+            required steps are unknown or do not increase. Nothing is written then.
         MissingExtraError: a URL was given and fsspec is missing.
 
     Examples:
@@ -139,7 +139,7 @@ def _check(paths: Sequence[Where], out: Where, dtype: str | None, accumulate: st
 
 
 def _common_metadata(inputs: Sequence[MergeInput]) -> dict[str, str]:
-    """What all files say alike, such as the "format" that Hugging Face libraries ask for."""
+    """Metadata that all files share, such as the "format" that Hugging Face libraries require."""
     first, *others = (one.weights.metadata for one in inputs)
     alike = {key: value for key, value in first.items() if all(other.get(key) == value for other in others)}
     return {key: value for key, value in alike.items() if key not in (KEY, SUMS)}

@@ -1,4 +1,4 @@
-"""The checkpoints to average: opened, compared, each with its step where it has one."""
+"""Opening and comparing the checkpoints to average."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _NAMED = 6  # tensors named of those a file lacks
 
 
 class MergeInput(NamedTuple):
-    """An open checkpoint and, where it is known, what it is.
+    """An open checkpoint and its description, as far as it is known.
 
-    weights: with the tensors of one set.
-    role: whose weights they are; "unknown" where nothing says.
-    header: what is known of them.
-    step: the training step they were written at, and where that was found.
+    weights: the tensors of one set.
+    role: raw or average; "unknown" if not stated.
+    header: of the weights, if known.
+    step: the training step and its source.
     """
 
     weights: Checkpoint
@@ -38,14 +38,14 @@ class MergeInput(NamedTuple):
 
     @property
     def profile(self) -> Profile | None:
-        """The weight of each point of the trajectory; None if nobody knows."""
+        """The weight of each point of the trajectory; None if unknown."""
         if self.header is not None and self.header.profile is not None:
             return self.header.profile
         return Profile.raw(self.step.number) if self.role == "raw" and self.step is not None else None
 
 
 def open_inputs(paths: Sequence[Where], files: ExitStack, part: str | None) -> list[MergeInput]:
-    """Open checkpoints to be averaged, one set of weights of each; ``files`` will close them."""
+    """Open the checkpoints, one set of weights from each; ``files`` will close them."""
     inputs = [_part_of(files.enter_context(open_weights(path)), part) for path in paths]
     opened = [one.weights for one in inputs]
     lines = [*_missing(opened), *_differing(opened)]
@@ -64,7 +64,7 @@ def is_real(tensor: LazyTensor) -> bool:
 
 
 def _part_of(weights: Checkpoint, part: str | None) -> MergeInput:
-    """One set of weights; a file may hold several, and other things."""
+    """One set of weights of a file, which may contain several."""
     _refuse_fragments(weights)
     found = recognise(weights)
     sets = [one for one in found.models if one.tensors]
@@ -76,7 +76,7 @@ def _part_of(weights: Checkpoint, part: str | None) -> MergeInput:
         listed = "; ".join(f"{one.name} ({one.role}, under {one.path!r})" for one in sets)
         why = "one is needed" if part is None else f"{part!r} is {len(chosen)} of them"
         raise CheckpointError(
-            f"{weights.where} holds these sets of weights: {listed}; {why}. Say which with part= (--part)."
+            f"{weights.where} holds these sets of weights: {listed}; {why}. Choose one with part= (--part)."
         )
     [one] = chosen
     said = "header" if weights.format == "safetensors" else "state of the average"

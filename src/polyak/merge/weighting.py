@@ -1,4 +1,4 @@
-"""How much each checkpoint weighs in a mean, and what may be said of the result."""
+"""The weights of checkpoints in a mean, and the header of the result."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ Weighting: TypeAlias = Literal["uniform"] | Shape | Recency | Profile | Decay | 
 
 
 class Contribution(NamedTuple):
-    """What one checkpoint contributes.
+    """One checkpoint of a mean.
 
     file: as it was given.
-    role: whose weights it holds: "average", "raw", or "unknown".
-    step: the training step it was written at; None if nothing says.
-    source: where the step was found: a key of the file, "file name", …; "" without one.
+    role: of its weights: "average", "raw", or "unknown".
+    step: the training step it was written at; None if unknown.
+    source: of the step: a key of the file, "file name", …; "" without one.
     weight: in the mean.
     """
 
@@ -52,7 +52,7 @@ def contributions(
 
 
 def newest(inputs: Sequence[MergeInput]) -> int:
-    """The place of the checkpoint of the latest step, or of the last where not all say theirs."""
+    """The index of the checkpoint of the latest step, or the last if not all steps are known."""
     steps = [one.step.number for one in inputs if one.step is not None]
     if len(steps) < len(inputs):
         return len(inputs) - 1
@@ -60,13 +60,13 @@ def newest(inputs: Sequence[MergeInput]) -> int:
 
 
 def header_of(weighting: Weighting, inputs: Sequence[MergeInput], shares: Sequence[Contribution]) -> Header:
-    """What the mean of these checkpoints is: as much as they all say."""
+    """The header of the mean, as far as the checkpoints' headers determine it."""
     used = [share.weight for share in shares]
     steps = [share.step for share in shares if share.step is not None]
     headers = [one.header for one in inputs]
     runs = {"" if header is None else header.run for header in headers}
     joined = [{} if header is None else dict(header.joined) for header in headers]
-    trusted = isinstance(weighting, (Profile, Decay))  # who asks for these says that the files are raw
+    trusted = isinstance(weighting, (Profile, Decay))  # these weightings assume raw files
     profiles = [_as_point(one) if trusted else one.profile for one in inputs]
     known = [profile for profile in profiles if profile is not None]
     # A tensor's own profile is known only if it joined all averages at the same step.
@@ -106,14 +106,14 @@ def _weights(weighting: Weighting, inputs: Sequence[MergeInput]) -> tuple[float,
 
 
 def _solved(weighting: Profile | Decay, inputs: Sequence[MergeInput]) -> tuple[float, ...]:
-    """The mixture with the profile nearest to the one wanted; raw weights are points of the trajectory."""
+    """The mixture nearest to the target profile; raw weights are points of the trajectory."""
     profiles: list[Profile] = []
     for one in inputs:
         point = _as_point(one)
         if point is None and one.role == "average":
             raise CheckpointError(
-                f"{one.weights.where} holds an average whose profile is not known, so that of a mixture with "
-                'it would not be either. Take the raw weights with part="raw" (--part raw), or weigh the '
+                f"{one.weights.where} holds an average whose profile is unknown, so that of a mixture with "
+                'it would be too. Take the raw weights with part="raw" (--part raw), or weigh the '
                 "files by age with Recency(steps) (--recency) or by numbers (--weights)."
             )
         profiles.append(Profile.raw(_step(one).number) if point is None else point)
@@ -124,14 +124,14 @@ def _solved(weighting: Profile | Decay, inputs: Sequence[MergeInput]) -> tuple[f
 
 
 def _as_point(one: MergeInput) -> Profile | None:
-    """The profile, of weights of which nothing is known that of raw ones."""
+    """The profile; unidentified weights count as raw."""
     if one.profile is None and one.role == "unknown" and one.step is not None:
         return Profile.raw(one.step.number)
     return one.profile
 
 
 def _rising(inputs: Sequence[MergeInput]) -> list[int]:
-    """The steps of checkpoints that must be points of one run, in their order."""
+    """The steps of checkpoints of one run, which must increase."""
     steps = [_step(one) for one in inputs]
     for (before, earlier), (after, later) in pairwise(zip(inputs, steps, strict=True)):
         if later.number <= earlier.number:
@@ -148,7 +148,7 @@ def _rising(inputs: Sequence[MergeInput]) -> list[int]:
 def _step(one: MergeInput) -> Step:
     if one.step is None:
         raise CheckpointError(
-            f"{one.weights.where} does not say at which training step it was written, neither inside nor by "
+            f"{one.weights.where} does not contain its training step, neither inside nor in "
             "a name in which one number is called a step: name it like step-5000.safetensors, or give a "
             "weight for each file (--weights)."
         )
@@ -156,7 +156,7 @@ def _step(one: MergeInput) -> Step:
 
 
 def _of_files(shares: Sequence[Contribution]) -> list[FileShare]:
-    """Name, step and weight of each file, for a header; after its folder's name if several have the same."""
+    """Name, step and weight of each file, for a header; with its folder if several names are equal."""
     paths = [PurePath(share.file.replace("\\", "/")) for share in shares]
     names = Counter(path.name for path in paths)
     shown = [path.name if names[path.name] == 1 else "/".join(path.parts[-2:]) for path in paths]

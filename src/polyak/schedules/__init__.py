@@ -1,4 +1,4 @@
-"""How much: decays, the profiles they grow, and the mixtures that reach a wanted profile. NumPy only."""
+"""Decays, the profiles of the averages they produce, and mixtures with a target profile. NumPy only."""
 
 from polyak.schedules.decay import Constant as Constant
 from polyak.schedules.decay import Custom as Custom

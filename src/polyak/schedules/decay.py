@@ -1,11 +1,11 @@
-"""How much of the average survives a step: what a decay is, the plainest one, and one's own.
+"""Decays: the interface, the constant decay, and user-defined functions.
 
 Legend: t counts from 1 in the decay's own unit (training steps, samples or tokens);
 βₜ is the decay applied at t, ``avgₜ = βₜ·avgₜ₋₁ + (1-βₜ)·θₜ``; B(t, k) = βₜ₊₁·…·βₜ₊ₖ is the
-decay of the k steps after t taken at once, so that acting on every k-th step keeps the half-life.
+decay of the k steps after t taken at once, so that updating every k-th step keeps the half-life.
 
-A decay knows nothing of how often it was called: the counter lives in the average. Two averages
-with equal decays are therefore equal, and a resumed one continues where it stood.
+A decay has no state: the counter is part of the average. So two averages with equal decays are equal, and a
+resumed one continues exactly.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class Decay(ABC):
 
     unit: ClassVar[Unit] | Unit = "steps"
     constant: ClassVar[bool] | bool = False  # βₜ is the same at every t
-    closed: ClassVar[bool] = False  # products takes as long for any k
-    ahead: ClassVar[int] | int = 256  # decays of coming updates that an average may ask for at once
+    closed: ClassVar[bool] = False  # the cost of products does not depend on k
+    ahead: ClassVar[int] | int = 256  # number of future decays that may be computed at once
     known: ClassVar[bool] = True  # βₜ can be computed here
     _kinds: ClassVar[dict[str, type[Decay]]] = {}
 
@@ -50,14 +50,14 @@ class Decay(ABC):
         """βₜ for an array of times t ≥ 1."""
 
     def products(self, t: Array, k: int) -> Array:
-        """B(t, k) for an array of times t ≥ 0 and k ≥ 1: here the k decays multiplied one by one."""
+        """B(t, k) for an array of times t ≥ 0 and k ≥ 1; by default the product of the k decays."""
         out = np.ones_like(t)
         for i in range(1, k + 1):
             out *= self.betas(t + i)
         return out
 
     def effort(self, k: int) -> int:
-        """How many evaluations of βₜ one of ``products(t, k)`` takes."""
+        """The number of evaluations of βₜ in one of ``products(t, k)``."""
         return 1 if self.closed else k
 
     def __call__(self, t: int) -> float:
@@ -73,10 +73,10 @@ class Decay(ABC):
 
     @staticmethod
     def from_config(config: Mapping[str, Any]) -> Decay:
-        """The decay that ``to_config`` described.
+        """The inverse of ``to_config``.
 
         Args:
-            config: what ``to_config`` returned, perhaps through JSON.
+            config: from ``to_config``, also after JSON.
 
         Raises:
             ConfigError: the kind is unknown or an argument is not one of its arguments.
@@ -105,22 +105,22 @@ class Decay(ABC):
 
 
 class _UnknownKindError(ConfigError):
-    """A config whose kind is no class of this process."""
+    """A config with a class that this process does not know."""
 
 
 DecayLike: TypeAlias = float | Decay | Callable[[int], float]
 
 
 def as_decay(decay: DecayLike) -> Decay:
-    """A float is a ``Constant``, a function of t is a ``Custom``, and a ``Decay`` is itself.
+    """Convert a float to ``Constant`` and a function of t to ``Custom``; a ``Decay`` is returned as it is.
 
     Raises:
-        ConfigError: it is none of them, or what it gives is no decay.
+        ConfigError: it is none of them, or the function does not return a decay.
     """
     if isinstance(decay, Decay):
         return decay
     if isinstance(decay, type):
-        raise ConfigError(f"decay={decay!r} is a class: make one of it, {decay.__name__}(…).")
+        raise ConfigError(f"decay={decay!r} is a class: make an object, {decay.__name__}(…).")
     if callable(decay):
         return Custom(decay)
     if not isinstance(decay, Real) or isinstance(decay, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -131,10 +131,10 @@ def as_decay(decay: DecayLike) -> Decay:
 
 
 def decay_in_file(config: Mapping[str, Any]) -> Decay:
-    """The decay that a file names; ``Unknown`` if it is of a kind that only another program has.
+    """The decay of a file; ``Unknown`` if its class or function is not available.
 
     Raises:
-        ConfigError: it is no description of a decay.
+        ConfigError: it is not a description of a decay.
     """
     try:
         return Decay.from_config(config)
@@ -152,10 +152,10 @@ def compose(decay: DecayLike, t: int, k: int) -> float:
     Args:
         decay: the schedule, a float for a constant one, or a function of t.
         t: steps already taken, ≥ 0, in the decay's unit.
-        k: steps to take at once, ≥ 0, in the decay's unit.
+        k: number of steps, ≥ 0, in the decay's unit.
 
     Returns:
-        The factor in [0, 1] that the old average keeps.
+        The factor in [0, 1] of the old average.
 
     Raises:
         ConfigError: t or k is negative.
@@ -175,8 +175,8 @@ def compose(decay: DecayLike, t: int, k: int) -> float:
 def composed(decay: Decay, t: int, k: int, n: int) -> Array:
     """``B(t, k), B(t+k, k), …``: the decays of the next n updates of k ≥ 1 steps each; float64 [n].
 
-    Equal, to the last bit, to what n calls of ``compose`` give: each of those is an array of one. NumPy's
-    scalars are computed by other functions than its arrays, which round otherwise.
+    Bit-identical to n calls of ``compose``, which use arrays of one element: NumPy computes scalars by other
+    functions than arrays, with different rounding.
     """
     before = t + k * np.arange(n, dtype=np.float64)
     return decay.betas(before + 1) if k == 1 else decay.products(before, k)
@@ -184,12 +184,12 @@ def composed(decay: Decay, t: int, k: int, n: int) -> Array:
 
 def check(name: str, value: float, rule: str, holds: bool) -> None:
     """Refuse an argument that breaks its rule, naming both."""
-    if not holds:  # NaN fails every comparison, so it lands here as well
+    if not holds:  # NaN fails every comparison, so it is refused as well
         raise ConfigError(f"{name}={value!r}: {rule}.")
 
 
 def check_integer(name: str, value: int, least: int) -> None:
-    """Refuse a count that is no whole number or too small."""
+    """Refuse a count that is not a whole number or too small."""
     if type(value) is not int or value < least:
         raise ConfigError(f"{name}={value!r}: must be a whole number, at least {least}.")
 
@@ -237,19 +237,19 @@ class Constant(Decay):
 
 @dataclass(frozen=True, repr=False)
 class Custom(Decay, in_files=False):
-    """A decay of one's own: any function of t.
+    """A user-defined decay: any function of t.
 
-    A function may stand wherever a decay may: ``EMA(model, lambda t: min(0.999, t / (t + 10)))``. It must be
-    pure, since profiles ask it again. Files keep its name only: to resume, make the EMA with the same
-    function; elsewhere such a file is read, but the weights that its average gives to each step are unknown.
-    A subclass of ``Decay`` is read with its arguments wherever the class has been imported.
+    A function is accepted wherever a decay is: ``EMA(model, lambda t: min(0.999, t / (t + 10)))``. It must be
+    pure, since profiles evaluate it again. Files contain its name only: to resume, make the EMA with the same
+    function; without it such a file can be read, but the profile of its average is unknown. A subclass of
+    ``Decay`` is restored with its arguments wherever the class has been imported.
 
     Args:
         function: takes the training step t = 1, 2, … since averaging began and returns βₜ in [0, 1].
         name: for files; by default the function's own.
 
     Raises:
-        ConfigError: for t = 1 the function raises or returns no number in [0, 1]; later also ``update``.
+        ConfigError: for t = 1 the function raises or returns no number in [0, 1]; ``update`` checks later t.
 
     Examples:
         >>> def a_third(t):
@@ -296,10 +296,10 @@ class Custom(Decay, in_files=False):
 
 @dataclass(frozen=True, repr=False)
 class Unknown(Decay, in_files=False):
-    """A decay that a file names and this process cannot compute.
+    """A decay from a file that this process cannot compute.
 
     Args:
-        config: what the file says of it, as JSON.
+        config: its description in the file, as JSON.
     """
 
     config: str
@@ -315,7 +315,7 @@ class Unknown(Decay, in_files=False):
 
     def betas(self, t: Array) -> Array:
         raise ConfigError(
-            f"the weights of this average are unknown: its decay is {self}. To go on with it, make the EMA "
+            f"the weights of this average are unknown: its decay is {self}. To continue it, make the EMA "
             "with the same function or import the class first."
         )
 

@@ -1,6 +1,6 @@
-"""A profile to look at: its weights drawn for the terminal, and beside its numbers for a notebook.
+"""Drawing a profile: its weights in the terminal, and with its numbers in a notebook.
 
-Drawn by our own code: tests hold every character, which plotext and uniplot do not promise between releases.
+Own code, because tests compare every character, which plotext and uniplot may change between releases.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Scale: TypeAlias = Literal["linear", "log"]
 _EIGHTHS, _HALVES = " ▁▂▃▄▅▆▇█", " ▀█"
 _DECADES = 6.0  # of a logarithmic drawing, from the greatest weight down
 _LEFT_OUT = {"linear": 1e-3, "log": 10**-_DECADES}  # share of the weight before the first step drawn
-EFFORT = 1 << 23  # evaluations of a decay that the numbers of a profile may take: less than a second
+EFFORT = 1 << 23  # limit on evaluations of a decay for the numbers of a profile: less than a second
 _PIXELS, _TALL = 320, 60  # of the picture in a notebook
 _LABEL = 9  # columns left of the axis
 _DWARFS, _CUT = 3, "▲"  # a bar this many times as high as the next is cut and marked
@@ -42,7 +42,7 @@ class Bars(NamedTuple):
 
 
 def draw(profile: Profile, width: int = 80, height: int = 10, scale: Scale = "linear") -> str:
-    """Draw a profile over training steps, without the oldest ones that have hardly any weight.
+    """Draw a profile over training steps, without the oldest steps of negligible weight.
 
     Args:
         profile: of an average; negative weights are drawn below the axis of a linear drawing.
@@ -97,7 +97,7 @@ def binned(profile: Profile, columns: int, scale: Scale = "linear") -> Bars:
 
 
 def _start(profile: Profile, left_out: float) -> int:
-    """The first step to draw: the steps before it have at most this share of the absolute weight."""
+    """The first step to draw; earlier ones have at most this share of the absolute weight."""
     total = sum(float(np.abs(window).sum()) for _, window in profile.windows(profile.steps + 1))
     newer = 0.0
     for low, window in profile.windows(profile.steps + 1):
@@ -146,7 +146,7 @@ def _logarithmic(heights: Array, lines: int) -> list[tuple[str, str]]:
 
 
 def _row(filled: Array, blocks: str) -> str:
-    """One line: how much of each cell is filled, as a character."""
+    """One line of block characters, by how much of each cell is filled."""
     steps = len(blocks) - 1
     return "".join(blocks[int(n)] for n in np.rint(np.clip(filled, 0, 1) * steps))
 
@@ -191,7 +191,7 @@ def html(title: str, rows: Sequence[tuple[str, str]], profile: Profile) -> str:
 
 def _numbers(profile: Profile) -> list[tuple[str, str]]:
     if not _quick(profile):
-        return [("weights", "not worked out: that takes long" if profile.known else "unknown")]
+        return [("weights", "not computed: that takes long" if profile.known else "unknown")]
     return [
         ("half-life", f"{profile.half_life:,.4g} steps"),
         ("mean age", f"{profile.mean_age:,.4g} steps"),

@@ -1,4 +1,4 @@
-"""Decays said in time: how long until what was there weighs half as much."""
+"""Decays given as a half-life."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from polyak.schedules.power import Power, share_to_gamma
 
 @dataclass(frozen=True, repr=False)
 class HalfLife(Decay):
-    """A decay said in time: after one half-life, what was there weighs half as much.
+    """A decay given as a half-life: after it, the weight of everything before is halved.
 
-    ``β = 2^(-1/h)`` per step, sample or token. Said in samples or tokens, the average is the same
-    whatever the batch size; ``update`` must then be told how many it saw.
+    ``β = 2^(-1/h)`` per step, sample or token. In samples or tokens, the average does not depend on the batch
+    size; pass their number to each ``update``.
 
-    Said as a share s, ``βₜ = (1 - 1/t)^(γ+1)`` with ``γ = ln ½ / ln(1-s) - 1``: after any number of steps T
-    the youngest s·T have half the weight and θ₀ has none, so that one number serves runs of every length.
+    As a share s, ``βₜ = (1 - 1/t)^(γ+1)`` with ``γ = ln ½ / ln(1-s) - 1``: after any number of steps T the
+    latest s·T have half the weight and θ₀ has none, so one number fits runs of every length.
 
     Args:
         steps: h in training steps, > 0.

@@ -1,4 +1,4 @@
-"""What an average has lived through so far, as the runs that its profile is made of."""
+"""The history of an average: the runs of updates from which its profile is computed."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from polyak.schedules.decay import Decay
 from polyak.schedules.profile import Profile
 from polyak.schedules.runs import COPY, Run, coarsened
 
-_GROUPS = 1 << 9  # of a history whose updates differ in size: 1/512 of the weight may be moved within one
+_GROUPS = 1 << 9  # share of the weight that a merged run may contain, if its updates differ in size
 _RUNS = 8 * _GROUPS  # that a history may grow to; merging leaves four for each group at most
 
 
 class History:
-    """The growing list of runs behind an average: an update like the one before only counts.
+    """The growing list of an average's runs; an update like the previous one only increments a count.
 
     count: the updates of the last run.
 
-    Updates of varying size (tokens, accumulated batches) are a run each. Of more than some thousand runs the
-    old ones are merged (see ``coarsened``), and the profile says how exact it then is.
+    Updates of varying size (tokens, accumulated batches) are a run each. Beyond some thousand runs the old
+    ones are merged (see ``coarsened``), and the profile states its accuracy.
     """
 
     def __init__(self, runs: Sequence[Run] = (), within: float = 0.0) -> None:
@@ -35,18 +35,18 @@ class History:
             vars(self).update(vars(self.followed_by(decay, clock, stride, advance)))
 
     def restart(self, step: int) -> None:
-        """A copy of the parameters at ``step``: nothing before it matters any more."""
+        """A copy of the parameters at ``step``, which discards the history."""
         vars(self).update(vars(self.copied(step)))
 
     def extended_by(self, decay: Decay, clock: int, stride: int, advance: int) -> bool:
-        """Whether such an update is one more of the last run."""
+        """Whether such an update continues the last run."""
         if self._last is None:
             return False
         d, c, _, s, a = self._last
         return d is decay and s == stride and a == advance and c + self.count * a == clock
 
     def followed_by(self, decay: Decay, clock: int, stride: int, advance: int) -> History:
-        """This history, which stays what it is, and an update that begins a new run."""
+        """A new history with an update that starts a new run."""
         later = History([Run(decay, clock, 1, stride, advance)], self._within)
         if self._last is not None:
             del self._closed[self._mine :]

@@ -1,4 +1,4 @@
-"""Weights for checkpoints by their age alone, whatever is in them.
+"""Weights for checkpoints by their age alone.
 
 Legend: n checkpoints written at steps t₀ < t₁ < … < t_m; wᵢ is the weight of the i-th, ``Σ wᵢ = 1``.
 """
@@ -29,8 +29,8 @@ _INTEGRALS: Mapping[str, Callable[[Array], Array]] = {
 class Recency:
     """Weights that halve with every ``steps`` of age: ``wᵢ ∝ 2^(-(t_m - tᵢ)/steps)``.
 
-    Unlike a ``HalfLife``, which asks what average of the run the checkpoints are points of, it takes them
-    as they are: averages, or weights of which nothing is known.
+    Unlike a ``HalfLife``, which accounts for the profiles of the checkpoints, it weights them directly,
+    averages and unidentified weights alike.
 
     Args:
         steps: training steps, > 0.
@@ -57,15 +57,15 @@ class Recency:
 
 
 def annealed(steps: Sequence[int], shape: Shape) -> Array:
-    """The weights with which a mean does what a falling learning rate would have done.
+    """The weights of a mean that approximates a decaying learning rate.
 
-    ``Σ wᵢ·θᵢ = θ₀ + Σᵢ aᵢ·(θᵢ - θᵢ₋₁)``: what was learned between two checkpoints counts with aᵢ, the mean
-    of the learning rate's factor over that time had it fallen from t₀ to t_m; so ``w₀ = 1 - a₁``,
-    ``wᵢ = aᵢ - aᵢ₊₁`` and ``w_m = a_m``.
+    ``Σ wᵢ·θᵢ = θ₀ + Σᵢ aᵢ·(θᵢ - θᵢ₋₁)``: the change between two checkpoints is scaled by aᵢ, the mean factor
+    of a learning rate that decays from t₀ to t_m over that time; so ``w₀ = 1 - a₁``, ``wᵢ = aᵢ - aᵢ₊₁`` and
+    ``w_m = a_m``.
 
     Args:
-        steps: at which the checkpoints were written, rising.
-        shape: of the fall.
+        steps: of the checkpoints, increasing.
+        shape: of the learning rate.
 
     Returns:
         wᵢ, float64 [n], none negative.
@@ -78,7 +78,7 @@ def annealed(steps: Sequence[int], shape: Shape) -> Array:
         array([0.25, 0.5 , 0.25])
 
     Source: Tian et al. 2025, arXiv 2507.17634 (checkpoint merging in place of a decaying learning rate), with
-    the rate's mean over each interval, so that the steps need not be equally far apart.
+    the rate's mean over each interval, so that the steps need not be equidistant.
     """
     if shape not in _INTEGRALS:
         raise ConfigError(f"shape={shape!r}: must be one of {', '.join(_INTEGRALS)}.")

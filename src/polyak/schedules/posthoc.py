@@ -1,20 +1,20 @@
-"""Which stored averages add up to the one you want: the best linear estimate of it.
+"""The mixture of stored averages nearest to a target: its best linear estimate.
 
-Legend: n stored averages, T steps, N parameters; wᵢ(t) is the weight average i gives to θₜ, w* the wanted
-one; Rᵢ(t) = wᵢ(t) + wᵢ(t+1) + … + wᵢ(T); c is [n], the coefficients.
+Legend: n stored averages, T steps, N parameters; wᵢ(t) is the weight of θₜ in average i, w* that in the
+target; Rᵢ(t) = wᵢ(t) + wᵢ(t+1) + … + wᵢ(T); c is [n], the coefficients.
 
-Training moves the parameters in steps, ``θₜ = θₜ₋₁ + εₜ``, and an average is made of those:
-``avgᵢ = θ₀ + Σₜ Rᵢ(t)·εₜ``. Taken as a random walk, ``E‖εₜ‖² = vₜ`` and E⟨εₛ, εₜ⟩ = 0, the mixture misses
-what is wanted by
+Training moves the parameters in steps, ``θₜ = θₜ₋₁ + εₜ``, of which an average is a weighted sum:
+``avgᵢ = θ₀ + Σₜ Rᵢ(t)·εₜ``. For a random walk, ``E‖εₜ‖² = vₜ`` and E⟨εₛ, εₜ⟩ = 0, the squared error of the
+mixture is
 
     ``E‖Σᵢ cᵢ·avgᵢ - avg*‖² = Σₜ vₜ·(Σᵢ cᵢ·Rᵢ(t) - R*(t))² + Σᵢ cᵢ²·ρᵢ``,
 
-ρᵢ being what rounding did to avgᵢ when it was stored. The c that makes this least is the best linear
-unbiased estimate; for raw checkpoints it is linear interpolation between neighbours.
+where ρᵢ is the squared rounding error of the stored avgᵢ. The c that minimises it is the best linear unbiased
+estimate; for raw checkpoints it is linear interpolation between neighbours.
 
-Karras et al. minimise ``Σₜ (Σᵢ cᵢ·wᵢ(t) - w*(t))²`` instead, as if parameters at different steps had
-nothing to do with each other. On real runs that costs a factor of ten for wide averages
-(``experiments/posthoc``), and says nothing of the error to expect.
+Karras et al. minimise ``Σₜ (Σᵢ cᵢ·wᵢ(t) - w*(t))²`` instead, as if parameters at different steps were
+uncorrelated. On real runs the error for wide averages is then ten times as large (``experiments/posthoc``),
+and its expected size is not known.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from polyak.errors import ConfigError
 from polyak.schedules.decay import Array
 from polyak.schedules.profile import Profile
 
-_WELL_CONDITIONED = 1e-13  # eigenvalues below this share of the largest are float64's own rounding
+_WELL_CONDITIONED = 1e-13  # eigenvalues below this share of the largest are rounding errors of float64
 
 
 class Movement(NamedTuple):
-    """How fast the parameters moved: ``E‖θₜ - θₜ₋₁‖²`` for the steps up to each end, the last for all later.
+    """The parameters' speed: ``E‖θₜ - θₜ₋₁‖²`` for the steps up to each end, the last for all later ones.
 
     ends: training steps, ascending.  rates: one for each, in squared units of the parameters.
     """
@@ -51,12 +51,12 @@ STEADY = Movement((0,), (1.0,))
 
 
 class Solution(NamedTuple):
-    """What ``solve`` found.
+    """The result of ``solve``.
 
     coefficients: c, float64 [n], with ``Σ cᵢ·(sum of profile i) = 1``.
-    error: the distance to expect between what is made and what is wanted, as a share of the distance
-        between what is wanted and the raw parameters θ_T.
-    noise_gain: ``Σ|cᵢ|``, by how much errors of the stored averages can grow at worst; 1 is best.
+    error: the expected distance between mixture and target, as a share of the distance between the target and
+        the raw parameters θ_T.
+    noise_gain: ``Σ|cᵢ|``, the largest possible amplification of the stored averages' errors; 1 is best.
     """
 
     coefficients: Array
@@ -70,20 +70,20 @@ def solve(
     movement: Movement = STEADY,
     rounding: Sequence[float] | None = None,
 ) -> Solution:
-    """The mixture of stored averages nearest to the one wanted.
+    """The mixture of stored averages nearest to the target.
 
     ``min Σₜ vₜ·(Σᵢ cᵢ·Rᵢ(t) - R*(t))² + Σᵢ cᵢ²·ρᵢ`` subject to ``Σc = 1``; the sums over t run in windows,
     so that memory does not grow with T.
 
     Args:
         profiles: the stored averages' profiles, at least one, of one training run.
-        target: the wanted profile; its last step should not lie beyond the newest stored one.
+        target: its profile; the last step should not lie beyond the newest stored one.
         movement: vₜ; by default the same at every step.
         rounding: ρᵢ, the expected square of the rounding error of each stored average, in the unit of vₜ;
             by default none.
 
     Returns:
-        Coefficients, relative error to expect and noise gain.
+        Coefficients, expected relative error and noise gain.
 
     Raises:
         ConfigError: no profiles.
@@ -117,9 +117,9 @@ def solve_each(
 
 
 class Problem(NamedTuple):
-    """Stored averages and wanted ones as a Gram matrix, from which any part of the stored is solved at once.
+    """The Gram matrix of stored averages and targets, from which any subset of the stored ones can be solved.
 
-    gram: ``Σₜ vₜ·R(t)·R(t)ᵀ`` over stored, wanted and raw, in this order.  total: the sum of each profile.
+    gram: ``Σₜ vₜ·R(t)·R(t)ᵀ`` over stored, targets and raw, in this order.  total: the sum of each profile.
     noise: ρᵢ of the stored.
     """
 
@@ -155,10 +155,10 @@ class Problem(NamedTuple):
 
 
 def movement_of(profiles: Sequence[Profile], distances: Sequence[float]) -> Movement:
-    """How fast parameters moved, from how far averages were from them.
+    """Estimate the parameters' speed from their distances to averages.
 
-    ``E‖avgᵢ - θ_T‖² = Σₜ vₜ·(1 - Rᵢ(t))²``, so each average shows the mean of vₜ over what it spans; at
-    every moment the narrowest one is believed.
+    ``E‖avgᵢ - θ_T‖² = Σₜ vₜ·(1 - Rᵢ(t))²``, so each average gives a mean of vₜ over its span; at each step
+    the narrowest average is used.
 
     Args:
         profiles: of averages, each at its own T.
@@ -199,10 +199,10 @@ def _constrained(gram: Array, right: Array, total: Array, size: float) -> Array:
     """C that minimises ``cᵀGc - 2cᵀb`` subject to ``totalᵀc = 1``.
 
     Averages are scaled to one size first; then ``c = G⁻¹b + μ·G⁻¹·total`` with μ from the constraint.
-    Neighbouring snapshots are nearly the same: where float64 cannot tell them apart, the smallest
-    ridge that can is added, which spreads the weight over the twins instead of setting them against
-    each other. θ₀ has no size, for nothing moved it: it takes what the constraint leaves over. So does an
-    average that next to the target's ``size`` has hardly moved; scaled up, it would drown the constraint.
+    Neighbouring snapshots are nearly equal: where float64 cannot distinguish them, the smallest sufficient
+    ridge is added, which spreads the weight over them instead of giving them opposite signs. θ₀ has size 0:
+    its coefficient follows from the constraint. So does that of an average whose size is negligible next to
+    the target's ``size``; scaled up, it would dominate the constraint.
     """
     norms: Array = np.sqrt(gram.diagonal())
     largest = max(float(norms.max()), size) or 1.0
@@ -214,8 +214,8 @@ def _constrained(gram: Array, right: Array, total: Array, size: float) -> Array:
     free, pull = ((both @ vectors) / (values + shift)) @ np.transpose(vectors)
     constraint = total / norms
     found = (free + (1 - constraint @ free) / (constraint @ pull) * pull) / norms
-    # Where twins nearly cancel, rounding leaves the sum 10⁻⁹ off: the smallest coefficient, whose digits
-    # reach furthest down, takes the rest, found in a sum that does not round.
+    # Where near-equal averages cancel, rounding leaves the sum 10⁻⁹ off: the smallest coefficient, which has
+    # the finest digits, is corrected by the remainder of an exact sum.
     least = int(np.argmin(np.where(total != 0, np.abs(found), np.inf)))
     found[least] += (1 - math.fsum((total * found).tolist())) / total[least]
     return found

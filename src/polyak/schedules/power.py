@@ -1,4 +1,4 @@
-"""Averages as wide as a share of the run, however long it is.
+"""Averages whose width is a constant share of the run.
 
 Notation as in ``decay.py``; ``wₜ ∝ tᵞ``. After t + k steps the points up to t have the weight B(t, k), which
 is exactly ``(t/(t+k))^(γ+1)``.
@@ -79,7 +79,7 @@ class Power(Decay):
 
     @property
     def exponent(self) -> float:
-        """γ, whichever way it was given."""
+        """γ, given directly or by σ_rel."""
         return sigma_rel_to_gamma(self.sigma_rel) if self.sigma_rel is not None else float(self.gamma or 0.0)
 
     def betas(self, t: Array) -> Array:

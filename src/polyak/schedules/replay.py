@@ -8,7 +8,7 @@ from polyak.schedules.profile import COPY, Profile, Run
 
 
 def replay(kept: Profile, decay: DecayLike, at: int, last: int | None = None) -> Profile:
-    """The profile ``decay`` would have at step ``at``, had it been a track beside the one kept.
+    """The profile ``decay`` would have at step ``at``, as a track beside the kept one.
 
     It looks at the same points: an average updated on every tenth step is compared with one that would
     have been, not with one updated on every step. A track with β = 0 only ever copied the model, and

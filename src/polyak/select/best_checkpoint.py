@@ -69,7 +69,7 @@ class BestCheckpoint:
             says little about the training, have less than 1 % of the weight.
 
     Raises:
-        ConfigError: an argument is outside its rule.
+        ConfigError: an argument is invalid.
 
     Examples:
         >>> import tempfile, torch, polyak
@@ -183,7 +183,7 @@ class BestCheckpoint:
         return None
 
     def _say_why(self, ema: PersistentEMA[Any, Any], track: str, objection: str) -> None:
-        """Warn once, and not of the first looks at a run, that there is no file yet."""
+        """Warn once that there is no file yet, but not in the first steps of a run."""
         if self._said or ema.tracks[track].steps_averaged < EARLY:
             return
         self._said = True

@@ -103,7 +103,7 @@ class TensorStore:
         if dtype := self.settings.low_of(live):
             if dtype == torch.float32 and average.device.type in _NO_FLOAT64:
                 raise ConfigError(
-                    f"compensated=True with averages on {average.device}: their two parts are added in float64, "
+                    f"compensated=True with averages on {average.device}: their parts are added in float64, "
                     'which does not exist there. device="cpu" keeps them on the host.'
                 )
             with outside_inference_mode():

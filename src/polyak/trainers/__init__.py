@@ -1,4 +1,4 @@
-"""Averages inside trainers: one file for each, which says when; what is averaged and how is ``polyak.EMA``.
+"""Averaging in trainers: one file for each, which decides when ``polyak.EMA`` is updated and evaluated.
 
-None of the files is imported here, so only the trainer that is used has to be installed.
+None of the files is imported here, so only the trainer in use has to be installed.
 """

@@ -1,4 +1,4 @@
-"""What every ``WeightAveraging`` has, in any framework: an average, and whose weights it evaluates."""
+"""The common base of every ``WeightAveraging``: an average, and the weights to evaluate."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ class AnyAveraging(Generic[EmaT]):
 
     Args:
         decay: β, a schedule, or several by name.
-        evaluate: what ``evaluations`` takes.
+        evaluate: see ``evaluations``.
         options: of the framework's ``EMA``.
         known: the names of all such options.
 
     Raises:
-        ConfigError: ``decay`` or ``evaluate`` is outside its rule.
+        ConfigError: ``decay`` or ``evaluate`` is invalid.
         TypeError: an option is unknown.
     """
 
@@ -44,7 +44,9 @@ class AnyAveraging(Generic[EmaT]):
         if unknown := sorted(options.keys() - set(known)):
             raise TypeError(f"WeightAveraging has no argument {unknown[0]!r}.")
         self._evaluations = evaluations(evaluate, named_decays(decay))
-        self._plain, *self._others = self._evaluations  # whose metrics have their plain names, and the rest
+        self._plain, *self._others = (
+            self._evaluations
+        )  # the weights whose metrics keep their names, and the others
         self._decay = decay
         self._ema: EmaT | None = None
 
@@ -53,22 +55,22 @@ class AnyAveraging(Generic[EmaT]):
         """The average.
 
         Raises:
-            PlanError: it does not exist yet, because training has not begun.
+            PlanError: it does not exist before training begins.
         """
         if self._ema is None:
             raise PlanError(f"there is no average before {self._begins}.")
         return self._ema
 
     def _with_weights(self, weights: str) -> AbstractContextManager[object]:
-        """The model holds these weights in this block."""
+        """A block in which the model holds these weights."""
         return nullcontext() if weights == "raw" else self.ema.average_parameters(weights)
 
     def _prefixed(self, weights: str, metrics: Mapping[str, V]) -> dict[str, V]:
-        """Metrics of these weights under names of their own."""
+        """Metrics of these weights, with their prefix."""
         return {f"{self._evaluations[weights]}{name}": value for name, value in metrics.items()}
 
     def _saved_track(self, track: str | None) -> str:
-        """The track to save if none is named: the first that is evaluated, or else the first."""
+        """The track to save by default: the first that is evaluated, otherwise the first."""
         return track or next(one for one in [*self._evaluations, *self.ema.tracks] if one != "raw")
 
 
@@ -82,12 +84,12 @@ def numbers(ema: BaseEMA[Any, Any], group: str = "ema") -> dict[str, float]:
 
 
 def say_beside(where: Where, ema: BaseEMA[Any, Any], track: str | None) -> None:
-    """Write a note beside a checkpoint that a trainer wrote: whose weights these are.
+    """Write a note beside a trainer's checkpoint that describes its weights.
 
     Args:
-        where: the file, or the folder that holds it or its shards.
+        where: the file, or the folder of the file or its shards.
         ema: the average.
-        track: whose weights it holds; the first track's if None, "raw" for the model's own.
+        track: in the file; by default the first, "raw" for the model's own weights.
     """
     write_note(where, header_of(ema, track))
 

@@ -1,4 +1,4 @@
-"""What the trainers of PyTorch share: the options of ``polyak.EMA``, and the average during training."""
+"""The common base of PyTorch trainers: the options of ``polyak.EMA``, and the average during training."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Averaging(AnyAveraging[EMA]):
         options: of ``polyak.EMA``.
 
     Raises:
-        ConfigError: ``decay`` or ``evaluate`` is outside its rule.
+        ConfigError: ``decay`` or ``evaluate`` is invalid.
         TypeError: an option is unknown.
     """
 
@@ -68,7 +68,7 @@ class Averaging(AnyAveraging[EMA]):
         Args:
             model: to be trained.
             run: training steps of the run, if known.
-            state: of an average, to be loaded: what was a share of its run stays where it was.
+            state: of an average, to be loaded; a start given as a share keeps its original step.
         """
         options = self._options
         if isinstance(start := options.get("start", 0), str):
@@ -89,20 +89,20 @@ class Averaging(AnyAveraging[EMA]):
 
 
 def check_not_sharded(distributed_type: str) -> None:
-    """Refuse models that Accelerate shards later, or in a way that no parameter shows.
+    """Refuse models that Accelerate shards later, or in a way not visible in the parameters.
 
     Raises:
         ConfigError: it is FSDP, DeepSpeed or Megatron.
     """
     if distributed_type in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
         raise ConfigError(
-            f"accelerator.distributed_type={distributed_type} shards the model: the average needs it whole "
-            "in each process. Use DDP or a single device."
+            f"accelerator.distributed_type={distributed_type} shards the model: the average needs all of "
+            "it in each process. Use DDP or a single device."
         )
 
 
 def arguments_in(state: Mapping[str, Any]) -> tuple[dict[str, Decay], EMAOptions]:
-    """The decays by track and the options of ``polyak.EMA`` that a state holds.
+    """The decays by track and the options of ``polyak.EMA`` in a state.
 
     Raises:
         CheckpointError: the state is malformed.

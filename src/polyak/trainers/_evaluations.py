@@ -1,4 +1,4 @@
-"""Which weights a trainer evaluates, and what their metrics are called; without any framework."""
+"""The weights that a trainer evaluates, and the prefixes of their metrics."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ Evaluate: TypeAlias = str | Sequence[str] | None
 
 
 def evaluations(evaluate: Evaluate, tracks: Iterable[str]) -> dict[str, str]:
-    """The weights to evaluate, each with what its metrics' names begin with.
+    """The weights to evaluate, each with the prefix of its metrics.
 
-    The first one's metrics have their plain names; others' begin with ``raw/`` or ``ema=long/``. So a
-    checkpoint callback that watches ``val_loss`` or ``raw/val_loss`` keeps the best of one kind.
+    Metrics of the first have no prefix; others have ``raw/`` or ``ema=long/``. So a checkpoint callback that
+    monitors ``val_loss`` or ``raw/val_loss`` keeps the best of one kind.
 
     Args:
         evaluate: a track or "raw"; several of them; "both" for the first track and "raw"; None for the
@@ -22,10 +22,10 @@ def evaluations(evaluate: Evaluate, tracks: Iterable[str]) -> dict[str, str]:
         tracks: the names of the averages.
 
     Returns:
-        Prefixes by weights ("raw" or a track), the plain one first.
+        Prefixes by weights ("raw" or a track), the empty one first.
 
     Raises:
-        ConfigError: something else is named, or nothing, or one twice.
+        ConfigError: ``evaluate`` is empty, or has an unknown or repeated name.
 
     Examples:
         >>> evaluations("both", ["average"])

@@ -1,10 +1,10 @@
-"""What the trainers of PaddlePaddle share: the options of ``polyak.paddle.EMA``."""
+"""The common base of PaddlePaddle trainers: the options of ``polyak.paddle.EMA``."""
 
 from __future__ import annotations
 
 from typing import Any, TypedDict
 
-# Before Paddle itself, which it imports without Paddle's own warnings; it says what to install.
+# Before Paddle itself, which it imports without Paddle's warnings; if Paddle is missing, its error says so.
 from polyak.paddle import EMA
 
 # isort: split
@@ -39,11 +39,11 @@ class Averaging(AnyAveraging[EMA]):
 
     Args:
         decay: β, a schedule, or several by name.
-        evaluate: what ``evaluations`` takes.
+        evaluate: see ``evaluations``.
         options: of ``polyak.paddle.EMA``.
 
     Raises:
-        ConfigError: ``decay`` or ``evaluate`` is outside its rule.
+        ConfigError: ``decay`` or ``evaluate`` is invalid.
         TypeError: an option is unknown.
     """
 

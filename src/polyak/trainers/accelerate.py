@@ -37,7 +37,7 @@ def weight_averaging(
     """Average a model's weights after each optimizer step; the accelerator saves and loads the average.
 
     Micro-batches under ``accelerator.accumulate`` and steps that its scaler skips do not count.
-    ``load_state`` continues bit for bit; what ``save_state`` writes for the model are the raw weights.
+    ``load_state`` continues bit for bit; the model's weights in ``save_state`` are the raw ones.
 
     Args:
         accelerator: its ``save_state`` and ``load_state`` will include the average.
@@ -50,7 +50,7 @@ def weight_averaging(
         The average: evaluate inside ``with ema.average_parameters():``.
 
     Raises:
-        ConfigError: an argument is outside its rule, or the accelerator shards the model.
+        ConfigError: an argument is invalid, or the accelerator shards the model.
         PlanError: the model itself is sharded.
     """
     check_not_sharded(accelerator.distributed_type.value)

@@ -1,4 +1,4 @@
-"""A Lightning checkpoint that holds an average, opened without Lightning."""
+"""Opening a Lightning checkpoint with an average, without Lightning."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def load(
         model: the module, built as for training.
         name: of the ``WeightAveraging``, where the run had several.
         weights_only: refuse a file that holds Python objects, as ``torch.load`` does.
-        options: ``include``, ``exclude``, ``buffers``, ``dtype`` … that ``WeightAveraging`` was given.
+        options: ``include``, ``exclude``, ``buffers``, ``dtype`` … as passed to ``WeightAveraging``.
 
     Returns:
         The average, ready to continue.
@@ -52,7 +52,7 @@ def load(
     if key_of(name) not in checkpoint:
         others = [key.removeprefix(KEY).removeprefix(".") for key in checkpoint if key.startswith(KEY)]
         raise CheckpointError(
-            f"{path} holds no average of the name {name!r}, but of {', '.join(map(repr, others))}: say name=…"
+            f"{path} holds no average of the name {name!r}, but of {', '.join(map(repr, others))}: set name=…"
             if others
             else f"{path} holds no average of polyak. Save while WeightAveraging is among the callbacks."
         )

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
-# Before Paddle itself, which it imports without Paddle's own warnings; it says what to install.
+# Before Paddle itself, which it imports without Paddle's warnings; if Paddle is missing, its error says so.
 from polyak.trainers._paddle import Averaging, EMAOptions
 
 # isort: split
@@ -33,7 +33,7 @@ from polyak.trainers._evaluations import Evaluate
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-SUFFIX = ".polyak.safetensors"  # beside path.pdparams: all that resuming takes
+SUFFIX = ".polyak.safetensors"  # beside path.pdparams: the complete state
 PLACE = "polyak_average"  # attribute of the model: the callback whose average its files have beside them
 
 
@@ -51,7 +51,7 @@ class WeightAveraging(Averaging, Callback):
         options: every other argument of ``polyak.paddle.EMA``.
 
     Raises:
-        ConfigError: an argument is outside its rule.
+        ConfigError: an argument is invalid.
     """
 
     _begins = "model.fit() begins"
@@ -151,7 +151,7 @@ def load(
         path: as given to ``model.save``, without an ending.
         model: prepared.
         evaluate: as of ``WeightAveraging``.
-        options: ``include``, ``exclude``, ``buffers``, ``dtype`` … that ``WeightAveraging`` was given.
+        options: ``include``, ``exclude``, ``buffers``, ``dtype`` … as passed to ``WeightAveraging``.
 
     Returns:
         The callback, ready to evaluate and to continue.
@@ -187,7 +187,7 @@ def _run(model: Any, run: Callable[..., Any], loader: Any, callbacks: CallbackLi
     if given:
         return given[0].epoch(run, loader, callbacks, mode)
     if mode == "train":
-        setattr(model, PLACE, None)  # what it averaged is no longer what is trained
+        setattr(model, PLACE, None)  # its network is no longer the one in training
     return run(loader, callbacks, mode)
 
 
@@ -208,7 +208,7 @@ def _save(model: Any, save: Callable[..., None], path: str, training: bool = Tru
 
 @contextmanager
 def _without_side_effects(model: Any) -> Generator[None]:
-    """An evaluation in this block counts for nothing: neither iterations nor random numbers."""
+    """An evaluation in this block changes neither the iteration count nor the random state."""
     iterations, stop = cast(object, getattr(model, "num_iters", None)), model.stop_training  # deleted at 0
     with same_random_numbers():
         yield

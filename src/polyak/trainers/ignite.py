@@ -46,7 +46,7 @@ class WeightAveraging(Averaging):
         options: every other argument of ``polyak.EMA``.
 
     Raises:
-        ConfigError: an argument is outside its rule.
+        ConfigError: an argument is invalid.
     """
 
     def __init__(

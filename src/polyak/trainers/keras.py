@@ -57,7 +57,7 @@ class WeightAveraging(Averaging, Callback):
         options: every other argument of ``polyak.EMA``.
 
     Raises:
-        ConfigError: an argument is outside its rule, or Keras runs on another backend.
+        ConfigError: an argument is invalid, or Keras runs on another backend.
     """
 
     _begins = "the first epoch of model.fit() begins"
@@ -138,7 +138,7 @@ class WeightAveraging(Averaging, Callback):
     on_predict_begin, on_predict_end = on_test_begin, on_test_end
 
     def begin(self) -> None:
-        """Make the average of the model's present weights, or take the one that was loaded with them."""
+        """Make an average of the model's current weights, or use the one loaded with them."""
         model, part = self._given, self.part
         if self._averaged is model and not part.was_read:
             return
@@ -158,7 +158,7 @@ class WeightAveraging(Averaging, Callback):
             model.predict = closing(self._live, model.predict)
 
     def _run(self) -> float | None:
-        """Optimizer steps of the run that begins, if Keras knows."""
+        """Optimizer steps of the starting run, if Keras knows them."""
         given = cast("dict[str, Any]", self.params or {})
         if not given.get("steps") or not given.get("epochs"):
             return None
@@ -212,7 +212,7 @@ def load(
         path: a ``.keras`` or ``.weights.h5``, written while ``WeightAveraging`` was among the callbacks.
         model: built, or what ``keras.saving.load_model`` made of the file.
         evaluate: as of ``WeightAveraging``.
-        options: ``include``, ``exclude``, ``buffers``, ``dtype`` … that ``WeightAveraging`` was given.
+        options: ``include``, ``exclude``, ``buffers``, ``dtype`` … as passed to ``WeightAveraging``.
 
     Returns:
         The callback, ready to evaluate and to continue.
@@ -236,11 +236,11 @@ def load(
 
 
 def weights(model: Any, names: Sequence[str] | None = None) -> nn.Module:
-    """The weights of a Keras model as ``polyak.EMA`` takes them, for a training loop of one's own.
+    """The weights of a Keras model as a module for ``polyak.EMA``, for custom training loops.
 
-    A Keras model is an ``nn.Module`` whose layers torch does not see: of the model itself the moving
-    statistics of BatchNormalization would not be averaged, and ``ema.module`` is refused. Evaluate the model
-    inside ``ema.average_parameters()``.
+    A Keras model is an ``nn.Module`` whose layers are hidden from torch: the moving statistics of
+    BatchNormalization would not be averaged. ``ema.module`` is refused: evaluate the model inside
+    ``ema.average_parameters()``.
 
     Args:
         model: built.
@@ -313,7 +313,7 @@ class _SavedPart(Operation):
             store["state"] = torch.frombuffer(file.getbuffer(), dtype=torch.uint8)
 
     def save_assets(self, folder: str) -> None:
-        """Say in a ``.keras`` file what its weights are, for ``polyak inspect`` without Keras."""
+        """Describe the weights in a ``.keras`` file, for ``polyak inspect`` without Keras."""
         if (headers := self._headers()) is not None:
             (Path(folder) / MARK).write_text(mark(*headers))
 

@@ -52,12 +52,12 @@ class WeightAveraging(Averaging, Callback):
         evaluate: the track to validate, test and predict on, or "raw"; the first track if None. "both" and
             lists validate and test each: all but the first log as ``raw/val_loss`` or ``ema=long/val_loss``.
         optimizer: the index of the optimizer whose steps count, if the module has several.
-        name: tells several of these callbacks apart, which average a generator and a critic, or one module
-            twice: ``"polyak.name"`` in checkpoints, ``ema/name/…`` in logs.
+        name: distinguishes several of these callbacks, for a generator and a critic, or one module twice:
+            ``"polyak.name"`` in checkpoints, ``ema/name/…`` in logs.
         options: every other argument of ``polyak.EMA``.
 
     Raises:
-        ConfigError: an argument is outside its rule.
+        ConfigError: an argument is invalid.
     """
 
     _begins = "fit() begins or a checkpoint that holds one is tested"
@@ -102,7 +102,7 @@ class WeightAveraging(Averaging, Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.strategy.restore_checkpoint_after_setup:
             raise ConfigError(
-                f"strategy={type(trainer.strategy).__name__} shards the model: the average needs it whole "
+                f"strategy={type(trainer.strategy).__name__} shards the model: the average needs all of it "
                 'in each process. Use strategy="ddp" or a single device.'
             )
         self._begin(trainer, pl_module)
@@ -162,7 +162,7 @@ class WeightAveraging(Averaging, Callback):
 
     @property
     def state_key(self) -> str:
-        """What Lightning calls this callback when it warns that it is missing."""
+        """The callback's name in Lightning's warning that it is missing."""
         return f"polyak.trainers.lightning.WeightAveraging(name={self.name!r})"
 
     def on_load_checkpoint(
@@ -171,7 +171,7 @@ class WeightAveraging(Averaging, Callback):
         self._found = checkpoint.get(self._key)
 
     def _begin(self, trainer: Trainer, module: LightningModule) -> None:
-        """Make the average of the weights this run begins with, or load the one that belongs to them."""
+        """Make an average of this run's initial weights, or load the one saved with them."""
         path, found = trainer.ckpt_path, self._found
         self._found = None
         if self._stage == "fit" or found is not None:
@@ -210,7 +210,7 @@ class WeightAveraging(Averaging, Callback):
         self._live.enter_context(self._with_weights(self._now))
 
     def _evaluate_each(self, trainer: Trainer, run: Callable[[], Any]) -> Any:
-        """Evaluate each of the weights. Those of plain names come last: to these alone callbacks listen."""
+        """Evaluate each of the weights. Those without prefix come last: only these call callbacks."""
         module, averages = trainer.lightning_module, _averages(trainer)
         if self._stage != "fit":
             for average in averages:
@@ -228,7 +228,7 @@ class WeightAveraging(Averaging, Callback):
 
     @contextmanager
     def _without_side_effects(self, trainer: Any, prefix: str) -> Generator[None]:
-        """An evaluation in this block is of the weights of this prefix, logs with it, and nobody listens."""
+        """An evaluation in this block uses the weights of this prefix, logs with it, and has no callbacks."""
         module, callbacks, log = trainer.lightning_module, trainer.callbacks, trainer.lightning_module.log
 
         def prefixed(name: str, *args: Any, **kwargs: Any) -> None:
@@ -280,11 +280,11 @@ class WeightAveraging(Averaging, Callback):
         self._unfollow()
 
 
-_WARNING: WeakSet[Callable[..., None]] = WeakSet()  # the hooks that warn already
+_WARNING: WeakSet[Callable[..., None]] = WeakSet()  # hooks that warn already
 
 
 def _warn_of_raw_weights(kind: type[LightningModule]) -> None:
-    """``kind.load_from_checkpoint`` asks no callback, only the class's own hook: that is to warn."""
+    """Make the class's own hook warn, since ``kind.load_from_checkpoint`` calls no callbacks."""
     inner = kind.on_load_checkpoint
     if inner in _WARNING:
         return

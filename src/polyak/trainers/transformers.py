@@ -39,7 +39,7 @@ else:
             raise
         raise MissingExtraError(str(error.name), "transformers") from error
 
-FILE = "polyak.safetensors"  # in each checkpoint: all that resuming takes
+FILE = "polyak.safetensors"  # in each checkpoint: the complete state
 FOLDER = "average"  # in each checkpoint: the average as ``save_pretrained`` writes a model
 
 
@@ -60,7 +60,7 @@ class WeightAveraging(Averaging, TrainerCallback):
         options: every other argument of ``polyak.EMA``.
 
     Raises:
-        ConfigError: an argument is outside its rule.
+        ConfigError: an argument is invalid.
     """
 
     _begins = "trainer.train() begins"
@@ -73,10 +73,10 @@ class WeightAveraging(Averaging, TrainerCallback):
         self._resume: Path | None = None
 
     def attach(self, trainer: Trainer) -> WeightAveraging:
-        """Average what this trainer trains; it gets this callback.
+        """Average this trainer's model, and add this callback to the trainer.
 
-        ``Trainer(callbacks=…)`` is not enough, since a trainer tells callbacks of the end of an evaluation
-        only: its ``evaluation_loop``, ``log``, ``save_model`` and ``train`` are wrapped.
+        ``Trainer(callbacks=…)`` is not enough, since a trainer calls callbacks only after an evaluation: its
+        ``evaluation_loop``, ``log``, ``save_model`` and ``train`` are wrapped.
 
         Args:
             trainer: the trainer, before ``train()``.
@@ -100,8 +100,8 @@ class WeightAveraging(Averaging, TrainerCallback):
         """Write the average as a model that ``from_pretrained`` opens; an adapter as an adapter.
 
         Args:
-            folder: made if it is not there.
-            track: which average, or "raw"; the evaluated average if None.
+            folder: created if missing.
+            track: an average, or "raw"; by default the evaluated average.
         """
         ema, track = self.ema, self._saved_track(track)
         model = ema.model
@@ -162,7 +162,7 @@ class WeightAveraging(Averaging, TrainerCallback):
     def _load(self, folder: Path) -> None:
         if not (folder / FILE).exists():
             raise CheckpointError(
-                f"{folder} holds no {FILE}: it was written without WeightAveraging, or not to its end. Go on "
+                f"{folder} holds no {FILE}: it was written without WeightAveraging, or is incomplete. Resume "
                 "from another checkpoint, or remove this callback."
             )
         self.ema.load(folder / FILE)
@@ -232,7 +232,7 @@ class WeightAveraging(Averaging, TrainerCallback):
 
 
 def _named(metric: str, prefix: str) -> str:
-    """``eval_raw/loss``: the trainer and its loggers go by what a name begins with."""
+    """``eval_raw/loss``: the trainer and its loggers expect the prefix ``eval_``."""
     group, _, name = metric.partition("_")
     return f"{group}_{prefix}{name}"
 

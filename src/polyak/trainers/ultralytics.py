@@ -37,7 +37,7 @@ except ModuleNotFoundError as error:
 class WeightAveraging(Averaging):
     """Average the weights after each optimizer step; validate and save it in place of Ultralytics' average.
 
-    ``best.pt`` and ``last.pt`` hold this average, in half precision, and a note beside each says so.
+    ``best.pt`` and ``last.pt`` hold this average, in half precision, with a note beside each.
     ``best.polyak.pt`` and ``last.polyak.pt`` keep the raw weights, the optimizer's state in full precision
     and the complete average; ``model.train(resume=True)`` continues from them. The order of the images and
     their augmentation restart then, as they always do in Ultralytics.
@@ -53,7 +53,7 @@ class WeightAveraging(Averaging):
         options: every other argument of ``polyak.EMA``.
 
     Raises:
-        ConfigError: an argument is outside its rule; when training begins, on several devices.
+        ConfigError: an argument is invalid; when training begins, on several devices.
     """
 
     _begins = "model.train() begins"

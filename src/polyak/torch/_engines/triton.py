@@ -88,7 +88,7 @@ class Triton(Several):
         self.counts = Counts.of(pairs)
         self._seen = torch.zeros(1 + len(pairs), dtype=torch.int64, device=device)
         size = _SCALARS + self._tracks
-        # Arguments of an eager update and of the next replay: separate, so that a replay never reads the former.
+        # Arguments of an eager update and of the next replay, separate so that a replay never reads others.
         self._now, self._next = (torch.zeros(size, dtype=torch.int64, device=device) for _ in range(2))
 
     @property
