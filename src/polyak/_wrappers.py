@@ -1,4 +1,4 @@
-"""Names that wrappers add to a model's own: torch.compile, FSDP, activation checkpointing, DataParallel."""
+"""Prefixes that wrappers add to a model's names: torch.compile, FSDP, checkpointing, DataParallel."""
 
 from __future__ import annotations
 

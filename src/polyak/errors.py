@@ -1,7 +1,7 @@
 """Everything polyak raises on purpose.
 
     PolyakError
-    ├── ConfigError      (also ValueError)       an argument is outside its rule
+    ├── ConfigError      (also ValueError)       an argument is invalid
     ├── PlanError                                the model and the average disagree
     ├── SwapError                                the model holds the wrong weights for this operation
     ├── NonFiniteError   (also ArithmeticError)  a parameter is NaN or infinite where it must not be
@@ -19,7 +19,7 @@ class PolyakError(Exception):
 
 
 class ConfigError(PolyakError, ValueError):
-    """An argument is outside its rule."""
+    """An argument is invalid."""
 
 
 class PlanError(PolyakError):
@@ -39,7 +39,7 @@ class CheckpointError(PolyakError):
 
 
 class MissingExtraError(PolyakError, ImportError):
-    """An optional package is not installed; the message holds the pip line, and what serves without it."""
+    """An optional package is not installed; the message contains the pip line and the alternative."""
 
     def __init__(self, package: str, extra: str, instead: str = "") -> None:
         pip = f'{package} is not installed. Install it with: pip install "polyak[{extra}]"'

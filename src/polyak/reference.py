@@ -1,4 +1,4 @@
-"""The whole thing, slowly: averaging in NumPy float64, the obvious way.
+"""The reference implementation: averaging in NumPy float64, the obvious way.
 
 Every engine and framework is compared with this file step by step. It is public because it is also
 the shortest exact statement of what polyak does; it is not fast and never will be.

@@ -1,1 +1,1 @@
-"""polyak's own files. What cannot be read or written raises ``CheckpointError``, which names the file."""
+"""polyak's own files. Unreadable or unwritable files raise ``CheckpointError``, which names the file."""

@@ -1,7 +1,7 @@
 """Named tensors whose values stay in their file until they are read.
 
-Every format polyak reads ends here, so that what is done with weights (averaging, converting, describing)
-is written once and needs no more memory than the piece it works on.
+All formats are read into these classes, so that averaging, converting and describing are written once and
+need no more memory than the piece they work on.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class LazyTensor(ABC):
 
     @property
     def kind(self) -> str:
-        """What messages call it: its dtype, or why it is no array."""
+        """Its description in messages: the dtype, or why it is not an array."""
         return str(self.dtype)
 
     @abstractmethod
@@ -52,10 +52,10 @@ class LazyTensor(ABC):
         return flat.reshape(self.shape)
 
 
-# Hashable, so that tensors that share their bytes can be found; not frozen, because LazyTensor is not.
+# Hashable, to find tensors that share their bytes; not frozen, because LazyTensor is not.
 @dataclass(unsafe_hash=True)
 class FileTensor(LazyTensor):
-    """A tensor that lies in a file as one run of bytes."""
+    """A tensor stored in a file as one range of bytes."""
 
     source: Source = field(repr=False)
     offset: int  # of its first byte in the file
@@ -70,15 +70,15 @@ class FileTensor(LazyTensor):
         array = super().read()
         if self.crc is not None and zlib.crc32(as_bytes(array)) != self.crc:
             raise CheckpointError(
-                f"{self.source.name} is damaged: the {self.nbytes:,} bytes from {self.offset:,} on are not "
-                "those that were written. Copy it again from its origin."
+                f"{self.source.name} is damaged: the {self.nbytes:,} bytes from {self.offset:,} on differ "
+                "from those that were written. Copy it again from its origin."
             )
         return array
 
 
 @dataclass(unsafe_hash=True)
 class ComputedTensor(LazyTensor):
-    """A tensor made from its file by a function at each read: one that is strided there, or in pieces."""
+    """A tensor computed from its file at each read: one that is strided there, or in pieces."""
 
     dtype: DType
     shape: tuple[int, ...]
@@ -90,7 +90,7 @@ class ComputedTensor(LazyTensor):
 
 @dataclass(unsafe_hash=True)
 class NoArray(LazyTensor):
-    """A tensor that no array can be: it has its place and its name, and cannot be read."""
+    """A tensor that is not an array: it has a name, but cannot be read."""
 
     what: str
     dtype: DType = field(default=np.dtype("V0"), init=False)
@@ -109,7 +109,7 @@ class NoArray(LazyTensor):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The tensors of a checkpoint, by name, and what else it says; leaving its ``with`` closes the files."""
+    """The tensors of a checkpoint, by name, and its metadata; leaving its ``with`` closes the files."""
 
     where: str  # the path or URL it came from
     format: str  # "safetensors", "pytorch", "paddle", "keras" or "dcp"
@@ -119,7 +119,7 @@ class Checkpoint:
     sources: tuple[Source, ...] = ()
 
     def places(self) -> dict[str, dict[str, LazyTensor]]:
-        """The tensors by what stands before the first slash of their names, as resumable files have them."""
+        """The tensors grouped by the part of their names before the first slash, as in resumable files."""
         groups: dict[str, dict[str, LazyTensor]] = {}
         for key, tensor in self.tensors.items():
             place, _, name = key.partition("/")

@@ -1,4 +1,4 @@
-"""What an average's file says of itself: the JSON under ``polyak`` in the safetensors header."""
+"""The description in an average's file: the JSON under ``polyak`` in the safetensors header."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ KEY = "polyak"
 
 @dataclass(frozen=True)
 class Header:
-    """What the weights of a file are.
+    """The description of a file's weights.
 
     Args:
         track: the average's name.
-        step: training steps when it was written; None when nobody knows.
+        step: training steps when it was written; None if unknown.
         decay: the schedule; None for a mixture.
-        profile: the weight of each point of the trajectory; None when made of files that say nothing.
-        role: whose weights these are.
-        run: the training run; "" when of several or unknown.
-        joined: the step at which a tensor joined the average, for those that came later than the rest.
-        state: for "resumable", what continuing takes besides tensors; of a snapshot of an archive, its number
-            and what was measured; of weights from other files, their ``Origin``.
+        profile: the weight of each point of the trajectory; None if unknown.
+        role: of the weights.
+        run: the training run; "" if there are several or it is unknown.
+        joined: the step at which a tensor joined the average, for those that joined late.
+        state: for "resumable", the state besides tensors; of a snapshot of an archive, its number and
+            measurements; of weights from other files, their ``Origin``.
     """
 
     track: str
@@ -42,13 +42,13 @@ class Header:
     state: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def profile_of(self, name: str) -> Profile | None:
-        """The profile of one tensor: the file's, or from the step at which the tensor joined."""
+        """The profile of one tensor: the file's, from the step at which the tensor joined."""
         if self.profile is None or name not in self.joined:
             return self.profile
         return self.profile.since(self.joined[name])
 
     def to_metadata(self) -> dict[str, str]:
-        """The safetensors metadata that holds this header."""
+        """The safetensors metadata with this header."""
         fields = {
             "format": FORMAT,
             "track": self.track,
@@ -103,7 +103,7 @@ def _count(name: str, value: Any) -> int:
 
 
 class FileShare(NamedTuple):
-    """One file of a merge: its name, the training step it is of (None if unknown), its weight."""
+    """One file of a merge: its name, its training step (None if unknown), its weight."""
 
     name: str
     step: int | None
@@ -112,13 +112,13 @@ class FileShare(NamedTuple):
 
 @dataclass(frozen=True)
 class Origin:
-    """Where the weights of a file come from, if not from a training run: a part of a header's state."""
+    """The origin of weights that do not come directly from a training run: a part of a header's state."""
 
     # of the checkpoint they were converted from; "" if unknown, None if they were not converted
     library: str | None = None
     updates: int | None = None  # of the average in that checkpoint, if it counted them
     files: Sequence[FileShare] | None = None  # of a merge whose profile is unknown; None of anything else
-    taken_as_raw: bool = False  # the user, not the merged files, said that they are raw
+    taken_as_raw: bool = False  # the user declared the merged files as raw
 
     def to_state(self) -> dict[str, Any]:
         """The entries of a header's state, plain values only.
@@ -139,7 +139,7 @@ class Origin:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Origin:
-        """What a header's state says of the origin; malformed entries say nothing."""
+        """The origin in a header's state; malformed entries are ignored."""
         library, updates = state.get("library"), state.get("updates")
         try:
             files = tuple(FileShare(str(n), step, float(w)) for n, step, w in state["weights_of_files"])

@@ -1,12 +1,12 @@
 """The safetensors file, byte by byte: 8 bytes of header length, a JSON header, the tensors.
 
 polyak reads and writes the format itself because it must read tensors piece by piece, in dtypes the
-NumPy side of the safetensors package does not know, and write files larger than memory. The tests hold
-both against that package.
+NumPy side of the safetensors package does not know, and write files larger than memory. The tests compare
+both with that package.
 
-A file of polyak's carries ``polyak_sums`` in its metadata: the CRC-32 of the header (those digits taken
-as zeros) and of each tensor, in the order of the file. Neither depends on the order of writing, the
-width is fixed, so the digits are filled in at the end.
+A file of polyak's has ``polyak_sums`` in its metadata: the CRC-32 of the header (with these digits as zeros)
+and of each tensor, in file order. They do not depend on the order of writing and have a fixed width, so they
+are filled in at the end.
 
 Source: the format description at github.com/huggingface/safetensors.
 """
@@ -37,7 +37,7 @@ SUMS = "polyak_sums"
 _DIGITS = 8  # hexadecimal, of one CRC-32
 AXES = 32 if np.__version__.startswith("1.") else 64  # of a NumPy array, at most
 
-_REPR = Repr()  # a header can be 100 MB long: messages show the beginning of what is wrong
+_REPR = Repr()  # a header can be 100 MB long: messages show the beginning of a wrong value
 _REPR.maxstring = 200
 _brief = _REPR.repr
 
@@ -57,7 +57,7 @@ class Spec:
 
 @dataclass(frozen=True)
 class Layout:
-    """A header to be written: its bytes, the tensors in file order, where the digits of the sums begin."""
+    """A header to be written: its bytes, the tensors in file order, the offset of the checksums."""
 
     header: bytes
     names: tuple[str, ...]
@@ -77,7 +77,7 @@ def arrange(specs: Mapping[str, Spec], metadata: Mapping[str, str]) -> Layout:
         _check_writable(name, spec)
     specs = in_file_order(specs)
     zeros = "0" * _DIGITS * (len(specs) + 1)
-    # The checksums come first, where they are looked for; those of a file this one is made from are void.
+    # The checksums come first, where readers expect them; those of a source file are dropped.
     fields: dict[str, object] = {METADATA: {SUMS: zeros} | {k: v for k, v in metadata.items() if k != SUMS}}
     end = 0
     for name, spec in specs.items():
@@ -95,7 +95,7 @@ def arrange(specs: Mapping[str, Spec], metadata: Mapping[str, str]) -> Layout:
 
 
 def in_file_order(specs: Mapping[str, Spec]) -> dict[str, Spec]:
-    """The same tensors in the order in which a file has them."""
+    """The same tensors in file order."""
     return dict(sorted(specs.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])))
 
 
@@ -113,13 +113,13 @@ def _check_writable(name: str, spec: Spec) -> None:
 
 
 def parse(source: Source) -> tuple[dict[str, FileTensor], dict[str, str]]:
-    """The tensors and the metadata of a safetensors file, every statement of its header checked."""
+    """The tensors and the metadata of a safetensors file, after checking the whole header."""
 
     def refuse(why: str) -> CheckpointError:
-        return CheckpointError(f"{source.name} is no valid safetensors file: {why}.")
+        return CheckpointError(f"{source.name} is not a valid safetensors file: {why}.")
 
     if source.size < 8:
-        raise refuse(f"it has {source.size} bytes, fewer than the 8 that say how long its header is")
+        raise refuse(f"it has {source.size} bytes, fewer than the 8 of its header's length")
     length = int.from_bytes(source.read(0, 8), "little")
     if length > min(HEADER_LIMIT, source.size - 8):
         raise refuse(f"its header should take {length:,} bytes; the file has {source.size:,}")
@@ -143,10 +143,10 @@ def parse(source: Source) -> tuple[dict[str, FileTensor], dict[str, str]]:
 
 
 def parse_json(text: bytes, fractions: bool = False) -> dict[str, Any]:
-    """A JSON object with every name in it once, all whole numbers in it lengths or counts.
+    """Parse a JSON object with unique keys, in which all whole numbers are lengths or counts.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is malformed.
         RecursionError: it is nested too deep.
     """
     if text[:1] != b"{":
@@ -161,12 +161,12 @@ def parse_json(text: bytes, fractions: bool = False) -> dict[str, Any]:
 
 
 def is_dict(value: object) -> TypeGuard[dict[object, object]]:
-    """``isinstance``, for a value whose content is not known."""
+    """``isinstance`` for a value of unknown content."""
     return isinstance(value, dict)
 
 
 def is_list(value: object) -> TypeGuard[list[object]]:
-    """``isinstance``, for a value whose content is not known."""
+    """``isinstance`` for a value of unknown content."""
     return isinstance(value, list)
 
 
@@ -193,7 +193,7 @@ def _tensor(source: Source, data: int, name: str, field: object) -> FileTensor:
         raise ValueError(f"{what} has dtype {_brief(dtype)}, none of {', '.join(BY_NAME)}")
     # prod of millions of factors would take hours, and NumPy has no such arrays, even of no elements.
     if len(shape) > AXES or prod(max(n, 1) for n in shape) * BY_NAME[dtype].itemsize > sys.maxsize:
-        raise ValueError(f"{what} has the shape {_brief(list(shape))}, which no array can have")
+        raise ValueError(f"{what} has the shape {_brief(list(shape))}, which an array cannot have")
     needed = prod(shape) * BY_NAME[dtype].itemsize
     if len(offsets) != 2 or offsets[1] - offsets[0] != needed:
         raise ValueError(
@@ -232,7 +232,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     fields = dict(pairs)
     if len(fields) != len(pairs):
         [(name, _)] = Counter(name for name, _ in pairs).most_common(1)
-        raise ValueError(f"{_brief(name)} is there twice")
+        raise ValueError(f"{_brief(name)} is a duplicate key")
     if not all(map(_is_text, fields)):
         raise ValueError("a name is half of a surrogate pair, which is no Unicode")
     return fields
@@ -248,7 +248,7 @@ def _strings(metadata: object) -> dict[str, str]:
 
 
 def _is_text(string: str) -> bool:
-    """Whether UTF-8 can hold it: JSON's escapes allow halves of surrogate pairs, which no one can print."""
+    """Whether UTF-8 can encode it: JSON's escapes allow unpaired surrogates, which cannot be printed."""
     try:
         string.encode()
     except UnicodeEncodeError:

@@ -1,10 +1,10 @@
-"""Locks between processes and threads that name their holder and end with it.
+"""Locks between processes and threads that name their holder and are released when it dies.
 
-A lock is a file of its own that exists only while it is held: nobody who merely reads a folder, or locks it
-for purposes of their own, is in the way. The system releases it when its holder dies; the file left behind is
-taken over by the next holder, and removed. A forked child does not hold its parent's locks.
+A lock is a separate file that exists only while it is held, so processes that only read a folder, or lock it
+for other purposes, do not interfere. The system releases it when its holder dies; the next holder takes over
+the remaining file and removes it. A forked child does not hold its parent's locks.
 
-Where the system or the disk has no locks (Windows, some network file systems) nobody is kept out.
+Without locks of the system or the disk (Windows, some network file systems) there is no exclusion.
 Not the library ``filelock``: it names no holder, leaves its files behind and cannot lock an open file.
 """
 
@@ -33,9 +33,9 @@ _held: set[int] = set()  # descriptors of this process; a child must not keep th
 
 
 class Lock:
-    """A lock file, made when the lock is taken and removed when it is released.
+    """A lock file, created when the lock is taken and removed when it is released.
 
-    ``what`` its holder is doing ("x is being written") and ``advice``, the way out, are for the message.
+    ``what``, the holder's activity ("x is being written"), and ``advice``, the way out, are for the message.
     """
 
     def __init__(self, path: Path, what: str, advice: str) -> None:
@@ -43,7 +43,7 @@ class Lock:
         self._release: Any = None
 
     def take(self, patience: float) -> None:
-        """Hold the lock, or wait so many seconds for it; an ``OSError`` if the file cannot be made."""
+        """Take the lock, waiting for at most this long; an ``OSError`` if the file cannot be created."""
         if fcntl is None:
             return
         until = time.monotonic() + patience
@@ -51,11 +51,11 @@ class Lock:
             if time.monotonic() >= until:
                 raise CheckpointError(f"{self._what} by {_holder(self.path)}: {self._advice}.")
             time.sleep(_POLL)
-        # Also when nobody calls release: at the end of this object, or of the interpreter.
+        # Also without a call of release: at the end of this object, or of the interpreter.
         self._release = weakref.finalize(self, _unlock, self.path, handle, os.getpid())
 
     def release(self) -> None:
-        """Hold it no longer. Without effect where it is not held, and in a forked child."""
+        """Release the lock. No effect if it is not held, or in a forked child."""
         if self._release is not None:
             self._release()
 
@@ -67,18 +67,18 @@ class Lock:
 
 
 def lock_folder(folder: Path, name: str, patience: float, what: str, advice: str) -> Lock:
-    """Make a folder and hold a lock in it."""
+    """Create a folder and take a lock in it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = Lock(folder / name, what, advice)
         lock.take(patience)
     except OSError as error:
-        raise CheckpointError(f"{folder} cannot be made or written to: {error}") from error
+        raise CheckpointError(f"{folder} cannot be created or written to: {error}") from error
     return lock
 
 
 def try_lock(handle: int) -> OSError | None:
-    """Lock an open file for as long as it stays open in this process. What refuses, if it is refused."""
+    """Lock an open file as long as it stays open in this process; returns the obstacle, if any."""
     if fcntl is None:
         return OSError("no locks")
     try:
@@ -96,7 +96,7 @@ def close(handle: int) -> None:
 
 
 def _attempt(path: Path) -> int | None:
-    """A descriptor of the file, locked where there are locks; None while somebody else holds it."""
+    """A locked descriptor of the file, not locked if there are no locks; None while another holds it."""
     handle = _opened(path)
     refused = try_lock(handle)
     if isinstance(refused, BlockingIOError) or not _names(path, handle):
@@ -143,7 +143,7 @@ def _holder(path: Path) -> str:
         about = json.loads(path.read_bytes()[:1000])
         return f"process {about['pid']} on {about['host']}, since {about['since'][:19]} UTC"
     except (OSError, ValueError, TypeError, LookupError):
-        return "a process that does not say who it is"
+        return "an unidentified process"
 
 
 def _close_all() -> None:

@@ -1,4 +1,4 @@
-"""Opening a safetensors file, or a set of shards with its index, and what polyak wrote in its header."""
+"""Opening a safetensors file, or a set of shards with its index, and polyak's header."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def read_index(where: Where, read: Callable[[Source], Checkpoint] = read_safeten
 
     Args:
         where: the index.
-        read: what reads one of its files; those of older models are pickles.
+        read: reads one of its files; those of older models are pickles.
     """
     places, mark = _index(where)
     with ExitStack() as opened:
@@ -36,7 +36,7 @@ def read_index(where: Where, read: Callable[[Source], Checkpoint] = read_safeten
         tensors: dict[str, LazyTensor] = {}
         for name, file in places.items():
             if name not in files[file].tensors:
-                raise CheckpointError(f"{where} says that {name} is in {file}, which does not hold it.")
+                raise CheckpointError(f"{where} lists {name} in {file}, which does not contain it.")
             tensors[name] = files[file].tensors[name]
         _check_set(where, mark, files, len(tensors))
         opened.pop_all()
@@ -65,7 +65,7 @@ def _index(where: Where) -> tuple[dict[str, str], str | None]:
     with open_source(where) as source:
         if source.size > HEADER_LIMIT:
             raise CheckpointError(
-                f"{where} is no index of safetensors files: it has {source.size:,} bytes, "
+                f"{where} is not an index of safetensors files: it has {source.size:,} bytes, "
                 f"at most {HEADER_LIMIT:,} are read."
             )
         text = source.read(0, source.size)
@@ -76,19 +76,19 @@ def _index(where: Where) -> tuple[dict[str, str], str | None]:
         if not is_dict(listed) or len(places) != len(listed):
             raise ValueError("weight_map must map names of tensors to names of files")
     except (ValueError, KeyError, RecursionError) as error:
-        raise CheckpointError(f"{where} is no index of safetensors files: {error!r}") from error
+        raise CheckpointError(f"{where} is not an index of safetensors files: {error!r}") from error
     mark = about.get(SET) if is_dict(about) else None
     return places, None if mark is None else str(mark)
 
 
 def _check_set(where: Where, mark: str | None, files: Mapping[str, Checkpoint], named: int) -> None:
-    """A set of polyak's is whole: its index has no checksum, its shards say what it must name."""
+    """Check that a set of polyak's is complete: its index has no checksum, but its shards list its size."""
     for name, file in files.items():
         if file.metadata.get(SET) != mark:
-            raise CheckpointError(f"{name} is not of the set that {where} is the index of: not read.")
+            raise CheckpointError(f"{name} does not belong to the set of the index {where}: not read.")
         if mark is not None and SUMS not in file.metadata:
             raise CheckpointError(
-                f"{name} is damaged: it has no checksums, which all of its set are written with."
+                f"{name} is damaged: it has no checksums, unlike the other shards of its set."
             )
     if mark is None:
         return

@@ -1,7 +1,7 @@
-"""Between the dtypes of files and those that arithmetic is done in: into buffers, exactly, and fast.
+"""Converting between the dtypes of files and of the arithmetic: into buffers, exactly, and fast.
 
-NumPy casts float16 one by one, which would be slower than the disk; ml_dtypes rounds float64 by way of
-float32, which is rounding twice.
+NumPy casts float16 one by one, which would be slower than the disk; ml_dtypes rounds float64 via float32,
+which rounds twice.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def _top(dtype: DType) -> float:
 
 
 def _to_odd(values: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Float32 of the kind that may be rounded again: an inexact one has its last bit set.
+    """Round to odd in float32, which may be rounded again: an inexact result has its last bit set.
 
     Source: Boldo & Melquiond 2008, "Emulation of FMA and correctly rounded sums: proved algorithms using
     rounding to odd".

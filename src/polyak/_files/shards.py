@@ -1,13 +1,13 @@
 """One file, or above a size several with an index, in the layout Hugging Face libraries read.
 
 The index is what makes a set of shards: it is written last and replaces the old one at once. Shards
-never take the names of those an index still points at, so a process killed half-way leaves the old set
-whole. Afterwards, whoever wrote last removes what the index in place does not name: the shards of the
-set before, and those of processes that were killed before they came to write their index.
+never reuse names that an index still refers to, so a process killed half-way leaves the old set complete.
+Afterwards the last writer removes the shards that the index does not name: those of the previous set, and
+those of processes that were killed before writing their index.
 
-All shards and the index of one set carry the same mark, ``polyak_set``: the name of the file, random
-letters, and how many shards there are. It tells a shard from one of another set, a whole set from one
-whose index was shortened, and polyak's own shards, which may be removed, from anyone else's.
+All shards and the index of one set have the same mark, ``polyak_set``: the name of the file, random letters,
+and the number of shards. It distinguishes the shards of different sets, a complete set from one with a
+shortened index, and polyak's own shards, which may be removed, from those of others.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from polyak._files.write import (
 )
 from polyak.errors import CheckpointError, ConfigError
 
-_PATIENCE = 30.0  # seconds to wait for another who gives a save its names
+_PATIENCE = 30.0  # seconds to wait for another process that renames its files
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
@@ -61,11 +61,11 @@ def write_sharded(
         pieces: called with each name; yields its values in row-major order.
         max_shard_size: bytes, or text like "5GB"; None for one file whatever its size. A tensor larger
             than this has a shard of its own.
-        check: called when all is written and nothing replaced yet; what it raises leaves the old files.
+        check: called before old files are replaced, which an exception prevents.
 
     Raises:
-        ConfigError: ``max_shard_size`` is no size.
-        CheckpointError: the system refuses. What was there before is intact.
+        ConfigError: ``max_shard_size`` is not a size.
+        CheckpointError: an error of the operating system. Old files are intact.
     """
     groups = _grouped(specs, _bytes(max_shard_size))
     if is_url(path):
@@ -132,7 +132,7 @@ def _put_set(
             place(temporary, _index(target), rights)
             sync_folder(target.parent)
     except BaseException:
-        # Interrupted even after the index was renamed: what it names stays.
+        # Even if interrupted after the index was renamed: its shards are kept.
         with suppress(OSError, CheckpointError):
             _remove(target, _orphans(target))
         raise
@@ -144,7 +144,7 @@ def _index(target: Path) -> Path:
 
 
 def _check_ours(target: Path) -> None:
-    """Refuse to write where a model of someone else's would be lost, or hidden by the new file."""
+    """Refuse to replace, or hide by the new file, a model that polyak did not write."""
     if _read_index(_index(target))[0] is None:
         raise CheckpointError(
             f"{_index(target)} belongs to weights that polyak did not write. Save under another name, or "
@@ -153,7 +153,7 @@ def _check_ours(target: Path) -> None:
 
 
 def _read_index(index: Path) -> tuple[str | None, set[str]]:
-    """The mark and the shards of the set that is there now; "" for no set, None for one not polyak's."""
+    """The mark and the shards of the existing set; "" for no set, None for one that is not polyak's."""
     try:
         text = index.read_bytes()  # not after a look whether it is there: a writer beside may remove it
     except OSError as error:
@@ -192,7 +192,7 @@ def _bytes(size: int | str | None) -> int | None:
 
 
 def _fresh_names(target: Path, count: int) -> list[Path]:
-    """``name-00001-of-00003.safetensors`` …, told apart by a few letters where those exist already."""
+    """``name-00001-of-00003.safetensors`` …, with a few extra letters if those exist already."""
     for mark in ("", f"-{secrets.token_hex(3)}"):
         names = [
             target.with_name(f"{target.stem}{mark}-{i:05}-of-{count:05}{target.suffix}")
@@ -204,7 +204,7 @@ def _fresh_names(target: Path, count: int) -> list[Path]:
 
 
 def _orphans(target: Path) -> list[Path]:
-    """Shards that polyak wrote for this file and that no index names any more, or none did yet."""
+    """Shards of this file by polyak that no index names, not any more or not yet."""
     _, named = _read_index(_index(target))
     shape = re.compile(
         re.escape(target.stem) + r"(-[0-9a-f]{6})?-[0-9]{5,}-of-[0-9]{5,}" + re.escape(target.suffix)
@@ -231,5 +231,5 @@ def _remove(target: Path, files: Iterable[Path]) -> None:
             file.unlink(missing_ok=True)
     except OSError as error:
         raise CheckpointError(
-            f"{target} was written, but what it replaces cannot be removed: {error}"
+            f"{target} was written, but the files it replaces cannot be removed: {error}"
         ) from error

@@ -1,4 +1,4 @@
-"""Where bytes come from: a file of this machine or, with fsspec, any URL."""
+"""Sources of bytes: a local file or, with fsspec, any URL."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from polyak.errors import CheckpointError, MissingExtraError
 Where: TypeAlias = str | os.PathLike[str]
 T = TypeVar("T")
 
-_OPEN = 64  # files of this machine held open at once; macOS allows a process 256 descriptors
+_OPEN = 64  # local files open at once; macOS allows a process 256 descriptors
 
 
 class Source(ABC):
-    """The bytes of one file, readable at any place by several threads.
+    """The bytes of one file, readable at any offset by several threads.
 
-    name: what messages call it.  size: bytes.  refusals: what reading raises when it fails.
+    name: in messages.  size: bytes.  refusals: the exceptions of a failed read.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Source(ABC):
             raise CheckpointError(f"{self.name} cannot be read: {error}") from error
 
     def read(self, offset: int, count: int) -> bytes:
-        """``count`` bytes from ``offset``; nothing is allocated for bytes that are not there."""
+        """``count`` bytes from ``offset``; nothing is allocated beyond the end."""
         if offset + count > self.size:
             self.read_into(self.size, memoryview(bytearray(1)))
         buffer = bytearray(count)
@@ -66,7 +66,7 @@ class Source(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Give the file back."""
+        """Close the file."""
 
     def __enter__(self) -> Source:
         return self
@@ -76,13 +76,13 @@ class Source(ABC):
 
 
 class _Local(Source):
-    """A file of this machine, which need not stay open: a merge may read a thousand of them."""
+    """A local file, which need not stay open: a merge may read a thousand of them."""
 
     def __init__(self, path: Path) -> None:
         self.name = str(path)
         # A pipe or a device would block or never end.
         if not stat.S_ISREG(path.stat().st_mode):
-            raise CheckpointError(f"{path} is no regular file.")
+            raise CheckpointError(f"{path} is not a regular file.")
         self._path = path.absolute()
         self._closed = False
         self._lock = threading.Lock()
@@ -91,7 +91,7 @@ class _Local(Source):
             self.size = os.fstat(file.fileno()).st_size
 
     def open(self) -> FileIO:
-        """The file: the one that was opened first, or an error if another is now in its place."""
+        """Reopen the file; an error if it was replaced."""
         if self._closed:
             raise ValueError(f"{self.name} was closed")
         file = FileIO(os.fspath(self._path), "rb")
@@ -117,7 +117,7 @@ class _Local(Source):
 
 
 class _OpenFiles:
-    """The files that are open; beyond ``_OPEN`` the one read longest ago is closed until it is needed."""
+    """The open files; beyond ``_OPEN`` the least recently read one is closed until it is needed."""
 
     def __init__(self) -> None:
         self._files: WeakKeyDictionary[_Local, FileIO] = WeakKeyDictionary()
@@ -144,7 +144,7 @@ class _OpenFiles:
                     del self._lent[source]
 
     def drop(self, source: _Local) -> None:
-        """Close a file that is not read any more."""
+        """Close a file that is no longer needed."""
         with self._lock:
             file = self._files.pop(source, None)
         if file is not None:
@@ -163,7 +163,7 @@ class _Remote(Source):
         self._lock = threading.Lock()
         if self._file.size is None:
             self.close()
-            raise CheckpointError(f"{url}: its server does not say how long it is. Download it first.")
+            raise CheckpointError(f"{url}: its server does not report its length. Download it first.")
         self.size = int(self._file.size)
 
     def _read_some(self, offset: int, buffer: memoryview) -> int:
@@ -176,7 +176,7 @@ class _Remote(Source):
 
 
 def is_url(where: Where) -> TypeGuard[str]:
-    """Whether this is a URL rather than a path of this machine."""
+    """Whether this is a URL rather than a local path."""
     return isinstance(where, str) and "://" in where
 
 

@@ -1,16 +1,15 @@
-"""The weighted sum of tensors that are still in their files, ``Σ cᵢ·xᵢ`` with ``Σ cᵢ = 1``.
+"""The weighted sum of tensors in files, ``Σ cᵢ·xᵢ`` with ``Σ cᵢ = 1``.
 
-It is computed piece by piece, each small enough for a processor's cache: read from each file in turn,
-summed and rounded once by whichever thread is free, and returned in order. NumPy and the system let other
-threads run meanwhile, so the disk is the limit; the buffers are reused, so memory grows neither with the
-tensors nor with their number.
+It is computed in pieces small enough for a processor's cache: read from each file in turn, summed and rounded
+once by any free thread, and returned in order. NumPy and the system release the interpreter lock, so the disk
+is the limit; buffers are reused, so memory does not grow with the size or number of tensors.
 
 With the inputs in the order of their coefficients, largest first, and ``Cᵢ = c₁ + … + cᵢ``, the sum is
 
     ``m₁ = x₁``,  ``mᵢ = mᵢ₋₁ - (mᵢ₋₁ - xᵢ)·cᵢ/Cᵢ``.
 
-In this form a tensor that is the same in all files comes out bit for bit as it was, and no partial sum
-overflows unless the result does. The order keeps every Cᵢ above 0 when some coefficients are negative.
+In this form a tensor that is equal in all files is reproduced bit for bit, and no partial sum overflows
+unless the result does. The order keeps every Cᵢ above 0 if some coefficients are negative.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ from polyak._files.write import Pieces
 from polyak.errors import CheckpointError
 
 PIECE = 1 << 17  # elements of float32 computed together, half as many of float64: 512 KB stay in cache
-_THREADS = 4  # a reader's time goes mostly into waiting for the disk
+_THREADS = 4  # readers mostly wait for the disk
 _AHEAD = 8  # pieces being computed or waiting to be written
 
 
@@ -42,7 +41,7 @@ class Input(NamedTuple):
     """One input of a sum.
 
     share: ``cᵢ/Cᵢ``; 1 for the first.
-    file: where the tensor is from, for messages.
+    file: of the tensor, for messages.
     """
 
     tensor: LazyTensor
@@ -84,7 +83,7 @@ class Piece(NamedTuple):
 
 
 def shares(coefficients: Sequence[float]) -> list[tuple[int, float]]:
-    """In which order to take inputs with these coefficients, and ``cᵢ/Cᵢ`` for each.
+    """The order of inputs with these coefficients, and ``cᵢ/Cᵢ`` for each.
 
     Examples:
         >>> shares([0.25, 0.75])
@@ -130,7 +129,7 @@ def in_memory(result: TensorSum, values: Pieces) -> Array:
 def counted(
     progress: Callable[[int, int], object] | None, total: int, size: Callable[[Piece], int]
 ) -> Callable[[Piece], object]:
-    """A ``report`` that calls ``progress`` with the bytes so far and in all."""
+    """A ``report`` that calls ``progress`` with the bytes so far and in total."""
     done = 0
 
     def report(piece: Piece) -> None:
@@ -155,7 +154,7 @@ def _computed(sums: Iterable[TensorSum]) -> Generator[Piece]:
     scratches = cycle([_Scratch() for _ in range(_AHEAD)])
     try:
         for task in _tasks(sums):
-            # A whole tensor is computed alone: no other may be in memory then.
+            # A complete tensor is computed alone, so that no other is in memory.
             while waiting and (len(waiting) == _AHEAD or task.complete or waiting[-1][0].complete):
                 yield from _finished(*waiting.popleft(), checks)
             waiting.append((task, pool.submit(_compute, task, next(scratches))))
@@ -168,7 +167,7 @@ def _computed(sums: Iterable[TensorSum]) -> Generator[Piece]:
 class _Task(NamedTuple):
     """The elements of a sum from ``start`` on.
 
-    complete: these are all, because an input can only be made as a whole.
+    complete: all elements, because an input can only be computed completely.
     """
 
     sum: TensorSum
@@ -197,7 +196,7 @@ class _Scratch:
 
 
 class _Checks:
-    """Compares the checksums of what was read of each tensor with those in its file."""
+    """Compares the checksums of the bytes read with those in the file."""
 
     def __init__(self) -> None:
         self._crcs: list[int | None] = []
@@ -218,7 +217,7 @@ class _Checks:
         for crc, one in zip(crcs, task.sum.inputs, strict=True):
             if crc is not None and isinstance(one.tensor, FileTensor) and crc != one.tensor.crc:
                 raise CheckpointError(
-                    f"{one.file} is damaged: {task.sum.name} is not what was written. "
+                    f"{one.file} is damaged: {task.sum.name} differs from what was written. "
                     "Copy it again from its origin."
                 )
 
@@ -268,7 +267,7 @@ def _compute(task: _Task, scratch: _Scratch) -> _Result:
 
 
 def _take_in(mean: Array, numbers: Array, share: float | None, scratch: _Scratch) -> None:
-    """``m -= (m - x)·share``, which leaves a -0 what it is; ``m = x`` for the first, without a share."""
+    """``m -= (m - x)·share``, which preserves -0; ``m = x`` for the first."""
     for block in _blocks(len(mean)):
         part = mean[block]
         if share is None:
@@ -288,7 +287,7 @@ def _blocks(length: int) -> Iterator[slice]:
 
 
 def _read(task: _Task, one: Input, scratch: _Scratch) -> tuple[Array, int | None]:
-    """The elements of one input, and their checksum if the file says what it should be."""
+    """The elements of one input, and their checksum if the file has one."""
     tensor = one.tensor
     if isinstance(tensor, ComputedTensor):
         return tensor.make().reshape(-1), None  # all of it
@@ -299,7 +298,7 @@ def _read(task: _Task, one: Input, scratch: _Scratch) -> tuple[Array, int | None
 
 
 def _equal_infinities(task: _Task) -> tuple[Array, Array]:
-    """Where all inputs of a piece hold the same infinity, as attention masks do, and which it is."""
+    """The positions at which all inputs have the same infinity, as in attention masks, and its sign."""
     scratch = _Scratch()
     first = _numbers(_read(task, task.sum.inputs[0], _Scratch())[0])
     infinite = np.isinf(first)
@@ -329,6 +328,6 @@ def _not_finite(task: _Task) -> CheckpointError:
                 "would be too. Leave this checkpoint out. Nothing was written."
             )
     return CheckpointError(
-        f"{result.name}: the average is beyond the range of {result.dtype}, or was on the way there in "
+        f"{result.name}: the average exceeds the range of {result.dtype}, or a partial sum that of "
         f'{result.wide}. Choose another dtype, or accumulate="float64". Nothing was written.'
     )

@@ -1,4 +1,4 @@
-"""Writing so that a killed process leaves the old file or the new one, never half of either."""
+"""Atomic writing: a killed process leaves the old file or the new one, never a part of either."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from polyak._files.locks import close, fcntl, try_lock
 from polyak.errors import CheckpointError
 
 _RANDOM = 6  # random bytes in the name of a temporary file
-_LONGEST = 100  # bytes of a name that others are made of: with what is added they stay below any limit
+_LONGEST = 100  # bytes of a name from which others are derived: with additions they stay below any limit
 _BLOCK = 1 << 20  # bytes copied, summed and written at a time: they stay in the processor's cache
 _SYNC_EVERY = 1 << 26  # bytes written before they are forced to disk in the background
 _sync_data = getattr(os, "fdatasync", os.fsync)  # macOS and Windows have only the latter
@@ -35,12 +35,12 @@ Pieces: TypeAlias = Callable[[str], Iterable[Array]]
 
 @contextmanager
 def atomic(path: str | os.PathLike[str]) -> Generator[Path]:
-    """A temporary name beside ``path`` to write to; on success it takes the place of ``path``.
+    """A temporary file beside ``path`` to write to; on success it replaces ``path``.
 
-    The bytes are forced to disk before the rename and the folder after it, so the new file is there
-    after a power cut too. On any exception the temporary file is removed and ``path`` is untouched.
-    A killed process cannot remove its own; the next one to write the same file does. A file that is
-    replaced leaves its mode and owner to the new one; of a link, the file it points to is replaced.
+    The bytes are forced to disk before the rename and the folder after it, so the new file survives a power
+    cut. On any exception the temporary file is removed and ``path`` is unchanged. A killed process cannot
+    remove its temporary file; the next writer of the same file does. The new file gets the mode and owner of
+    the old one; a link is followed.
     """
     with refusals(Path(path)):
         target = real(path)
@@ -54,9 +54,9 @@ def atomic(path: str | os.PathLike[str]) -> Generator[Path]:
 
 @contextmanager
 def claimed(target: Path, rights: Rights | None) -> Generator[Path]:
-    """A temporary file beside ``target``, locked while this process lives, gone at the end.
+    """A temporary file beside ``target``, locked while this process lives, and removed at the end.
 
-    Where it is to have the ``rights`` of another, nobody else may open it before it has them.
+    If it is to have the ``rights`` of another, no one else may open it before it has them.
     """
     with refusals(target):
         handle, temporary = _claim(target, private=rights is not None)
@@ -70,7 +70,7 @@ def claimed(target: Path, rights: Rights | None) -> Generator[Path]:
 
 
 def place(temporary: Path, target: Path, rights: Rights | None) -> None:
-    """Give a finished file its name, its bytes safely on the disk, and the rights of the one it replaces."""
+    """Rename a finished file that is safely on disk, with the rights of the file it replaces."""
     with temporary.open("r+b") as file:
         os.fsync(file.fileno())
     if rights is not None:
@@ -80,7 +80,7 @@ def place(temporary: Path, target: Path, rights: Rights | None) -> None:
 
 @contextmanager
 def refusals(target: Path) -> Generator[None]:
-    """Say what could not be written when the operating system refuses."""
+    """Convert errors of the operating system to ``CheckpointError``."""
     try:
         yield
     except OSError as error:
@@ -90,7 +90,7 @@ def refusals(target: Path) -> Generator[None]:
 def write_safetensors(
     path: str | os.PathLike[str], specs: Mapping[str, Spec], metadata: Mapping[str, str], pieces: Pieces
 ) -> None:
-    """Write a safetensors file from tensors that need not be in memory together.
+    """Write a safetensors file from tensors that need not be in memory at the same time.
 
     Args:
         path: the file; an old one is replaced when the new one is complete.
@@ -112,10 +112,10 @@ def write_arrays(
 
 
 def write_body(file: BinaryIO, layout: Layout, specs: Mapping[str, Spec], pieces: Pieces) -> None:
-    """The whole of a safetensors file into an open one, checksums included.
+    """Write a complete safetensors file, including checksums, into an open file.
 
-    What is summed is what is written: both are made of a copy, block by block, so that a tensor that
-    another thread writes to meanwhile gives no file that contradicts itself.
+    Bytes and checksums come from the same copy, block by block, so that a file is consistent even if another
+    thread writes a tensor meanwhile.
     """
     _write(file, memoryview(layout.header))
     scratch = memoryview(bytearray(_BLOCK))
@@ -145,9 +145,9 @@ def write_body(file: BinaryIO, layout: Layout, specs: Mapping[str, Spec], pieces
 
 
 class _Syncing:
-    """Forces a file to disk beside the writing, one time after the other, on a thread.
+    """Forces a file to disk on a thread while writing continues.
 
-    No executor: those take nothing more once the interpreter is ending, and a save may go on until then.
+    Not an executor: those accept no work while the interpreter is shutting down, which a save may outlast.
     """
 
     def __init__(self, handle: int) -> None:
@@ -155,14 +155,14 @@ class _Syncing:
         self._done: Future[None] | None = None
 
     def start(self) -> None:
-        """Begin once more, when the time before has ended."""
+        """Start another sync after the previous one has ended."""
         self.finish()
         done = Future[None]()
         Thread(target=self._sync, args=(done,), name="polyak-sync").start()
         self._done = done
 
     def finish(self) -> None:
-        """Wait for the last time; an ``OSError`` if the disk refused."""
+        """Wait for the last sync; an ``OSError`` if it failed."""
         if self._done is not None:
             self._done.result()
 
@@ -210,7 +210,7 @@ def _sweep(pattern: str) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Force the names in a folder to disk, where the system can."""
+    """Force the names in a folder to disk, if the system can."""
     with suppress(OSError):  # Windows and some network file systems sync no folder
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -220,7 +220,7 @@ def sync_folder(path: Path) -> None:
 
 
 def _claim(target: Path, private: bool) -> tuple[int | None, Path]:
-    """A new temporary file, locked for as long as this process lives."""
+    """A new temporary file, locked as long as this process lives."""
     mode = 0o600 if private else 0o666
     while True:
         temporary = hidden(target, f"{secrets.token_hex(_RANDOM)}.part")
@@ -243,7 +243,7 @@ class Rights(NamedTuple):
     group: int
 
     def give(self, path: Path) -> None:
-        """Make them those of another file, as far as this user may.
+        """Apply them to another file, as far as this user may.
 
         Where the group cannot be preserved, the file's own group gets only the rights of all other users.
         """
@@ -261,7 +261,7 @@ class Rights(NamedTuple):
 
 
 def rights_of(*files: Path) -> Rights | None:
-    """Those of the first of these files that is there."""
+    """Those of the first of these files that exists."""
     for file in files:
         with suppress(OSError, ValueError):
             found = file.stat()
@@ -270,23 +270,23 @@ def rights_of(*files: Path) -> Rights | None:
 
 
 def real(path: str | os.PathLike[str]) -> Path:
-    """The file that a path means: of a link, what it points to, there or not."""
+    """The file of a path, following links, whether it exists or not."""
     target = Path(os.path.realpath(path) if os.path.islink(path) else path)
     try:
         kind = os.stat(target).st_mode
     except FileNotFoundError:
         return target
     except ValueError as error:  # half a surrogate pair, or a zero byte
-        raise CheckpointError(f"{str(path)!r} is no name for a file: {error}.") from error
+        raise CheckpointError(f"{str(path)!r} is not a valid file name: {error}.") from error
     if stat.S_ISDIR(kind):
         raise CheckpointError(f"{path} is a folder: name a file in it.")
     if not stat.S_ISREG(kind):
-        raise CheckpointError(f"{path} is no regular file, and what it is would be replaced by one.")
+        raise CheckpointError(f"{path} is not a regular file and would be replaced by one.")
     return target
 
 
 def hidden(target: Path, end: str) -> Path:
-    """A hidden file beside another: of a name that is long it bears the beginning and a digest."""
+    """A hidden file beside another; a long name is shortened to its beginning and a digest."""
     name = target.name
     if len(os.fsencode(name)) > _LONGEST:
         digest = hashlib.sha256(os.fsencode(name)).hexdigest()[:16]

@@ -1,1 +1,1 @@
-"""Everybody else's files. What cannot be read raises ``CheckpointError``, which names the file."""
+"""Reading other libraries' files. Unreadable files raise ``CheckpointError``, which names the file."""

@@ -1,4 +1,4 @@
-"""The states of classes that average: alone in a file, or anywhere in a training checkpoint."""
+"""The states of averaging classes: alone in a file, or anywhere in a training checkpoint."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _DIFFUSERS = ("decay", "min_decay", "update_after_step", "use_ema_warmup", "inv_
 
 
 def state_at(node: Node) -> Recognised | None:
-    """The state of a class that averages, or of an optimizer, if that is what a node is."""
+    """The state of an averaging class or an optimizer in a node, if it is one."""
     return next((found for row in AVERAGERS if (found := row.read(node)) is not None), None)
 
 
 def averages_in(node: Node, seen: set[int], depth: int = 3) -> Iterator[Recognised]:
-    """The averages in a node of a file: states of classes that are known, and weights whose key says so.
+    """The averages in a node of a file: states of known classes, and weights identified by their key.
 
-    ``seen`` holds the values that were looked at, which files can share.
+    ``seen`` contains the visited values, since files can share them.
     """
     if id(node.tree) in seen:
         return
@@ -65,7 +65,7 @@ def diffusers_decay(node: Node) -> Decay | None:
 
 
 def diffusers_settings(node: Node) -> str:
-    """The settings of diffusers' EMAModel, for people."""
+    """The settings of diffusers' EMAModel as text."""
     return f"EMAModel({', '.join(f'{key}={node.keys[key]}' for key in _DIFFUSERS if node.has(key))})"
 
 

@@ -1,12 +1,12 @@
-"""Plain pickles: Paddle's (``.pdparams``, ``.pdopt``, ``.pdema``), and those that hold tensors of torch.
+"""Plain pickles: Paddle's (``.pdparams``, ``.pdopt``, ``.pdema``), and those with tensors of torch.
 
-Pickled without the archive that ``torch.save`` makes, a tensor holds its storage as the bytes of a file of
-its own, in the layout torch had before 1.6; those bytes are read where they are. The networks of StyleGAN,
-EDM and EDM2 are such pickles, whose objects carry the source of their classes along; it stays text.
+Without the archive of ``torch.save``, a pickled tensor contains its storage as the bytes of an embedded file
+in torch's layout before 1.6; those bytes are read in place. The networks of StyleGAN, EDM and EDM2 are such
+pickles, whose objects include the source of their classes, which is never run.
 
 ``paddle.save`` pickles a dict of NumPy arrays. NumPy has no bfloat16, so Paddle writes such parameters as
-uint16, which it has no other use for; here they are bfloat16 again. Parameters above 4 GB are in slices in
-older files, and in one piece again here.
+uint16, which it uses for nothing else; they are read as bfloat16. Older files contain parameters above 4 GB
+in slices, which are joined.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def read_pickle(source: Source) -> Checkpoint:
 
     def storage(data: bytes | Payload) -> Storage:
         stream.spend(_STORAGE)
-        if isinstance(data, Payload) and data.text:  # what is spelled otherwise cannot be read in place
+        if isinstance(data, Payload) and data.text:  # other encodings cannot be read in place
             stream.spend(data.size)
             data = data.read()
         in_file = isinstance(data, Payload)
@@ -52,7 +52,7 @@ def read_pickle(source: Source) -> Checkpoint:
         storages.append(inner)
         return inner
 
-    # A call is known by its name alone, so that each kind of pickle can hold what the others can.
+    # Calls are identified by name alone, so that each kind of pickle may contain the calls of the others.
     known = {**torch_zip.MAKERS, **_MAKERS, **makers(arrays), ("torch.storage", "_load_from_bytes"): storage}
     tree = load(stream, known)
     if storages:
@@ -63,7 +63,7 @@ def read_pickle(source: Source) -> Checkpoint:
 
 
 def _joined(where: str, tree: object) -> object:
-    """What Paddle pickled, its sliced parameters in one piece."""
+    """Paddle's pickled object, with sliced parameters joined."""
     if not is_dict(tree) or _SLICES not in tree:
         return tree
     joined: dict[object, Any] = {**tree}
@@ -71,7 +71,9 @@ def _joined(where: str, tree: object) -> object:
         for name, info in dict(joined.pop(_SLICES)).items():
             joined[name] = _concatenated([joined.pop(part) for part in info["slices"]], info["OriginShape"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{where} is damaged: what it says of its sliced parameters.") from error
+        raise CheckpointError(
+            f"{where} is damaged: its description of sliced parameters is malformed."
+        ) from error
     return joined
 
 
@@ -105,7 +107,7 @@ def _tuple(items: Iterable[object] = ()) -> object:
 
 
 def _persistent(meta: object) -> Record:
-    """An object that says its class, with the source of its module; its attributes are the state."""
+    """An object that includes its class's name and source; its attributes are the state."""
     if not is_dict(meta) or not isinstance(name := meta.get("class_name"), str):
         raise CheckpointError("a persistent object does not name its class")
     return Record("torch_utils.persistence", name, (meta.get("module_src"),), meta.get("state"))

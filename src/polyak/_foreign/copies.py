@@ -1,6 +1,6 @@
 """Averages inside one state dict: child modules that are copies of the model beside them.
 
-A name alone proves nothing, for a layer too may be called "ema". A child is an average if it is called one
+A name alone is not enough, since a layer may be called "ema" too. A child is an average if its name says so
 and each of its tensors has a counterpart of the same name and shape in the rest.
 """
 
@@ -30,7 +30,7 @@ _PARTNERS = (
     (re.compile(r"target_(.*)"), (r"online_\1", r"context_\1")),  # BYOL, I-JEPA
     (re.compile(r"key_(.*)"), (r"query_\1",)),
 )
-_MOST = 256  # children of one model that are looked at
+_MOST = 256  # limit on the children of one model to examine
 _WRAPPED = 4  # a module, and wrappers around it
 _COUNTERS = ("decay", "num_updates", "n_averaged", "initted", "step", "steps")  # of averaging classes
 # What averaging classes call the copy inside them; "online_model" is where ema-pytorch keeps the original.
@@ -39,7 +39,7 @@ _ORIGINAL = "online_model."
 
 
 def is_average(name: str) -> bool:
-    """Whether a name calls what it names an average.
+    """Whether a name is that of an average.
 
     Examples:
         >>> is_average("model_ema"), is_average("model_avg"), is_average("cinema")
@@ -49,7 +49,7 @@ def is_average(name: str) -> bool:
 
 
 def is_optimizer(name: str) -> bool:
-    """Whether a key is one under which optimizers are kept."""
+    """Whether a key is that of an optimizer."""
     return _OPTIMIZER.match(name) is not None
 
 
@@ -67,7 +67,7 @@ def partners(name: str) -> tuple[str, ...]:
 
 
 class _Copy(NamedTuple):
-    """An average: the child module it is, its tensors by the names of those they follow, its counters."""
+    """An average: its child module, its tensors by the names of their originals, its counters."""
 
     root: str
     tensors: dict[str, LazyTensor]
@@ -76,10 +76,10 @@ class _Copy(NamedTuple):
 
 
 def divided(one: Part) -> Recognised | None:
-    """The averages in a set of weights, and the rest of it; None if it holds none.
+    """The averages in a set of weights, and the rest of it; None if there are none.
 
-    Averages have the names of the tensors they follow and are completed by what is not averaged, so that
-    they are loaded where the raw weights would be.
+    Averages get the names of their originals and are completed by tensors that are not averaged, so that they
+    can be loaded in place of the raw weights.
     """
     children = _children(one.tensors)
     if len(children) > _MOST:
@@ -124,13 +124,13 @@ def _without(tensors: Tensors, roots: set[str]) -> dict[str, LazyTensor]:
 
 @dataclass(frozen=True)
 class _Model:
-    """What no child is suspected of being a copy: the model that the copies would follow."""
+    """The model that the copies would follow: everything but the possible copies."""
 
     tensors: Tensors
 
     @cached_property
     def prefixes(self) -> tuple[str, ...]:
-        """What may stand before the names of the module that an average follows."""
+        """Possible prefixes of the module that an average follows."""
         return ("", *(f"{child}." for child in _children(self.tensors)))
 
     @cached_property
@@ -142,7 +142,7 @@ class _Model:
         )
 
     def followed(self, copy: Tensors, name_of: Callable[[str], str]) -> dict[str, LazyTensor] | None:
-        """The tensors of a copy by the names of those they follow; None if one has no counterpart."""
+        """The tensors of a copy by the names of their originals; None if one has no counterpart."""
         for name, tensor in copy.items():
             other = self.tensors.get(name_of(name))
             if other is None or other.shape != tensor.shape:
@@ -168,7 +168,7 @@ def _copy(root: str, tensors: Tensors, model: _Model) -> _Copy | None:
 
 
 def _unwrapped(tensors: Tensors) -> Iterator[Tensors]:
-    """The tensors by their names, then without what wraps them, as long as one wrapper holds them all."""
+    """The tensors by name, then without wrapper prefixes, one at a time."""
     for _ in range(_WRAPPED):
         yield tensors
         wrapper = next((w for w in _INNER if tensors and all(n.startswith(w) for n in tensors)), None)

@@ -1,7 +1,7 @@
 """Folders of ``torch.distributed.checkpoint``: a pickled ``.metadata`` and ``*.distcp`` files.
 
 Each item of a ``.distcp`` file is a whole file of ``torch.save``, at an offset. A tensor sharded over ranks
-is an item per chunk; the metadata says where in the tensor each belongs.
+is an item per chunk; the metadata gives their offsets in the tensor.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _BYTES = np.dtype(np.uint8)
 
 
 class _Chunk(NamedTuple):
-    """A part of a tensor: where it begins in it, its shape, and what makes a lazy tensor of it."""
+    """A part of a tensor: its offset and shape, and a function that opens it."""
 
     offsets: tuple[int, ...]
     shape: tuple[int, ...]
@@ -67,19 +67,19 @@ def read_folder(folder: Where) -> Checkpoint:
             opened.pop_all()
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
         raise CheckpointError(
-            f"{folder} is no distributed checkpoint known here: its {METADATA} is malformed ({error!r:.200})."
+            f"{folder} is not a known distributed checkpoint: its {METADATA} is malformed ({error!r:.200})."
         ) from error
     return Checkpoint(str(folder), "dcp", tensors, others=tree, sources=tuple(files.values()))
 
 
 @dataclass(frozen=True)
 class Unread:
-    """A value that is no tensor, left in its file: most are settings of optimizers, and can be very many."""
+    """A value other than a tensor, left in its file: mostly optimizer settings, which can be very many."""
 
     section: Section | None
 
     def read(self) -> Any:
-        """What was pickled; None if it is large, or nothing that can be read."""
+        """The pickled value; None if it is large or cannot be read."""
         if self.section is None or self.section.size > _SMALL:
             return None
         try:
@@ -93,9 +93,9 @@ def _section(info: Mapping[str, Any], files: Mapping[str, Source]) -> Section:
 
 
 def _nested(flat: Mapping[str, Any], paths: Any) -> dict[str, Any]:
-    """The state dict as it was before it was flattened, if the metadata says where each entry was.
+    """The state dict before flattening, if the metadata gives the path of each entry.
 
-    Lists become dicts with their places as keys.
+    Lists become dicts with their indices as keys.
     """
     if not is_dict(paths):
         return dict(flat)
@@ -120,7 +120,7 @@ def _tensor(
         offsets, sizes = shape_of(chunk["offsets"], dtype), shape_of(chunk["sizes"], dtype)
         info = stored[name, offsets]
         if info.get("transform_descriptors"):
-            raise CheckpointError(f"{name} is stored compressed or encrypted, which is not undone here")
+            raise CheckpointError(f"{name} is compressed or encrypted, which is not supported")
         chunks.append(_Chunk(offsets, sizes, partial(_item, _section(info, files), sizes, dtype)))
     _check(name, shape, chunks)
     if len(chunks) == 1 and chunks[0].shape == shape:
@@ -146,7 +146,7 @@ def _item(section: Section, shape: tuple[int, ...], dtype: DType) -> LazyTensor:
 
 
 def _check(name: str, shape: tuple[int, ...], chunks: list[_Chunk]) -> None:
-    """Chunks lie within the tensor and fill it once: on the grid of all their edges, each cell has one."""
+    """Check that chunks fill the tensor exactly once: each cell of the grid of their edges has one."""
     for chunk in chunks:
         ends = [at + n for at, n in zip(chunk.offsets, chunk.shape, strict=True)]
         if len(ends) != len(shape) or any(map(int.__gt__, ends, shape)):

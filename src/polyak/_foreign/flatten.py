@@ -1,4 +1,4 @@
-"""The tensors in what a pickle built, under names made of the keys that lead to them."""
+"""The tensors of an unpickled tree, by names joined from the keys of their paths."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from polyak._foreign.pickle_objects import MOST
 from polyak.errors import CheckpointError
 
 _LONGEST = 1 << 12  # letters of a name
-# Expanded and tied tensors repeat the bytes of a file: 6 kB could say that they are terabytes.
+# Expanded and tied tensors repeat the bytes of a file: 6 kB could claim terabytes.
 _REPEATED, EXPANDED = 8, 1 << 28
 
 
 def checkpoint_of(source: Source, format: str, tree: object) -> Checkpoint:
-    """A checkpoint of what a pickle built."""
+    """A checkpoint of an unpickled tree."""
     tensors = flattened(source.name, tree)
     check_size(source.name, tensors, source.size)
     return Checkpoint(source.name, format, tensors, others=tree, sources=(source,))
@@ -39,11 +39,11 @@ def flattened(where: str, tree: object) -> dict[str, LazyTensor]:
 
 
 def check_size(where: str, tensors: Mapping[str, LazyTensor], size: int) -> None:
-    """Refuse tensors that are together much larger than a file of so many bytes can hold."""
+    """Refuse tensors whose total size is much larger than a file of this size can contain."""
     total = sum(tensor.nbytes for tensor in tensors.values())
     if total > _REPEATED * size + EXPANDED:
         raise CheckpointError(
-            f"{where} is malformed: its tensors take {total:,} bytes, which its {size:,} cannot make up."
+            f"{where} is malformed: its tensors take {total:,} bytes, too many for a file of {size:,}."
         )
 
 

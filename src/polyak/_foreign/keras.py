@@ -1,6 +1,6 @@
-"""A ``.keras`` file: a zip of Keras's own.
+"""A ``.keras`` file: Keras's zip archive.
 
-Its weights are HDF5, which Keras reads; what polyak's callback says of them is beside them in the same file.
+Its weights are HDF5, which Keras reads; the description by polyak's callback is in the same file.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from polyak._files.source import Source
 from polyak._foreign.sections import DAMAGED, Raw
 from polyak.errors import CheckpointError
 
-MARK = "polyak.json"  # what the callback writes as an asset of the model
+MARK = "polyak.json"  # an asset of the model that the callback writes
 _LIMIT = 1 << 24  # bytes of it
 _COMPRESSIONS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
 _ALWAYS = {"metadata.json", "config.json"}
 
 
 def read_zip(source: Source) -> Checkpoint | None:
-    """What a model file of Keras says of its weights, without tensors; None if the zip is not of Keras."""
+    """The description of a Keras file's weights, without tensors; None if the zip is not one of Keras."""
     try:
         with zipfile.ZipFile(Raw(source)) as archive:
             if not set(archive.namelist()) >= _ALWAYS:
@@ -45,12 +45,12 @@ def read_zip(source: Source) -> Checkpoint | None:
 
 
 def mark(weights: Header, averages: Sequence[Header]) -> str:
-    """The mark of a file: what its weights are, and the averages that it holds besides."""
+    """The mark of a file, which describes its weights and the averages in it."""
     return json.dumps([json.loads(one.to_metadata()[KEY]) for one in (weights, *averages)])
 
 
 def marked(weights: Checkpoint) -> list[Header]:
-    """What ``mark`` said: the weights' header first; nothing for a file without one."""
+    """The headers in a mark, that of the weights first; none for a file without a mark."""
     if MARK not in weights.metadata:
         return []
     try:

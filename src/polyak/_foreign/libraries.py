@@ -1,4 +1,4 @@
-"""A row for each layout of whole files: checkpoints of training, and files known by those beside them."""
+"""A row for each layout of complete files: training checkpoints, and files identified by their neighbours."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def _polyak_callback(node: Node) -> Recognised | None:
 
 
 def _weight_averaging(node: Node) -> Recognised | None:
-    """While the callback is at work, ``state_dict`` is the average."""
+    """While the callback is active, ``state_dict`` is the average."""
     found = (*weights_at(node, "state_dict", "average"), *weights_at(node, "current_model_state", "raw"))
     if len(found) < 2:
         return None
@@ -62,7 +62,7 @@ def _weight_averaging(node: Node) -> Recognised | None:
 
 
 def _other_average(node: Node) -> Recognised | None:
-    """An average of a callback that is not known, of a child module, or in NeMo's optimizer."""
+    """An average of an unknown callback, of a child module, or in NeMo's optimizer."""
     seen: set[int] = set()
     without = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "hyper_parameters")
     nodes = [one for one in node.children if one.path not in without]
@@ -89,7 +89,7 @@ def _averaging_callback(node: Node) -> bool:
 
 
 def _is_yolo(node: Node) -> bool:
-    """Of the package, or of the repositories of YOLOv5 and those made from it, whose models are scripts."""
+    """A file of the package, or of YOLOv5 and its derivatives, whose models are scripts."""
     models = [tree for key in ("ema", "model") if is_module(tree := node.at(key).tree)]
     modules = [one.module for one in models if isinstance(one, Record)]
     return bool(modules) and all(
@@ -116,7 +116,7 @@ def _is_edm2(node: Node) -> bool:
 
 
 def _edm2_name(node: Node) -> tuple[str, str]:
-    """The thousands of images seen and the width σ_rel, which are in the file's name alone."""
+    """The thousands of images and the width σ_rel, which only the file's name contains."""
     named = re.search(r"-(\d{7})(?:-(\d\.\d+))?\.pkl$", node.file_name)
     return (named[1], named[2] or "") if named else ("", "")
 
@@ -232,7 +232,7 @@ TRAINING = (
     ),
 )
 
-# What only the other files of a folder tell: a config, or the other half of a pair
+# Layouts identified by other files of the folder: a config, or the other file of a pair
 
 _MODEL = r"(adapter_|pytorch_)?model\b.*"
 

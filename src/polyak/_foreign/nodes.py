@@ -1,4 +1,4 @@
-"""A place in a file's tree, the keys that lead to it, and the tensors below it."""
+"""A node of a file's tree, its path of keys, and the tensors below it."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from polyak._foreign.dcp import Unread
 from polyak._foreign.pickle_objects import Record
 from polyak.errors import CheckpointError
 
-# Of one model's modules. A tree that shares its branches can spell more than any memory holds, and a
-# module that holds itself has no end.
+# Limits on one model's modules: a tree with shared branches can unfold to more than any memory, and a module
+# that contains itself has no end.
 _MOST, _DEEPEST = 1_000_000, 200
 _LIMIT = 1 << 24  # bytes of a JSON file; configs take a few thousand, a log of a million steps some more
 
 
 @dataclass(frozen=True)
 class Node:
-    """A value in a file and the keys that lead to it."""
+    """A value in a file and its path of keys."""
 
     tree: object = field(repr=False)  # the value; None where there is nothing
     path: str = ""  # its keys, joined by dots; "" for the whole file
@@ -60,7 +60,7 @@ class Node:
 
     @property
     def count(self) -> int | None:
-        """The number of steps or updates here; None if it is none."""
+        """The number of steps or updates here; None if this is not a number."""
         return count_in(self.tree)
 
     @property
@@ -88,12 +88,12 @@ class Node:
         return child.at(rest) if rest else child
 
     def outer(self, place: str) -> tuple[Node, str]:
-        """The node that would hold the last key of a place, and this key."""
+        """The parent node of a place, and its last key."""
         outer, _, key = place.rpartition(".")
         return (self.at(outer) if outer else self), key
 
     def has(self, place: str) -> bool:
-        """Whether something is at a place, be it None; for ``name.``, whether a tensor's name begins so."""
+        """Whether there is a value at a place, even None; for ``name.``, whether a tensor has this prefix."""
         node, key = self.outer(place.removesuffix("."))
         if place.endswith("."):
             return any(name.startswith(f"{key}.") for name in node.tensors)
@@ -128,14 +128,14 @@ _NOTHING = Node(None)
 
 
 def mapping(tree: object) -> Mapping[object, object]:
-    """A dict of the file, or the attributes of an object; an empty one in place of anything else."""
+    """A dict of the file, or the attributes of an object; empty for anything else."""
     if isinstance(tree, Record):
         tree = tree.pairs or tree.state
     return cast("Mapping[object, object]", tree) if isinstance(tree, Mapping) else {}
 
 
 def count_in(value: object) -> int | None:
-    """A count in a file, plain or as a tensor of one element; None if it is none."""
+    """A count in a file, plain or as a tensor of one element; None for anything else."""
     if isinstance(value, Unread):
         value = value.read()
     if isinstance(value, LazyTensor) and value.size == 1 and value.dtype.kind in "iuf":
@@ -155,7 +155,7 @@ def tensors_in(tree: object) -> dict[str, LazyTensor]:
 
 
 def is_state_dict(tree: object) -> TypeGuard[Mapping[object, object]]:
-    """Whether this is one flat mapping from names to tensors; a few plain values may lie among them."""
+    """Whether this is a flat mapping from names to tensors, perhaps with a few plain values."""
     if not isinstance(tree, Mapping):
         return False
     values = mapping(cast("object", tree)).values()
@@ -173,7 +173,7 @@ def is_weights(tree: object) -> bool:
 
 
 def json_beside(where: str, name: str) -> Mapping[object, object]:
-    """The JSON object in a file of the same folder; empty if there is none, or a huge one."""
+    """The JSON object in a file of the same folder; empty if it is missing or huge."""
     path = beside(where, name)
     if not exists(path):
         return {}
@@ -184,7 +184,7 @@ def json_beside(where: str, name: str) -> Mapping[object, object]:
     try:
         return mapping(json.loads(text))
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is no JSON: {error}") from error
+        raise CheckpointError(f"{path} is not JSON: {error}") from error
 
 
 def _named(module: Record, prefix: str, depth: int, left: Iterator[int]) -> Iterator[tuple[str, LazyTensor]]:

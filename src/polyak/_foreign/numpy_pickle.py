@@ -1,4 +1,4 @@
-"""NumPy arrays in pickles, their bytes left in the file."""
+"""NumPy arrays in pickles, whose bytes stay in the file."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def shape_of(value: Iterable[Any], dtype: DType) -> tuple[int, ...]:
 
 
 class PickledArray(LazyTensor, Built):
-    """An array that a pickle makes empty and completes afterwards; text, times and objects are never read."""
+    """An array that a pickle creates empty and then fills; text, times and objects are never read."""
 
     def __init__(self) -> None:
         self.dtype, self.shape = np.dtype(np.uint8), (0,)
@@ -53,7 +53,7 @@ class PickledArray(LazyTensor, Built):
             return self
         self.shape, self._columns = shape_of(shape, self.dtype), columns
         self._swapped, self._data = dtype.swapped, data
-        # A string of Python 2 stays one until it is read: a million arrays can be given the same.
+        # A string of Python 2 is converted when it is read: a million arrays can share one.
         size = data.size if isinstance(data, Payload) else len(data)
         # As text, a byte takes one or two; how many there are is known when it is read.
         spelled = isinstance(data, Payload) and data.text and self.nbytes <= size <= 2 * self.nbytes
@@ -81,9 +81,7 @@ class PickledArray(LazyTensor, Built):
         try:
             data = data.encode("latin1") if isinstance(data, str) else data
         except UnicodeError as error:
-            raise CheckpointError(
-                "the bytes of an array are spelled with characters that are not Latin-1"
-            ) from error
+            raise CheckpointError("the bytes of an array contain characters that are not Latin-1") from error
         if len(data) != self.nbytes:
             raise self._of_other_size(len(data))
         flat: Any = np.frombuffer(data, self.dtype)
@@ -106,7 +104,7 @@ class PickledDType(Built):
         try:
             self.native: DType = np.dtype(code)
         except (TypeError, ValueError, SyntaxError) as error:
-            raise CheckpointError(f"{code!r} is no dtype") from error
+            raise CheckpointError(f"{code!r} is not a dtype") from error
         self.swapped = False
 
     def build(self, state: Any) -> None:
@@ -127,7 +125,7 @@ def _scalar(dtype: PickledDType, data: str | bytes | Payload = b"") -> Any:
 
 
 def makers(made: list[PickledArray]) -> Makers:
-    """What replaces NumPy's functions; each array is added to ``made``."""
+    """The replacements of NumPy's functions; each array is added to ``made``."""
 
     def empty(*_: object) -> PickledArray:
         made.append(PickledArray())

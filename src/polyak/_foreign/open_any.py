@@ -1,4 +1,4 @@
-"""Opening a file or folder by what it holds, not by its name; reading an average without any framework."""
+"""Opening a file or folder by its content, not its name; reading an average without any framework."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
 _OLD_TORCH = b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."
 
 _PACKED = "Unpack it first"
-# How files begin that are often found under the name of a checkpoint: what they are, and the way out.
+# Magic bytes of files that are often mistaken for checkpoints: their kind, and the way out.
 _OTHERS = {
     b"version https://git-lfs": ("a Git LFS pointer, not the file itself", "Fetch it with git lfs pull"),
     b"<!doctype html": ("a web page", "Download the file itself: a login or an error page was saved"),
@@ -44,7 +44,7 @@ def open_weights(where: Where) -> Checkpoint:
         where: a file, a folder of shards or of a distributed checkpoint, or a URL that fsspec knows.
 
     Raises:
-        CheckpointError: it cannot be read, or is of no known format.
+        CheckpointError: it cannot be read, or its format is unknown.
         MissingExtraError: a URL was given and fsspec is missing.
     """
     if is_folder(where):
@@ -65,8 +65,8 @@ def open_weights(where: Where) -> Checkpoint:
 def read_file(source: Source) -> Checkpoint:
     """The tensors of one open file."""
     head = source.read(0, min(16, source.size))
-    # A safetensors file begins with the length of its header, which may be the first bytes of any other
-    # kind. Its ninth byte is a brace, which none of the others can have there.
+    # A safetensors file begins with the length of its header, which may equal the first bytes of another
+    # format. Its ninth byte is a brace, which no other format has there.
     if head[8:9] == b"{":
         return read_safetensors(source)
     if head.startswith(_ZIP):
@@ -102,7 +102,7 @@ def _open_folder(folder: Where) -> Checkpoint:
 
 @dataclass(frozen=True)
 class Average:
-    """A file's weights and what they are; made by ``load``.
+    """A file's weights and their header; returned by ``load``.
 
     Args:
         tensors: NumPy arrays by the model's names; any shape and dtype.
@@ -122,7 +122,7 @@ class Average:
 
 
 def load(path: Where) -> Average:
-    """Read what ``ema.save`` wrote, checking every byte against the checksums written with it.
+    """Read a file written by ``ema.save``, comparing every byte with its checksums.
 
     Args:
         path: the ``.safetensors`` file of an average, the index or the name of one written in shards, or
@@ -133,7 +133,7 @@ def load(path: Where) -> Average:
         decay and profile.
 
     Raises:
-        CheckpointError: the file is missing, truncated, damaged or no average.
+        CheckpointError: the file is missing, truncated, damaged or not an average.
 
     Examples:
         >>> import os, tempfile, torch, polyak
@@ -149,6 +149,6 @@ def load(path: Where) -> Average:
         header = header_of(weights)
         if header.role == "resumable":
             raise CheckpointError(
-                f"{path} holds a whole training state, not one average: ema.load({str(path)!r}) continues it."
+                f"{path} holds a full training state, not one average: ema.load({str(path)!r}) continues it."
             )
         return Average({name: tensor.read() for name, tensor in weights.tensors.items()}, header)

@@ -1,12 +1,11 @@
-"""What polyak itself wrote of averages: ``ema.state_dict()`` in a pickle, resumable files, and notes.
+"""polyak's own states of averages: ``ema.state_dict()`` in a pickle, resumable files, and notes.
 
-A state names its tensors as the model does, without what wrappers add, and holds what is averaged and what
-is copied. The rest of the model, frozen or left out on purpose, is with the raw weights alone.
+A state contains averaged and copied tensors under the model's names, without wrapper prefixes. The rest of
+the model, frozen or excluded, is with the raw weights only.
 
-A note, ``<file>.polyak.json``, lies beside a file of another library (``save_pretrained``, ``torch.save``),
-which has no place for polyak's header. It has the same header, and size and CRC-32 of each file it describes:
-one that was replaced since has other bytes, and the note is then not believed. Shards have one note, beside
-their index.
+A note, ``<file>.polyak.json``, lies beside a file of another library (``save_pretrained``, ``torch.save``)
+that has no place for polyak's header. It contains this header, and size and CRC-32 of each file it describes:
+if a file was replaced since, the note no longer applies. Shards have one note, beside their index.
 """
 
 from __future__ import annotations
@@ -37,12 +36,12 @@ _PIECE, _THREADS = 1 << 24, 4  # bytes summed together, and by how many threads:
 
 
 def is_own(weights: Checkpoint) -> bool:
-    """Whether polyak wrote a file and no other program rewrote it, which its header would not tell."""
+    """Whether polyak wrote a file and no other program rewrote it with the same header."""
     return KEY in weights.metadata and SUMS in weights.metadata
 
 
 def state_of_ema(node: Node) -> Recognised:
-    """The averages in ``ema.state_dict()``, as a pickle holds it."""
+    """The averages in a pickled ``ema.state_dict()``."""
     tracks = {
         str(name): _Track(
             f"{node.at('tracks').path}.{name}.tensors", fields, tensor_values(fields.get("tensors"))
@@ -54,7 +53,7 @@ def state_of_ema(node: Node) -> Recognised:
 
 
 def resumable(weights: Checkpoint, header: Header) -> Recognised:
-    """The averages in a resumable file, whose tensors are named by the place of their track."""
+    """The averages in a resumable file, whose tensors are named by the index of their track."""
     groups = weights.places()
     tracks = {
         str(name): _Track(f"{place}/", mapping(track), groups.get(str(place), {}))
@@ -64,7 +63,7 @@ def resumable(weights: Checkpoint, header: Header) -> Recognised:
 
 
 class _Track(NamedTuple):
-    """A track: where its tensors are, what its state says besides, and the tensors."""
+    """A track: the path of its tensors, the other fields of its state, and the tensors."""
 
     path: str
     fields: Mapping[object, object]
@@ -85,7 +84,7 @@ def _averages(state: Mapping[Any, object], tracks: Mapping[str, _Track], copies:
 
 
 def _header(name: str, track: _Track, step: int | None, run: str) -> Header:
-    """What ``ema.save`` would write of a track."""
+    """The header that ``ema.save`` would write for a track."""
     joined = cast("Mapping[str, object]", track.fields["joined"])
     return Header(
         track=name,
@@ -99,7 +98,7 @@ def _header(name: str, track: _Track, step: int | None, run: str) -> Header:
 
 
 def write_note(where: Where, header: Header) -> None:
-    """Say beside a file, the index of shards or the folder of either what the weights in it are."""
+    """Write a note beside a file or an index of shards, also given by their folder."""
     with _opened(where) as weights:
         note = {KEY: json.loads(header.to_metadata()[KEY]), "files": _files(weights)}
         with atomic(f"{weights.where}{SUFFIX}") as temporary:
@@ -107,7 +106,7 @@ def write_note(where: Where, header: Header) -> None:
 
 
 def _opened(where: Where) -> Checkpoint:
-    """A file is not looked into: it may hold what polyak does not read."""
+    """Without reading the content, which may be in a format that polyak does not read."""
     if is_folder(where) or str(where).endswith(INDEX):
         return open_weights(where)
     return Checkpoint(str(where), "", {}, sources=(open_source(where),))
@@ -119,7 +118,7 @@ def has_note(weights: Checkpoint) -> bool:
 
 
 def read_note(weights: Checkpoint) -> Header:
-    """What the note beside a checkpoint says; every byte of the checkpoint is read and compared first."""
+    """The header in the note beside a checkpoint, after comparing every byte of the checkpoint."""
     path = f"{weights.where}{SUFFIX}"
     with open_source(path) as source:
         if source.size > _LIMIT:
@@ -130,15 +129,15 @@ def read_note(weights: Checkpoint) -> Header:
         header = Header.from_metadata({KEY: json.dumps(fields[KEY])}, path)
         files: object = fields["files"]
     except (ValueError, KeyError, RecursionError) as error:
-        raise CheckpointError(f"{path} is no note of polyak's: {error!r}.") from error
+        raise CheckpointError(f"{path} is not a note of polyak's: {error!r}.") from error
     if header.role == "resumable":
-        raise CheckpointError(f"{path} says its role is 'resumable', which only polyak's own files have.")
+        raise CheckpointError(f"{path} has the role 'resumable', which only polyak's own files have.")
     # The sizes are compared first, which reads nothing.
     sizes = {name: source.size for name, source in _named(weights).items()}
     if not is_dict(files) or sizes != _sizes_in(files) or _files(weights) != files:
         raise CheckpointError(
-            f"{path} is of other bytes than are in {weights.where} now: the weights were replaced since, and "
-            "the note says nothing of them."
+            f"{path} describes other bytes than those of {weights.where}: the weights were replaced since, "
+            "and the note does not apply to them."
         )
     return header
 

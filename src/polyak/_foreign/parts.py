@@ -34,13 +34,13 @@ class Part:
         return replace(self, notes=(*self.notes, *notes))
 
     def is_called(self, wanted: str) -> bool:
-        """Whether a user who names a set of weights means this one: by its name, its role or its key."""
+        """Whether this is the set's name, role or key."""
         return wanted in (self.name, self.role, self.path)
 
 
 @dataclass(frozen=True)
 class Recognised:
-    """What wrote a file, and what is in it."""
+    """The library that wrote a file, and the file's contents."""
 
     library: str  # "timm", "lightning", …; "polyak" for its own; "" when nothing says
     parts: tuple[Part, ...]  # the sets of weights, averages first
@@ -60,7 +60,7 @@ class Recognised:
         return any(one.role == role for one in self.parts)
 
     def header_of(self, part: Part) -> Header | None:
-        """As much as the file says of one of its sets; None when nothing says whether it is averaged."""
+        """The header of one of the file's sets; None if its role is unknown."""
         if part.header is not None:
             return part.header
         if part.role == "raw":
@@ -82,9 +82,9 @@ def unwrapped(one: Part) -> Part:
 
 
 def completed(average: Part, raw: Part) -> Part:
-    """The average as a whole model: tensors that it lacks are those of the raw weights.
+    """The average as a complete model, with missing tensors from the raw weights.
 
-    A tensor with several names is averaged under one of them, and all its names share one place in the file.
+    A tensor with several names is averaged under one of them; all its names share one range of the file.
     """
     plain = {without_wrappers(name): tensor for name, tensor in raw.tensors.items()}
     averaged = average.tensors

@@ -1,8 +1,8 @@
-"""What a pickle builds here, the bounds of it, and what replaces the names of the standard library in it.
+"""Objects built from pickles, their limits, and replacements of the standard library's names.
 
-A few hundred bytes of pickle can build what has no end: lists that hold each other twice, sixty times over,
-print as 2⁶⁰ words, and a tuple a million deep overflows the stack of whoever hashes it. What passes here can
-be walked, hashed and printed by everyone after.
+A few hundred bytes of pickle can build unbounded objects: lists that contain each other twice, sixty times
+over, print as 2⁶⁰ words, and hashing a tuple a million deep overflows the stack. Objects that pass the limits
+can be safely walked, hashed and printed.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ _COUNTS_BELOW = 1 << 60  # beyond, numbers can be chosen so that all have the sa
 
 
 class Budget:
-    """The work that may go into one file: steps of about a microsecond, an opcode or a value looked at.
+    """A limit on the work for one file, in steps of about a microsecond: an opcode or a visited value.
 
-    A tensor takes some sixty opcodes, and 450 bytes of a file at least: files of torch.save take less.
+    A tensor takes some sixty opcodes, and at least 450 bytes of a file, so valid files stay below it.
     """
 
     def __init__(self, size: int) -> None:
@@ -45,7 +45,7 @@ class Budget:
         self._odd_keys = 0
 
     def work(self, steps: int) -> None:
-        """Use some of it up."""
+        """Use some of it."""
         self.left -= steps
         if self.left < 0:
             raise CheckpointError(
@@ -69,7 +69,7 @@ _SAFE_KEYS = (bytes, int, float, bool, type(None))
 
 @dataclass(eq=False)
 class Record:
-    """An object whose class is not known here: what the pickle says of it, and no more."""
+    """An object of an unknown class: only its description in the pickle."""
 
     module: str  # where its class is defined
     name: str  # of its class
@@ -128,12 +128,12 @@ class Payload:
 
 
 def is_tuple(value: object) -> TypeGuard[tuple[object, ...]]:
-    """``isinstance``, for a value whose content is not known."""
+    """``isinstance`` for a value of unknown content."""
     return isinstance(value, tuple)
 
 
 class Built(ABC):
-    """A value of ours that a pickle completes with a state."""
+    """A value that a pickle completes with a state."""
 
     @abstractmethod
     def build(self, state: Any) -> None:
@@ -141,7 +141,7 @@ class Built(ABC):
 
 
 def _checked(key: object) -> int:
-    """How many values a key is made of."""
+    """Counts the values in a key."""
     parts = [key]
     seen = 0
     while parts:
@@ -158,7 +158,7 @@ def _checked(key: object) -> int:
 
 
 def bounded(tree: T, most: int) -> T:
-    """The same tree, of at most so many values with its shared branches written out; records may cycle."""
+    """The same tree, after checking its size with shared branches unfolded; records may form cycles."""
     measure = _Measure(most)
     measure.of(tree, 0)
     seen: set[int] = set()
@@ -214,7 +214,7 @@ def _parts(value: object) -> Iterable[object] | None:
 
 
 def _new(cls: Any, *args: Any) -> Any:
-    """``cls.__new__(cls, *args)``: a record of a class that is not known here."""
+    """``cls.__new__(cls, *args)``: a record of an unknown class."""
     return Record(cls.module, cls.name, args) if isinstance(cls, (Global, Record)) else cls(*args)
 
 
@@ -234,7 +234,7 @@ def encoded(text: str | Payload, encoding: str = "latin1") -> bytes | Payload:
 
 
 def hashing(key: Maker) -> Makers:
-    """What replaces the containers of the standard library whose items are hashed."""
+    """Replacements of the standard library's containers with hashed items."""
 
     def ordered(items: Any = ()) -> OrderedDict[object, object]:
         pairs: Iterable[Any] = items.items() if is_dict(items) else items
@@ -280,7 +280,7 @@ _PATHS = ("PosixPath", "PurePosixPath", "WindowsPath", "PureWindowsPath", "Path"
 _BUILTINS = ("builtins", "__builtin__")
 _TIMES = ("datetime", "date", "time", "timedelta", "timezone")
 
-# What replaces the names of the standard library that hold data. Their own code is not run.
+# Replacements of the standard library's data types, whose own code is not run.
 PLAIN: Makers = {
     ("collections", "defaultdict"): _no_default,
     ("collections", "deque"): _list,

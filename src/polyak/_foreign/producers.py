@@ -1,4 +1,4 @@
-"""A row of the tables of libraries: how one's checkpoints are known, and where in them everything is.
+"""A row of the tables of libraries: how to recognise its checkpoints, and where to find their contents.
 
 The rows are in ``libraries.py`` (whole files) and ``averagers.py`` (states of classes that average, anywhere
 in a file). To add a library, add a row.
@@ -27,20 +27,20 @@ class Producer:
 
     Args:
         library: that writes them.
-        sets: place of each set of weights that may be there → its role. A place is keys joined by dots
+        sets: place of each possible set of weights → its role. A place is keys joined by dots
             (``Node.at``); if it ends in a dot, its last key is the beginning of the tensors' names; "" is
             the whole file. Or a function that finds them.
-        marks: places that only its files hold together (``Node.has``).
+        marks: a combination of places that only its files have (``Node.has``).
         named: regular expression of the file's name.
         beside: a file in the same folder.
         format: of the file, as ``Checkpoint`` has it.
-        fits: what else must hold.
+        fits: a further condition.
         updates: place of the average's count of updates.
         step: place of the count of training steps.
         decay: the schedule of its averages.
         why: why the first set has its role, for the reader of a description.
-        notes: for the reader of a description; "" says nothing. In texts ``{stem}`` is the name of the file
-            without its ending, ``{place}`` what is at a place.
+        notes: for the reader of a description, or "". In texts ``{stem}`` is the name of the file without
+            its suffix, ``{place}`` the value at a place.
     """
 
     library: str
@@ -57,7 +57,7 @@ class Producer:
     notes: tuple[Note, ...] = ()
 
     def read(self, node: Node) -> Recognised | None:
-        """What a node is, if it is of this layout."""
+        """The contents of a node of this layout; None for another."""
         if not self._matches(node):
             return None
         found = self.sets(node) if callable(self.sets) else self._declared(node, self.sets)
@@ -124,7 +124,7 @@ def optimizers(node: Node) -> tuple[Part, ...]:
 
 
 def optimizer_state(node: Node) -> Recognised | None:
-    """What ``optimizer.state_dict()`` returns."""
+    """Recognise the result of ``optimizer.state_dict()``."""
     if isinstance(node.at("param_groups").tree, LazyTensor):
         return None  # in a distributed checkpoint the groups are a dict
     tensors = {

@@ -1,4 +1,4 @@
-"""From the structure of a file to what it is. Nothing is guessed from values."""
+"""Recognising a file by its structure. Nothing is guessed from values."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _STEP_KEYS = (
     "train_state.step",  # torchtitan
 )
 _TRAINER_STATE = "trainer_state.json"
-# A number that its name calls a step, with nothing after it that would make it another: no fraction, no "k".
+# A number that its name calls a step, not followed by a fraction or a "k".
 _LABELLED = re.compile(
     r"(?<![a-z])(?:step|iter|iteration|itr)[-_= ]?(\d+)(?![\da-z]|\.\d)|^checkpoint-(\d+)$", re.IGNORECASE
 )
@@ -55,7 +55,7 @@ _RAW = ("model", "state_dict", "model_state_dict", "module", "net", "raw")
 
 
 def recognise(weights: Checkpoint) -> Recognised:
-    """What an open checkpoint is, by its structure.
+    """Recognise an open checkpoint by its structure.
 
     Args:
         weights: from ``open_weights``.
@@ -99,9 +99,9 @@ def _by_tables(root: Node) -> Recognised | None:
 
 
 def by_keys(node: Node, entered: set[int] | None = None, depth: int = 3) -> Recognised | None:
-    """A training script's own dict: each entry by what it is, or else by what its key calls it.
+    """A training script's own dict: each entry is recognised by its structure, or else by its key.
 
-    A dict without weights is searched for one that has some, ``depth`` keys deep.
+    A dict without weights is searched for one with weights, ``depth`` keys deep.
     """
     entered = set() if entered is None else entered
     if id(node.tree) in entered or node.is_weights:
@@ -123,7 +123,7 @@ def by_keys(node: Node, entered: set[int] | None = None, depth: int = 3) -> Reco
             inner += averages_in(child, seen)
     if not parts and not any(one.has("average") for one in inner):
         if any(one.has("optimizer") for one in inner):
-            # What is beside an optimizer, and in no dict of its own, is the model.
+            # Tensors directly beside an optimizer are the model.
             loose = unwrapped(Part("weights", "unknown", node.path, node.tensors))
             parts += [loose] if _has_floats(loose) else []
         if not parts and depth:
@@ -146,7 +146,7 @@ def _has_floats(one: Part) -> bool:
 
 
 def _assembled(inner: list[Recognised], parts: list[Part]) -> Recognised | None:
-    """What the entries of a dict are together: which is the average of which, and which averager made it."""
+    """Assign roles to the entries of a dict: averages, their originals, and the averaging library."""
     if not inner and not parts:
         return None
     parts = [_beside_its_copy(one, parts) for one in parts]
@@ -176,14 +176,14 @@ def _beside_its_copy(one: Part, parts: list[Part]) -> Part:
 
 
 def _beside_an_average(one: Part) -> Part:
-    """What is beside an average under a model's usual key is the model that trains."""
+    """Weights beside an average under a model's usual key are the raw ones."""
     if one.role == "unknown" and one.path.rpartition(".")[2] in _RAW:
         return replace(one, name="raw", role="raw")
     return one
 
 
 def _keras(weights: Checkpoint) -> Recognised:
-    """A model file of Keras, by what polyak's callback said in it."""
+    """A model file of Keras, by the description of polyak's callback."""
     headers = keras.marked(weights)
     if not headers:
         part = Part("weights", "unknown", "model.weights.h5", {})
@@ -197,7 +197,7 @@ def _keras(weights: Checkpoint) -> Recognised:
 
 
 def _as_noted(found: Recognised, weights: Checkpoint) -> Recognised:
-    """With what polyak's note beside the file says, where it is a note of these bytes and of one model."""
+    """Add the header of polyak's note beside the file, if it applies to these bytes and to one model."""
     models = found.models
     if len(models) != 1 or not has_note(weights):
         return found
@@ -236,7 +236,7 @@ def _plain(root: Node) -> Recognised:
 
 
 def _ordered(found: Recognised) -> Recognised:
-    """Averages first, and no two parts of the same name; names are fit for those of files."""
+    """Averages first, with unique names that are valid in file names."""
     rank: Mapping[Role, int] = {"average": 0, "raw": 1, "unknown": 2, "optimizer": 3}
     parts = sorted(found.parts, key=lambda one: rank[one.role])
     names = Counter(_fit_for_a_file(one.name) for one in parts)
@@ -254,20 +254,20 @@ def _fit_for_a_file(key: str) -> str:
 
 
 class Step(NamedTuple):
-    """A training step and where it was found, for people."""
+    """A training step and its source."""
 
     number: int
     source: str
 
 
 def _step_inside(root: Node) -> Step | None:
-    """The step that a training checkpoint counts; not of a state dict, whose tensors can have such names."""
+    """The step in a training checkpoint; not in a state dict, whose tensors can have such names."""
     counts = ((key, root.at(key).count) for key in _STEP_KEYS)
     return next((Step(number, key) for key, number in counts if number is not None), None)
 
 
 def _step_beside(where: str) -> Step | None:
-    """The step in ``trainer_state.json``, which the Trainers of Hugging Face and PaddleNLP write."""
+    """The step in ``trainer_state.json`` of Hugging Face's and PaddleNLP's Trainers."""
     number = count_in(json_beside(where, _TRAINER_STATE).get("global_step"))
     return None if number is None else Step(number, _TRAINER_STATE)
 

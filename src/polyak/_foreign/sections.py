@@ -35,7 +35,7 @@ class Section(Source):
 
 
 class Memory(Source):
-    """A few bytes in memory, under the name that messages call them."""
+    """A few bytes in memory, with a name for messages."""
 
     def __init__(self, name: str, data: bytes) -> None:
         self.name, self.size, self._data = name, len(data), data
@@ -49,7 +49,7 @@ class Memory(Source):
 
 
 class Entry(Section):
-    """An entry of an archive, stored as it is; all of it is summed, once, before the first byte is read."""
+    """An uncompressed entry of an archive; its checksum is compared once, before the first read."""
 
     def __init__(self, archive: Source, start: int, info: zipfile.ZipInfo, summed: bool) -> None:
         if start + info.file_size > archive.size:
@@ -61,7 +61,7 @@ class Entry(Section):
         self._sound = not summed
 
     def check(self) -> None:
-        """Compare its bytes with their sum."""
+        """Compare its bytes with their checksum."""
         with self._lock:
             if self._sound:
                 return
@@ -99,7 +99,7 @@ class Zip:
                 "its state_dict()."
             )
         if not pickled:
-            raise CheckpointError(f"{source.name} is a zip file, but none of torch.save.")
+            raise CheckpointError(f"{source.name} is a zip file, but not one of torch.save.")
         self.root = pickled[0][: -len("data.pkl")]
         # torch writes 0 for every entry when told to compute none.
         self._summed = any(info.CRC for info in self._entries.values())
@@ -122,7 +122,7 @@ class Zip:
 
 
 class Raw(io.RawIOBase):
-    """A source as the file object that ``zipfile`` asks for."""
+    """A source as a file object for ``zipfile``."""
 
     def __init__(self, source: Source) -> None:
         self._source, self._at = source, 0
@@ -142,7 +142,7 @@ class Raw(io.RawIOBase):
         return self._at
 
     def read(self, size: int = -1, /) -> bytes:
-        # Never more than there is: a damaged directory asks for gigabytes, and io would make room for them.
+        # Never beyond the end: a damaged directory requests gigabytes, which io would allocate.
         left = max(0, self._source.size - self._at)
         count = left if size < 0 else min(size, left)
         if count > MOST:

@@ -1,8 +1,8 @@
 """Files of ``torch.save``: zip archives, and the streams that torch wrote before 1.6.
 
 No torch is needed, nothing in the pickle is run, and a tensor's bytes stay in the file until they are
-read. Layout: ``data.pkl`` builds the objects and names storages; each storage is an entry of its own,
-not compressed, so that its bytes can be read in place.
+read. Layout: ``data.pkl`` builds the objects and names storages; each storage is a separate, uncompressed
+entry, so that its bytes can be read in place.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ _STORAGES = {
 
 @dataclass(frozen=True)
 class Storage:
-    """The memory of one or several tensors: a run of bytes of the file."""
+    """The storage of one or several tensors: a range of bytes of the file."""
 
     source: Source = field(repr=False)
     offset: int
@@ -91,7 +91,7 @@ def read_zip(source: Source) -> Checkpoint:
 
 
 def tree_of_zip(source: Source) -> Any:
-    """What was given to ``torch.save``, with lazy tensors."""
+    """The object saved by ``torch.save``, with lazy tensors."""
     archive = Zip(source)
 
     @lru_cache(maxsize=1 << 16)  # a storage can be named a million times
@@ -119,7 +119,7 @@ def read_stream(source: Source, most: int = MOST, budget: Budget | None = None) 
     """
     stream = Stream(source, most=most, budget=budget)
     if load(stream, {}) != _MAGIC or load(stream, {}) != _PROTOCOL:
-        raise CheckpointError(f"{source.name} is a pickle, but none that torch.save wrote.")
+        raise CheckpointError(f"{source.name} is a pickle, but not one of torch.save.")
     match load(stream, {}):
         case {"little_endian": True}:
             begin = stream.tell()
@@ -196,7 +196,7 @@ def _tensor_v3(
 
 
 def _lazily(stored: LazyTensor, marks: object) -> LazyTensor:
-    """A tensor that is to be conjugated or negated when it is read, as torch leaves it in the file."""
+    """A tensor that is conjugated or negated when it is read, as torch stores lazy views."""
     marks = marks or {}
     if not is_dict(marks) or not set(marks) <= {"conj", "neg"}:
         raise CheckpointError("a tensor is marked by something else than conj and neg")
@@ -230,7 +230,7 @@ def _strided(storage: Storage, dtype: DType, offset: Any, shape: Any, stride: An
     def make() -> Array:
         flat = FileTensor(storage.source, begin, dtype, (count,)).read()
         steps = [step * dtype.itemsize if n > 1 else 0 for n, step in zip(shape, stride, strict=True)]
-        # Not as_strided, to which the 8-bit floats of ml_dtypes are no dtypes.
+        # Not as_strided, which does not support the 8-bit floats of ml_dtypes.
         spread: Any = np.ndarray(shape, dtype, flat.view(np.uint8), 0, steps)
         return spread.copy()
 
@@ -238,7 +238,7 @@ def _strided(storage: Storage, dtype: DType, offset: Any, shape: Any, stride: An
 
 
 def _span(source: Source, begin: int, dtype: DType, shape: tuple[int, ...]) -> FileTensor:
-    """A tensor in its storage; one that is all of a zip's entry is summed as it is read, not before."""
+    """A tensor in its storage; the checksum of one that fills its zip entry is computed while reading."""
     if isinstance(source, Entry) and begin == 0 and prod(shape) * dtype.itemsize == source.size:
         return FileTensor(source.source, source.start, dtype, shape, source.crc)
     return FileTensor(source, begin, dtype, shape)
@@ -254,7 +254,7 @@ def _row_major(shape: Sequence[int], stride: Sequence[int]) -> bool:
 
 
 def layout(name: object) -> Global:
-    """Of a tensor: strided, or sparse in one of several ways."""
+    """A tensor's layout: strided, or one of several sparse ones."""
     if not isinstance(name, str):
         raise CheckpointError("a tensor's layout has no name")
     return Global("torch", name)

@@ -1,12 +1,12 @@
 """Pickles read as data: nothing in them is imported, nothing is called.
 
-A pickle is a program that builds objects. Plain values, tensors and arrays are built here by functions of
-ours; an object of any other class becomes a ``Record`` of its class's name and its state, so that a whole
-pickled model can be looked into; and what would need a *call* of something unknown (an enum's member, a
-partial function, a generator's state) stays a record of that call, which is never made.
+A pickle is a program that builds objects. Plain values, tensors and arrays are built by functions of this
+module; an object of any other class becomes a ``Record`` of its class's name and its state, so that a pickled
+model can be inspected; and a *call* of something unknown (an enum's member, a partial function, a generator's
+state) becomes a record of that call, which is never made.
 
-The interpreter is the pure-Python one of the standard library. Payloads stay in the file: what is read of
-them is where they are.
+The interpreter is the pure-Python one of the standard library. Payloads stay in the file: only their offsets
+are read.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Stream:
         self._most = self._left = most
 
     def tell(self) -> int:
-        """Where the next byte is read, in the source."""
+        """The offset of the next byte in the source."""
         return self._base + self._at
 
     def read(self, count: int) -> bytes:
@@ -78,7 +78,7 @@ class Stream:
         return self._buffer[at:end]
 
     def spend(self, amount: int) -> None:
-        """Use up some of what a model's structure may take, and one step of work."""
+        """Count bytes towards the limit of a model's structure, and one step of work."""
         self._left -= amount
         self.budget.left -= 1
         if self.budget.left < 0:
@@ -96,7 +96,7 @@ class Stream:
         return bytes(line)
 
     def payload(self, size: int, text: bool = False) -> Payload | bytes:
-        """The next ``size`` bytes, left where they are when they are many."""
+        """The next ``size`` bytes, left in the file if there are many."""
         if size < LAZY:
             return self.read(size)
         if size > self.end - self.tell():
@@ -115,12 +115,12 @@ class Inert(pickle._Unpickler):  # pyright: ignore[reportPrivateUsage]
     """Builds values and records from a pickle.
 
     Args:
-        stream: where it begins; afterwards, where it ended.
-        makers: what to build in place of calling the names known, by module and name.
-        persistent: what to build for a persistent id; without it, one is refused.
+        stream: at the start of the pickle; afterwards at its end.
+        makers: replacements of known functions and classes, by module and name.
+        persistent: builds the value of a persistent id; without it, ids are refused.
     """
 
-    # The interpreter's own, which it sets when it begins and which are in no stub.
+    # Attributes that the interpreter sets when it starts, which are in no stub.
     stack: list[Any]
     append: Callable[[object], None]
     pop_mark: Callable[[], list[Any]]
@@ -146,7 +146,7 @@ class Inert(pickle._Unpickler):  # pyright: ignore[reportPrivateUsage]
         return self._persistent(pid)
 
     def _call(self, function: Any, args: object) -> object:
-        """What one of our functions makes; of any other the call is not made, and a record of it stays."""
+        """The result of one of our functions; of any other, a record of the call, which is not made."""
         args = self._pay(args)
         if not isinstance(function, (Global, Record)):
             return function(*args)
@@ -154,7 +154,7 @@ class Inert(pickle._Unpickler):  # pyright: ignore[reportPrivateUsage]
         return NoArray(f"made by {function}") if tensor else Record(function.module, function.name, args)
 
     def _pay(self, args: object) -> tuple[object, ...]:
-        """The arguments of a call, which may copy them; the same can be given to a million calls."""
+        """The arguments of a call, which may copy them; a million calls can share them."""
         if not is_tuple(args):
             raise pickle.UnpicklingError("arguments are not a tuple")
         letters = sum(len(arg) for arg in args if isinstance(arg, (str, bytes)))
@@ -224,7 +224,7 @@ class Inert(pickle._Unpickler):  # pyright: ignore[reportPrivateUsage]
         self.append(pickle.decode_long(self.read(size)))
 
     def _number(self) -> None:
-        """A number spelled out: Python bounds decimal digits, but not others."""
+        """A number as text: Python limits decimal digits, but not others."""
         line = self.readline()[:-1]
         if len(line) > _LONGEST:
             raise pickle.UnpicklingError(f"a number has {len(line):,} digits")

@@ -1,4 +1,4 @@
-"""What a file, a folder or an archive is, as values: for the screen, for JSON, for a program."""
+"""Describing a file, a folder or an archive as values, for the screen and JSON."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _SHARD = re.compile(r"-\d{5}-of-\d{5}\.")  # stands in an index
 
 @dataclass(frozen=True)
 class Tensors:
-    """How much a set of tensors is; ``dtypes`` counts the tensors of each."""
+    """The size of a set of tensors; ``dtypes`` counts the tensors of each."""
 
     count: int
     elements: int
@@ -112,7 +112,7 @@ class Snapshots:
 
 
 def describe(where: Where, verify: bool = True) -> CheckpointSummary | Snapshots:
-    """What a file, a folder of shards, a URL or an archive is.
+    """Describe a file, a folder of shards, a URL or an archive.
 
     Args:
         where: any checkpoint that polyak reads, or an archive's folder.
@@ -154,7 +154,7 @@ def describe(where: Where, verify: bool = True) -> CheckpointSummary | Snapshots
 
 
 def expanded(path: str) -> list[str]:
-    """The files of a glob, the checkpoints in a folder that is none itself, or just the path.
+    """The files of a glob, the checkpoints in a folder that is not one itself, or just the path.
 
     Raises:
         ConfigError: the glob matches nothing.
@@ -177,7 +177,7 @@ def _is_checkpoint(path: Path) -> bool:
 
 
 def to_json(found: CheckpointSummary | Snapshots) -> dict[str, Any]:
-    """A description as values that JSON has; decays and profiles as their own files hold them."""
+    """A description as JSON values; decays and profiles as in their files."""
     return _plain(found)
 
 
@@ -196,14 +196,14 @@ def _plain(value: Any) -> Any:
 
 
 def figures_of(profile: Profile) -> Figures | None:
-    """The numbers of a profile; None where they are unknown or working them out would take seconds."""
+    """The numbers of a profile; None if they are unknown or computing them would take seconds."""
     if not profile.known or profile.effort > EFFORT:
         return None
     return Figures(profile.mean_age, profile.half_life, profile.effective_samples, profile.initial_weight)
 
 
 def size_of(tensors: Iterable[LazyTensor]) -> Tensors:
-    """How much tensors are."""
+    """The size of tensors."""
     listed = list(tensors)
     dtypes = Counter(lazy.kind for lazy in listed)
     elements, nbytes = sum(lazy.size for lazy in listed), sum(lazy.nbytes for lazy in listed)
@@ -226,7 +226,7 @@ def _archive(folder: Path) -> Snapshots:
 
 
 def _weighting(part: Part, decay: Decay | None) -> Weighting:
-    """A set of weights with what its header says; raw weights are one point, and have no schedule."""
+    """A set of weights with its header; raw weights are one point, and have no schedule."""
     header, tensors = part.header, size_of(part.tensors.values())
     if part.role == "raw" or header is None:
         known = decay if part.role == "average" else None
@@ -252,7 +252,7 @@ _NUMBERED = re.compile(r"\w+_\d+\.[wb]_\d+")
 
 
 def _numbered(weights: Checkpoint) -> tuple[str, ...]:
-    """Paddle numbers parameters as a process makes them: linear_0.w_0."""
+    """Paddle numbers parameters in the order of their creation: linear_0.w_0."""
     if not weights.tensors or not all(_NUMBERED.fullmatch(name) for name in weights.tensors):
         return ()
     return (
@@ -272,11 +272,11 @@ def _origin(header: Header) -> tuple[str, ...]:
         return ()
     origin, notes = Origin.from_state(header.state), list[str]()
     if origin.library is not None:
-        notes.append(f"converted from {origin.library or 'a file of no library that is known'}")
+        notes.append(f"converted from {origin.library or 'a file of an unknown library'}")
     if origin.files is not None:
         notes.append(f"weights of files, not of training steps: {_largest(origin.files)}")
     if origin.taken_as_raw:
-        notes.append("its profile is right if the files merged were raw weights, which they did not say")
+        notes.append("its profile is right if the merged files were raw weights, which they do not state")
     return tuple(notes)
 
 

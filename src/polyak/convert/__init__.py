@@ -1,1 +1,1 @@
-"""Other libraries' checkpoints as ours, and ours as theirs."""
+"""Converting other libraries' checkpoints to polyak's format, and back."""

@@ -1,4 +1,4 @@
-"""Other libraries' checkpoints as plain safetensors files that say what they are."""
+"""Converting other libraries' checkpoints to safetensors files with a description."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ SUFFIX = ".safetensors"
 
 @dataclass(frozen=True)
 class Written:
-    """A file that ``convert`` made."""
+    """A file written by ``convert``."""
 
     path: Path  # the file
     part: str  # the set of weights in it, by its name in the source
     role: str  # "average", "raw", or "unknown" for plain weights, which have no header of polyak's
     tensors: int  # how many
-    # names that no rule of the map fitted; empty without a map
+    # names that no rule of the map matched; empty without a map
     unmatched: tuple[str, ...] = field(default=(), repr=False)
-    dropped: tuple[str, ...] = field(default=(), repr=False)  # names that a rule of the map left out
+    dropped: tuple[str, ...] = field(default=(), repr=False)  # names that a rule of the map dropped
 
 
 def convert(
@@ -45,16 +45,16 @@ def convert(
     names: NameMap | None = None,
     max_shard_size: int | str | None = None,
 ) -> tuple[Written, ...]:
-    """Write the weights of any checkpoint as safetensors, the average and the raw model each in its file.
+    """Write the weights of any checkpoint as safetensors, the average and the raw model in separate files.
 
-    Every tensor keeps its dtype and its values; one at a time is in memory. A file that no library is
-    known to have written becomes plain weights, without a claim about averaging.
+    Every tensor keeps its dtype and its values; one at a time is in memory. A file of an unknown library
+    becomes plain weights, without a header about averaging.
 
     Args:
         source: a file, a folder or a URL of any format that polyak reads.
         out: ``NAME.safetensors``. With several sets of weights they are ``NAME-average.safetensors``,
             ``NAME-raw.safetensors``.
-        part: convert this one only: "average", "raw" or a name that ``recognise`` gives.
+        part: convert only this set: "average", "raw" or a name given by ``recognise``.
         names: rules for other names and layouts.
         max_shard_size: as for ``ema.save``.
 
@@ -91,7 +91,7 @@ def target_of(out: str | os.PathLike[str]) -> Path:
     target = Path(out)
     if is_url(str(out)) or target.suffix != SUFFIX or target.is_dir():
         raise ConfigError(
-            f"out={str(out)!r}: must be a file of this machine whose name ends in {SUFFIX}; to write another "
+            f"out={str(out)!r}: must be a local file whose name ends in {SUFFIX}; to write another "
             "library's format, name it with --to."
         )
     return target
@@ -127,7 +127,7 @@ def _metadata(weights: Checkpoint, found: Recognised, plan: Plan) -> dict[str, s
 
 @dataclass(frozen=True)
 class Plan:
-    """A set of weights with the names and layouts that a map gives them."""
+    """A set of weights with names and layouts from a map."""
 
     part: Part
     renamed: Renamed

@@ -1,7 +1,7 @@
-"""The way back: averages in the layout of another library's checkpoints.
+"""Exporting averages in the layout of another library's checkpoints.
 
-Only layouts that are plain dicts of tensors are written. What pickles classes, or numbers the tensors by
-an order that the model alone knows, is refused with the way to do it there.
+Only layouts that are plain dicts of tensors are written. Layouts that pickle classes, or number the tensors
+in an order that only the model knows, are refused with instructions for that library.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ _UNABLE = {
 
 @dataclass(frozen=True)
 class ExportInput:
-    """What a layout is filled with."""
+    """The contents of an export."""
 
-    average: Arrays  # the averaged weights, or those of a file that says nothing of averaging
-    raw: Arrays | None  # the model that trains; None when it was not given
-    updates: int | None  # of the average; None when nobody knows
-    step: int | None  # training steps; None when nobody knows
+    average: Arrays  # the averaged weights, or those of unknown role
+    raw: Arrays | None  # the raw model; None if not given
+    updates: int | None  # of the average; None if unknown
+    step: int | None  # training steps; None if unknown
     where: str  # the source, for messages
 
     def counted(self, what: str) -> int:
