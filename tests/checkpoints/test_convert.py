@@ -140,7 +140,7 @@ def test_one_tensor_is_in_memory(tmp_path: Path) -> None:
 def test_out_must_be_a_safetensors_file(out: str, tmp_path: Path) -> None:
     torch.save(model().state_dict(), tmp_path / "in.pt")
     target = out if "://" in out else tmp_path / out
-    with pytest.raises(ConfigError, match="must be a file of this machine whose name ends in"):
+    with pytest.raises(ConfigError, match="must be a local file whose name ends in"):
         convert(tmp_path / "in.pt", target)
     assert [path.name for path in tmp_path.iterdir()] == ["in.pt"]
 

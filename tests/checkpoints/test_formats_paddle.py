@@ -195,7 +195,7 @@ def test_one_string_in_many_arrays_is_there_once(tmp_path: Path) -> None:
     [
         (b"X" + (60_000).to_bytes(4, "little") + b"f4, " * 15_000, "not named by a short code"),
         (b"](X\x02\x00\x00\x00f4h\x00e", "not named by a short code"),
-        (b"X\x04\x00\x00\x00What", "'What' is no dtype"),
+        (b"X\x04\x00\x00\x00What", "'What' is not a dtype"),
     ],
 )
 def test_a_dtype_is_a_short_code(tmp_path: Path, code: bytes, words: str) -> None:
@@ -219,7 +219,7 @@ def test_a_dtype_is_a_short_code(tmp_path: Path, code: bytes, words: str) -> Non
 def test_slices_that_make_up_nothing(tmp_path: Path, info: object) -> None:
     saved = {"b": np.ones(2), "c": np.ones(2, np.float32), "text": "x", "UnpackBigParamInfor@@": info}
     (tmp_path / "a.pdparams").write_bytes(pickle.dumps(saved, protocol=4))
-    with pytest.raises(CheckpointError, match="damaged: what it says of its sliced parameters"):
+    with pytest.raises(CheckpointError, match="damaged: its description of sliced parameters"):
         open_weights(tmp_path / "a.pdparams")
 
 
@@ -230,7 +230,7 @@ def test_shapes_that_no_array_has(tmp_path: Path, shape: bytes) -> None:
     data = pickle.dumps({"w": np.ones((0, 7))}, protocol=2)
     assert b"K\x00K\x07\x86" in data
     (tmp_path / "a.pdparams").write_bytes(data.replace(b"K\x00K\x07\x86", shape))
-    with pytest.raises(CheckpointError, match=r"no array can have|at most"):
+    with pytest.raises(CheckpointError, match=r"an array cannot have|at most"):
         open_weights(tmp_path / "a.pdparams")
 
 

@@ -115,8 +115,8 @@ def ours(path: Path) -> Content | str:
 
 # Where polyak is stricter than the package, and why.
 STRICTER = (
-    "is there twice",  # of two tensors of one name the package takes one; which was meant nobody knows
-    "which no array can have",  # shapes that NumPy cannot make, though they have no elements
+    "is a duplicate key",  # of two tensors of one name the package takes one; which was meant nobody knows
+    "which an array cannot have",  # shapes that NumPy cannot make, though they have no elements
     "has dtype 'F4'",  # half a byte; neither NumPy nor ml_dtypes stores it so
 )
 

@@ -330,7 +330,7 @@ def test_a_thousand_files_need_few_descriptors(tmp_path: Path) -> None:
 def test_leaving_the_range_of_the_result_is_refused(tmp_path: Path) -> None:
     paths = two(tmp_path, {"w": np.float32(1e5)}, {"w": np.float32(1e5)})
     assert refusal(paths, tmp_path / "o.safetensors", dtype="float16").startswith(
-        "w: the average is beyond the range of float16, or was on the way there in float32."
+        "w: the average exceeds the range of float16, or a partial sum that of float32."
     )
     average_checkpoints(paths, tmp_path / "o.safetensors", dtype="bfloat16")
 
@@ -347,7 +347,7 @@ def test_a_flipped_bit_in_a_file_of_polyaks_is_seen(tensor: str, place: int, tmp
     paths[1].write_bytes(raw)
     with patch.object(weighted_sum, "PIECE", SMALL_PIECE):
         message = refusal(paths, tmp_path / "o.safetensors")
-        assert message.startswith(f"{paths[1]} is damaged: {tensor} is not what was written.")
+        assert message.startswith(f"{paths[1]} is damaged: {tensor} differs from what was written.")
         average_checkpoints([paths[0]] * 2, tmp_path / "o.safetensors")
 
 
@@ -356,8 +356,8 @@ def test_a_flipped_bit_in_a_file_of_polyaks_is_seen(tensor: str, place: int, tmp
     [
         ({"paths": []}, "paths=[]: must be a list of at least one"),
         ({"paths": "a.safetensors"}, "paths='a.safetensors': must be a list"),
-        ({"out": "o.pt"}, "out='o.pt': must be a file of this machine whose name ends in .safetensors"),
-        ({"out": "memory://o.safetensors"}, "out='memory://o.safetensors': must be a file of this machine"),
+        ({"out": "o.pt"}, "out='o.pt': must be a local file whose name ends in .safetensors"),
+        ({"out": "memory://o.safetensors"}, "out='memory://o.safetensors': must be a local file"),
         ({"weights": "even"}, "weights='even': must be \"uniform\""),
         ({"weights": [1.0]}, "weights=[1.0]: 1 for 2 checkpoints; give one each"),
         ({"weights": [1, -1]}, "weights=[1.0, -1.0] sum to 0: must sum to more than 0"),

@@ -173,25 +173,25 @@ INDEXES: dict[str, Callable[[dict[str, Any]], object]] = {
     "names the file 'C:\\\\b', which": point("C:\\b"),
     "names the file 'file:///etc/passwd', which": point("file:///etc/passwd"),
     "names the file '', which": point(""),
-    f"{INDEX} is no valid safetensors file": point(INDEX),
+    f"{INDEX} is not a valid safetensors file": point(INDEX),
     "missing.safetensors cannot be opened": point("missing.safetensors"),
-    "is no regular file": point("."),
+    "is not a regular file": point("."),
     "embedded null byte": point("a\0b"),
     "cannot be opened": point("n" * 300),
-    "says that t0 is in average-00003-of-00003.safetensors, which does not": point(
+    "lists t0 in average-00003-of-00003.safetensors, which does not": point(
         "average-00003-of-00003.safetensors"
     ),
-    "says that t9 is in": lambda index: index["weight_map"].update(t9=SHARD),
+    "lists t9 in": lambda index: index["weight_map"].update(t9=SHARD),
     # what no file but the whole set can tell
     "names 4 tensors in 3 files": lambda index: index["weight_map"].pop("t0"),
     "names 3 tensors in 2 files; the set has 3 files": lambda index: [
         index["weight_map"].pop(name) for name in ("t0", "t1")
     ],
     "names 0 tensors in 0 files": lambda index: index["weight_map"].clear(),
-    "is not of the set": lambda index: index["metadata"].pop("polyak_set"),
+    "does not belong to the set": lambda index: index["metadata"].pop("polyak_set"),
     "not of the set": lambda index: index.pop("metadata"),
     "not of the set that": lambda index: index.update(metadata=[]),
-    "is no index of safetensors files": lambda index: index.pop("weight_map"),
+    "is not an index of safetensors files": lambda index: index.pop("weight_map"),
     "weight_map must map": lambda index: index.update(weight_map=[1]),
     "must map names of tensors": lambda index: index.update(weight_map=None),
     "names of tensors to names of files": lambda index: index["weight_map"].update(t0=5),
@@ -215,7 +215,7 @@ def test_an_index_that_does_not_fit_its_shards_is_refused(tmp_path: Path, says: 
 )
 def test_what_is_no_index_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / INDEX).write_text(text)
-    with pytest.raises(CheckpointError, match="is no index of safetensors files"):
+    with pytest.raises(CheckpointError, match="is not an index of safetensors files"):
         load(tmp_path / INDEX)
 
 
@@ -247,7 +247,7 @@ def test_a_shard_of_another_save_is_refused(tmp_path: Path) -> None:
         folder.mkdir()
         ten(folder, 5, 20)
     shutil.copy(tmp_path / "b" / SHARD, tmp_path / "a" / SHARD)
-    with pytest.raises(CheckpointError, match=f"{SHARD} is not of the set that"):
+    with pytest.raises(CheckpointError, match=f"{SHARD} does not belong to the set"):
         load(tmp_path / "a" / NAME)
 
 
@@ -274,7 +274,7 @@ def test_a_damaged_or_missing_shard_is_refused(tmp_path: Path, shard: int) -> No
     with pytest.raises(CheckpointError, match=f"{path.name} is damaged"):
         load(tmp_path / NAME)
     path.write_bytes(whole[:-1])
-    with pytest.raises(CheckpointError, match=f"{path.name} is no valid.*cut"):
+    with pytest.raises(CheckpointError, match=f"{path.name} is not a valid.*cut"):
         load(tmp_path / NAME)
     path.unlink()
     with pytest.raises(CheckpointError, match=f"{path.name} cannot be opened"):

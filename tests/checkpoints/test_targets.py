@@ -142,9 +142,9 @@ def test_shards_and_links_that_lead_nowhere_are_refused(tmp_path: Path) -> None:
 def test_a_pipe_or_a_device_is_not_replaced(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / NAME)
     for path in (tmp_path / NAME, Path("/dev/null")):
-        with pytest.raises(CheckpointError, match="is no regular file"), atomic(path):
+        with pytest.raises(CheckpointError, match="is not a regular file"), atomic(path):
             pass
-    with pytest.raises(CheckpointError, match="is no regular file"):
+    with pytest.raises(CheckpointError, match="is not a regular file"):
         save(tmp_path, 1, False)
     assert stat.S_ISFIFO((tmp_path / NAME).stat().st_mode)
     assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
@@ -241,7 +241,7 @@ def test_a_lock_without_a_name_in_it_is_waited_for_too(
         with path.open() as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             with pytest.raises(
-                CheckpointError, match="by a process that does not say who it is: wait for it"
+                CheckpointError, match="by an unidentified process: wait for it"
             ):
                 save(tmp_path, 1, False)
 

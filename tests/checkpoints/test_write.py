@@ -260,7 +260,7 @@ NOT_FILES: dict[str, Any] = {
     "is a folder: name a file in it": lambda folder: folder,
     "Not a directory": lambda folder: folder / "file" / "a",
     "File name too long": lambda folder: folder / ("n" * 300),
-    "is no name for a file": lambda folder: folder / "a\0b",
+    "is not a valid file name": lambda folder: folder / "a\0b",
     "on this machine only": lambda folder: "s3://bucket/a.safetensors",
 }
 

@@ -170,7 +170,7 @@ def test_of_several_the_one_that_cannot_be_read_is_named_and_the_status_is_1(
     (tmp_path / "bad.pt").write_text("no checkpoint at all")
     shown = inspect(tmp_path / "bad.pt", files / "raw.safetensors", files / "average.safetensors")
     assert shown.returncode == 1
-    assert shown.stderr.startswith(f"polyak: {tmp_path / 'bad.pt'} is no valid safetensors file")
+    assert shown.stderr.startswith(f"polyak: {tmp_path / 'bad.pt'} is not a valid safetensors file")
     assert shown.stderr.count("\n") == 1
     assert [row[1:4] for row in table(shown) if row[-1]] == [["raw", "500", ""], ["average", "500", "500"]]
 

@@ -141,7 +141,7 @@ def test_what_cannot_be_read_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(polyak.CheckpointError, match="missing"):
         polyak.load(tmp_path / "missing.safetensors")
     path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(polyak.CheckpointError, match=r"a\.safetensors is no valid"):
+    with pytest.raises(polyak.CheckpointError, match=r"a\.safetensors is not a valid"):
         polyak.load(path)
     monkeypatch.setattr(schema, "FORMAT", 9)
     ema.save(path)
