@@ -1,6 +1,5 @@
-/* What polyak/_core/change_detection.py does in Python, without creating objects on the way: after a training
- * step none of them would be in the caches any more, and an update of a small model took half its time to
- * check.
+/* The same as polyak/_core/change_detection.py, without creating Python objects: after a training step none of
+ * them would be in the caches any more, and the checks took half the time of a small model's update.
  *
  * Nothing is stored here: what is compared lies in the caller's lists, where Python's garbage collector
  * sees it. */
@@ -12,8 +11,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* An update comes right after a training step, which leaves nothing of what is looked at in the caches. Each
- * object is asked for so many places before it is needed, so that the memory works on several at a time. */
+/* An update comes right after a training step, which has evicted all of these objects from the caches. Each is
+ * prefetched this many places ahead, so that several memory accesses overlap. */
 enum { AHEAD = 8 };
 
 static PyObject *at(PyObject *list, Py_ssize_t i, Py_ssize_t count) {
@@ -96,7 +95,7 @@ PyObject *polyak_attributes_unchanged(PyObject *self, PyObject *const *args, Py_
     return PyErr_Occurred() ? NULL : answer(attributes_same(args[0], first, last));
 }
 
-/* -- Where tensors lie ------------------------------------------------------------------------------------- */
+/* -- Tensor addresses -------------------------------------------------------------------------------------- */
 
 /* DLPack's C interface, version 1, as far as it describes a tensor without taking hold of it: all the form
  * and the place of a tensor at the price of reading its address in Python. */
@@ -155,7 +154,7 @@ static int append(Buffer *buffer, Part part) {
     return 0;
 }
 
-/* The interface is believed if it says of each tensor the address that the tensor itself says. */
+/* The interface is used if its address of each tensor equals the tensor's own. */
 static int note(const Exchange *exchange, PyObject *tensor, PyObject *address, Buffer *buffer) {
     Layout layout = {0};
     Part parts[PARTS];
@@ -195,7 +194,7 @@ static int layouts_same(PyObject *capsule, PyObject *tensors, PyObject *layouts)
         Layout layout = {0};
         Part parts[PARTS];
         if (exchange->describe(at(tensors, i, count), &layout)) {
-            PyErr_Clear(); /* what has no address any more has moved */
+            PyErr_Clear(); /* a tensor without address has moved */
             return 0;
         }
         parts_of(&layout, parts);

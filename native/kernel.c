@@ -1,7 +1,7 @@
 /* avg <- avg + (1-beta)(theta - avg), in one read of theta for all tracks.
  *
- * Each block of theta is read into the first-level cache, widened if need be, looked at for elements that
- * cannot be stored, and blended into every track from there: the memory sees theta once. The loops are
+ * Each block of theta is read into the first-level cache, widened if need be, checked for elements that
+ * cannot be stored, and blended into every track from there: theta is read from memory once. The loops are
  * plain C that compilers turn into vector instructions; `piece` is compiled once per instruction set. */
 #include "kernel.h"
 
@@ -205,7 +205,7 @@ INLINE void blend(const Tensor *t, int64_t first, const float *x, int n, int k, 
     }
 }
 
-/* What track k holds now, widened. */
+/* The current values of track k, widened. */
 INLINE void recall(float *restrict out, const Tensor *t, int64_t first, int n, int k, Store store) {
     const uint16_t *a = (const uint16_t *)t->averages[k] + first;
     if (store == STORE_F32 || store == STORE_PAIR)
@@ -276,7 +276,7 @@ INLINE bool piece(const Tensor *t, int64_t first, int64_t last, const Update *u)
             x = (const float *)t->live + first;
         else
             widen(buffer, t, first, n);
-        /* Looked at even where nobody asks: it brings theta in, and reading one array after the other is
+        /* Checked even if not required: it brings theta in, and reading one array after the other is
          * faster than both at once (80 GB/s against 70, and 60 when blending and looking share a loop). */
         bool fine = all_below(x, n, limit) || !looking;
         found |= !fine;
@@ -304,7 +304,7 @@ __attribute__((target("avx2,fma"))) static bool piece_avx2(const Tensor *t, int6
 
 __attribute__((target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl"))) static bool
 piece_avx512(const Tensor *t, int64_t first, int64_t last, const Update *u) {
-    /* Where memory is all the work there is, wide vectors lose: by 10 % on Zen 4. */
+    /* Where memory bandwidth is the limit, wide vectors are slower: by 10 % on Zen 4. */
     bool streams = t->dtype == LIVE_F32 && u->store == STORE_F32;
     return streams ? piece_avx2(t, first, last, u) : piece(t, first, last, u);
 }

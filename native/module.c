@@ -1,4 +1,4 @@
-/* The Python face of the kernel: a table of tensors made once, and updates of it.
+/* The Python interface of the kernel: a table of tensors made once, and updates of it.
  *
  * Only the stable ABI of CPython 3.10 is used, and nothing of torch: tensors come as addresses. Whoever
  * makes a table keeps the memory alive and notices when it moves; see polyak/_kernel/native.py. */
@@ -19,8 +19,8 @@ typedef struct {
     int64_t first, last;
 } Slice;
 
-/* A unit is what a thread takes at once: slices [units[i], units[i+1]), about UNIT elements: enough to pay
- * for the taking, few enough that a model of 62,000 has work for four threads. */
+/* A unit is the work a thread takes at once: slices [units[i], units[i+1]), about UNIT elements: enough to
+ * outweigh the cost of taking it, few enough that a model of 62,000 has work for four threads. */
 typedef struct {
     Store store;
     int tracks;

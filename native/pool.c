@@ -1,13 +1,13 @@
-/* Who does the work. Each thread has its own contiguous share of the units, so that neighbouring memory is
- * read by one core, and takes from the others' shares when its own is done, so that a core somebody else
- * uses holds nobody up.
+/* The thread pool. Each thread has its own contiguous share of the units, so that neighbouring memory is read
+ * by one core, and takes from the others' shares when its own is done, so that a core used by another process
+ * does not delay the rest.
  *
  * On the main thread the threads are those of the OpenMP runtime that torch brought: after each of torch's
- * own operations they spin for milliseconds in wait of the next, and threads of ours would have to share
+ * own operations they spin for milliseconds waiting for the next, and threads of ours would have to share
  * their cores (an update took 1.4 times as long). Elsewhere, in a child of fork, where torch has no such
  * runtime, and while another process keeps its threads from their cores, they are threads that sleep between
- * jobs; there one job runs at a time, a second caller works alone, and nobody waits for a thread that has not
- * begun. */
+ * jobs; there one job runs at a time, a second caller works alone, and a job never waits for a thread that has
+ * not begun. */
 #define _GNU_SOURCE
 #include "pool.h"
 
@@ -20,7 +20,7 @@
 enum { MOST = 256 };
 
 typedef struct {
-    _Atomic int64_t next; /* first unit of the share nobody has taken */
+    _Atomic int64_t next; /* first unit of the share that is not taken */
     int64_t end;
     char padding[48]; /* shares on cache lines of their own */
 } Share;
@@ -52,8 +52,8 @@ static struct {
     pthread_mutex_t busy; /* held by the caller whose job runs */
     pthread_mutex_t lock; /* guards what follows */
     pthread_cond_t wake, idle;
-    Job *job;        /* what may be joined now */
-    uint64_t number; /* of that job, so that nobody joins one twice */
+    Job *job;        /* the current job */
+    uint64_t number; /* of that job, so that no thread joins it twice */
     int workers, active;
 } pool = {.busy = PTHREAD_MUTEX_INITIALIZER,
           .lock = PTHREAD_MUTEX_INITIALIZER,

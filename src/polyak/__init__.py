@@ -9,7 +9,7 @@
     with ema.average_parameters():
         evaluate(model)
 
-Importing polyak imports no framework; ``polyak.EMA`` is ``polyak.torch.EMA``, found when first asked for.
+Importing polyak imports no framework; ``polyak.EMA`` is ``polyak.torch.EMA``, imported at first use.
 """
 
 from __future__ import annotations

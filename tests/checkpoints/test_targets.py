@@ -240,9 +240,7 @@ def test_a_lock_without_a_name_in_it_is_waited_for_too(
         path.write_text(content)
         with path.open() as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            with pytest.raises(
-                CheckpointError, match="by an unidentified process: wait for it"
-            ):
+            with pytest.raises(CheckpointError, match="by an unidentified process: wait for it"):
                 save(tmp_path, 1, False)
 
 

@@ -185,7 +185,7 @@ def test_need_restore_false_leaves_the_average_in() -> None:
     with average.apply(need_restore=False):
         pass
     assert float(layer.weight.mean()) < 1.9
-    with pytest.raises(SwapError, match=r"^step: apply_to\(\) put the average .* Call restore\(\)"):
+    with pytest.raises(SwapError, match=r"^step: the parameters hold the average .* Call restore\(\)"):
         average.step()
     average.restore()
     assert_restored(layer, before)

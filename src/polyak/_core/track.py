@@ -176,7 +176,7 @@ def refuse_decay(where: str, value: object) -> NoReturn:
     """Refuse to assign a decay; the error explains how to change it."""
     raise ConfigError(
         f"{where} = {value!r}: a decay is fixed when the EMA is made. One that changes is a schedule, "
-        "polyak.Piecewise([(1000, 0.99), (None, 0.999)]) or polyak.Warmup(0.999). To go on with another, "
+        "polyak.Piecewise([(1000, 0.99), (None, 0.999)]) or polyak.Warmup(0.999). To continue with another, "
         "make an EMA with it and load_state_dict(ema.state_dict(), strict=False) into that."
     )
 

@@ -229,7 +229,7 @@ def _finished(task: _Task, future: Future[_Result], checks: _Checks) -> Iterator
     if not task.complete:
         yield Piece(task.sum.name, values, task.length * width)
         return
-    for block in _blocks(task.length):  # copied, lest whoever keeps the last piece keeps the whole
+    for block in _blocks(task.length):  # copied, so that a kept last piece does not keep all of it
         yield Piece(task.sum.name, values[block].copy(), (block.stop - block.start) * width)
 
 

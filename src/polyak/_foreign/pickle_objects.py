@@ -26,7 +26,7 @@ Makers: TypeAlias = Mapping[tuple[str, str], Any]  # by module and name: a maker
 # Bytes of a pickle that are not payload: a model of 100,000 tensors takes a fifth of it. One byte can make
 # an object of 64.
 MOST = 1 << 26
-_STEPS, _PER_STEP = 1 << 18, 8  # a pickle may take so many steps, and one more for so many bytes of its file
+_STEPS, _PER_STEP = 1 << 18, 8  # steps a pickle may take, and bytes of its file for each further one
 _ODD_KEYS = 1 << 12  # keys that are neither text nor numbers
 _LETTERS = 16  # of a text, which count as one value
 _DEEPEST = 100

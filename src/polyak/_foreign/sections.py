@@ -18,7 +18,7 @@ DAMAGED = (zipfile.BadZipFile, zlib.error, OSError, ValueError, RuntimeError, EO
 
 
 class Section(Source):
-    """A run of bytes of another source, which whoever opened it closes."""
+    """A range of bytes of another source, which its opener closes."""
 
     def __init__(self, source: Source, start: int, size: int) -> None:
         if start < 0 or start + size > source.size:

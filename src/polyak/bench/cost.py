@@ -137,7 +137,7 @@ def first_engine(description: str) -> str:
 
 
 def _engine(facts: Facts) -> str:
-    if "asked for" in facts.engine:
+    if "requested" in facts.engine:
         return f"measured with {first_engine(facts.engine)}; auto takes the fastest there is"
     if "not built" in facts.engine or "not installed" in facts.engine:
         return f"it took {facts.engine}"

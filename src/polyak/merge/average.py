@@ -133,9 +133,7 @@ def _check(paths: Sequence[Where], out: Where, dtype: str | None, accumulate: st
     if accumulate not in get_args(Accumulate):
         raise ConfigError(f'accumulate={accumulate!r}: must be "float32" or "float64".')
     if is_url(out) or Path(out).suffix != ".safetensors" or Path(out).is_dir():
-        raise ConfigError(
-            f"out={str(out)!r}: must be a local file whose name ends in .safetensors."
-        )
+        raise ConfigError(f"out={str(out)!r}: must be a local file whose name ends in .safetensors.")
 
 
 def _common_metadata(inputs: Sequence[MergeInput]) -> dict[str, str]:

@@ -5,7 +5,7 @@ import warnings
 from polyak.errors import MissingExtraError
 
 try:
-    with warnings.catch_warnings():  # of Paddle's own, about compilers nobody asked for
+    with warnings.catch_warnings():  # Paddle's, about missing compilers
         warnings.simplefilter("ignore")
         import paddle as _paddle  # noqa: F401  # pyright: ignore[reportUnusedImport]
 except ModuleNotFoundError as error:

@@ -18,7 +18,7 @@ def replay(kept: Profile, decay: DecayLike, at: int, last: int | None = None) ->
         kept: the profile of a track at ``at`` or later.
         decay: the other schedule.
         at: training step to stand at.
-        last: begin anew this many steps before ``at``, with a copy; by default where the track began.
+        last: restart with a copy this many steps before ``at``; by default at the track's start.
 
     Returns:
         The profile, over the points of the trajectory up to ``at``.

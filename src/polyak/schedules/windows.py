@@ -55,7 +55,7 @@ def _strand(head: tuple[Run, ...], tail: Run, ends: dict[int, float]) -> Strand:
 
 
 def edges(points: int) -> Iterator[tuple[int, int]]:
-    """Where the windows over so many points begin and end, newest first."""
+    """The ends of the windows over this many points, newest first."""
     for low in range((points - 1) // WINDOW * WINDOW, -1, -WINDOW):
         yield low, min(low + WINDOW, points)
 

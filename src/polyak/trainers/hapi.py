@@ -85,7 +85,7 @@ class WeightAveraging(Averaging, Callback):
     def set_model(self, model: Any) -> None:
         super().set_model(model)
         if PLACE not in vars(model):
-            # Nothing in hapi comes after an exception in an epoch, nor when somebody saves.
+            # hapi has no event after an exception in an epoch, nor for saving.
             model._run_one_epoch = partial(_run, model, model._run_one_epoch)
             model.save = partial(_save, model, model.save)
         setattr(model, PLACE, self)

@@ -179,9 +179,9 @@ class WeightAveraging(Averaging, Callback):
             listening = self in (given.callbacks if isinstance(given, CallbackList) else given)
             several = listening and self._averaged is model and kwargs.get("return_dict")
             for weights in self._others if several else ():
-                nobody = {"callbacks": CallbackList(model=model)}
+                silent = {"callbacks": CallbackList(model=model)}
                 with same_random_numbers(), self._with_weights(weights):
-                    asides |= self._prefixed(weights, evaluate(*args, **kwargs | nobody))
+                    asides |= self._prefixed(weights, evaluate(*args, **kwargs | silent))
             metrics = evaluate(*args, **kwargs)
             return {**metrics, **asides} if asides else metrics
 

@@ -149,7 +149,7 @@ class WeightAveraging(Averaging, Callback):
         if self._ema is None:
             return
         live = [one for one in _averages(trainer) if one._ema is not None and one._ema.live != "raw"]
-        for one in live:  # somebody saves in the middle of a validation
+        for one in live:  # a save in the middle of a validation
             one._live.close()
         if live:  # a copy, because going back to the average may write to the same memory
             raw = deepcopy(trainer.strategy.lightning_module_state_dict())

@@ -183,7 +183,7 @@ class WeightAveraging(Averaging, TrainerCallback):
                 to_evaluation()
             asides: dict[str, float] = {}
             for weights in () if description == "Prediction" else self._others:
-                with same_random_numbers(), _nobody_listening(trainer), self._with_weights(weights):
+                with same_random_numbers(), _without_callbacks(trainer), self._with_weights(weights):
                     metrics = loop(dataloader, description, *args, **kwargs).metrics or {}
                 asides |= {_named(name, self._evaluations[weights]): value for name, value in metrics.items()}
             with self._with_weights(self._plain):
@@ -238,7 +238,7 @@ def _named(metric: str, prefix: str) -> str:
 
 
 @contextmanager
-def _nobody_listening(trainer: Trainer) -> Generator[None]:
+def _without_callbacks(trainer: Trainer) -> Generator[None]:
     """No callback is called in this block."""
     handler: Any = trainer.callback_handler
     callbacks, handler.callbacks = handler.callbacks, []
