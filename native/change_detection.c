@@ -1,4 +1,4 @@
-/* The same as polyak/_core/change_detection.py, without creating Python objects: after a training step none of
+/* The same as polyak/_core/change_detection.py without creating Python objects: after a training step none of
  * them would be in the caches any more, and the checks took half the time of a small model's update.
  *
  * Nothing is stored here: what is compared lies in the caller's lists, where Python's garbage collector
