@@ -47,7 +47,7 @@ PADDLE := .venv-paddle
 PADDLE_STAMP = $(PADDLE)/made-from-$(shell cat $(INPUTS) | cksum | tr ' ' '-')
 
 test-paddle: env-paddle ## all that holds for PaddlePaddle, in an environment without torch (ARGS="-k swap" for a part)
-	OMP_NUM_THREADS=1 $(PADDLE)/bin/python $(PYTEST) tests/paddle tests/conformance tests/cross_framework src/polyak/paddle src/polyak/dropin/paddle_*.py src/polyak/trainers/hapi.py src/polyak/_core $(ARGS)
+	OMP_NUM_THREADS=1 $(PADDLE)/bin/python $(PYTEST) tests/paddle tests/newcomer tests/conformance tests/cross_framework src/polyak/paddle src/polyak/dropin/paddle_*.py src/polyak/trainers/hapi.py src/polyak/_core $(ARGS)
 
 data: env-paddle ## the text lines of experiments/ocr, made once (ARGS="--quick")
 	$(PADDLE)/bin/python -m experiments.ocr.data $(ARGS)

@@ -22,6 +22,7 @@ _PADDLE = [
     _TESTS / "paddle",
 ]
 collect_ignore = [
+    _TESTS / "newcomer/jobs",  # scripts: importing them runs them
     *([] if any(_SRC.glob("_kernel/_native.*so")) else [_SRC / "_kernel/native.py", _ENGINES / "native.py"]),
     *([] if find_spec("paddle") else _PADDLE),
     *([] if find_spec("torch") else _TESTS.glob("*/torch_*.py")),
@@ -59,6 +60,7 @@ SLOW = (
     "tests/demo/test_run.py",
     "tests/docs/",
     "tests/dropin/test_migrating.py",
+    "tests/newcomer/",
     "tests/paddle/test_hapi.py",
     "tests/paddle/test_interrupts.py",
     "tests/paddle/test_ocr.py",

@@ -87,6 +87,13 @@ class Diffusion(pl.LightningModule):
             for e, p in zip(ema_model.parameters(), model.parameters()):
                 e.mul_(0.999).add_(p, alpha=1 - 0.999)
 """,
+    "a loop with numbers": MADE
+    + "ema_model = copy.deepcopy(model)\n"
+    + LOOP
+    + """        optimizer.step()
+        for e, p in zip(ema_model.parameters(), model.parameters()):
+            e.data.mul_(0.9999).add_(p.data, alpha=1e-4)
+""",
     "a function of one's own": MADE
     + """
 @torch.no_grad()

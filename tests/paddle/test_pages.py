@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import runpy
-import subprocess
 import sys
 from difflib import ndiff
 from pathlib import Path
@@ -180,12 +179,3 @@ def test_paddle_has_no_such_class_that_works() -> None:
                 paddle.static.ExponentialMovingAverage(0.999)
     finally:
         paddle.disable_static()
-
-
-JOBS = sorted((Path(__file__).parents[1] / "newcomer").glob("paddle_*.py"))
-
-
-@pytest.mark.parametrize("job", JOBS, ids=lambda job: job.stem)
-def test_a_newcomer_gets_through(job: Path, tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, job], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr

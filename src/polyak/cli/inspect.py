@@ -96,7 +96,12 @@ def _rows(found: CheckpointSummary | Snapshots) -> Iterator[tuple[str, ...]]:
             half_life, initial = f"{one.figures.half_life:,.4g}", f"{one.figures.initial_weight:.1%}"
         library = f", {found.library}" if found.library not in ("", "polyak") else ""
         first = (found.where, what + library, step)
-        yield *(("", what, "") if i else first), half_life, initial, f"{one.tensors.elements:,}"
+        yield (
+            *(("", what, "") if i else first),
+            half_life,
+            initial,
+            f"{one.tensors.elements:,}" if one.tensors.count else "",
+        )
 
 
 def _checkpoint(found: CheckpointSummary) -> Iterator[str]:

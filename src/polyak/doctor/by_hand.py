@@ -6,10 +6,13 @@ import ast
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import combinations
+from math import isclose
 
 _TENSORS = re.compile(r"([\w.]+)\.(?:named_)?(?:parameters|buffers|state_dict)\(")
 _ENTRIES = re.compile(r"([A-Za-z_][\w.]*)\[")
 _SUM = re.compile(r"\.lerp_?\(|\b1(?:\.0)? - ")  # avg + w·(θ - avg), or β·avg + (1-β)·θ
+_NUMBER = re.compile(r"\b(?:0\.\d+|\de-\d+)")
 _CALLED = re.compile(r"ema|av(era)?ge?|teacher|target|shadow|slow|swa|momentum|_k$", re.IGNORECASE)
 _TRAINS = re.compile(r"\boptim\w*\.step\(|\.backward\(")
 _DECAY = r"(?:[\w.]*\.)?(?:\w*decay|beta)"
@@ -19,6 +22,14 @@ _SWAPPED = re.compile(rf"mul_\(1(?:\.0)? - {_DECAY}\)|lerp_?\([\w.()\[\]]+, (?:w
 def is_called_average(name: str) -> bool:
     """Whether people call an averaged model so."""
     return bool(_CALLED.search(name.rpartition(".")[2]))
+
+
+def _averages(text: str) -> bool:
+    """Whether it is an average's sum: 1-β as a difference, or two numbers of a line that add to 1."""
+    lines = ([float(number) for number in _NUMBER.findall(line)] for line in text.splitlines())
+    return bool(_SUM.search(text)) or any(
+        isclose(a + b, 1) for line in lines for a, b in combinations(line, 2)
+    )
 
 
 @dataclass(frozen=True)
@@ -53,7 +64,7 @@ def loop_of(node: ast.AST) -> Loop | None:
     text, over = "\n".join(map(ast.unparse, node.body)), ast.unparse(node.iter)
     models = list(dict.fromkeys(_TENSORS.findall(over) + _TENSORS.findall(text)))
     inner = any(loop_of(one) for one in ast.walk(node) if one is not node)
-    if inner or not models or not _SUM.search(text):
+    if inner or not models or not _averages(text):
         return None
     if len(models) == 1:  # the average is a dictionary by name
         models += _ENTRIES.findall(text)[:1]
@@ -67,7 +78,7 @@ def loop_of(node: ast.AST) -> Loop | None:
 
 
 def _rebinds(node: ast.For, variables: set[str]) -> bool:
-    sums = [one for one in node.body if isinstance(one, ast.Assign) and _SUM.search(ast.unparse(one.value))]
+    sums = [one for one in node.body if isinstance(one, ast.Assign) and _averages(ast.unparse(one.value))]
     targets = [target for one in sums for target in one.targets]
     return bool(targets) and all(isinstance(t, ast.Name) and t.id in variables for t in targets)
 
@@ -99,7 +110,7 @@ def _keeps_average(kind: ast.ClassDef) -> bool:
     """Such a method is called update or the like, and sums in a loop."""
     updates = [one for one in _functions(kind) if re.fullmatch(r"update\w*|step|forward|__call__", one.name)]
     loops = [node for one in updates for node in ast.walk(one) if isinstance(node, ast.For)]
-    return any(_SUM.search(ast.unparse(loop)) for loop in loops)
+    return any(_averages(ast.unparse(loop)) for loop in loops)
 
 
 def _functions(tree: ast.AST) -> Iterator[ast.FunctionDef]:

@@ -20,7 +20,7 @@ class Recognised:
         name: its variable; "" where it has none.
         what: its class or function in full, or "by hand".
         line: where it is made.
-        updates: the lines where it is updated; none where something else does that.
+        updates: the lines where it is updated or attached to an optimizer; none where something else does it.
     """
 
     name: str
@@ -81,5 +81,6 @@ def _placed(finding: Finding, source: Source) -> Finding:
 
 
 def _recognised(script: Script, average: Average) -> Recognised:
-    lines = sorted({update.line for update in updates(script, average)}) if average.name else []
+    taken = (*updates(script, average), *script.of(average, "attach")) if average.name else ()
+    lines = sorted({call.line for call in taken})
     return Recognised(average.name, average.path, average.call.line, tuple(lines))
