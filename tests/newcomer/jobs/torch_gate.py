@@ -16,10 +16,9 @@ Path("evaluate.py").write_text("""
 import sys
 
 import numpy as np
+from safetensors.numpy import load_file
 
-import polyak
-
-weights = polyak.load(sys.argv[1]).tensors
+weights = load_file(sys.argv[1])
 held_out = np.load("held_out.npz")
 generator = np.random.default_rng(int(sys.argv[2]) if len(sys.argv) > 2 else 0)
 rows = generator.integers(len(held_out["labels"]), size=200)

@@ -25,7 +25,7 @@ def train(rank, world, port):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     scaler = torch.amp.GradScaler("cpu")
     ema = ModelEMA(model, decay=0.97)
-    for _ in range(100):
+    for _ in range(80):
         rows = torch.randint(1400, (64,))[rank::world]
         with torch.autocast("cpu", dtype=torch.bfloat16):
             loss = nn.functional.cross_entropy(model(images[rows]), labels[rows])
