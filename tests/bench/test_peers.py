@@ -79,7 +79,7 @@ def test_an_average_that_stands_still_is_seen() -> None:
     net = model(torch.bfloat16)
     made = theirs("swa_utils", net, decays(1), "bfloat16")
     found = measure(net, {"swa_utils": made}, decays(1), "bfloat16", rounds=20).figures["swa_utils"]
-    assert "went 0.00% of the way instead of" in found.wrong
+    assert "moved 0.00% of the distance instead of" in found.wrong
 
 
 @pytest.mark.parametrize("wrong", [0.998, 0.9995])

@@ -89,7 +89,7 @@ def test_what_is_not_reachable_is_left_out_and_counted(archive: str) -> None:
     assert strict.stdout.count("%") == len(near) + 1
     assert f"left out        {len(reach) - len(near)} half-lives between " in strict.stdout
     assert "their error is above 0.10% (--max-error)" in strict.stdout
-    assert "noise gain      by how much rounding errors of the snapshots may grow; 1 is best" in strict.stdout
+    assert "noise gain      worst amplification of the snapshots' rounding errors; 1 is best" in strict.stdout
     none = run(archive, "--max-error", "1e-9")
     assert none.returncode == 0
     assert none.stdout.startswith(f"left out        {len(reach)} half-lives ")

@@ -1,6 +1,6 @@
-"""What an update must cost: bytes, bandwidth, and what follows from them.
+"""The minimal cost of an update, from bytes and bandwidth.
 
-An update does two operations per 12 bytes, so its time is set by the memory and not by the arithmetic.
+An update does two operations per 12 bytes, so its time is limited by memory and not by arithmetic.
 Quantities are per parameter unless stated otherwise; bandwidth is in bytes per second.
 """
 
@@ -30,7 +30,7 @@ def moved(live: int, stored: int, tracks: int = 1) -> int:
 
 
 def moved_separately(live: int, stored: int, tracks: int = 1) -> int:
-    """Bytes that the same averages move when each is kept by an EMA of its own, which reads θ again.
+    """Bytes that the same averages move in separate EMAs, each of which reads θ again.
 
     ``(live + 2·stored)·tracks``
 
@@ -54,7 +54,7 @@ def seconds(parameters: float, each: float, bandwidth: float, cards: int = 1) ->
 
 
 def share(update: float, step: float, every: int = 1) -> float:
-    """The share of the training time that goes into the average.
+    """The share of the training time spent on the average.
 
     ``(update/every) / (step + update/every)``, in seconds of one update and of a training step without it.
 
@@ -66,7 +66,7 @@ def share(update: float, step: float, every: int = 1) -> float:
 
 
 def cadence(update: float, step: float, budget: float = BUDGET) -> int:
-    """The smallest ``every`` with which the average stays within a share of the training time.
+    """The smallest ``every`` that keeps the average within a share of the training time.
 
     ``k ≥ (update/step)·(1-budget)/budget``
 
@@ -127,7 +127,7 @@ def recommend(facts: Facts) -> Advice:
 
 
 def first_engine(description: str) -> str:
-    """The name of the engine in ``metrics()["engine"]``, of several the first.
+    """The name of the first engine in ``metrics()["engine"]``.
 
     Examples:
         >>> first_engine("native; foreach (w: torch.int8 on cpu into torch.int8 on cpu)")
@@ -149,7 +149,7 @@ def _storage(facts: Facts) -> tuple[str, str, str]:
     count = facts.parameters * facts.tracks
     size = f"{_bytes(STORED['float32'] * count)} of averages in float32"
     if facts.free is None:
-        return "float32", facts.device, f"{size}; the free memory is not known"
+        return "float32", facts.device, f"{size}; the free memory is unknown"
     left = f"{_bytes(facts.free)} free"
     for dtype in ("float32", "split", "bfloat16"):
         if STORED[dtype] * count <= ROOM * facts.free:
@@ -162,7 +162,7 @@ def _storage(facts: Facts) -> tuple[str, str, str]:
 
 def _every(facts: Facts, dtype: str) -> tuple[int, str]:
     if facts.step is None:
-        return 1, "the time of a training step is not known: let the factory return a step too"
+        return 1, "the time of a training step is unknown: let the factory return a step too"
     scale = moved(facts.live, STORED[dtype], facts.tracks) / moved(
         facts.live, STORED[facts.dtype], facts.tracks
     )

@@ -1,7 +1,7 @@
-"""Times of updates and swaps beside the time of the memory itself, and whether the averages are right.
+"""Times of updates and swaps compared with the memory's limit, and a check of the averages.
 
-Each round runs the limit and every contender once, in a new order; a ratio is taken within a round and its
-median over rounds, so that a noisy neighbour hits both sides. The limit is one ``lerp_`` over flat float32
+Each round runs the limit and every contender once, in a new order; a ratio is computed within a round and its
+median over rounds, so that other load affects both sides. The limit is one ``lerp_`` over flat float32
 buffers of as many elements: ``cost.LIMIT`` bytes per parameter.
 """
 
@@ -39,12 +39,12 @@ class Figures:
     """One contender: medians over the rounds.
 
     update: seconds.  ratio: to the limit.  enter, leave: seconds of a swap in and out.
-    memory, swap_memory: most bytes held in an update, a swap, beyond those before; None if not known here.
-    after_step: seconds of an update when a training step has filled the caches with other things; None if
+    memory, swap_memory: peak bytes of an update, a swap, beyond those before; None if unknown.
+    after_step: seconds of an update after a training step, which fills the caches with other data; None if
         the model cannot be trained here.
     share: of that step.
-    wrong: in what way the averages are not what they should be; empty if they are.
-    engine: what the library says did the work.
+    wrong: the error of the averages, if any.
+    engine: reported by the library.
     """
 
     update: float
@@ -107,7 +107,7 @@ def measure(
     device, size = trained[0].device, sum(p.numel() for p in trained)
     flat, theta = torch.zeros(size, device=device), torch.ones(size, device=device)
     stops = Stops(device)
-    _scale(trained, 2.0)  # exact, so that what the averages should be is known: see _wrong
+    _scale(trained, 2.0)  # exact, so that the correct averages are known: see _wrong
     limits: list[float] = []
     ratios: dict[str, list[float]] = {name: [] for name in contenders}
     updates: dict[str, list[float]] = {name: [] for name in contenders}
@@ -192,7 +192,7 @@ class Stops:
 
 
 def peak(run: Callable[[], object], device: torch.device) -> int | None:
-    """Most bytes that a call holds at once, beyond those held before it.
+    """Peak bytes of a call, beyond those allocated before it.
 
     Args:
         run: the call.
@@ -208,8 +208,10 @@ def peak(run: Callable[[], object], device: torch.device) -> int | None:
         return torch.cuda.max_memory_allocated(device) - before
     gc.collect()
     try:
-        ctypes.CDLL(None).malloc_trim(0)  # or what a former call freed would be taken for nothing
-        Path("/proc/self/clear_refs").write_text("5")  # the peak is the present from here on
+        ctypes.CDLL(None).malloc_trim(
+            0
+        )  # otherwise memory freed by an earlier call would be reused unnoticed
+        Path("/proc/self/clear_refs").write_text("5")  # reset the peak
         before = _resident("VmRSS")
         run()
         return max(0, _resident("VmHWM") - before)
@@ -241,8 +243,8 @@ def _in_training(
 ) -> tuple[float, dict[str, float]]:
     """Seconds of a training step, and of each run right after one.
 
-    Called again and again by itself, an update of a small model finds all it needs in the caches and takes
-    a fifth of what it takes in training.
+    Called repeatedly by itself, an update of a small model finds all data in the caches and takes a fifth of
+    its time in training.
     """
 
     def train() -> None:
@@ -271,9 +273,9 @@ def _scale(parameters: Sequence[Tensor], factor: float) -> None:
 def _wrong(
     model: nn.Module, tracks: Sequence[Mapping[str, Tensor]], betas: Sequence[float], n: int, store: str
 ) -> str:
-    """How averages that began at θ/2 and saw θ n times differ from ``θ·(1 - βⁿ/2)``.
+    """The difference of averages from ``θ·(1 - βⁿ/2)`` after n updates with θ from θ/2.
 
-    Averages stored in 16 bits are noisy or stand still: of them the way gone towards θ is looked at.
+    Averages stored in 16 bits are noisy or stagnate: of these the distance moved towards θ is checked.
     """
     close = 1e-3 if store == "split" else 1e-4
     for averages, beta in zip(tracks, betas, strict=True):
@@ -294,5 +296,5 @@ def _wrong(
         if count == 0:
             return "averaged none of the parameters"
         if length and abs(way / length - gone) > 0.2 * gone + 0.2 * count**-0.5:
-            return f"went {way / length:.2%} of the way instead of {gone:.2%}"
+            return f"moved {way / length:.2%} of the distance instead of {gone:.2%}"
     return ""

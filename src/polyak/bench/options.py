@@ -1,4 +1,4 @@
-"""What to measure."""
+"""The options of a benchmark."""
 
 from __future__ import annotations
 

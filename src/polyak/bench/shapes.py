@@ -1,6 +1,6 @@
 """Models to measure on: the tensor shapes of well-known networks, or a factory of the user's own.
 
-What an update costs depends on the shapes and on nothing else, so most of these compute nothing.
+The cost of an update depends only on the shapes, so most of these compute nothing.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def lenet() -> nn.Sequential:
 
 
 def classifying(model: nn.Module, side: int = 32) -> Callable[[], object]:
-    """Steps of AdamW on 64 random images, in whatever dtype and on whatever device the model has by then."""
+    """Steps of AdamW on 64 random images, in the model's dtype and on its device."""
     optimizer: list[torch.optim.Optimizer] = []
 
     def step() -> None:
@@ -72,7 +72,7 @@ MODELS: dict[str, Callable[[], Workload]] = {
 
 
 def load(name: str) -> Workload:
-    """The model of that name, or what the user's own factory makes.
+    """The model of that name, or the result of the user's own factory.
 
     Args:
         name: a key of ``MODELS``, or "YOUR.module:factory", found from the working folder too. The factory
@@ -114,7 +114,7 @@ def _build(name: str, module: str, factory: str) -> object:
 
 
 def one_line(error: Exception) -> str:
-    """An exception in one line: its type and its words, of long ones the beginning and the end."""
+    """An exception in one line: its type and its message, shortened in the middle."""
     words = " ".join(str(error).split())
     words = words if len(words) <= 300 else f"{words[:150]} … {words[-150:]}"
     return f"{type(error).__name__}: {words}" if words else type(error).__name__

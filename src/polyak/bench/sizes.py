@@ -1,4 +1,4 @@
-"""The tensor shapes of well-known networks. What an update costs depends on these alone."""
+"""The tensor shapes of well-known networks, which determine the cost of an update."""
 
 from __future__ import annotations
 

@@ -88,7 +88,7 @@ def average(
     max_shard_size: Annotated[str | None, typer.Option(help="Write shards above this size: 5GB.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Average checkpoints of any kind into one file."""
+    """Average checkpoints of any format into one file."""
     weighting = Options(weights, half_life, decay, recency, shape).weighting()
     with progress("averaging") as tick:
         made = average_checkpoints(checkpoints, out, weighting, dtype, accumulate, max_shard_size, part, tick)

@@ -1,4 +1,4 @@
-"""What commands print: lines, tables and progress bars. Text from files never acts on the terminal."""
+"""Output of commands: lines, tables and progress bars. Text from files never controls the terminal."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\
 
 
 def printable(text: str) -> str:
-    r"""Escape every character that does anything else than appear.
+    r"""Escape every character that is not printed as itself.
 
-    A name in a checkpoint may hold anything: a title for the window, a command that clears the screen, a
-    newline and a line that says "integrity verified".
+    A name in a checkpoint may contain a window title, a command that clears the screen, or a newline and a
+    line that says "integrity verified".
 
     Examples:
         >>> print(printable("权重 \x1b[2J\nok"))
@@ -55,7 +55,7 @@ def complain(error: object) -> None:
 
 
 def say_table(headings: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> None:
-    """Print a table on stdout; columns without a heading hold words, the others numbers."""
+    """Print a table on stdout; columns without a heading are text, the others numbers."""
     table = Table(title=title, title_justify="left", box=box.ASCII if ascii_only() else box.HEAVY_HEAD)
     for heading in headings:
         table.add_column(heading, justify="right" if heading else "left", overflow="fold")
@@ -75,7 +75,7 @@ def watched() -> bool:
 
 
 def ascii_only() -> bool:
-    """Whether drawings and tables must do without Unicode: by the encoding, or on a terminal that says so."""
+    """Whether drawings and tables must be ASCII: by the encoding, or the terminal's type."""
     return not Console().encoding.startswith("utf") or os.environ.get("TERM") == "dumb"
 
 
@@ -107,7 +107,7 @@ def progress(what: str, unit: Literal["bytes", "count"] = "bytes") -> Generator[
         console=console,
         transient=True,
         disable=not console.is_terminal,
-        redirect_stdout=sys.stdout.isatty(),  # else what goes to a file would go to the terminal
+        redirect_stdout=sys.stdout.isatty(),  # otherwise output to a file would go to the terminal
     ) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -42,7 +42,7 @@ def doctor(
 
 
 def _examined(files: list[Path], given: set[Path]) -> Iterator[tuple[Path, Examination]]:
-    """Each file's examination; one of a folder that is no Python is a line on stderr."""
+    """Each file's examination; an unreadable file of a folder is a line on stderr."""
     for file in files:
         try:
             yield file, examine(file)

@@ -1,4 +1,4 @@
-"""A command that needs an extra says how to install it."""
+"""The error of a command whose extra is not installed."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def needs(extra: str, *packages: str, instead: str = "") -> Generator[None]:
 
     Args:
         extra: the name of the extra that brings them.
-        packages: top-level import names; any other missing module is a fault of ours and stays what it is.
-        instead: what serves without them.
+        packages: top-level import names; the error of any other missing module is not changed.
+        instead: an alternative without them.
 
     Raises:
         MissingExtraError: one of the packages is not installed.

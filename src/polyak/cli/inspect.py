@@ -62,7 +62,7 @@ def inspect(
 
 
 def _readable(paths: Sequence[str], verify: bool) -> Iterator[CheckpointSummary | Snapshots]:
-    """What can be read of several; the rest is a line on stderr."""
+    """The readable ones of several; each other is a line on stderr."""
     for path in paths:
         try:
             yield describe(path, verify)
@@ -84,7 +84,7 @@ def _profiles(found: CheckpointSummary | Snapshots) -> list[Weighting]:
 
 
 def _rows(found: CheckpointSummary | Snapshots) -> Iterator[tuple[str, ...]]:
-    """A line for each set of weights; the file is named on its first."""
+    """A line for each set of weights; the first has the file's name."""
     if isinstance(found, Snapshots):
         yield found.where, f"archive, {found.files} files", f"{found.steps[-1]:,}", "", "", ""
         return

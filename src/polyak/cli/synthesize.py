@@ -95,7 +95,7 @@ def say_reach(rows: Sequence[Reach], max_error: float = MAX_ERROR) -> None:
         cells = [(f"{row.half_life:,.4g}", f"{row.error:.2%}", f"{row.noise_gain:.1f}") for row in near]
         say_table(("half-life, steps", "expected error", "noise gain"), cells)
         say("expected error  as a share of the distance from the raw weights")
-        say("noise gain      by how much rounding errors of the snapshots may grow; 1 is best")
+        say("noise gain      worst amplification of the snapshots' rounding errors; 1 is best")
     if away := [row.half_life for row in rows if row.error > max_error]:
         span = f"{len(away)} half-lives between {min(away):,.4g} and {max(away):,.4g} steps"
         say(f"left out        {span}: their error is above {max_error:.2%} (--max-error)")

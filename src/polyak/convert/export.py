@@ -51,7 +51,7 @@ class ExportInput:
     where: str  # the source, for messages
 
     def counted(self, what: str) -> int:
-        """The number of updates, for a layout that cannot do without."""
+        """The number of updates, for a layout that requires it."""
         if self.updates is None:
             raise CheckpointError(
                 f"{self.where} does not say how many updates made it, and {what} counts them: "
@@ -65,8 +65,8 @@ class ExportTree:
     """A checkpoint in another library's layout."""
 
     tree: Tree  # dicts of NumPy arrays
-    unmatched: tuple[str, ...]  # names that no rule of the map fitted; empty without a map
-    dropped: tuple[str, ...]  # names that a rule of the map left out
+    unmatched: tuple[str, ...]  # names that no rule of the map matched; empty without a map
+    dropped: tuple[str, ...]  # names that a rule of the map dropped
 
 
 def export_tree(
@@ -82,9 +82,9 @@ def export_tree(
     Args:
         source: the average: any checkpoint that polyak reads.
         to: the library, one of ``Target``.
-        raw: the model that trains, if the layout shall hold it too and the source does not.
-        part: which set of weights of the source is the average, if it holds several.
-        updates: how many made the average, if the source does not say.
+        raw: the raw model, if the layout requires it and the source does not contain it.
+        part: the set of weights to use as the average, if the source has several.
+        updates: number of updates of the average, if not in the source.
         names: rules for other names and layouts.
     """
     check_target(to)
@@ -114,7 +114,7 @@ def export_tree(
 
 
 def check_target(to: str) -> None:
-    """Refuse what is no layout that can be written."""
+    """Check that a layout can be written."""
     if to in _UNABLE:
         raise ConfigError(f"to={to!r}: polyak cannot write this library's files: {_UNABLE[to]}.")
     if to not in get_args(Target):
@@ -122,7 +122,7 @@ def check_target(to: str) -> None:
 
 
 def count_of(tree: Mapping[str, Any]) -> int:
-    """How many tensors are in nested dicts."""
+    """The number of tensors in nested dicts."""
     inner = [cast("Mapping[str, Any]", value) for value in tree.values() if isinstance(value, dict)]
     return sum(isinstance(value, np.ndarray) for value in tree.values()) + sum(map(count_of, inner))
 
@@ -160,7 +160,7 @@ def _read(plan: Plan) -> Arrays:
 
 
 def _updates_of(part: Part) -> int | None:
-    """Of one track of polyak's, by its history; a mixture of several has no such number."""
+    """The number of updates in a track's history; a mixture has no such number."""
     header = part.header
     if header is None or header.profile is None or len(header.profile.terms) != 1:
         return None

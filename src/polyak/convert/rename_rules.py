@@ -1,8 +1,8 @@
-r"""Names and layouts from one framework to another, by a list of rules.
+r"""Converting names and layouts between frameworks by a list of rules.
 
-A rule is an object with ``from``, a regular expression for the whole name; ``to``, the new name, in which
-``\1`` stands for the first group, or null to leave the tensor out; and ``transpose``, true if matrices change
-their axes. The first rule that fits a name is taken; a name that none fits stays as it is.
+A rule is an object with ``from``, a regular expression for the full name; ``to``, the new name, in which
+``\1`` is the first group, or null to drop the tensor; and ``transpose``, true to transpose matrices. The
+first matching rule applies; a name without a match is kept.
 
     {"layers": [{"from": "(.*)\\.running_mean", "to": "\\1._mean"},
                 {"from": "head\\.weight", "to": "fc.weight", "transpose": true}]}
@@ -22,7 +22,7 @@ from polyak._files.checkpoint import LazyTensor
 from polyak.errors import CheckpointError, ConfigError
 
 # A linear layer's matrix is [out, in] in torch and [in, out] in paddle; an embedding's is [entries, width]
-# in both, which only its name can tell.
+# in both, and only its name distinguishes it.
 _TORCH_TO_PADDLE = [
     {"from": r"(|.*\.)running_mean", "to": r"\1_mean"},
     {"from": r"(|.*\.)running_var", "to": r"\1_variance"},
@@ -64,7 +64,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Renamed:
-    """Where a map takes the tensors of a file."""
+    """The new names of a file's tensors under a map."""
 
     places: Mapping[str, tuple[str, bool]]  # new name → (old name, whether its two axes change places)
     unmatched: tuple[str, ...]  # names that no rule fits; they are among ``places`` unchanged
@@ -78,11 +78,11 @@ class NameMap:
     rules: tuple[Rule, ...]
 
     def inverse(self) -> NameMap:
-        """The map that leads back."""
+        """The inverse map."""
         return NameMap(tuple(back for rule in self.rules if (back := rule.inverse()) is not None))
 
     def apply(self, tensors: Mapping[str, LazyTensor]) -> Renamed:
-        """Where each tensor goes."""
+        """The new names of these tensors."""
         places: dict[str, tuple[str, bool]] = {}
         found = {name: self._first(name) for name in tensors}
         names = {name: new for name, (_, new) in found.items() if new is not None}
@@ -91,7 +91,7 @@ class NameMap:
             olds = [name for name, new in names.items() if new == twice[0]]
             raise CheckpointError(
                 f"{' and '.join(olds)} would both be named {twice[0]} ({len(twice)} such names). "
-                "Nothing was written; make the rules tell them apart."
+                "Nothing was written; give them different names."
             )
         for name, new in names.items():
             rule = found[name][0]
@@ -109,7 +109,7 @@ class NameMap:
 
 
 def name_map(given: str) -> NameMap:
-    """The rules of a JSON file, or a map that polyak brings.
+    """The rules of a JSON file, or one of polyak's own maps.
 
     Args:
         given: a path, "torch-to-paddle" or "paddle-to-torch".

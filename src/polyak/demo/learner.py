@@ -1,6 +1,6 @@
-"""A small network in training and its average: what is the same in torch and in Paddle.
+"""A small network in training and its average: the part common to torch and Paddle.
 
-``in_torch`` and ``in_paddle`` add what differs. The network is LeNet-5 in its modern form (LeCun et al.
+``in_torch`` and ``in_paddle`` implement the rest. The network is LeNet-5 in its modern form (LeCun et al.
 1998), 62,006 parameters; the optimizer is AdamW. Images and losses stay on the device, as tensors.
 """
 

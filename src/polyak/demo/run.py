@@ -1,4 +1,4 @@
-"""The demo: read the images, train, log and show the records, save the average and what shows it."""
+"""The demo: read the images, train, log and show the records, save the average and its curves."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Result:
 
     @property
     def files(self) -> list[str]:
-        """What the folder holds."""
+        """The files in the folder."""
         return sorted(path.name for path in self.folder.iterdir())
 
 
@@ -103,7 +103,7 @@ def score(options: Options, weights: Path) -> float:
 
     Raises:
         ConfigError: an option cannot be followed.
-        CheckpointError: the file is damaged or no average.
+        CheckpointError: the file is damaged or not an average.
     """
     learner = choose(options)
     learner.load(polyak.load(weights).tensors)

@@ -49,7 +49,7 @@ def rows(summary: Summary) -> list[tuple[str, str, str]]:
 
 
 def gain(summary: Summary, lr: Rate) -> list[str]:
-    """What the average was worth, in a sentence or two."""
+    """The gain of the average, in a sentence or two."""
     raw, ema = summary.raw, summary.ema
     if raw.last is None or ema.last is None:
         return []
@@ -66,7 +66,7 @@ def gain(summary: Summary, lr: Rate) -> list[str]:
 
 
 def next_commands(options: Options, folder: Path) -> list[str]:
-    """What to try on the files of a run."""
+    """Commands to try on the files of a run."""
     score = ["polyak", "demo", "--data", options.data, "--framework", options.chosen]
     score += ["--root", str(options.root)] if options.root else []
     evaluate = f"{shlex.join(score)} --score {{weights}}"
@@ -81,7 +81,7 @@ def next_commands(options: Options, folder: Path) -> list[str]:
 
 
 def cost(summary: Summary) -> str:
-    """What the average took."""
+    """The time spent on the average."""
     spent = summary.seconds
     return (
         f"Updating the average took {summary.ema_share:.1%} of the training time "

@@ -1,4 +1,4 @@
-"""What a run came to: the best and last accuracy, how much each curve wobbles, what the average cost."""
+"""The summary of a run: best and last accuracy, the wobble of each curve, the cost of the average."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Summary:
-    """Both curves, and where the time went. A value that needs more epochs than were finished is None."""
+    """Both curves, and the time spent. A value that needs more epochs than were finished is None."""
 
     epochs: int
     raw: Curve

@@ -1,6 +1,6 @@
 """The training loop: AdamW, cross-entropy, and an average updated after every step.
 
-It yields what happened and prints nothing. Every record carries both curves and the time spent so far.
+It yields records and prints nothing. Every record contains both curves and the time spent so far.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ LR_FIRST, LR_LAST = 1e-3, 1e-4
 
 @dataclass(frozen=True)
 class Seconds:
-    """Where the time went, in seconds since the start.
+    """The time spent, in seconds since the start.
 
-    `train` is forward, backward and optimizer step; `ema` is `ema.update()`. What only a demonstration wants,
-    to evaluate both and to watch the average's loss on the training batches, is not counted.
+    `train` is forward, backward and optimizer step; `ema` is `ema.update()`. The evaluations, which only a
+    demonstration needs, are not counted.
     """
 
     train: float = 0.0
@@ -32,7 +32,7 @@ class Seconds:
 
     @property
     def ema_share(self) -> float:
-        """What part of a training step goes into the average: ema / (train + ema)."""
+        """The share of a training step spent on the average: ema / (train + ema)."""
         return self.ema / (self.train + self.ema)
 
 
@@ -114,7 +114,7 @@ class Training:
         return loss, ema_loss
 
     def _now(self) -> float:
-        self.learner.wait()  # a GPU works behind our back
+        self.learner.wait()  # a GPU works asynchronously
         return time.perf_counter()
 
     def _loss_record(self, epoch: int, lr: float, losses: Sequence[tuple[Any, Any]]) -> LossRecord:

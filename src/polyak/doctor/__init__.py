@@ -1,7 +1,7 @@
-"""Reading a training script for the mistakes people make with averages. Nothing is imported or run.
+"""Finding common mistakes with averages in a training script. Nothing is imported or run.
 
-``sources`` reads scripts and notebooks, ``script`` finds what concerns averages, ``by_hand`` those that a
-script computes itself, ``checks`` holds one function per mistake, ``examine`` runs them all.
+``sources`` reads scripts and notebooks, ``script`` finds averages and related calls, ``by_hand`` averages
+that a script computes itself, ``checks`` contains one function per mistake, ``examine`` runs them all.
 """
 
 from polyak.doctor.examine import Examination as Examination

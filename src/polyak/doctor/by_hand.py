@@ -20,7 +20,7 @@ _SWAPPED = re.compile(rf"mul_\(1(?:\.0)? - {_DECAY}\)|lerp_?\([\w.()\[\]]+, (?:w
 
 
 def is_called_average(name: str) -> bool:
-    """Whether people call an averaged model so."""
+    """Whether this is a usual name of an averaged model."""
     return bool(_CALLED.search(name.rpartition(".")[2]))
 
 
@@ -107,7 +107,7 @@ def _own(tree: ast.AST) -> list[ast.ClassDef]:
 
 
 def _keeps_average(kind: ast.ClassDef) -> bool:
-    """Such a method is called update or the like, and sums in a loop."""
+    """Whether a method is named like an update and averages in a loop."""
     updates = [one for one in _functions(kind) if re.fullmatch(r"update\w*|step|forward|__call__", one.name)]
     loops = [node for one in updates for node in ast.walk(one) if isinstance(node, ast.For)]
     return any(_averages(ast.unparse(loop)) for loop in loops)

@@ -1,6 +1,6 @@
-"""One function per mistake. Each looks at one average of a script and yields what it finds.
+"""One function per mistake. Each examines one average of a script and yields findings.
 
-They are silent where they cannot know: a script that hides its loop in a library has none of these lines.
+They report nothing when unsure: a script whose loop is in a library has none of these lines.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from polyak.doctor.script import Average, Call, Finding, Script
 
 _UPDATES = ("update", "update_parameters", "step")
 _APPLIES = ("copy_to", "apply_shadow", "apply_to", "apply")
-# Classes have other names for their update than ours; what is none of these may be one.
+# Names of methods that are not updates; other libraries' updates have various names.
 _READS = re.compile(
     r"state_dict|parameters|named_\w+|buffers|modules|to|cuda|cpu|eval|train|float|half|"
     r"requires_grad_|save\w*|store|restore|copy_to|apply\w*|average_parameters|metrics|reset|verify"
@@ -22,7 +22,7 @@ Check = Callable[[Script, Average], Iterator[Finding]]
 
 
 def updates(script: Script, average: Average) -> list[Call]:
-    """Where an average takes the weights in; diffusers and polyak.paddle call it ``step``."""
+    """The calls that update an average; diffusers and polyak.paddle call it ``step``."""
     steps = "EMAModel" in average.path or average.path.startswith("polyak.paddle.")
     return script.of(average, *(_UPDATES if steps else _UPDATES[:2]))
 
@@ -52,7 +52,7 @@ def counted_twice(script: Script, average: Average) -> Iterator[Finding]:
 
 
 def updated_while_applied(script: Script, average: Average) -> Iterator[Finding]:
-    """The average is averaged with itself, which stands still."""
+    """The average is averaged with itself, which has no effect."""
     for update in updates(script, average):
         if any(f"{average.name}.average_parameters(" in _with(node) for node in update.place.inside):
             message = f"{update.on} is updated while the model holds the average"
@@ -80,7 +80,7 @@ def weights_turned_round(script: Script, average: Average) -> Iterator[Finding]:
 
 
 def sum_thrown_away(script: Script, average: Average) -> Iterator[Finding]:
-    """``for a, p in …: a = β·a + (1-β)·p`` gives the loop's variable a value and leaves the tensor alone."""
+    """``for a, p in …: a = β·a + (1-β)·p`` assigns to the loop's variable and leaves the tensor unchanged."""
     for update in updates(script, average):
         if update.loop is not None and update.loop.rebinds:
             message = f"the sum is given to the loop's own variable, and {average.name} never changes"
@@ -98,7 +98,7 @@ def trained_itself(script: Script, average: Average) -> Iterator[Finding]:
 
 
 def made_before_loading(script: Script, average: Average) -> Iterator[Finding]:
-    """The average begins at the weights of before, and keeps a part of them for thousands of steps."""
+    """The average starts at the previous weights, and keeps a part of them for thousands of steps."""
     if not average.model or script.hands_on(average):
         return
     if script.of(average, "load_state_dict", "load", "reset", "set", "resume"):
@@ -115,7 +115,7 @@ def made_before_loading(script: Script, average: Average) -> Iterator[Finding]:
 
 
 def updated_before_step(script: Script, average: Average) -> Iterator[Finding]:
-    """The average takes in the weights of the step before."""
+    """The average is updated with the weights of the previous step."""
     for update in updates(script, average):
         beside = [s for s in script.steps() if _one_pass(s, update)]
         if beside and all(step.line > update.line for step in beside):
@@ -126,7 +126,7 @@ def updated_before_step(script: Script, average: Average) -> Iterator[Finding]:
 
 
 def updated_per_micro_batch(script: Script, average: Average) -> Iterator[Finding]:
-    """Between two steps the same weights are taken in several times: β acts as its k-th power."""
+    """Between two steps the same weights are averaged several times: β acts as its k-th power."""
     for update in updates(script, average):
         for step in script.steps():
             if not _one_pass(step, update):
@@ -149,7 +149,7 @@ def _accelerates(update: Call, average: Average) -> Iterator[Finding]:
 
 
 def updated_on_skipped_steps(script: Script, average: Average) -> Iterator[Finding]:
-    """A GradScaler skips steps whose gradients overflow; the weights of those are taken in again."""
+    """A GradScaler skips steps whose gradients overflow; unchanged weights are then averaged again."""
     for update in updates(script, average):
         scaled = [s for s in script.steps() if script.scaled(s) and _one_pass(s, update)]
         if scaled and not any("scale" in condition for condition in update.place.conditions):
@@ -189,7 +189,7 @@ def made_before_moving(script: Script, average: Average) -> Iterator[Finding]:
 
 
 def kept_in_half_precision(script: Script, average: Average) -> Iterator[Finding]:
-    """Steps smaller than half the distance of neighbouring numbers vanish: at β ≥ 0.999 nothing moves."""
+    """Steps smaller than half the spacing of representable numbers vanish: at β ≥ 0.999 nothing moves."""
     if average.library == "polyak" or "ModelEmaV3" in average.path or average.call.has("dtype"):
         return
     for move in script.moves(average.model):

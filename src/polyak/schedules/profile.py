@@ -1,13 +1,13 @@
-"""Which parameters an average is made of: the exact weight of every point of its trajectory.
+"""The profile of an average: the exact weight of every point of its trajectory.
 
 Legend: T training steps so far; w has shape [T + 1]; wₜ is the weight of θₜ, the parameters after
-step t, and w₀ that of the parameters averaging began with. For a history of decays βₜ,
+step t, and w₀ that of the initial parameters. For a history of decays βₜ,
 
     ``wₜ = (1-βₜ)·exp(L_T - Lₜ)``,  ``w₀ = exp(L_T)``,  ``Lₜ = log β₁ + … + log βₜ``.
 
-A history is a list of runs, each one decay acting at a steady pace, so that a million steps cost a
-few dozen bytes. Everything an average can live through is a run: a copy is one update with β = 0,
-a pause is updates with β = 1, a restart is a copy followed by a clock that starts again.
+A history is a list of runs, each of evenly spaced updates with one decay, so that a million steps take a few
+dozen bytes. Every event is a run: a copy is one update with β = 0, a pause is updates with β = 1, a restart
+is a copy after which the clock starts again.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from polyak.schedules.runs import COPY, Run, effects, length, remaining
 from polyak.schedules.windows import Strand, edges, strands, windows
 
 _DECAYS = 1 << 12  # different ones in a file's profile
-_CALL = 300  # evaluations of a decay that take as long as the call for a run
+_CALL = 300  # evaluations of a decay that take as long as a run's overhead
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class Profile:
 
     Args:
         terms: pairs (coefficient, runs). Made by ``from_decay``, ``raw``, ``+``, ``*`` and by averages.
-        within: how far the weight of all points up to any step may be from the true one: 0 unless a history
-            of thousands of updates of varying size was merged.
+        within: the largest error of the total weight up to any step: 0 unless a history of thousands of
+            updates of varying size was merged.
 
     Examples:
         >>> p = Profile.from_decay(0.5, steps=2)
@@ -60,7 +60,7 @@ class Profile:
         Args:
             decay: the schedule, counted in steps from ``start``.
             steps: training steps, ≥ 0. Steps after the last multiple of ``every`` are not in the average.
-            every: act on each k-th step with the composed decay, ≥ 1.
+            every: update every k-th step with the composed decay, ≥ 1.
             start: copy the parameters up to this step, ≥ 0.
 
         Raises:
@@ -78,7 +78,7 @@ class Profile:
 
     @classmethod
     def raw(cls, step: int) -> Profile:
-        """The parameters after ``step`` themselves: all the weight on one point."""
+        """The profile of the raw parameters after ``step``: all the weight on one point."""
         return cls.from_decay(COPY, step, start=step)
 
     @staticmethod
@@ -105,7 +105,7 @@ class Profile:
 
     @cached_property
     def steps(self) -> int:
-        """T, the last training step the profile knows of."""
+        """T, the last training step of the profile."""
         return max(self._lengths, default=0)
 
     @cached_property
@@ -114,7 +114,7 @@ class Profile:
 
     @property
     def known(self) -> bool:
-        """Whether its weights can be computed: false where a file named a decay that is not known here."""
+        """Whether its weights can be computed: false with a decay from a file that is unknown here."""
         return all(run.decay.known for _, runs in self.terms for run in runs)
 
     def weights(self) -> Array:
@@ -127,8 +127,8 @@ class Profile:
     def windows(self, points: int) -> Iterator[tuple[int, Array]]:
         """The weights of θ₀ … θ_(points-1), newest window first, each as (first point, weights).
 
-        Windows of two profiles asked for the same number of points line up, which is how a Gram
-        matrix over a million steps is summed in a few megabytes.
+        Windows of two profiles over the same number of points are aligned, so that a Gram matrix over a
+        million steps is summed in a few megabytes.
         """
         streams = [windows(strand, points) for strand in self._strands]
         for low, high in edges(points):
@@ -143,7 +143,7 @@ class Profile:
 
     @cached_property
     def effort(self) -> int:
-        """How much work its weights are, in evaluations of a decay of about 50 ns each."""
+        """The cost of computing its weights, in evaluations of a decay of about 50 ns each."""
         updates = (
             run.count * run.decay.effort(run.advance) + _CALL for one in self._strands for run in one.runs
         )
@@ -160,10 +160,10 @@ class Profile:
 
     @cached_property
     def initial_weight(self) -> float:
-        """What still rests on the parameters averaging began with: θ₀, or those at ``start``.
+        """The weight of the initial parameters: θ₀, or those at ``start``.
 
-        In a mixture, a term that is one later point of the trajectory, as a raw checkpoint is, began
-        nothing and does not count.
+        In a mixture, a term that is one later point of the trajectory, such as a raw checkpoint, does not
+        count.
         """
         begun = zip(self.terms, self._effects, strict=True)
         return math.fsum(
@@ -198,7 +198,7 @@ class Profile:
         """
         if len(self.terms) != 1:
             return self._age_of(0.5)
-        # What the newest runs left of all before them says at once how many of them are young enough.
+        # The remaining weight before the newest runs gives the number of runs within this share.
         runs, left = self.terms[0][1], remaining(self._effects[0][0])
         kept = int(np.searchsorted(left, 0.5, side="right"))
         return length(runs[kept:]) + Profile(((1.0, runs[:kept]),))._age_of(0.5 / left[kept])
@@ -236,7 +236,7 @@ class Profile:
         return html("Profile", [("steps", f"{self.steps:,}")], self)
 
     def since(self, step: int) -> Profile:
-        """The same history for a tensor that joined at ``step`` with the value it had then."""
+        """The same history for a tensor that joined at ``step`` with its value at that time."""
         terms = tuple((coefficient, _since(runs, step)) for coefficient, runs in self.terms)
         return Profile(terms, self.within)
 
@@ -256,10 +256,10 @@ class Profile:
 
     @classmethod
     def from_config(cls, data: Any) -> Profile:
-        """What ``to_config`` returned, perhaps through JSON.
+        """The inverse of ``to_config``, also after JSON.
 
         Raises:
-            CheckpointError: it is no profile.
+            CheckpointError: it is not a profile.
         """
         try:
             if len(data["decays"]) > _DECAYS:
@@ -274,7 +274,7 @@ class Profile:
 
     @classmethod
     def from_json(cls, text: str) -> Profile:
-        """What ``to_json`` wrote.
+        """The inverse of ``to_json``.
 
         Raises:
             CheckpointError: the text is not a profile.
@@ -307,7 +307,7 @@ def _run(decays: Sequence[Decay], *numbers: int) -> Run:
 
 
 def _is_point(runs: Sequence[Run]) -> bool:
-    """Whether a history is the parameters after some step and nothing else; that of θ₀ is no run at all."""
+    """Whether a history is just the parameters after some step; that of θ₀ has no run."""
     return len(runs) > 0 and all(run.decay == COPY for run in runs)
 
 
@@ -319,7 +319,7 @@ def _since(runs: Sequence[Run], step: int) -> tuple[Run, ...]:
         if end > step:
             gone, late = divmod(max(0, step - begun), run.stride)
             rest = run._replace(clock=run.clock + gone * run.advance, count=run.count - gone)
-            if late:  # it joined between two updates: the next one comes sooner for it
+            if late:  # it joined between two updates, so the first interval is shorter
                 kept.append(rest._replace(count=1, stride=run.stride - late))
                 rest = rest._replace(clock=rest.clock + run.advance, count=rest.count - 1)
             if rest.count:

@@ -1,11 +1,11 @@
-"""The steady stretches that a history is made of: what one does to an average, and how old ones are merged.
+"""The runs of a history: their effect on an average, and how old ones are merged.
 
-A run's updates leave ``B = ∏ βⱼ`` of what was there, and move the mean age A, in training steps, to
+A run's updates multiply earlier weights by ``B = ∏ βⱼ``, and change the mean age A, in training steps, to
 
     ``A' = B·A + g``,  ``g = s·Σᵢ βᵢ·βᵢ₊₁·…·βₙ``,
 
-s being the stride: an update makes all older points s steps older and keeps βᵢ of them. For a constant
-decay ``g = s·β·(1-βⁿ)/(1-β)``, so that a million updates cost what one costs.
+s being the stride: an update makes all older points s steps older and multiplies their weight by βᵢ. For a
+constant decay ``g = s·β·(1-βⁿ)/(1-β)``, so that a million updates cost as much as one.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from numpy.typing import NDArray
 from polyak.schedules.decay import Array, Constant, Decay
 
 COPY = Constant(0.0)
-BLOCK = 1 << 14  # updates looked at together: 128 KiB of float64, which stays in cache
+BLOCK = 1 << 14  # updates computed together: 128 KiB of float64, which stays in cache
 
 
 class Run(NamedTuple):
-    """``count`` updates at a steady pace; the j-th applies ``B(clock + (j-1)·advance, advance)``.
+    """``count`` evenly spaced updates; the j-th applies ``B(clock + (j-1)·advance, advance)``.
 
     Each moves ``stride`` training steps on; ``advance`` is the same span in the decay's own unit.
     """
@@ -60,7 +60,7 @@ def effects(runs: Sequence[Run]) -> tuple[Array, Array]:
 
 
 def remaining(logs: Array) -> Array:
-    """What all runs from the i-th on leave of what came before it; the last of n + 1 is 1."""
+    """The product of all B from the i-th run on; the last of n + 1 is 1."""
     return np.exp(np.append(np.cumsum(logs[::-1])[::-1], 0.0))
 
 
@@ -92,7 +92,7 @@ def _varying(runs: Sequence[Run]) -> tuple[Array, Array]:
 
 @lru_cache(maxsize=4096)
 def _block(decay: Decay, clock: int, count: int, advance: int) -> tuple[float, float]:
-    """``log B`` and ``Σᵢ βᵢ·…·βₙ``: kept, because a growing history has the same blocks each time."""
+    """``log B`` and ``Σᵢ βᵢ·…·βₙ``: cached, because a growing history has the same blocks each time."""
     with np.errstate(divide="ignore"):
         back = np.arange(count, 0, -1, np.float64)
         logs = np.cumsum(np.log(betas_of(Run(decay, clock, count, 1, advance), back)))
@@ -102,10 +102,10 @@ def _block(decay: Decay, clock: int, count: int, advance: int) -> tuple[float, f
 def coarsened(runs: Sequence[Run], groups: int) -> list[Run]:
     """The same history in fewer runs: at most ``1/groups`` of its weight is moved, and by neighbours only.
 
-    Updates of varying size are a run each. Neighbours whose weights together are at most ``1/groups`` are
-    replaced by as many updates of even size, which make up the same steps, the same time and the same
-    decay. So the weight of all points up to any step is what it was at the ends of these groups, and
-    between them right within ``1/groups``; later updates make that less.
+    Updates of varying size are a run each. Neighbours whose total weight is at most ``1/groups`` are replaced
+    by as many updates of equal size, with the same steps, the same time and the same decay. So the total
+    weight up to any step is exact at the ends of these groups, and between them within ``1/groups``; later
+    updates reduce the error.
     """
     cells = np.floor(remaining(effects(runs)[0]) * groups)
     clock, count, _, advance = _columns(runs, np.int64)
