@@ -71,30 +71,27 @@ def interval(values: Sequence[float]) -> float:
 
 
 def curves(ink: Ink, say: Say) -> Figure:
-    """Raw and averaged weights of one run after the other: text-line recognition at a constant rate."""
-    found = results("experiments/ocr/results/full-constant-*.json")
+    """Raw and averaged weights of the same runs of the demo, at its constant learning rate."""
+    found = results("experiments/demo/results/fashion-mnist-*.json")
     figure, (axes,) = canvas(ink, 7.2, 3.4)
     names = {
-        "raw": (ink.raw, say("raw weights", "原始权重")),
-        "Warmup(0.999)": (ink.average, say("their average", "平均权重")),
+        "accuracy": (ink.raw, say("raw weights", "原始权重")),
+        "ema_accuracy": (ink.average, say("their average", "平均权重")),
     }
-    for kind, (colour, label) in names.items():
-        rows = [[row for row in seed["rows"] if row["step"] >= 2400] for seed in found["seeds"]]
-        steps = [row["step"] for row in rows[0]]
-        each = np.array([[100 * row[kind]["accuracy"] for row in seed] for seed in rows])
-        axes.plot(steps, each.T, color=colour, linewidth=0.8, alpha=0.45)
-        axes.plot(steps, each.mean(0), color=colour, linewidth=2.4)
+    epochs = np.arange(1, found["epochs"] + 1)
+    for name, (colour, label) in names.items():
+        each = 100 * np.array([seed["curves"][name] for seed in found["runs"]["constant"].values()])
+        axes.plot(epochs, each.T, color=colour, linewidth=0.8, alpha=0.45)
+        axes.plot(epochs, each.mean(0), "o-", color=colour, linewidth=2.4, markersize=4)
         axes.annotate(
-            f"{label} {each[:, -1].mean():.1f} %",
-            (steps[-1], each[:, -1].mean()),
+            f"{label} {each[:, -1].mean():.2f} %",
+            (epochs[-1], each[:, -1].mean()),
             (8, -4),
             textcoords="offset points",
             color=colour,
             weight="bold",
         )
-    axes.set(xlim=(2400, 6000), xlabel=say("training step", "训练步"))
-    axes.set(ylabel=say("lines read without an error, %", "完全正确的文本行，%"))
-    axes.spines["bottom"].set_bounds(2400, 6000)
+    axes.set(xticks=epochs, xlabel=say("epoch", "轮"), ylabel=say("test accuracy, %", "测试准确率，%"))
     return figure
 
 

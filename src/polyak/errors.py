@@ -42,5 +42,6 @@ class MissingExtraError(PolyakError, ImportError):
     """An optional package is not installed; the message contains the pip line and the alternative."""
 
     def __init__(self, package: str, extra: str, instead: str = "") -> None:
+        # Also true of an installation from a clone: pip takes the extra of the polyak that is installed.
         pip = f'{package} is not installed. Install it with: pip install "polyak[{extra}]"'
         super().__init__(f"{pip}. {instead}" if instead else pip)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import builtins
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -47,3 +49,9 @@ def test_a_missing_branch_is_seen() -> None:
     text = (errors.__doc__ or "").replace("PlanError", "PlaneError")
     assert drawn(text) != real()
     assert drawn((errors.__doc__ or "").replace("(also ValueError)", "")) != real()
+
+
+def test_pip_takes_an_extra_from_the_installed_polyak_and_asks_no_index() -> None:
+    command = [sys.executable, "-m", "pip", "install", "--no-index", "--no-deps", "polyak[torch]"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "Requirement already satisfied: polyak[torch]" in done.stdout, done.stderr
