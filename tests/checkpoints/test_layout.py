@@ -375,7 +375,7 @@ def test_every_byte_of_a_file_with_checksums_counts(tmp_path: Path) -> None:
 def test_damage_says_where(tmp_path: Path) -> None:
     whole = signed(tmp_path / "a", {"x": np.arange(3.0), "y": np.arange(5, dtype=np.int8)})
     (tmp_path / "a").write_bytes(whole[:-1] + b"\7")
-    place = f"the 5 bytes from {len(whole) - 5:,} on are not those that were written"
+    place = f"the 5 bytes from {len(whole) - 5:,} on differ from those that were written"
     assert place in refusal(tmp_path / "a")
     (tmp_path / "a").write_bytes(whole.replace(b"average", b"averagf"))
     assert "its header is not the one that was written" in refusal(tmp_path / "a")

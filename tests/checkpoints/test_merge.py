@@ -801,7 +801,7 @@ def test_who_asks_for_a_half_life_says_that_the_files_are_raw(tmp_path: Path) ->
         [Profile.raw(100), Profile.raw(200)],
         solve([Profile.raw(100), Profile.raw(200)], Profile.from_decay(HalfLife(steps=50), 200)).coefficients,
     )
-    assert "if the files merged were raw weights" in describe(tmp_path / "o.safetensors").notes[-1]
+    assert "if the merged files were raw weights" in describe(tmp_path / "o.safetensors").notes[-1]
     assert average_checkpoints(paths, tmp_path / "o.safetensors").header.profile is None
 
 

@@ -61,7 +61,7 @@ def test_any_byte_that_changed_makes_a_note_void(flipped: int, tmp_path: Path) -
     torch.save({"w": weight}, path)
     found = described(path)
     assert [one.role for one in found.parts] == ["unknown"]
-    assert "big.pt.polyak.json is of other bytes than are in" in found.notes[-1]
+    assert "big.pt.polyak.json describes other bytes than those of" in found.notes[-1]
 
 
 def test_shards_have_one_note_beside_their_index(tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ def test_a_truncated_file_is_refused_at_every_length(path: Path, tmp_path: Path)
     for length in {0, 1, 7, 8, 9, *range(20, len(whole), 37), len(whole) - 1}:
         cut = tmp_path / "cut.safetensors"
         cut.write_bytes(whole[:length])
-        with pytest.raises(CheckpointError, match=r"no valid safetensors|is empty"):
+        with pytest.raises(CheckpointError, match=r"not a valid safetensors|is empty"):
             polyak.load(cut)
 
 

@@ -106,7 +106,7 @@ def test_averages_counters_and_histories_change_together_or_not_at_all(verb: str
             now = says(ema)
         except PlanError:  # several operations, and the interrupt came between them
             seen["torn"] += 1
-            with pytest.raises(PlanError, match="interrupted when some averages had taken it"):
+            with pytest.raises(PlanError, match="interrupted after some averages were updated"):
                 ema.update()
             ema.reset()
         else:

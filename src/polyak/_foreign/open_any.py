@@ -149,6 +149,6 @@ def load(path: Where) -> Average:
         header = header_of(weights)
         if header.role == "resumable":
             raise CheckpointError(
-                f"{path} holds a full training state, not one average: ema.load({str(path)!r}) continues it."
+                f"{path} holds a whole training state, not one average: ema.load({str(path)!r}) continues it."
             )
         return Average({name: tensor.read() for name, tensor in weights.tensors.items()}, header)
