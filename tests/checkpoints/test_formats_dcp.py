@@ -188,9 +188,9 @@ def test_a_malicious_metadata_runs_nothing(sharded: Path, tmp_path: Path) -> Non
 
     folder = copied(sharded, tmp_path / "a")
     (folder / ".metadata").write_bytes(pickle.dumps(Attack()))
-    with pytest.raises(CheckpointError, match="no distributed checkpoint"):
+    with pytest.raises(CheckpointError, match="not a known distributed checkpoint"):
         open_weights(folder)
     (folder / ".metadata").write_bytes(pickle.dumps({"state_dict_metadata": 3}))
-    with pytest.raises(CheckpointError, match="no distributed checkpoint"):
+    with pytest.raises(CheckpointError, match="not a known distributed checkpoint"):
         open_weights(folder)
     assert not (tmp_path / "witness").exists()

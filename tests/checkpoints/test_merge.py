@@ -380,7 +380,7 @@ def test_arguments_outside_their_rule(change: dict[str, Any], message: str, tmp_
 def test_a_folder_is_no_place_to_write_to(tmp_path: Path) -> None:
     (tmp_path / "o.safetensors").mkdir()
     paths = two(tmp_path, {"w": np.float32(1)}, {"w": np.float32(2)})
-    assert "must be a file" in refusal(paths, tmp_path / "o.safetensors")
+    assert "must be a local file" in refusal(paths, tmp_path / "o.safetensors")
 
 
 # Where it is written.

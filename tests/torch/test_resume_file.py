@@ -175,7 +175,7 @@ BROKEN: dict[str, Callable[[dict[str, Any]], object]] = {
     "no tracks": lambda state: state.pop("tracks"),
     "tracks": lambda state: state.update(tracks=[1]),
     "names no tracks": lambda state: state["tracks"].update(a=5),
-    "not one of polyak.EMA": lambda state: state["tracks"]["a"].pop("clock"),
+    "not that of a polyak.EMA": lambda state: state["tracks"]["a"].pop("clock"),
     "clock='x'": lambda state: state["tracks"]["a"].update(clock="x"),
     "step=-1": lambda state: state.update(step=-1),
 }
