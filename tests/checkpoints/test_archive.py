@@ -271,7 +271,7 @@ def test_an_empty_folder_says_so(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="holds no snapshots"):
         Archive(tmp_path / "missing").steps  # noqa: B018
     Archive(tmp_path, polyak.EMA(network(), 0.9)).flush()
-    with pytest.raises(CheckpointError, match="the base only"):
+    with pytest.raises(CheckpointError, match="holds only the base"):
         polyak.synthesize(tmp_path, 0.9)
 
 

@@ -119,7 +119,7 @@ def test_a_truncated_file_is_refused_at_every_length(path: Path, tmp_path: Path)
         {"format": "1"},
         {"format": None},
         {"step": "many"},
-        {"decay": {"kind": "Exotic"}},
+        {"decay": {"kind": "Constant", "beta": 2}},
         {"decay": 7},
         {"profile": {}},
         {"profile": 7},
