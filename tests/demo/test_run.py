@@ -97,7 +97,7 @@ def test_what_is_written_is_what_happened(tmp_path: Path) -> None:
     tensors = load_file(result.folder / "average.safetensors")
     learner = TorchLearner(Options())
     learner.model.load_state_dict(tensors)
-    test = learner.hold(digits().test)
+    test = learner.to_device(digits().test)
     assert learner.evaluate(*test).accuracy == pytest.approx(lines[-1]["ema_accuracy"])
     assert polyak.load(result.folder / "average.safetensors").header.step == 46
 

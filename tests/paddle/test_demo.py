@@ -162,5 +162,5 @@ def test_the_command_writes_what_happened_and_is_quiet_about_it(tmp_path: Path) 
     learner = PaddleLearner(Options())
     for name, tensor in learner.model.state_dict().items():
         tensor.set_value(average.tensors[name])
-    assert learner.evaluate(*learner.hold(data.digits().test)).accuracy == lines[-1]["ema_accuracy"]
+    assert learner.evaluate(*learner.to_device(data.digits().test)).accuracy == lines[-1]["ema_accuracy"]
     assert average.header.step == 23
