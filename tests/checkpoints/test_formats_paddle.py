@@ -230,7 +230,7 @@ def test_shapes_that_no_array_has(tmp_path: Path, shape: bytes) -> None:
     data = pickle.dumps({"w": np.ones((0, 7))}, protocol=2)
     assert b"K\x00K\x07\x86" in data
     (tmp_path / "a.pdparams").write_bytes(data.replace(b"K\x00K\x07\x86", shape))
-    with pytest.raises(CheckpointError, match=r"an array cannot have|at most"):
+    with pytest.raises(CheckpointError, match=r"no array can have|at most"):
         open_weights(tmp_path / "a.pdparams")
 
 

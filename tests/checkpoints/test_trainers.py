@@ -147,7 +147,7 @@ def test_a_loop_of_ones_own(tmp_path: Path) -> None:
 
 def test_a_malformed_state_is_told(tmp_path: Path) -> None:
     state = polyak.EMA(network(), 0.9).state_dict()
-    broken: dict[str, Any] = {"decay": {"kind": "None"}, "profile": "{}", "joined": 3}
+    broken: dict[str, Any] = {"decay": {"kind": "Constant", "beta": 2}, "profile": "{}", "joined": 3}
     for key, value in broken.items():
         track = {**state["tracks"]["average"], key: value}
         torch.save({**state, "tracks": {"average": track}}, tmp_path / "state.pt")
