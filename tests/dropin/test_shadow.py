@@ -265,7 +265,7 @@ def test_a_nan_is_not_for_ever_and_a_stranger_is_refused() -> None:
         b.update(model)
     assert a.shadow["weight"].isnan().all()
     close(b.shadow["weight"], kept)
-    with pytest.raises(PlanError, match="weight is missing"):
+    with pytest.raises(PlanError, match="weight has an average, but is missing"):
         b.update(nn.ReLU())
 
 

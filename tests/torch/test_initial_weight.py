@@ -132,7 +132,7 @@ def test_the_default_forgets_what_it_began_with() -> None:
 
 @pytest.mark.parametrize("start", ["5%", "12.5 %"])
 def test_a_share_of_a_run_whose_length_nobody_knows_is_refused(start: str) -> None:
-    with pytest.raises(ConfigError, match=r"not known here.*start=int\(0\.(05|125) \* steps\)"):
+    with pytest.raises(ConfigError, match=r"unknown here.*start=int\(0\.(05|125) \* steps\)"):
         EMA(nn.Linear(2, 1), start=start)
 
 
