@@ -127,13 +127,16 @@ def main() -> None:
         rows[name] = []
         for seconds, step in found.values():
             ratios = [one / base for one, base in zip(seconds[name], seconds[BASE], strict=True)]
-            took = median(seconds[name])
-            rows[name] += [number(took, 1e6, 0), number(median(ratios)), number(took / step, 100)]
-    rows["*a training step*"] = [
-        cell for _, step in found.values() for cell in (number(step, 1e6, 0), "", "")
-    ]
-    heads = [f"{head}: {what}" for head in found for what in ("µs", "ratio", "% of a step")]
-    write("schedules", "An update right after a training step;", table(heads, rows), found, options)
+            rows[name] += [number(median(ratios)), number(median(seconds[name]) / step, 100)]
+    rows["*the first row, µs*"] = _spread([median(seconds[BASE]) for seconds, _ in found.values()])
+    rows["*a training step, µs*"] = _spread([step for _, step in found.values()])
+    heads = [f"{head}: {what}" for head in found for what in ("ratio", "% of a step")]
+    title = "An update right after a training step, as many rounds as a minute holds and at most those named;"
+    write("schedules", title, table(heads, rows), found, options)
+
+
+def _spread(seconds: list[float]) -> list[str]:
+    return [cell for one in seconds for cell in (number(one, 1e6, 0), "")]
 
 
 if __name__ == "__main__":

@@ -131,7 +131,7 @@ def test_a_damaged_profile_is_read_as_one_or_refused(place: tuple[Any, ...], gar
     except CheckpointError:
         return
     assert Profile.from_json(read.to_json()) == read
-    if read.steps < 10_000:
+    if read.known and read.steps < 10_000:
         assert np.isfinite(read.weights()).all()
 
 

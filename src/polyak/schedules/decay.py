@@ -139,7 +139,8 @@ def decay_in_file(config: Mapping[str, Any]) -> Decay:
     try:
         return Decay.from_config(config)
     except _UnknownKindError:
-        if not isinstance(config.get("kind"), str):
+        kind = config.get("kind")
+        if not (isinstance(kind, str) and kind.isidentifier()):  # no class and no function has such a name
             raise
         return Unknown(json.dumps(config))
 
