@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from time import perf_counter
 
 import numpy as np
@@ -26,10 +26,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import polyak
+from experiments.intervals import estimate
 
 HERE = Path(__file__).parent
 HALF_LIVES = [4, 8, 16, 32, 64, 128, 256, 512, 1024]
-STUDENT = {5: 2.776}  # 97.5 % quantile for so many seeds
 
 
 def digits() -> tuple[Tensor, Tensor]:
@@ -96,7 +96,8 @@ def spread(values: list[float | None]) -> str:
     known = [value for value in values if value is not None]
     if len(known) < len(values):
         return "—"
-    return f"{mean(known):.4f} ± {STUDENT[len(known)] * stdev(known) / len(known) ** 0.5:.4f}"
+    found = estimate(known)
+    return f"{found['mean']:.4f} ± {found['half']:.4f}"
 
 
 def main() -> None:

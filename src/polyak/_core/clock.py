@@ -53,7 +53,7 @@ class Clock(NamedTuple):
         Raises:
             ConfigError: a count is missing or not positive.
         """
-        if type(steps) is not int or steps < 1:  # asked here, since a call would cost more than the rest
+        if type(steps) is not int or steps < 1:  # inline, since a call would cost more than the rest
             check_integer("steps", steps, 1)
         step, waiting, in_steps, in_samples, in_tokens = self
         if not copying:

@@ -101,7 +101,7 @@ class Zip:
         if not pickled:
             raise CheckpointError(f"{source.name} is a zip file, but not one of torch.save.")
         self.root = pickled[0][: -len("data.pkl")]
-        # torch writes 0 for every entry when told to compute none.
+        # torch writes 0 for every entry where none is computed.
         self._summed = any(info.CRC for info in self._entries.values())
 
     def __contains__(self, name: str) -> bool:

@@ -35,7 +35,7 @@ _ENDINGS = (
     *(".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".pkl", ".tar"),
     *(".pdparams", ".pdema", ".pdopt", ".keras", ".weights.h5"),
 )
-_SHARD = re.compile(r"-\d{5}-of-\d{5}\.")  # stands in an index
+_SHARD = re.compile(r"-\d{5}-of-\d{5}\.")  # a shard, which has an index
 
 
 @dataclass(frozen=True)

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from typing import Any, ClassVar, Generic, ParamSpec, TypeVar
+from typing import Any, ClassVar, Generic, ParamSpec, TypeVar, cast
 
 from polyak._core.ema import BaseEMA
 from polyak._core.save import raw_header, track_header
+from polyak._core.state_dict import EMAState
 from polyak._core.track import Decays, named_decays
 from polyak._files.header import Header
 from polyak._files.source import Where
 from polyak._foreign.own import write_note
 from polyak.errors import PlanError
+from polyak.schedules import Decay
+from polyak.schedules.decay import decay_in_file
 from polyak.trainers._evaluations import Evaluate, evaluations
 
 P = ParamSpec("P")
 R = TypeVar("R")
 V = TypeVar("V")
 EmaT = TypeVar("EmaT", bound=BaseEMA[Any, Any])
+OptionsT = TypeVar("OptionsT", bound=Mapping[str, Any])
 _LOGGED = ("decay", "mean_age", "initial_weight", "distance", "skipped")
 
 
@@ -109,3 +113,14 @@ def closing(live: ExitStack, run: Callable[P, R]) -> Callable[P, R]:
             return run(*args, **kwargs)
 
     return closed
+
+
+def arguments_in(state: Mapping[str, Any], options: OptionsT) -> tuple[dict[str, Decay], OptionsT]:
+    """The decays by track in a state, and its options for the framework's ``EMA``; ``options`` override.
+
+    Raises:
+        CheckpointError: the state is malformed.
+    """
+    theirs = EMAState[Any].from_dict(state)
+    decays = {name: decay_in_file(track.decay) for name, track in theirs.tracks.items()}
+    return decays, cast(OptionsT, {**theirs.settings, **options})

@@ -6,18 +6,15 @@ from collections.abc import Mapping
 from typing import Any, TypedDict
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from polyak._core.clock import Start, in_steps
 from polyak._core.initial_weight import warn_if_older_than_the_run
 from polyak._core.nonfinite import NonFinitePolicy
 from polyak._core.optimizer_hook import Attachment
-from polyak._core.state_dict import EMAState
 from polyak._core.tensor_map import Buffers, Patterns
 from polyak.errors import ConfigError
-from polyak.schedules import Decay
-from polyak.schedules.decay import decay_in_file
 from polyak.torch import EMA
 from polyak.torch._engines.select import EngineName
 from polyak.torch.store import DType
@@ -99,15 +96,3 @@ def check_not_sharded(distributed_type: str) -> None:
             f"accelerator.distributed_type={distributed_type} shards the model: the average needs all of "
             "it in each process. Use DDP or a single device."
         )
-
-
-def arguments_in(state: Mapping[str, Any]) -> tuple[dict[str, Decay], EMAOptions]:
-    """The decays by track and the options of ``polyak.EMA`` in a state.
-
-    Raises:
-        CheckpointError: the state is malformed.
-    """
-    theirs = EMAState[Tensor].from_dict(state)
-    decays = {name: decay_in_file(track.decay) for name, track in theirs.tracks.items()}
-    settings = theirs.settings
-    return decays, {"every": settings["every"], "start": settings["start"], "seed": settings["seed"]}

@@ -10,7 +10,8 @@ from torch import nn
 
 from polyak.errors import CheckpointError
 from polyak.torch import EMA
-from polyak.trainers._common import EMAOptions, arguments_in
+from polyak.trainers._averaging import arguments_in
+from polyak.trainers._common import EMAOptions
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -58,7 +59,7 @@ def load(
         )
     model.load_state_dict(checkpoint["state_dict"])
     state = checkpoint[key_of(name)]["ema"]
-    decays, settings = arguments_in(state)
-    ema = EMA(model, decays, **(settings | options))
+    decays, options = arguments_in(state, options)
+    ema = EMA(model, decays, **options)
     ema.load_state_dict(state)
     return ema

@@ -14,20 +14,17 @@ from polyak.trainers._paddle import Averaging, EMAOptions
 # isort: split
 
 import paddle
-from paddle import Tensor
 from paddle.callbacks import Callback
 from paddle.distributed import ParallelEnv
 from paddle.hapi.callbacks import CallbackList
 
 from polyak._core.optimizer_hook import Attachment
 from polyak._core.resume_file import read_state
-from polyak._core.state_dict import EMAState
 from polyak._core.track import DEFAULT_DECAY, Decays, check_counts_steps
 from polyak.errors import CheckpointError, ConfigError, SwapError
 from polyak.paddle import tensors
 from polyak.paddle.random_numbers import same_random_numbers
-from polyak.schedules.decay import decay_in_file
-from polyak.trainers._averaging import numbers, say_beside
+from polyak.trainers._averaging import arguments_in, numbers, say_beside
 from polyak.trainers._evaluations import Evaluate
 
 if TYPE_CHECKING:
@@ -166,9 +163,8 @@ def load(
             "callbacks, or not to its end. Load another one, or model.load(path) to average from there."
         )
     state = read_state(f"{path}{SUFFIX}", tensors)
-    theirs = EMAState[Tensor].from_dict(state)
-    decays = {name: decay_in_file(track.decay) for name, track in theirs.tracks.items()}
-    average = WeightAveraging(decays, evaluate=evaluate, **(cast(EMAOptions, theirs.settings) | options))
+    decays, options = arguments_in(state, options)
+    average = WeightAveraging(decays, evaluate=evaluate, **options)
     model.load(path)
     average.set_model(model)
     average.on_train_begin()

@@ -19,8 +19,8 @@ from polyak._files.header import Header
 from polyak._foreign.keras import MARK, mark
 from polyak.errors import CheckpointError, ConfigError, MissingExtraError, PlanError
 from polyak.torch.random_numbers import same_random_numbers
-from polyak.trainers._averaging import closing, header_of, numbers
-from polyak.trainers._common import Averaging, EMAOptions, arguments_in
+from polyak.trainers._averaging import arguments_in, closing, header_of, numbers
+from polyak.trainers._common import Averaging, EMAOptions
 from polyak.trainers._evaluations import Evaluate
 
 if TYPE_CHECKING:
@@ -227,8 +227,8 @@ def load(
     model.load_weights(path)
     if part.found is None:
         raise CheckpointError(f"{path} holds no average: WeightAveraging was not among the callbacks.")
-    decays, settings = arguments_in(part.found["ema"])
-    average = WeightAveraging(decays, evaluate=evaluate, **(settings | options))
+    decays, options = arguments_in(part.found["ema"], options)
+    average = WeightAveraging(decays, evaluate=evaluate, **options)
     average.part.found = part.found
     average.set_model(model)
     average.begin()
