@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import pytest
 
-HELP = "import sys; sys.argv[0] = 'polyak'; from polyak.cli import main; main()"
+from polyak.cli import EXAMPLES
+from tests.command_line import polyak
 
 
 def too_big(text: str, lines: int = 24, columns: int = 80) -> list[str]:
@@ -17,34 +14,9 @@ def too_big(text: str, lines: int = 24, columns: int = 80) -> list[str]:
     return [*rows[lines:], *[row for row in rows if len(row) > columns]]
 
 
-def shown(*arguments: str) -> str:
-    environment = {**os.environ, "COLUMNS": "80", "LINES": "24", "NO_COLOR": "1", "TERM": "dumb"}
-    command = [sys.executable, "-c", HELP, *arguments, "--help"]
-    return subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        (),
-        *[
-            (c,)
-            for c in (
-                "average",
-                "bench",
-                "convert",
-                "demo",
-                "doctor",
-                "gate",
-                "inspect",
-                "sweep",
-                "synthesize",
-            )
-        ],
-    ],
-)
+@pytest.mark.parametrize("arguments", [(), *[(command.__name__,) for command in EXAMPLES]])
 def test_help_fits_a_screen(arguments: tuple[str, ...]) -> None:
-    text = shown(*arguments)
+    text = polyak(*arguments, "--help", TERM="dumb").stdout
     assert "Usage: polyak" in text
     # A command with many options may scroll, but never wrap.
     assert too_big(text, lines=24 if not arguments else 48) == []

@@ -5,20 +5,17 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from typer.testing import CliRunner, Result
 
 from polyak import ConfigError, HalfLife, Profile
-from polyak.cli import app
 from polyak.cli.average import Options
 from polyak.schedules import solve
+from tests.command_line import POLYAK, Done, polyak, polyak_process
 
-ENV = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "80", "NO_COLOR": "1"}
 STEPS = [10, 20, 40]
 
 
@@ -31,19 +28,13 @@ def paths(tmp_path: Path) -> list[str]:
     return [str(tmp_path / f"step-{step}.safetensors") for step in STEPS]
 
 
-def run(*arguments: str) -> Result:
-    return CliRunner().invoke(app, ["average", *arguments])
-
-
-def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    code = "from polyak.cli import main; main()"
-    line = [sys.executable, "-c", code, "average", *arguments]
-    return subprocess.run(line, capture_output=True, text=True, env=ENV, timeout=120, check=False)
+def run(*arguments: str) -> Done:
+    return polyak("average", *arguments)
 
 
 def test_as_a_person_runs_it(paths: list[str], tmp_path: Path) -> None:
     out = str(tmp_path / "o.safetensors")
-    shown = command(*paths, "-o", out, "--weights", "1,1,2")
+    shown = polyak_process("average", *paths, "-o", out, "--weights", "1,1,2")
     assert (shown.returncode, shown.stderr) == (0, "")
     assert shown.stdout == (
         f"{'file':<{len(paths[0])}}  step            weight\n"
@@ -59,7 +50,7 @@ def test_as_a_person_runs_it(paths: list[str], tmp_path: Path) -> None:
 
 def test_json_is_all_that_is_printed(paths: list[str], tmp_path: Path) -> None:
     out = str(tmp_path / "o.safetensors")
-    shown = command(*paths, "-o", out, "--half-life", "8", "--json")
+    shown = run(*paths, "-o", out, "--half-life", "8", "--json")
     assert (shown.returncode, shown.stderr) == (0, "")
     weights = solve(
         [Profile.raw(step) for step in STEPS], Profile.from_decay(HalfLife(steps=8), 40)
@@ -94,7 +85,7 @@ def test_a_mistake_is_one_line_and_status_1(
     extra: list[str], words: str, paths: list[str], tmp_path: Path
 ) -> None:
     out = tmp_path / "o.safetensors"
-    shown = command(*paths, "-o", str(out), *extra, "--json")
+    shown = run(*paths, "-o", str(out), *extra, "--json")
     assert (shown.returncode, shown.stdout) == (1, "")
     assert shown.stderr.startswith("polyak: ")
     assert shown.stderr.count("\n") == 1
@@ -104,8 +95,8 @@ def test_a_mistake_is_one_line_and_status_1(
 
 def test_no_place_to_write_to_is_a_usage_error(paths: list[str]) -> None:
     shown = run(*paths)
-    assert shown.exit_code == 2
-    assert "--out" in shown.output
+    assert shown.returncode == 2
+    assert "--out" in shown.stderr
 
 
 @pytest.mark.parametrize(
@@ -125,7 +116,7 @@ def test_options_reach_the_result(
     extra: list[str], dtype: type, value: float, paths: list[str], tmp_path: Path
 ) -> None:
     out = tmp_path / "o.safetensors"
-    assert run(*paths, "-o", str(out), *extra).exit_code == 0
+    assert run(*paths, "-o", str(out), *extra).returncode == 0
     made = load_file(out)["w"]
     assert made.dtype == dtype
     np.testing.assert_allclose(made, value, rtol=float(np.finfo(dtype).eps))
@@ -133,7 +124,7 @@ def test_options_reach_the_result(
 
 def test_shards(paths: list[str], tmp_path: Path) -> None:
     out = tmp_path / "o.safetensors"
-    assert run(*paths, "-o", str(out), "--max-shard-size", "0.1KB").exit_code == 0
+    assert run(*paths, "-o", str(out), "--max-shard-size", "0.1KB").returncode == 0
     index = json.loads((tmp_path / "o.safetensors.index.json").read_text())
     assert len(set(index["weight_map"].values())) == 2
     assert not out.exists()
@@ -153,8 +144,7 @@ def test_a_person_sees_how_far_it_is(paths: list[str], tmp_path: Path) -> None:
     big = {"w": np.zeros(30_000_000, np.float32)}
     save_file(big, tmp_path / "big.safetensors")
     leader, follower = pty.openpty()
-    code = "from polyak.cli import main; main()"
-    line = [sys.executable, "-c", code, "average", *[str(tmp_path / "big.safetensors")] * 3]
+    line = [*POLYAK, "average", *[str(tmp_path / "big.safetensors")] * 3]
     line += ["-o", str(tmp_path / "o.safetensors"), "--json"]
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
     with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=follower, env=environment) as process:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-ENV = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "80", "NO_COLOR": "1"}
+from tests.command_line import Done, polyak, polyak_process
+
 FACTORIES = """
 import torch
 from torch import nn
@@ -53,13 +54,20 @@ constant = 1
 """
 
 
-def bench(*arguments: str, cwd: Path, block: str = "") -> subprocess.CompletedProcess[str]:
-    """Run the command where ``mine.py`` is; `block` names a package that shall look uninstalled."""
+@pytest.fixture(autouse=True)
+def _nothing_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The user's module and its folder, and the number of threads."""
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    yield
+    torch.set_num_threads(threads)
+    sys.modules.pop("mine", None)
+
+
+def bench(*arguments: str, cwd: Path, **environment: str) -> Done:
+    """Run the command where ``mine.py`` is."""
     (cwd / "mine.py").write_text(FACTORIES)
-    code = f"import sys; sys.modules[{block!r}] = None; " if block else ""
-    code += "from polyak.cli import main; main()"
-    command = [sys.executable, "-P" if sys.version_info >= (3, 11) else "-B", "-c", code, "bench", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=ENV, cwd=cwd, timeout=120, check=False)
+    return polyak("bench", *arguments, cwd=cwd, **environment)
 
 
 def figures(*arguments: str, cwd: Path) -> dict[str, Any]:
@@ -139,19 +147,20 @@ def test_an_engine_that_does_not_take_the_tensors_is_left_out(tmp_path: Path) ->
 
 
 def test_a_missing_kernel_is_reported(tmp_path: Path) -> None:
-    arguments = ("--model", "mine:net", "--rounds", "1")
-    done = bench(*arguments, cwd=tmp_path, block="polyak._kernel._native")
+    (tmp_path / "mine.py").write_text(FACTORIES)
+    arguments = ("bench", "--model", "mine:net", "--rounds", "1")
+    done = polyak_process(*arguments, cwd=tmp_path, block="polyak._kernel._native")
     assert done.returncode == 0, done.stderr
     assert "engine     blocked (the C kernel was not built" in done.stdout
     assert 'left out   native: engine="native": the C kernel was not built' in done.stdout
     assert "pip install --force-reinstall" in done.stdout
-    done = bench(*arguments, "--engine", "native", cwd=tmp_path, block="polyak._kernel._native")
+    done = polyak_process(*arguments, "--engine", "native", cwd=tmp_path, block="polyak._kernel._native")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith('polyak: engine="native": the C kernel was not built')
 
 
 def test_torch_missing_answers_with_its_pip_line(tmp_path: Path) -> None:
-    done = bench(cwd=tmp_path, block="torch")
+    done = polyak_process("bench", cwd=tmp_path, block="torch")
     assert done.returncode == 1
     assert done.stderr == (
         'polyak: torch is not installed. Install it with: pip install "polyak[torch]". This command measures '
@@ -218,10 +227,7 @@ def test_a_number_below_its_range_is_a_usage_error(option: str, value: str, tmp_
 
 def test_a_dumb_terminal_sees_ascii_alone(tmp_path: Path) -> None:
     """A name such as mine:net: is no emoji, and the table has no lines that it cannot draw."""
-    (tmp_path / "mine.py").write_text(FACTORIES)
-    command = [sys.executable, "-m", "polyak", "bench", "--model", "mine:net", "--rounds", "1"]
-    plain = ENV | {"TERM": "dumb"}
-    done = subprocess.run(command, capture_output=True, text=True, env=plain, cwd=tmp_path, check=False)
+    done = bench("--model", "mine:net", "--rounds", "1", cwd=tmp_path, TERM="dumb")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("mine:net: ")
     assert done.stdout.isascii()

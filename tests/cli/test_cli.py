@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -13,24 +12,13 @@ from pathlib import Path
 
 import pytest
 from safetensors.numpy import load_file
-from typer.testing import CliRunner
 
-from polyak.cli import app
-
-POLYAK = [sys.executable, "-c", "from polyak.cli import main; main()"]
-ENV = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "80", "NO_COLOR": "1"}
-
-
-def polyak(*arguments: str, block: str = "", cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Run the command; `block` names a package that shall look uninstalled."""
-    code = f"import sys; sys.modules[{block!r}] = None; " if block else ""
-    command = [sys.executable, "-c", code + "from polyak.cli import main; main()", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=ENV, cwd=cwd, timeout=120, check=False)
+from tests.command_line import POLYAK, polyak, polyak_process
 
 
 def test_the_installed_command_is_this_one() -> None:
     script = Path(sys.executable).with_name("polyak")
-    shown = subprocess.run([script, "--version"], capture_output=True, text=True, check=True, env=ENV)
+    shown = subprocess.run([script, "--version"], capture_output=True, text=True, check=True)
     assert shown.stdout == f"polyak {version('polyak')}\n"
 
 
@@ -53,13 +41,13 @@ def test_demo_help_names_every_option() -> None:
 
 def test_help_needs_no_framework() -> None:
     for command in (["--help"], ["demo", "--help"]):
-        assert polyak(*command, block="torch").returncode == 0
+        assert polyak_process(*command, block="torch").returncode == 0
 
 
 @pytest.mark.parametrize("package", ["torch", "pooch", "sklearn", "matplotlib"])
 def test_a_missing_extra_answers_with_its_pip_line(package: str, tmp_path: Path) -> None:
     data = "digits" if package == "sklearn" else "auto"
-    answer = polyak("demo", "--data", data, "--root", str(tmp_path), block=package, cwd=tmp_path)
+    answer = polyak_process("demo", "--data", data, "--root", tmp_path, block=package, cwd=tmp_path)
     assert answer.returncode == 1
     assert answer.stderr == (
         f'polyak: {package} is not installed. Install it with: pip install "polyak[demo]"\n'
@@ -68,7 +56,7 @@ def test_a_missing_extra_answers_with_its_pip_line(package: str, tmp_path: Path)
 
 
 def test_any_other_missing_module_keeps_its_traceback() -> None:
-    answer = polyak("demo", "--data", "digits", block="ml_dtypes")
+    answer = polyak_process("demo", "--data", "digits", block="ml_dtypes")
     assert answer.returncode == 1
     assert "Traceback" in answer.stderr
 
@@ -110,9 +98,9 @@ def test_bad_input_is_one_line_and_nothing_is_written(
 def test_a_value_outside_its_choices_is_a_usage_error(
     arguments: list[str], message: str, tmp_path: Path
 ) -> None:
-    answer = CliRunner().invoke(app, arguments, env={"COLUMNS": "80", "NO_COLOR": "1"})
-    assert answer.exit_code == 2
-    assert message in " ".join(answer.output.replace("│", " ").split())
+    answer = polyak(*arguments)
+    assert answer.returncode == 2
+    assert message in " ".join(answer.stderr.replace("│", " ").split())
 
 
 def test_a_run_ends_with_the_table(tmp_path: Path) -> None:
@@ -149,7 +137,7 @@ def test_json_is_all_that_is_printed(tmp_path: Path) -> None:
 
 def test_ctrl_c_leaves_a_usable_run(tmp_path: Path) -> None:
     command = [*POLYAK, "demo", "--data", "digits", "--epochs", "100000", "--out", str(tmp_path / "run")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     metrics = tmp_path / "run" / "metrics.jsonl"
     deadline = time.monotonic() + 300
     try:
@@ -183,7 +171,7 @@ def test_ctrl_c_before_anything_began_is_quiet(tmp_path: Path) -> None:
         "data.load = lambda *_: signal.raise_signal(signal.SIGINT); "
     )
     command = [sys.executable, "-c", code + "from polyak.cli import main; main()", "demo", "--data", "digits"]
-    answer = subprocess.run(command, capture_output=True, text=True, env=ENV, cwd=tmp_path, check=False)
+    answer = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert answer.returncode == 130
     assert "Traceback" not in answer.stderr
     assert list(tmp_path.iterdir()) == []

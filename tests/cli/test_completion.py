@@ -10,14 +10,15 @@ from pathlib import Path
 
 import pytest
 
+from tests.command_line import polyak
+
 POLYAK = str(Path(sys.executable).with_name("polyak"))
 
 
 def completed(line: str) -> list[str]:
     """What bash is told to offer at the end of a line."""
     words = {"_POLYAK_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(line.count(" "))}
-    done = subprocess.run([POLYAK], capture_output=True, text=True, env=os.environ | words, check=False)
-    return done.stdout.split()
+    return polyak(**words).stdout.split()
 
 
 def test_commands_options_and_choices_are_completed() -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,18 +10,13 @@ import torch
 from safetensors.numpy import save_file
 
 from polyak.cli.console import printable, say_table
+from tests.command_line import Done, polyak
 
 TITLE = "\x1b]0;owned\x07"
 EVIL = f"{TITLE}\x1b[2J\x9b2J\u202e权重[red]\nintegrity verified"
 
 
-def run(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "polyak", *words], cwd=cwd, capture_output=True, text=True, check=False
-    )
-
-
-def harmless(done: subprocess.CompletedProcess[str]) -> bool:
+def harmless(done: Done) -> bool:
     lines = (done.stdout + done.stderr).splitlines()
     unsafe = [c for c in "\x1b\x07\x9b\u202e" for line in lines if c in line]
     return not unsafe and "integrity verified" not in lines
@@ -46,7 +39,7 @@ def test_inspect_shows_names_and_values_of_a_file_as_text(tmp_path: Path) -> Non
         {"arch": EVIL, "state_dict": net, "epoch": 3, EVIL: EVIL, "ema": {EVIL: torch.ones(2)}},
         tmp_path / "a.pt",
     )
-    done = run("inspect", "a.pt", cwd=tmp_path)
+    done = polyak("inspect", "a.pt", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert harmless(done)
 
@@ -54,7 +47,7 @@ def test_inspect_shows_names_and_values_of_a_file_as_text(tmp_path: Path) -> Non
 def test_names_in_errors_are_text_in_one_line(tmp_path: Path) -> None:
     torch.save({"w": torch.ones(1), EVIL: torch.ones(1)}, tmp_path / "a.pt")
     torch.save({"w": torch.ones(1)}, tmp_path / "b.pt")
-    done = run("average", "a.pt", "b.pt", "-o", "o.safetensors", cwd=tmp_path)
+    done = polyak("average", "a.pt", "b.pt", "-o", "o.safetensors", cwd=tmp_path)
     assert done.returncode == 1
     assert harmless(done)
     assert "owned" in done.stderr
@@ -71,7 +64,7 @@ def test_names_of_files_are_text(tmp_path: Path) -> None:
         ("convert", name, f"c{name}"),
         ("gate", name, name, "--eval", "echo 1 {weights}"),
     ):
-        done = run(*words, cwd=tmp_path)
+        done = polyak(*words, cwd=tmp_path)
         assert harmless(done), words
         assert "owned" in done.stdout + done.stderr, words
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +12,12 @@ import torch
 from safetensors.numpy import load_file
 
 import polyak
+from tests.command_line import Done, polyak_process
+from tests.command_line import polyak as command
 
-ENV = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "80", "NO_COLOR": "1"}
 
-
-def convert(*arguments: str | Path, block: str = "") -> subprocess.CompletedProcess[str]:
-    code = f"import sys; sys.modules[{block!r}] = None; " if block else ""
-    command = [sys.executable, "-c", code + "from polyak.cli import main; main()", "convert"]
-    return subprocess.run(
-        [*command, *map(str, arguments)], capture_output=True, text=True, env=ENV, timeout=120, check=False
-    )
+def convert(*arguments: str | Path) -> Done:
+    return command("convert", *arguments)
 
 
 def both(folder: Path) -> Path:
@@ -35,7 +28,7 @@ def both(folder: Path) -> Path:
 
 
 def test_both_parts(tmp_path: Path) -> None:
-    done = convert(both(tmp_path), tmp_path / "out.safetensors", block="torch")
+    done = polyak_process("convert", both(tmp_path), tmp_path / "out.safetensors", block="torch")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines() == [
         f"wrote {tmp_path / 'out-average.safetensors'}: average, 2 tensors",
@@ -97,12 +90,14 @@ def test_back(tmp_path: Path) -> None:
     assert done.stdout == f"wrote {tmp_path / 'swa.pt'}: swa_utils, 3 tensors\n"
     other = torch.optim.swa_utils.AveragedModel(torch.nn.Linear(3, 2))
     other.load_state_dict(torch.load(tmp_path / "swa.pt", weights_only=True))
-    done = convert(tmp_path / "average.safetensors", tmp_path / "p.pdparams", "--to", "paddle", block="torch")
+    line = ["convert", tmp_path / "average.safetensors", tmp_path / "p.pdparams", "--to", "paddle"]
+    done = polyak_process(*line, block="torch")
     assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_torch_is_asked_for_where_it_is_needed(tmp_path: Path) -> None:
-    done = convert(both(tmp_path), tmp_path / "out.pt", "--to", "torch", "--part", "raw", block="torch")
+    line = ["convert", both(tmp_path), tmp_path / "out.pt", "--to", "torch", "--part", "raw"]
+    done = polyak_process(*line, block="torch")
     assert done.returncode == 1
     assert done.stderr == (
         'polyak: PyTorch is not installed. Install it with: pip install "polyak[torch]". '

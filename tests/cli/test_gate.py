@@ -1,4 +1,4 @@
-"""`polyak gate` as a release pipeline runs it: another process and its exit status."""
+"""`polyak gate` as a release pipeline runs it: what it prints and its exit status."""
 
 from __future__ import annotations
 
@@ -11,23 +11,18 @@ from pathlib import Path
 
 import pytest
 
-POLYAK = [sys.executable, "-c", "from polyak.cli import main; main()"]
-ENV = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "80", "NO_COLOR": "1"}
+from tests.command_line import Done, polyak, polyak_process
+
 # The files hold their metric; "crash" among them is no number of the command's.
 SHOW = shlex.join([sys.executable, "-c", "import sys; print(open(sys.argv[1]).read())", "{weights}"])
 
 
-def gate(
-    folder: Path, new: str | None, best: str | None, *more: str, command: str = SHOW
-) -> subprocess.CompletedProcess[str]:
+def gate(folder: Path, new: str | None, best: str | None, *more: str, command: str = SHOW) -> Done:
     """Compare two files with this inside; None is no file."""
     for name, text in (("new", new), ("best", best)):
         if text is not None:
             (folder / name).write_text(text)
-    line = [*POLYAK, "gate", str(folder / "new"), str(folder / "best"), "--eval", command, *more]
-    return subprocess.run(
-        line, input="an answer\n", capture_output=True, text=True, env=ENV, timeout=120, check=False
-    )
+    return polyak("gate", folder / "new", folder / "best", "--eval", command, *more)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +98,10 @@ def test_a_command_that_hangs_is_not_waited_for(tmp_path: Path) -> None:
 def test_the_command_gets_no_input(tmp_path: Path) -> None:
     """Nothing of what the pipeline itself is fed."""
     count = shlex.join([sys.executable, "-c", "import sys; print(len(sys.stdin.read()))", "{weights}"])
-    said = gate(tmp_path, "1", "2", "--json", command=count).stdout
+    for name in ("new", "best"):
+        (tmp_path / name).write_text("1")
+    line = ["gate", tmp_path / "new", tmp_path / "best", "--eval", count, "--json"]
+    said = polyak_process(*line, input="an answer\n").stdout
     assert json.loads(said)["new"] == 0
 
 
@@ -146,7 +144,7 @@ def test_a_promotion_that_fails_is_no_pass(tmp_path: Path) -> None:
     show = shlex.join([sys.executable, "-c", "import sys; print(open(sys.argv[1]).read(4))", "{weights}"])
     files = [str(tmp_path / "new"), str(tmp_path / "best")]
     line = [*limited, "gate", *files, "--eval", show, "--promote"]
-    done = subprocess.run(line, capture_output=True, text=True, env=ENV, check=False)
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "cannot be written" in done.stderr
     assert (tmp_path / "best").read_text() == "0.93"
@@ -184,16 +182,13 @@ def test_files_that_cannot_be_compared_are_refused(tmp_path: Path) -> None:
     assert gate(tmp_path, None, "0.5", "--mode", "min", command=count).returncode == 0
 
 
-def against(
-    folder: Path, new: str, *best: str, more: tuple[str, ...] = ()
-) -> subprocess.CompletedProcess[str]:
+def against(folder: Path, new: str, *best: str, more: tuple[str, ...] = ()) -> Done:
     """Judge a file against several."""
     (folder / "new").write_text(new)
     files = [folder / f"best{i}" for i in range(len(best))]
     for file, text in zip(files, best, strict=True):
         file.write_text(text)
-    line = [*POLYAK, "gate", str(folder / "new"), *map(str, files), "--eval", SHOW, *more]
-    return subprocess.run(line, capture_output=True, text=True, env=ENV, timeout=120, check=False)
+    return polyak("gate", folder / "new", *files, "--eval", SHOW, *more)
 
 
 def test_every_opponent_must_be_beaten(tmp_path: Path) -> None:
@@ -212,9 +207,9 @@ def test_of_several_files_none_is_promoted_and_missing_ones_are_left_out(tmp_pat
     assert refused.returncode == 2
     assert "promote replaces one file, and there are 2 to beat" in refused.stderr
     (tmp_path / "best0").unlink()
-    line = [*POLYAK, "gate", *(str(tmp_path / name) for name in ("new", "best0", "best1")), "--eval", SHOW]
-    assert subprocess.run(line, capture_output=True, env=ENV, check=False).returncode == 2
-    done = subprocess.run([*line, "--allow-missing", "--json"], capture_output=True, env=ENV, check=False)
+    line = ["gate", *(tmp_path / name for name in ("new", "best0", "best1")), "--eval", SHOW]
+    assert polyak(*line).returncode == 2
+    done = polyak(*line, "--allow-missing", "--json")
     assert done.returncode == 0
     assert [one["metric"] for one in json.loads(done.stdout)["against"]] == [0.7]
 

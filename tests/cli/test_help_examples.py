@@ -12,6 +12,7 @@ import torch
 
 import polyak
 from polyak.cli import EXAMPLES
+from tests.command_line import polyak as command_line
 
 EVALUATE = """
 import sys
@@ -58,9 +59,7 @@ def test_an_example_runs(folder: Path, line: str) -> None:
 
 
 def test_every_command_shows_its_own_examples() -> None:
-    environment = os.environ | {"COLUMNS": "80", "NO_COLOR": "1", "TERM": "dumb"}
     for command, lines in EXAMPLES.items():
         assert all(line.startswith(f"polyak {command.__name__}") for line in lines)
-        shown = [sys.executable, "-m", "polyak", command.__name__, "--help"]
-        text = subprocess.run(shown, capture_output=True, text=True, env=environment, check=True).stdout
+        text = command_line(command.__name__, "--help", TERM="dumb").stdout
         assert [line.strip() for line in text.splitlines() if line.strip() in lines] == list(lines)

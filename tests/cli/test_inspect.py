@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 import polyak
+from tests.command_line import Done, polyak_process
+from tests.command_line import polyak as command
 
-POLYAK = [sys.executable, "-c", "from polyak.cli import main; main()"]
-ENV = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "80", "NO_COLOR": "1"}
 
-
-def inspect(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [*POLYAK, "inspect", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=ENV, timeout=120, check=False)
+def inspect(*arguments: str | Path, cwd: Path | None = None, **environment: str) -> Done:
+    return command("inspect", *arguments, cwd=cwd, **environment)
 
 
 @pytest.fixture(scope="module")
@@ -111,23 +106,18 @@ def test_a_damaged_file(files: Path, tmp_path: Path) -> None:
 
 
 def test_no_torch_is_needed(files: Path) -> None:
-    code = "import sys; sys.modules['torch'] = None; from polyak.cli import main; main()"
-    command = [sys.executable, "-c", code, "inspect", str(files / "both.pt")]
-    shown = subprocess.run(command, capture_output=True, text=True, env=ENV, timeout=120, check=False)
+    shown = polyak_process("inspect", files / "both.pt", block="torch")
     assert (shown.returncode, shown.stderr) == (0, "")
 
 
-def table(shown: subprocess.CompletedProcess[str]) -> list[list[str]]:
+def table(shown: Done) -> list[list[str]]:
     lines = [line for line in shown.stdout.splitlines() if line.startswith("│")]
     return [[cell.strip() for cell in line.strip("│").split("│")] for line in lines]
 
 
 def test_several_files_are_one_table(files: Path) -> None:
     names = ("average.safetensors", "raw.safetensors", "both.pt", "archive", "state.safetensors")
-    command = [*POLYAK, "inspect", *names]
-    shown = subprocess.run(
-        command, capture_output=True, text=True, env=ENV | {"COLUMNS": "100"}, cwd=files, check=False
-    )
+    shown = inspect(*names, cwd=files, COLUMNS="100")
     assert (shown.returncode, shown.stderr) == (0, "")
     assert table(shown) == [
         ["average.safetensors", "average", "500", "500", "60.6%", "630"],
@@ -183,7 +173,6 @@ def test_the_profiles_of_several_are_drawn_below_the_table(files: Path) -> None:
 
 
 def test_a_dumb_terminal_gets_a_plain_table(files: Path) -> None:
-    command = [*POLYAK, "inspect", str(files)]
-    shown = subprocess.run(command, capture_output=True, text=True, env=ENV | {"TERM": "dumb"}, check=False)
+    shown = inspect(files, TERM="dumb")
     assert shown.returncode == 0
     assert shown.stdout.isascii()

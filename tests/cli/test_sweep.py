@@ -21,19 +21,21 @@ from PIL import Image
 
 import polyak
 from polyak import Archive, Power
+from tests.command_line import POLYAK, Done, polyak_process
+from tests.command_line import polyak as polyak_command
 from tests.processes import gone
 
-POLYAK = [sys.executable, "-c", "from polyak.cli import main; main()"]
-ENV = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100", "NO_COLOR": "1"}
 PEAK = 60.0
 POSIX = pytest.mark.skipif(os.name != "posix", reason="signals")
 
 # The metric is a parabola over ln h with its top at PEAK, of the half-life the file itself states; each
-# evaluation leaves a line in a journal. The second argument is what else happens before that.
+# evaluation leaves a line in a journal. The second argument is what else happens before that. It reads the
+# header itself: importing polyak takes longer than all the rest.
 EVALUATE = f"""
-import math, os, sys, time
-import polyak
-half_life = polyak.load(sys.argv[1]).header.profile.half_life
+import json, math, os, sys, time
+with open(sys.argv[1], "rb") as file:
+    header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+half_life = json.loads(header["__metadata__"]["polyak"])["decay"]["steps"]
 with open(sys.argv[2], "a") as journal:
     print(os.getpid(), round(half_life, 3), file=journal)
 {{}}
@@ -95,13 +97,8 @@ def arguments(archive: Path, evaluation: Evaluation, out: Path, *more: str) -> l
     return ["sweep", str(archive), "--eval", evaluation.line, "--out", str(out), *more]
 
 
-def sweep(
-    archive: Path, evaluation: Evaluation, out: Path, *more: str, **environment: str
-) -> subprocess.CompletedProcess[str]:
-    command = [*POLYAK, *arguments(archive, evaluation, out, *more)]
-    return subprocess.run(
-        command, capture_output=True, text=True, env=ENV | environment, timeout=300, check=False
-    )
+def sweep(archive: Path, evaluation: Evaluation, out: Path, *more: str) -> Done:
+    return polyak_command(*arguments(archive, evaluation, out, *more), COLUMNS="100")
 
 
 def recorded(out: Path) -> dict[str, Any]:
@@ -246,9 +243,8 @@ def test_the_record_of_another_command_run_or_step_is_refused(
     assert sweep(archive, evaluation, out, *few).returncode == 0
     before = (out / "sweep.json").read_bytes()
     walk(another, 100)
-    theirs = [*POLYAK, "sweep", str(archive), "--eval", "test {weights}", "--out", str(out)]
     refused = {
-        "test {weights}": subprocess.run(theirs, capture_output=True, text=True, env=ENV, check=False),
+        "test {weights}": polyak_command("sweep", archive, "--eval", "test {weights}", "--out", out),
         Archive(another).run: sweep(another, evaluation, out, *few),
         "1990": sweep(archive, evaluation, out, *few, "--at", "1990"),
     }
@@ -292,8 +288,7 @@ def test_by_default_the_folder_is_inside_the_archive(evaluation: Evaluation, tmp
     folder = tmp_path / "archive"
     walk(folder, 200)
     few = ["--points", "1", "--refine", "0"]
-    command = [*POLYAK, "sweep", str(folder), "--eval", evaluation.line, *few]
-    assert subprocess.run(command, capture_output=True, env=ENV, check=False).returncode == 0
+    assert polyak_command("sweep", folder, "--eval", evaluation.line, *few).returncode == 0
     assert recorded(folder / "sweep")["best"] is not None
     assert Archive(folder).steps[-1] == 200
 
@@ -302,11 +297,8 @@ def test_without_matplotlib_all_but_the_picture_is_there(
     archive: Path, evaluation: Evaluation, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    code = "import sys; sys.modules['matplotlib'] = None; from polyak.cli import main; main()"
     few = arguments(archive, evaluation, out, "--points", "2", "--refine", "0", "--json")
-    done = subprocess.run(
-        [sys.executable, "-c", code, *few], capture_output=True, text=True, env=ENV, check=False
-    )
+    done = polyak_process(*few, block="matplotlib")
     assert done.returncode == 0
     assert 'pip install "polyak[plot]"' in done.stderr
     assert json.loads(done.stdout)["png"] is None
@@ -317,7 +309,8 @@ def test_a_terminal_without_unicode_gets_its_drawing(
     archive: Path, evaluation: Evaluation, tmp_path: Path
 ) -> None:
     few = ["--points", "3", "--refine", "0"]
-    done = sweep(archive, evaluation, tmp_path / "out", *few, PYTHONIOENCODING="ascii")
+    line = arguments(archive, evaluation, tmp_path / "out", *few)
+    done = polyak_process(*line, PYTHONIOENCODING="ascii")
     assert done.returncode == 0, done.stderr
     assert done.stdout.isascii()
     assert "@" in done.stdout
@@ -333,7 +326,7 @@ def test_a_pipe_gets_a_line_for_each_half_life_when_it_is_done(
     few = arguments(
         archive, evaluation, tmp_path / "out", "--points", "2", "--refine", "0", "--timeout", "60"
     )
-    process = subprocess.Popen([*POLYAK, *few], stdout=subprocess.PIPE, text=True, env=ENV)
+    process = subprocess.Popen([*POLYAK, *few], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     first = process.stdout.readline()
     seen.touch()
@@ -377,7 +370,7 @@ def test_a_terminal_shows_how_far_how_fast_and_for_how_long(
 
     ours, theirs = pty.openpty()
     few = arguments(archive, evaluation, tmp_path / "out", "--points", "4", "--refine", "1", "--json")
-    environment = ENV | {"TERM": "xterm"}
+    environment = os.environ | {"TERM": "xterm", "COLUMNS": "100"}
     done = subprocess.Popen([*POLYAK, *few], stdout=subprocess.PIPE, stderr=theirs, env=environment)
     os.close(theirs)
     shown = b""
@@ -407,7 +400,7 @@ def started(archive: Path, evaluation: Evaluation, out: Path, trials: int) -> su
         code,
         *arguments(archive, evaluation, out, "--points", "4", "--refine", "2"),
     ]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while len(evaluation.half_lives) <= trials:
         assert process.poll() is None, process.communicate()

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,14 +10,12 @@ import torch
 from torch import nn
 
 import polyak
+from tests.command_line import Done
+from tests.command_line import polyak as command
 
-COMMAND = "import sys; sys.argv[0] = 'polyak'; from polyak.cli import main; main()"
 
-
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "COLUMNS": "100", "NO_COLOR": "1"}
-    command = [sys.executable, "-c", COMMAND, "synthesize", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+def run(*arguments: str) -> Done:
+    return command("synthesize", *arguments, COLUMNS="100")
 
 
 @pytest.fixture(scope="module")

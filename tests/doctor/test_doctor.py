@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from textwrap import dedent, indent
 
@@ -12,6 +10,7 @@ import pytest
 
 from polyak.doctor import examine
 from polyak.errors import ConfigError
+from tests.command_line import Done, polyak
 
 HEAD = """
 import torch
@@ -279,9 +278,8 @@ def notebook(path: Path, *cells: str) -> Path:
     return path
 
 
-def doctor(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "polyak", "doctor", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+def doctor(*arguments: str | Path) -> Done:
+    return polyak("doctor", *arguments)
 
 
 CELLS = (
