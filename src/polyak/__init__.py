@@ -51,12 +51,13 @@ from polyak.select.best_checkpoint import BestCheckpoint as BestCheckpoint
 
 if TYPE_CHECKING:
     from polyak.torch import EMA as EMA
+    from polyak.torch import Teacher as Teacher
     from polyak.torch import update_batchnorm as update_batchnorm
 
 __version__ = version("polyak")
 
 _ROOMS = ("paddle", "torch")
-_LAZY = {"EMA": "polyak.torch", "update_batchnorm": "polyak.torch"}
+_LAZY = {"EMA": "polyak.torch", "Teacher": "polyak.torch", "update_batchnorm": "polyak.torch"}
 
 __all__ = [
     "EMA",
@@ -83,6 +84,7 @@ __all__ = [
     "Ramp",
     "Recency",
     "SwapError",
+    "Teacher",
     "Uniform",
     "Warmup",
     "average_checkpoints",

@@ -172,6 +172,19 @@ def named_decays(decay: Decays) -> dict[str, Decay]:
     return {name: as_decay(value) for name, value in named.items()}
 
 
+def check_single(decay: object) -> None:
+    """Check that this is one decay, not several by name.
+
+    Raises:
+        ConfigError: it is a mapping.
+    """
+    if isinstance(decay, Mapping):
+        raise ConfigError(
+            f"decay={decay}: a teacher is one average, so it has one decay. Keep further averages of the "
+            "student in an EMA of their own beside it."
+        )
+
+
 def refuse_decay(where: str, value: object) -> NoReturn:
     """Refuse to assign a decay; the error explains how to change it."""
     raise ConfigError(

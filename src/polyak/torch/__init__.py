@@ -12,3 +12,4 @@ from polyak._core.state_dict import LoadReport as LoadReport
 from polyak._core.track import Track as Track
 from polyak.torch.batchnorm import update_batchnorm as update_batchnorm
 from polyak.torch.ema import EMA as EMA
+from polyak.torch.teacher import Teacher as Teacher

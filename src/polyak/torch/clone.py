@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from polyak._core.deepcopy import Copier
 from polyak.errors import PlanError
 from polyak.torch.store import outside_inference_mode
-from polyak.torch.tensor_map import unwrap
+from polyak.torch.tensor_map import NotAveraged, modules_of, unwrap
 
 # Module of the classes that compute through a graph of nodes. Nodes hold the live layers, which copying a
 # module's attributes does not replace.
@@ -39,8 +39,10 @@ def clone_onto(model: ModuleT, tensors: Mapping[int, Tensor]) -> tuple[ModuleT, 
         PlanError: an attribute reaches the original, or a Keras module would compute with the original's
             layers.
     """
-    memo: dict[int, Any] = {}
-    for module in model.modules():
+    modules = modules_of(model)
+    memo: dict[int, Any] = {id(module): None for module in modules if isinstance(module, NotAveraged)}
+    modules = [module for module in modules if id(module) not in memo]
+    for module in modules:
         _refuse_nodes(module)
         inner = unwrap(module)
         if id(inner) not in memo:
@@ -49,7 +51,7 @@ def clone_onto(model: ModuleT, tensors: Mapping[int, Tensor]) -> tuple[ModuleT, 
         for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
             memo[id(tensor)] = _as_class_of(tensor, tensors[id(tensor)])
     copier = Copier(memo, Tensor, _copied)
-    for module in model.modules():
+    for module in modules:
         if unwrap(module) is module:
             copier.fill(
                 memo[id(module)], module, [key for key in module.__dict__ if not _compiled(module, key)]

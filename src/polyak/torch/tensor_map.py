@@ -65,6 +65,13 @@ class TensorMap(BaseTensorMap[Tensor]):
 _requires_grad = attrgetter("requires_grad")
 
 
+class NotAveraged(nn.Module):
+    """A module that does not belong to the model around it where that is averaged: a teacher in its student.
+
+    A copy of the model on averaged tensors has None in its place.
+    """
+
+
 def unwrap(module: nn.Module) -> nn.Module:
     """The module that DDP, ``torch.compile``, FSDP or activation checkpointing wrapped."""
     while True:
@@ -81,8 +88,23 @@ def walk(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]
     module = unwrap(module)
     yield prefix, module
     for key, child in module._modules.items():
-        if child is not None:
+        if child is not None and not isinstance(child, NotAveraged):
             yield from walk(child, f"{prefix}{key}.")
+
+
+def modules_of(module: nn.Module) -> list[nn.Module]:
+    """All submodules with their wrappers; of those that are not averaged only the outermost.
+
+    ``module.modules()`` would ask a teacher inside for its module, which may be the one being made.
+    """
+    found, todo = dict[int, nn.Module](), [module]
+    while todo:
+        one = todo.pop()
+        if id(one) not in found:
+            found[id(one)] = one
+            inside = () if isinstance(one, NotAveraged) else reversed(one._modules.values())
+            todo += [child for child in inside if child is not None]
+    return list(found.values())
 
 
 def _refuse_torchscript(modules: dict[str, nn.Module]) -> None:
@@ -99,7 +121,7 @@ _WHOLE = "Average a model that is complete in each process: under DDP, or on one
 
 def _refuse_fsdp(model: nn.Module) -> None:
     """Refuse FSDP1; the parameters of FSDP2 are refused one by one."""
-    if any("_fsdp_wrapped_module" in module._modules for module in model.modules()):
+    if any("_fsdp_wrapped_module" in module._modules for module in modules_of(model)):
         raise PlanError(f"the model is wrapped by FSDP, whose parameters are shards. {_WHOLE}")
 
 
