@@ -181,14 +181,18 @@ class Passing(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.scale = nn.Parameter(torch.ones(()))
+        self.recorded: list[bool] = []
 
     def forward(self, x: Tensor, *, extra: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        self.recorded.append(torch.is_grad_enabled())
         return x, extra["y"], self.scale * x
 
 
 def test_an_input_that_is_passed_through_is_cut_off_too() -> None:
     x, y = torch.ones(2, requires_grad=True), torch.ones(2, requires_grad=True)
-    answers = Teacher(Passing())(x, extra={"y": y})
+    teacher = Teacher(Passing())
+    answers = teacher(x, extra={"y": y})
+    assert teacher.module.recorded == [False]
     assert [answer.requires_grad for answer in answers] == [False] * 3
 
 
@@ -225,10 +229,11 @@ def test_a_parents_dtype_is_not_its_own_and_it_answers_before_and_after_the_next
 ) -> None:
     pair = Pair(0.5).eval()
     x = torch.randn(8, 3)
-    wanted, memory = pair.teacher(x), pair.teacher.module[0].weight.data_ptr()
+    wanted, weight = pair.teacher(x), pair.teacher.module[0].weight
+    memory = weight.data_ptr()
     pair.to(dtype)
-    assert pair.teacher.module[0].weight.data_ptr() == memory
-    assert pair.teacher.module[0].weight.dtype == torch.float32
+    for one in (weight, pair.teacher.module[0].weight):
+        assert (one.dtype, one.data_ptr()) == (torch.float32, memory)
     close = {"rtol": 3e-2, "atol": 3e-2} if dtype.itemsize == 2 else {"rtol": 1e-5, "atol": 1e-5}
     torch.testing.assert_close(pair.teacher(x.to(dtype)).float(), wanted, **close)
     nn.functional.mse_loss(pair.student(x.to(dtype)), pair.teacher(x.to(dtype)).to(dtype)).backward()

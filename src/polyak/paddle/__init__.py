@@ -16,3 +16,4 @@ from polyak._core.track import Track as Track
 from polyak.paddle.batchnorm import update_batchnorm as update_batchnorm
 from polyak.paddle.ema import EMA as EMA
 from polyak.paddle.exponential import ExponentialMovingAverage as ExponentialMovingAverage
+from polyak.paddle.teacher import Teacher as Teacher

@@ -11,7 +11,7 @@ from paddle import Tensor, nn
 from paddle.base.framework import EagerParamBase
 
 from polyak._core.deepcopy import Copier
-from polyak.paddle.tensor_map import unwrap
+from polyak.paddle.tensor_map import NotAveraged, layers_of, unwrap
 from polyak.paddle.tensors import alias, duplicate, holds_values
 
 LayerT = TypeVar("LayerT", bound=nn.Layer)
@@ -31,9 +31,10 @@ def clone_onto(layer: LayerT, tensors: Mapping[int, Tensor]) -> tuple[LayerT, li
     Raises:
         PlanError: an attribute reaches the original.
     """
-    memo: dict[int, Any] = {}
     copies: list[tuple[Tensor, Tensor]] = []
-    layers = layer.sublayers(include_self=True)
+    layers = layers_of(layer)
+    memo: dict[int, Any] = {id(one): None for one in layers if isinstance(one, NotAveraged)}
+    layers = [one for one in layers if id(one) not in memo]
     for one in layers:
         inner = unwrap(one)
         memo.setdefault(id(inner), object.__new__(type(inner)))

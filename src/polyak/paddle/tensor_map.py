@@ -70,6 +70,13 @@ class TensorMap(BaseTensorMap[Tensor]):
 _stop_gradient = attrgetter("stop_gradient")
 
 
+class NotAveraged(nn.Layer):
+    """A layer that does not belong to the model around it where that is averaged: a teacher in its student.
+
+    A copy of the model on averaged tensors has None in its place.
+    """
+
+
 def unwrap(layer: nn.Layer) -> nn.Layer:
     """The layer that ``DataParallel`` or fleet wrapped."""
     while isinstance(layer, paddle.DataParallel | MetaParallelBase):
@@ -81,8 +88,24 @@ def _walk(layer: nn.Layer, prefix: str = "") -> Iterator[tuple[str, nn.Layer]]:
     layer = unwrap(layer)
     yield prefix, layer
     for key, child in cast("dict[str, nn.Layer | None]", layer._sub_layers).items():
-        if child is not None:
+        if child is not None and not isinstance(child, NotAveraged):
             yield from _walk(child, f"{prefix}{key}.")
+
+
+def layers_of(layer: nn.Layer) -> list[nn.Layer]:
+    """All sublayers with their wrappers; of those that are not averaged only the outermost.
+
+    ``layer.sublayers()`` would ask a teacher inside for its layer, which may be the one being made.
+    """
+    found, todo = dict[int, nn.Layer](), [layer]
+    while todo:
+        one = todo.pop()
+        if id(one) not in found:
+            found[id(one)] = one
+            held = cast("dict[str, nn.Layer | None]", one._sub_layers)
+            inside = () if isinstance(one, NotAveraged) else reversed([*held.values()])
+            todo += [child for child in inside if child is not None]
+    return list(found.values())
 
 
 def _model_tensors(layers: dict[str, nn.Layer]) -> Iterator[ModelTensor[Tensor]]:
