@@ -184,6 +184,13 @@ def test_torch_missing_answers_with_its_pip_line(tmp_path: Path) -> None:
         (["--model", "mine:stuck", "--rounds", "1"], "training step raised ZeroDivisionError: division by"),
         (["--device", "toaster"], "device='toaster' cannot be used here"),
         (["--device", "cuda:99"], "device='cuda:99' cannot be used here"),
+        (["params=1e9"], "params=1e9: needs --plan, as in: polyak bench --plan params=1e12 gpus=4096"),
+        (["--plan", "params=1e9"], "--plan needs gpus=, as in"),
+        (
+            ["--plan", "params=1e9", "gpus=8", "gpu=8"],
+            "gpu=8: must be NAME=VALUE, of the names params, gpus,",
+        ),
+        (["--plan", "params=1e9", "gpus=8", "--dtype", "split"], "instead of options write NAME=VALUE, such"),
     ],
 )
 def test_bad_input_is_one_line(arguments: list[str], message: str, tmp_path: Path) -> None:
@@ -231,3 +238,13 @@ def test_a_dumb_terminal_sees_ascii_alone(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("mine:net: ")
     assert done.stdout.isascii()
+
+
+def test_a_plan_is_computed_without_torch_and_fits_the_screen(tmp_path: Path) -> None:
+    done = bench("--plan", "params=1e12", "gpus=4096", cwd=tmp_path, block="torch")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    assert re.search(r"│ fully_shard +│ 0.00098 │ 488 MB │ +977 MB │ 0.814 ms │ +0 │ +4 TB │", done.stdout)
+    found = json.loads(bench("--plan", "params=1e12", "gpus=4096", "--json", cwd=tmp_path).stdout)
+    assert (found["params"], found["gpus"], found["dtype"]) == (1e12, 4096, "float32")
+    assert [row["held"] for row in found["modes"] if row["mode"] == "DDP"] == [4e12]

@@ -27,7 +27,11 @@ EXAMPLES: dict[Callable[..., None], tuple[str, ...]] = {
         "polyak average step-*.pt -o mean.safetensors",
         "polyak average a.pt b.pt --weights 2,1 -o mean.safetensors",
     ),
-    bench: ("polyak bench --model lenet", "polyak bench --model mine:factory --engine auto"),
+    bench: (
+        "polyak bench --model lenet",
+        "polyak bench --model mine:factory --engine auto",
+        "polyak bench --plan params=1e12 gpus=4096 dtype=split",
+    ),
     convert: (
         "polyak convert checkpoint.pt ema.safetensors --part ema",
         "polyak convert average.safetensors model.pt --to torch",

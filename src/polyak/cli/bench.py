@@ -11,9 +11,12 @@ import typer
 
 from polyak.bench.cost import LIMIT
 from polyak.bench.options import Engine, Options, Params, Store
+from polyak.bench.plan import Cluster, Row, parse
+from polyak.bench.plan import plan as plan_of
 from polyak.cli.console import progress, say, say_table
 from polyak.cli.extras import needs
 from polyak.cli.options import Json
+from polyak.errors import ConfigError
 
 if TYPE_CHECKING:
     from polyak.bench.measure import Figures
@@ -26,6 +29,9 @@ _PADDLE = (
 
 
 def bench(
+    quantities: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME=VALUE]...", help="With --plan.", show_default=False)
+    ] = None,
     model: Annotated[
         str, typer.Option(help="resnet50, vit_b, many_small, lenet or YOUR.module:factory.")
     ] = "resnet50",
@@ -56,10 +62,20 @@ def bench(
     threads: Annotated[int | None, typer.Option(min=1, help="Of torch.", show_default="torch's own")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Number of rounds; figures are medians.")] = 15,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1.")] = "cpu",
+    plan: Annotated[bool, typer.Option("--plan", help="Compute instead: params=1e12 gpus=4096 ...")] = False,
     as_json: Json = False,
 ) -> None:
-    """Measure what an average of a model costs on this machine."""
+    """Measure what an average of a model costs on this machine, or compute it for a cluster."""
     options = Options(model, engine, dtype, params, tracks, threads, rounds, device)
+    if plan:
+        if options != Options():
+            raise ConfigError(
+                "--plan measures nothing: instead of options write NAME=VALUE, such as dtype=split."
+            )
+        _show_plan(parse(quantities or []), as_json)
+        return
+    if quantities:
+        raise ConfigError(f"{quantities[0]}: needs --plan, as in: polyak bench --plan params=1e12 gpus=4096")
     with needs("torch", "torch", instead=_PADDLE):
         from polyak.bench.run import run
 
@@ -69,6 +85,48 @@ def bench(
         print(json.dumps(asdict(report) | {"bandwidth": report.measured.bandwidth}))
     else:
         _show(report)
+
+
+def _show_plan(cluster: Cluster, as_json: bool) -> None:
+    rows = plan_of(cluster)
+    if as_json:
+        print(json.dumps(asdict(cluster) | {"modes": [asdict(row) for row in rows]}))
+        return
+    say(
+        f"{cluster.params:,.0f} parameters of {cluster.live} on {cluster.gpus:,} GPU(s), "
+        f"groups of {cluster.group};",
+        f"{cluster.tracks} average(s) in {cluster.dtype}, every={cluster.every}. Each GPU, by formula:",
+    )
+    say_table(("", "bytes", "model", "averages", "update", "swap", "file"), map(_plan_row, rows))
+    speeds = [_size(speed) for speed in (cluster.bandwidth, cluster.link, cluster.host)]
+    say(
+        "bytes      of averages, for each parameter of the whole model",
+        f"update     each step, at {speeds[0]}/s of memory; sends nothing to other GPUs",
+        f"host       beside the training: {speeds[1]}/s to the host, {speeds[2]}/s of its memory",
+        "swap       received to enter and leave average_parameters",
+        "file       received by rank 0 to save one average as one file",
+    )
+
+
+def _plan_row(row: Row) -> tuple[str, ...]:
+    averages, update = _size(row.host or row.held), _scaled(row.update, {"s": 1, "ms": 1e-3})
+    sent = _size(row.block), _size(row.file)
+    return row.mode, f"{row.each:.2g}", _size(row.model), averages, update, *sent
+
+
+def _size(count: float) -> str:
+    """Bytes, with three digits.
+
+    Examples:
+        >>> _size(0), _size(976562500), _size(4e12)
+        ('0', '977 MB', '4 TB')
+    """
+    return _scaled(count, {"TB": 1e12, "GB": 1e9, "MB": 1e6, "kB": 1e3, "B": 1})
+
+
+def _scaled(value: float, units: dict[str, float]) -> str:
+    unit = next((one for one, size in units.items() if value >= 0.9995 * size), [*units][-1])
+    return f"{value / units[unit]:,.3g} {unit}" if value else "0"
 
 
 def _show(report: Report) -> None:
