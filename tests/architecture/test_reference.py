@@ -17,7 +17,7 @@ PACKAGES = (
     "polyak",
     *(f"polyak.{room}" for room in ("torch", "paddle", "schedules", "archive", "merge", "select", "doctor")),
 )
-FILES = ("polyak.errors", "polyak.reference", "polyak.bench.cost")
+FILES = ("polyak.errors", "polyak.reference", "polyak.bench.cost", "polyak.bench.plan")
 ROOMS_OF_FILES = ("trainers", "dropin")
 
 

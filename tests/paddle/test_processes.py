@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -17,7 +18,7 @@ from polyak.paddle import EMA
 
 from .process_worker import STEPS, network
 
-KINDS = ("DataParallel", "fleet", "fleet, sharding")
+KINDS = ("DataParallel", "fleet", "fleet, sharding", "group_sharded")
 
 
 def free_ports(count: int) -> list[int]:
@@ -65,6 +66,18 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
             process.kill()
             process.wait()
     return folder
+
+
+@pytest.mark.parametrize("folder", ["group_sharded"], indirect=True)
+@pytest.mark.parametrize("rank", [0, 1])
+def test_slices_and_pieces_are_refused_with_the_way_out(folder: Path, rank: int) -> None:
+    wrapped, inner, column = json.loads((folder / f"refusals{rank}.json").read_text())
+    assert wrapped.startswith('the layer is wrapped by GroupShardedStage3 (level="p_g_os")')
+    assert inner.startswith('0.weight belongs to GroupShardedStage3 (level="p_g_os")')
+    for answer in (wrapped, inner):
+        assert 'level="os_g" or "os" keeps parameters whole' in answer
+    assert column.startswith("weight is a piece of a tensor-parallel layer (mp_degree)")
+    assert 'exclude="weight"' in column
 
 
 @pytest.mark.parametrize("listed", ["", "listed"])

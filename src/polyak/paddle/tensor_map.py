@@ -19,6 +19,8 @@ from typing import Any, cast
 import paddle
 from paddle import Tensor, nn
 from paddle.distributed.fleet.meta_parallel.meta_parallel_base import MetaParallelBase
+from paddle.distributed.fleet.meta_parallel.sharding.group_sharded_stage2 import GroupShardedStage2
+from paddle.distributed.fleet.meta_parallel.sharding.group_sharded_stage3 import GroupShardedStage3
 from paddle.nn.layer.norm import _BatchNormBase
 
 from polyak._core.change_detection import snapshot_attributes, snapshot_dicts
@@ -27,6 +29,10 @@ from polyak._core.tensor_map import TensorMap as BaseTensorMap
 from polyak.errors import PlanError
 from polyak.paddle.tensors import holds_values, unchanged_check
 
+_STAGE_3 = (
+    'GroupShardedStage3 (level="p_g_os"): each process holds slices of the parameters, which polyak does not '
+    'average. level="os_g" or "os" keeps parameters whole, and divides gradients and the optimizer\'s state.'
+)
 _RUNNING_STATISTICS = ("_mean", "_variance")
 _SPECTRAL_VECTORS = ("weight_u", "weight_v")
 
@@ -78,9 +84,16 @@ class NotAveraged(nn.Layer):
 
 
 def unwrap(layer: nn.Layer) -> nn.Layer:
-    """The layer that ``DataParallel`` or fleet wrapped."""
-    while isinstance(layer, paddle.DataParallel | MetaParallelBase):
-        layer = cast(nn.Layer, layer._layers)
+    """The layer that ``DataParallel``, fleet or ``group_sharded_parallel`` wrapped.
+
+    Raises:
+        PlanError: its parameters are slices.
+    """
+    while isinstance(layer, paddle.DataParallel | MetaParallelBase | GroupShardedStage2 | GroupShardedStage3):
+        if isinstance(layer, GroupShardedStage3):
+            raise PlanError(f"the layer is wrapped by {_STAGE_3}")
+        name = "_layer" if isinstance(layer, GroupShardedStage2) else "_layers"
+        layer = cast(nn.Layer, getattr(layer, name))
     return layer
 
 
@@ -146,15 +159,24 @@ def _trained(tensor: Tensor) -> bool:
 
 
 def _refuse_scattered(entry: TensorEntry[Tensor]) -> None:
-    if entry.role != "share" and not entry.live.is_dense():
-        what = "sharded: polyak" if entry.live.is_dist() else "sparse: Paddle"
-        raise PlanError(
-            f'{entry.name} is {what} cannot copy it. exclude="{entry.name}" leaves it the layer\'s own.'
-        )
+    live = entry.live
+    if entry.role == "share":
+        return
+    if getattr(live, "is_distributed", False):  # set by fleet's tensor-parallel layers, on parameters alone
+        what = "a piece of a tensor-parallel layer (mp_degree), the rest is in other processes: polyak"
+    elif not live.is_dense():
+        what = "sharded: polyak" if live.is_dist() else "sparse: Paddle"
+    else:
+        return
+    raise PlanError(
+        f'{entry.name} is {what} cannot copy it. exclude="{entry.name}" leaves it the layer\'s own.'
+    )
 
 
 def _identity(tensor: Tensor, name: str) -> object:
     """Equal for tied tensors, those that share one memory under several objects or names."""
+    if hasattr(tensor, "fw_storage"):  # how stage 3 itself marks the parameters it has cut
+        raise PlanError(f"{name} belongs to {_STAGE_3}")
     if not holds_values(tensor):
         raise PlanError(
             f"{name} is not initialised yet: call its initialize(), or make the layer outside of LazyGuard."
