@@ -31,6 +31,7 @@ from polyak.errors import PlanError as PlanError
 from polyak.errors import PolyakError as PolyakError
 from polyak.errors import SwapError as SwapError
 from polyak.merge.average import average_checkpoints as average_checkpoints
+from polyak.schedules import Adaptive as Adaptive
 from polyak.schedules import Anneal as Anneal
 from polyak.schedules import Capped as Capped
 from polyak.schedules import Constant as Constant
@@ -61,6 +62,7 @@ _LAZY = {"EMA": "polyak.torch", "Teacher": "polyak.torch", "update_batchnorm": "
 
 __all__ = [
     "EMA",
+    "Adaptive",
     "Anneal",
     "Archive",
     "Average",

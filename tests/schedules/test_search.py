@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from polyak import ConfigError
+from polyak.schedules.golden_section import best_of, grid, refined
+from polyak.schedules.metric import Mode, check_min_gain, check_mode, gain
 from polyak.select.gate import lower_bound
-from polyak.select.golden_section import best_of, grid, refined
-from polyak.select.metric import Mode, check_min_gain, check_mode, gain
 
 MODES = st.sampled_from(["max", "min"])
 

@@ -18,25 +18,14 @@ from polyak._core.optimizer_hook import Attachment, MissedStepDetector, Optimize
 from polyak._core.swap_guard import Block, Exchange, active_exchanges, finished
 from polyak._core.tensor_map import Patterns
 from polyak._core.tensors import T
-from polyak._core.track import Track, check_counts_steps, refuse_decay
+from polyak._core.track import Decays, Track, check_counts_steps, refuse_decay
+from polyak._core.watch import Watch
 from polyak.errors import ConfigError, PlanError, SwapError
-from polyak.schedules import Decay
+from polyak.schedules import Adaptive, Decay
+from polyak.schedules.adaptive import Choice
 from polyak.schedules.drawing import summary
 
 ModelT_co = TypeVar("ModelT_co", covariant=True)
-
-
-class Watch:
-    """The handle of a function that is called after each update, until ``remove()``."""
-
-    def __init__(self, watchers: list[Watch], call: Callable[[], None]) -> None:
-        self._watchers, self.call = watchers, call
-        watchers.append(self)
-
-    def remove(self) -> None:
-        """Stop calling. A second call does nothing."""
-        if self in self._watchers:
-            self._watchers.remove(self)
 
 
 class BaseEMA(Generic[ModelT_co, T]):
@@ -44,13 +33,18 @@ class BaseEMA(Generic[ModelT_co, T]):
 
     Args:
         averages: of the model, in its framework.
+        decay: as it was given.
         every: update the averages every k-th step only.
         start: copy the model up to this step.
         seed: of the random bits that round 16-bit averages.
     """
 
-    def __init__(self, averages: AverageSet[ModelT_co, T], every: int, start: int, seed: int) -> None:
+    def __init__(
+        self, averages: AverageSet[ModelT_co, T], decay: Decays, every: int, start: int, seed: int
+    ) -> None:
         self._averages = averages
+        self._adaptive = decay if isinstance(decay, Adaptive) else None
+        self._choice = self._first_choice()
         self.every, self.start, self._seed = every, start, seed
         self.run = secrets.token_hex(8)
         self._clock = Clock.at(0, {track.decay.unit for track in averages.tracks.values()})
@@ -73,7 +67,7 @@ class BaseEMA(Generic[ModelT_co, T]):
     def __repr__(self) -> str:
         decays = [track.decay for track in self._averages.tracks.values()]
         named = ", ".join(f"{name!r}: {track.decay}" for name, track in self._averages.tracks.items())
-        decay = f"{decays[0]}" if len(decays) == 1 else f"{{{named}}}"
+        decay = self._adaptive or (decays[0] if len(decays) == 1 else f"{{{named}}}")
         return f"EMA({self._averages.class_name()}, decay={decay}, step={self.step})"
 
     def __str__(self) -> str:
@@ -107,9 +101,14 @@ class BaseEMA(Generic[ModelT_co, T]):
         return self._averages.tracks
 
     @property
+    def following(self) -> str:
+        """The track that is meant where none is named: the first, or the one that ``observe`` chose."""
+        return self._choice.following
+
+    @property
     def decay(self) -> Decay:
-        """The schedule of the first track; it cannot be changed, since the profile depends on it."""
-        return self._averages.first.decay
+        """The schedule of the followed track; it cannot be changed, since the profile depends on it."""
+        return self._averages.tracks[self.following].decay
 
     @decay.setter
     def decay(self, value: object) -> None:
@@ -123,7 +122,7 @@ class BaseEMA(Generic[ModelT_co, T]):
 
     @property
     def module(self) -> ModelT_co:
-        """The first track's average as a separate module; see ``module_of``. Waits as ``tracks`` does."""
+        """The followed track's average as a separate module; see ``module_of``. Waits as ``tracks`` does."""
         return self.module_of()
 
     def module_of(self, track: str | None = None) -> ModelT_co:
@@ -259,7 +258,7 @@ class BaseEMA(Generic[ModelT_co, T]):
         ends with SwapError; a written buffer gives a warning.
 
         Args:
-            track: the average; by default the first.
+            track: the average; by default ``ema.following``.
 
         Returns:
             A context manager that yields the live model; also a decorator. Entering raises SwapError while
@@ -275,7 +274,7 @@ class BaseEMA(Generic[ModelT_co, T]):
 
         Args:
             model: a model with the same names; by default the live one, whose raw weights are lost.
-            track: the average; by default the first.
+            track: the average; by default ``ema.following``.
 
         Raises:
             PlanError: a tensor is missing in ``model`` or has another shape; nothing is copied then.
@@ -303,6 +302,7 @@ class BaseEMA(Generic[ModelT_co, T]):
         def start() -> None:
             restart()
             self._clock, self._pending = self._clock.acted(), None
+            self._choice = self._first_choice()
 
         finished(start) if names is None else restart()
 
@@ -317,10 +317,12 @@ class BaseEMA(Generic[ModelT_co, T]):
             step, engine, skipped (updates in which some θ was not finite) and skipped_tensors (by name);
             and for each track decay (last applied), mean_age and half_life in steps, initial_weight, and
             distance ``‖avg-θ‖/‖θ‖``. With several tracks the latter are named ``"short/decay"`` and so on.
+            Under ``Adaptive`` also following, the track, and switches, how often that changed.
         """
         self._averages.synchronize()
         self._notice_unseen_steps()
-        return metrics_of(self._averages, self.step)
+        observed = self._choice if self._adaptive is not None else None
+        return metrics_of(self._averages, self.step, observed)
 
     def _attach(
         self,
@@ -344,10 +346,12 @@ class BaseEMA(Generic[ModelT_co, T]):
         if self._attachment is not None:
             self._attachment.notice(self.step)
 
+    def _first_choice(self) -> Choice:
+        return Choice(self._averages.first.name if self._adaptive is None else self._adaptive.middle)
+
     def _track(self, name: str | None) -> Track[T]:
         tracks = self.tracks
-        if name is None:
-            return self._averages.first
+        name = self.following if name is None else name
         if name not in tracks:
             raise ConfigError(f"track={name!r} is not one of {', '.join(map(repr, tracks))}.")
         return tracks[name]

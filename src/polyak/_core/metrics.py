@@ -9,9 +9,10 @@ from typing import Any
 from polyak._core.average_set import AverageSet
 from polyak._core.tensors import T
 from polyak._core.track import Track
+from polyak.schedules.adaptive import Choice
 
 
-def metrics_of(averages: AverageSet[Any, T], step: int) -> dict[str, Any]:
+def metrics_of(averages: AverageSet[Any, T], step: int, choice: Choice | None) -> dict[str, Any]:
     """The numbers of ``EMA.metrics``."""
     skipped, named = averages.updater.skipped()
     out: dict[str, Any] = {
@@ -20,6 +21,8 @@ def metrics_of(averages: AverageSet[Any, T], step: int) -> dict[str, Any]:
         "skipped": skipped,
         "skipped_tensors": named,
     }
+    if choice is not None:
+        out |= {"following": choice.following, "switches": choice.switches}
     for (name, track), distance in zip(averages.tracks.items(), distances(averages), strict=True):
         prefix = f"{name}/" if len(averages.tracks) > 1 else ""
         out |= {prefix + key: value for key, value in track_metrics(track).items()}

@@ -14,8 +14,9 @@ from polyak._core.background_save import (
     wait_for_last,
 )
 from polyak._core.capture import Captured, captured_model, captured_track
-from polyak._core.ema import BaseEMA, ModelT_co
+from polyak._core.ema import ModelT_co
 from polyak._core.initial_weight import warn_if_mostly_initial
+from polyak._core.observe import ObservedEMA
 from polyak._core.resume_file import packed, read_state
 from polyak._core.save import check_name, save_file, weights_of
 from polyak._core.state_dict import EMAState, LoadReport, State, TrackState, check
@@ -24,7 +25,7 @@ from polyak._core.tensors import T
 from polyak.errors import CheckpointError
 
 
-class PersistentEMA(BaseEMA[ModelT_co, T]):
+class PersistentEMA(ObservedEMA[ModelT_co, T]):
     """An EMA with the methods that save and load it."""
 
     def state_dict(self) -> State:
@@ -47,6 +48,7 @@ class PersistentEMA(BaseEMA[ModelT_co, T]):
             frozen=[entry.name for entry in averages.plan.frozen()],
             run=self.run,
             clock=self._clock,
+            observed=None if self._adaptive is None else (self._adaptive, self._choice),
         )
 
     def load_state_dict(self, state: State, strict: bool = True) -> LoadReport:
@@ -70,13 +72,14 @@ class PersistentEMA(BaseEMA[ModelT_co, T]):
         self._sync_with_model()
         averages, theirs = self._averages, EMAState[T].from_dict(state)
         plan, tracks = averages.with_room_for(theirs.averaged(), self._clock.step)
-        loaded, report = check(theirs, tracks, averages.copies, self._settings, averages.ops)
+        loaded, report = check(theirs, tracks, averages.copies, self._settings, self._adaptive, averages.ops)
         if strict and report:
             raise CheckpointError(f"{report}. Nothing was loaded; strict=False loads what fits.")
 
         def take() -> None:
             averages.restore(loaded, plan, tracks)
             self._clock, self.run, self._pending = loaded.clock, theirs.run, None
+            self._choice = loaded.choice or self._choice
 
         finished(take)
         return report
@@ -118,7 +121,7 @@ class PersistentEMA(BaseEMA[ModelT_co, T]):
         Args:
             path: the file; an old one is replaced only when the new one is complete, and keeps its mode and
                 owner. A link is followed.
-            track: the average, by default the first; "raw" for the model's own weights.
+            track: the average, by default ``ema.following``; "raw" for the model's own weights.
             resumable: write everything ``load`` needs to continue bit for bit instead: every track,
                 counters, random state. Such a file is not a model.
             max_shard_size: bytes, or "5GB"; above it, write shards and ``path + ".index.json"``.

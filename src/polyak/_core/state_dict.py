@@ -15,7 +15,8 @@ from polyak._core.tensors import T, TensorOps, alike
 from polyak._core.track import Track
 from polyak._core.updater import Skipped
 from polyak.errors import CheckpointError
-from polyak.schedules import Decay, History, Profile, Run, compose
+from polyak.schedules import Adaptive, Decay, History, Profile, Run, compose
+from polyak.schedules.adaptive import Choice, from_state, to_state
 from polyak.schedules.decay import Custom, decay_in_file
 
 State: TypeAlias = dict[str, Any]
@@ -87,6 +88,7 @@ class EMAState(Generic[T]):
 
     settings: every, start and seed.
     frozen: parameters that would be averaged if they were trained.
+    observed: the rule that chooses among the tracks, and its choice so far.
     """
 
     settings: Mapping[str, int]
@@ -96,6 +98,7 @@ class EMAState(Generic[T]):
     frozen: Collection[str]
     run: str
     clock: Clock
+    observed: tuple[Adaptive, Choice] | None = None
 
     @classmethod
     def from_dict(cls, state: Mapping[str, Any]) -> EMAState[T]:
@@ -117,6 +120,7 @@ class EMAState(Generic[T]):
                 frozen=set(map(str, state.get("frozen", ()))),
                 run=str(state["run"]),
                 clock=Clock.of(step, waiting, _counts(state["elapsed"])),
+                observed=from_state(state["adaptive"]) if "adaptive" in state else None,
             )
 
     def values(self) -> State:
@@ -126,6 +130,7 @@ class EMAState(Generic[T]):
             **self.settings,
             "skipped": list(self.skipped),
             **({"frozen": list(self.frozen)} if self.frozen else {}),
+            **({"adaptive": to_state(*self.observed)} if self.observed else {}),
             "run": self.run,
             "step": self.clock.step,
             "waiting": self.clock.waiting,
@@ -151,6 +156,7 @@ class Loaded(Generic[T]):
 
     tracks: the EMA's, with the state's history and without its tensors.
     clock: the state's, in the units of these tracks.
+    choice: the state's, if made by the EMA's own rule.
     joining: tensors that were frozen in the state and are averaged now: they join with their current values.
     """
 
@@ -158,6 +164,7 @@ class Loaded(Generic[T]):
     tracks: Mapping[str, Track[T]]
     clock: Clock
     joining: Collection[str]
+    choice: Choice | None
 
 
 def check(
@@ -165,9 +172,10 @@ def check(
     tracks: Mapping[str, Track[T]],
     copies: Mapping[str, T],
     settings: Mapping[str, int],
+    rule: Adaptive | None,
     ops: TensorOps[T],
 ) -> tuple[Loaded[T], LoadReport]:
-    """Check a state against an EMA's tracks, copied buffers and settings, and report differences.
+    """Check a state against an EMA's tracks, copied buffers, settings and rule, and report differences.
 
     A state that passes cannot fail later, so loading is all or nothing.
 
@@ -178,6 +186,10 @@ def check(
     with refusing_malformed():
         theirs = state.settings
         report.schedules += [f"{k}={v} (state: {theirs[k]})" for k, v in settings.items() if theirs[k] != v]
+        their_rule, choice = state.observed or (None, None)
+        if their_rule != rule:
+            report.schedules.append(f"{rule or 'no Adaptive'} (state: {their_rule or 'no Adaptive'})")
+            choice = None
         report.missing += [f"track {name}" for name in tracks if name not in state.tracks]
         report.unexpected += [f"track {name}" for name in state.tracks if name not in tracks]
         joining: set[str] = set()
@@ -192,7 +204,7 @@ def check(
                 restored[name] = _restored(track, state.tracks[name], joined, report)
         _compare(copies, state.copies, "", report, ops)
         elapsed = {track.unit: state.clock.elapsed.get(track.unit, 0) for track in tracks.values()}
-        return Loaded(state, restored, Clock.of(*state.clock[:2], elapsed), joining), report
+        return Loaded(state, restored, Clock.of(*state.clock[:2], elapsed), joining, choice), report
 
 
 def fill(

@@ -11,12 +11,12 @@ from polyak._core.averaged_module import AveragedModule
 from polyak._core.clock import Clock
 from polyak._core.tensors import T
 from polyak.errors import ConfigError, PlanError
-from polyak.schedules import COPY, Decay, History, Profile, Warmup, as_decay
+from polyak.schedules import COPY, Adaptive, Decay, History, Profile, Warmup, as_decay
 from polyak.schedules.decay import DecayLike, Unit, composed
 from polyak.schedules.drawing import html, summary
 from polyak.schedules.runs import length
 
-Decays: TypeAlias = DecayLike | Mapping[str, DecayLike]
+Decays: TypeAlias = DecayLike | Mapping[str, DecayLike] | Adaptive
 # Its half-life grows with the run, about 0.69·t^⅔ steps, so the length of the run need not be known.
 DEFAULT_DECAY = Warmup(0.9999)
 
@@ -157,11 +157,13 @@ def averages_in(tracks: Sequence[Track[T]], name: str) -> tuple[tuple[T, ...], t
 
 
 def _by_name(decay: Decays) -> Mapping[str, DecayLike]:
+    if isinstance(decay, Adaptive):
+        return decay.decays
     return {"average": decay} if callable(decay) or not isinstance(decay, Mapping) else decay
 
 
 def named_decays(decay: Decays) -> dict[str, Decay]:
-    """Decays by track name: a single decay is the track "average"."""
+    """Decays by track name: a single decay is the track "average", an ``Adaptive`` several."""
     named = _by_name(decay)
     if not named:
         raise ConfigError("decay={}: name at least one track.")
@@ -169,6 +171,10 @@ def named_decays(decay: Decays) -> dict[str, Decay]:
         raise ConfigError(f'decay={decay}: "raw" means the model\'s own weights; name the track otherwise.')
     if "base" in named:
         raise ConfigError(f'decay={decay}: "base" means θ₀ in an archive; name the track otherwise.')
+    if any(isinstance(value, Adaptive) for value in named.values()):
+        raise ConfigError(
+            f"decay={decay}: Adaptive is several tracks already: give it alone, decay=Adaptive(…)."
+        )
     return {name: as_decay(value) for name, value in named.items()}
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, TypeAlias
 
 import typer
 
-from polyak.select.metric import Mode
+from polyak.schedules.metric import Mode
 
 Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Eval: TypeAlias = Annotated[

@@ -12,8 +12,8 @@ from polyak.cli.console import ascii_only, complain, progress, say, say_table, w
 from polyak.cli.options import MAX_ERROR, Better, Eval, Json, MaxError, Shell, Timeout
 from polyak.errors import MissingExtraError
 from polyak.report.curve import caption, drawing, picture
+from polyak.schedules.metric import gain
 from polyak.select.evaluate import EvalCommand, RawTrial, SweepRecord, Trial
-from polyak.select.metric import gain
 from polyak.select.sweep import BEST, RECORD, Sweep
 from polyak.select.sweep import sweep as run
 

@@ -35,9 +35,9 @@ class EMA(PersistentEMA[LayerT, Tensor]):
     Args:
         layer: any ``paddle.nn.Layer``, wrapped by ``paddle.DataParallel`` or fleet or not.
         decay: β, a schedule, a function of the step t, or several by name, kept side by side (``{"short":
-            0.999, "long": HalfLife(steps=5000)}``). By default ``Warmup(0.9999)``, which suits runs of every
-            length; a plain 0.9999 keeps 90 % of θ₀ after 1000 steps. What others call momentum, rate or τ is
-            1-β: a plain β below 0.5 warns.
+            0.999, "long": HalfLife(steps=5000)}``), or an ``Adaptive``, which chooses among several. By
+            default ``Warmup(0.9999)``, which suits runs of every length; a plain 0.9999 keeps 90 % of θ₀
+            after 1000 steps. What others call momentum, rate or τ is 1-β: a plain β below 0.5 warns.
         include: names or globs of them (``"head.*"``); only tensors that match are averaged.
         exclude: names or globs; tensors that match are not. A pattern that matches nothing is an error.
         buffers: "auto" averages BatchNorm's ``_mean`` and ``_variance`` and copies every other buffer bit
@@ -96,7 +96,8 @@ class EMA(PersistentEMA[LayerT, Tensor]):
         start = check_pace(every, start)
         settings = Settings.of(dtype, compensated, on_nonfinite, seed, engine)
         chosen = Selection.of(include, exclude, buffers)
-        super().__init__(average_set(layer, named_decays(decay), chosen, settings), every, start, seed)
+        averages = average_set(layer, named_decays(decay), chosen, settings)
+        super().__init__(averages, decay, every, start, seed)
         warn_if_swapped(decay)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

@@ -1,5 +1,6 @@
 """Decays, the profiles of the averages they produce, and mixtures with a target profile. NumPy only."""
 
+from polyak.schedules.adaptive import Adaptive as Adaptive
 from polyak.schedules.decay import Constant as Constant
 from polyak.schedules.decay import Custom as Custom
 from polyak.schedules.decay import Decay as Decay

@@ -24,7 +24,7 @@ from polyak._foreign.open_any import open_weights
 from polyak.errors import CheckpointError, ConfigError
 from polyak.schedules import Profile
 from polyak.schedules.decay import check_integer
-from polyak.select.metric import Mode, check_min_gain, check_mode, gain
+from polyak.schedules.metric import Mode, as_number, check_min_gain, check_mode, gain
 
 _INITIAL = " of the weight rests on the initial parameters"
 _FORGOTTEN = 0.01  # largest weight of the initial parameters at which an average is saved
@@ -137,7 +137,7 @@ class BestCheckpoint:
         Args:
             ema: the EMA; the model must hold the raw weights.
             metric: of the average; one that is not finite never wins.
-            track: the average that was evaluated; by default the first.
+            track: the average that was evaluated; by default ``ema.following``.
 
         Returns:
             Whether it was saved.
@@ -146,10 +146,10 @@ class BestCheckpoint:
             ConfigError: the metric is not a number, or there is no such track.
             CheckpointError: a file cannot be written, is damaged, or is the best of another run.
         """
-        name = next(iter(ema.tracks)) if track is None else track
+        name = ema.following if track is None else track
         if name not in ema.tracks:
             raise ConfigError(f"track={name!r} is not one of {', '.join(map(repr, ema.tracks))}.")
-        value = _number(metric)
+        value = as_number("metric", metric)
         self._check_run(ema.run)
         best, finite = self.metric, value if math.isfinite(value) else None
         objection = self._objection(value, ema.step, ema.tracks[name].profile)
@@ -259,13 +259,6 @@ class BestCheckpoint:
             return Decision(**json.loads(line))
         except (ValueError, TypeError) as error:
             raise CheckpointError(f"{self._log}, line {number}, is not a decision: {error}") from error
-
-
-def _number(metric: SupportsFloat) -> float:
-    try:
-        return float(metric)
-    except (TypeError, ValueError, RuntimeError) as error:  # the last from a tensor of several elements
-        raise ConfigError(f"metric={metric!r}: must be one number.") from error
 
 
 def _digest(path: Path) -> str:

@@ -22,8 +22,8 @@ from typing import Any, BinaryIO, NamedTuple
 from polyak._files.locks import Lock, lock_folder
 from polyak._files.write import atomic
 from polyak.errors import CheckpointError, ConfigError
-from polyak.select.golden_section import best_of
-from polyak.select.metric import Mode
+from polyak.schedules.golden_section import best_of
+from polyak.schedules.metric import Mode
 
 PLACE = "{weights}"
 _REPEAT = "{repeat}"

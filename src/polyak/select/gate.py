@@ -14,8 +14,8 @@ from statistics import fmean, stdev
 from polyak._files.write import atomic
 from polyak.errors import CheckpointError, ConfigError
 from polyak.schedules.decay import check_integer
+from polyak.schedules.metric import Mode, check_min_gain, check_mode, gain
 from polyak.select.evaluate import EvalCommand
-from polyak.select.metric import Mode, check_min_gain, check_mode, gain
 
 # The 95 % quantile of Student's t with 1, 2, … 30 degrees of freedom; beyond, the last is on the safe side.
 _T95 = (

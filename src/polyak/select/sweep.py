@@ -13,9 +13,9 @@ from polyak.archive.synthesis import synthesizable, synthesize
 from polyak.errors import CheckpointError, ConfigError
 from polyak.schedules import HalfLife
 from polyak.schedules.decay import check_integer
+from polyak.schedules.golden_section import grid, refined
+from polyak.schedules.metric import Mode, check_mode
 from polyak.select.evaluate import EvalCommand, RawTrial, SweepRecord, Trial, alone_in
-from polyak.select.golden_section import grid, refined
-from polyak.select.metric import Mode, check_mode
 
 RECORD, BEST = "sweep.json", "best.safetensors"
 _WEIGHTS = "trial.safetensors"

@@ -9,14 +9,13 @@ from typing import Any, ClassVar, Generic, ParamSpec, TypeVar, cast
 from polyak._core.ema import BaseEMA
 from polyak._core.save import raw_header, track_header
 from polyak._core.state_dict import EMAState
-from polyak._core.track import Decays, named_decays
+from polyak._core.track import Decays
 from polyak._files.header import Header
 from polyak._files.source import Where
 from polyak._foreign.own import write_note
 from polyak.errors import PlanError
-from polyak.schedules import Decay
 from polyak.schedules.decay import decay_in_file
-from polyak.trainers._evaluations import Evaluate, evaluations
+from polyak.trainers._evaluations import FOLLOWING, Evaluate, evaluable, evaluations
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -30,7 +29,7 @@ class AnyAveraging(Generic[EmaT]):
     """The part of every ``WeightAveraging`` that depends neither on the trainer nor on the framework.
 
     Args:
-        decay: β, a schedule, or several by name.
+        decay: β, a schedule, several by name, or an ``Adaptive``.
         evaluate: see ``evaluations``.
         options: of the framework's ``EMA``.
         known: the names of all such options.
@@ -47,7 +46,7 @@ class AnyAveraging(Generic[EmaT]):
     ) -> None:
         if unknown := sorted(options.keys() - set(known)):
             raise TypeError(f"WeightAveraging has no argument {unknown[0]!r}.")
-        self._evaluations = evaluations(evaluate, named_decays(decay))
+        self._evaluations = evaluations(evaluate, evaluable(decay))
         self._plain, *self._others = (
             self._evaluations
         )  # the weights whose metrics keep their names, and the others
@@ -67,15 +66,20 @@ class AnyAveraging(Generic[EmaT]):
 
     def _with_weights(self, weights: str) -> AbstractContextManager[object]:
         """A block in which the model holds these weights."""
-        return nullcontext() if weights == "raw" else self.ema.average_parameters(weights)
+        return nullcontext() if weights == "raw" else self.ema.average_parameters(self._track_of(weights))
+
+    def _track_of(self, weights: str) -> str:
+        """The track to which these weights refer now."""
+        return self.ema.following if weights == FOLLOWING else weights
 
     def _prefixed(self, weights: str, metrics: Mapping[str, V]) -> dict[str, V]:
         """Metrics of these weights, with their prefix."""
         return {f"{self._evaluations[weights]}{name}": value for name, value in metrics.items()}
 
     def _saved_track(self, track: str | None) -> str:
-        """The track to save by default: the first that is evaluated, otherwise the first."""
-        return track or next(one for one in [*self._evaluations, *self.ema.tracks] if one != "raw")
+        """The track to save by default: the first that is evaluated, otherwise the followed one."""
+        weights = track or next(one for one in [*self._evaluations, FOLLOWING] if one != "raw")
+        return self._track_of(weights)
 
 
 def numbers(ema: BaseEMA[Any, Any], group: str = "ema") -> dict[str, float]:
@@ -93,16 +97,16 @@ def say_beside(where: Where, ema: BaseEMA[Any, Any], track: str | None) -> None:
     Args:
         where: the file, or the folder of the file or its shards.
         ema: the average.
-        track: in the file; by default the first, "raw" for the model's own weights.
+        track: in the file; by default the followed one, "raw" for the model's own weights.
     """
     write_note(where, header_of(ema, track))
 
 
 def header_of(ema: BaseEMA[Any, Any], track: str | None) -> Header:
-    """The header of a file with a track's weights; None is the first track, "raw" the model's own weights."""
+    """The header of a file with a track's weights; None is the followed, "raw" the model's own weights."""
     if track == "raw":
         return raw_header(ema.step, ema.run)
-    return track_header(ema.tracks[track or next(iter(ema.tracks))], ema.step, ema.run)
+    return track_header(ema.tracks[track or ema.following], ema.step, ema.run)
 
 
 def closing(live: ExitStack, run: Callable[P, R]) -> Callable[P, R]:
@@ -115,12 +119,13 @@ def closing(live: ExitStack, run: Callable[P, R]) -> Callable[P, R]:
     return closed
 
 
-def arguments_in(state: Mapping[str, Any], options: OptionsT) -> tuple[dict[str, Decay], OptionsT]:
-    """The decays by track in a state, and its options for the framework's ``EMA``; ``options`` override.
+def arguments_in(state: Mapping[str, Any], options: OptionsT) -> tuple[Decays, OptionsT]:
+    """A state's decays by track, or its ``Adaptive``, and its options for ``EMA``; ``options`` override.
 
     Raises:
         CheckpointError: the state is malformed.
     """
     theirs = EMAState[Any].from_dict(state)
     decays = {name: decay_in_file(track.decay) for name, track in theirs.tracks.items()}
-    return decays, cast(OptionsT, {**theirs.settings, **options})
+    rule, _ = theirs.observed or (None, None)
+    return rule or decays, cast(OptionsT, {**theirs.settings, **options})

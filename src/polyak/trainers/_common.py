@@ -43,7 +43,7 @@ class Averaging(AnyAveraging[EMA]):
     """The part of every ``WeightAveraging`` for PyTorch that does not depend on the trainer.
 
     Args:
-        decay: β, a schedule, or several by name.
+        decay: β, a schedule, several by name, or an ``Adaptive``.
         evaluate: the track to evaluate on; the first if None. "raw" for the raw weights.
         options: of ``polyak.EMA``.
 

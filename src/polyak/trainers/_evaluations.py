@@ -5,9 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 
+from polyak._core.track import Decays, named_decays
 from polyak.errors import ConfigError
+from polyak.schedules import Adaptive
 
 Evaluate: TypeAlias = str | Sequence[str] | None
+FOLLOWING = "following"  # whichever track an ``Adaptive`` follows at the time
+
+
+def evaluable(decay: Decays) -> list[str]:
+    """The names that ``evaluate`` may give besides "raw", the default first."""
+    return [FOLLOWING] * isinstance(decay, Adaptive) + list(named_decays(decay))
 
 
 def evaluations(evaluate: Evaluate, tracks: Iterable[str]) -> dict[str, str]:
@@ -19,7 +27,7 @@ def evaluations(evaluate: Evaluate, tracks: Iterable[str]) -> dict[str, str]:
     Args:
         evaluate: a track or "raw"; several of them; "both" for the first track and "raw"; None for the
             first track.
-        tracks: the names of the averages.
+        tracks: the names of the averages; see ``evaluable``.
 
     Returns:
         Prefixes by weights ("raw" or a track), the empty one first.

@@ -38,7 +38,7 @@ class Averaging(AnyAveraging[EMA]):
     """The part of every ``WeightAveraging`` for Paddle that does not depend on the trainer.
 
     Args:
-        decay: β, a schedule, or several by name.
+        decay: β, a schedule, several by name, or an ``Adaptive``.
         evaluate: see ``evaluations``.
         options: of ``polyak.paddle.EMA``.
 

@@ -43,7 +43,8 @@ def weight_averaging(
         accelerator: its ``save_state`` and ``load_state`` will include the average.
         model: prepared or not.
         optimizer: prepared or not.
-        decay: β, a schedule, a function of the step, or several by name.
+        decay: β, a schedule, a function of the step, several by name, or an ``Adaptive``, whose
+            followed track counts as the first.
         options: every other argument of ``polyak.EMA``.
 
     Returns:

@@ -42,7 +42,7 @@ class WeightAveraging(Averaging, Callback):
     complete average: ``load`` continues it bit for bit.
 
     Args:
-        decay: β, a schedule, or several by name.
+        decay: β, a schedule, several by name, or an ``Adaptive``.
         evaluate: the track to validate, evaluate and predict on, or "raw"; the first track if None. "both"
             and lists validate each: the metrics of all but the first are ``raw/acc`` or ``ema=long/acc``.
         options: every other argument of ``polyak.paddle.EMA``.

@@ -36,7 +36,8 @@ class WeightAveraging(Averaging):
     the raw weights again. Give ``Checkpoint`` both: ``{"model": model, "ema": average.ema, …}``.
 
     Args:
-        decay: β, a schedule, a function of the step, or several by name.
+        decay: β, a schedule, a function of the step, several by name, or an ``Adaptive``, whose
+            followed track counts as the first.
         model: the model in training.
         optimizer: the optimizer whose steps count.
         evaluate: the track to evaluate on, or "raw"; the first track if None. "both" and lists run evaluators

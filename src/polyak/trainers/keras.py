@@ -50,7 +50,8 @@ class WeightAveraging(Averaging, Callback):
     holds the complete average: ``BackupAndRestore`` continues it bit for bit, ``load`` takes it out.
 
     Args:
-        decay: β, a schedule, a function of the step, or several by name.
+        decay: β, a schedule, a function of the step, several by name, or an ``Adaptive``, whose
+            followed track counts as the first.
         evaluate: the track to validate, evaluate and predict on, or "raw"; the first track if None. "both"
             and lists validate each, and evaluate each with ``return_dict=True``: metrics of all but the first
             are ``raw/val_loss`` or ``ema=long/val_loss``, without ``val_`` outside ``fit``.

@@ -48,7 +48,8 @@ class WeightAveraging(Averaging, Callback):
     included: ``ckpt_path`` continues bit for bit.
 
     Args:
-        decay: β, a schedule, a function of the step, or several by name.
+        decay: β, a schedule, a function of the step, several by name, or an ``Adaptive``, whose
+            followed track counts as the first.
         evaluate: the track to validate, test and predict on, or "raw"; the first track if None. "both" and
             lists validate and test each: all but the first log as ``raw/val_loss`` or ``ema=long/val_loss``.
         optimizer: the index of the optimizer whose steps count, if the module has several.

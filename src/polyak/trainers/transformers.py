@@ -53,7 +53,8 @@ class WeightAveraging(Averaging, TrainerCallback):
     ``load_best_model_at_end``, ``ema`` is its average.
 
     Args:
-        decay: β, a schedule, a function of the step, or several by name.
+        decay: β, a schedule, a function of the step, several by name, or an ``Adaptive``, whose
+            followed track counts as the first.
         evaluate: the track to evaluate and predict on, or "raw"; the first track if None. "both" and lists
             evaluate each: metrics of all but the first are ``eval_raw/loss`` or ``eval_ema=long/loss``. With
             ``metric_for_best_model``, ``best/raw`` and ``best/average`` are then the best of each kind.

@@ -46,7 +46,8 @@ class WeightAveraging(Averaging):
     ``results.csv`` and wherever Ultralytics logs its learning rates.
 
     Args:
-        decay: β, a schedule, a function of the step, or several by name.
+        decay: β, a schedule, a function of the step, several by name, or an ``Adaptive``, whose
+            followed track counts as the first.
         evaluate: the track that is validated and saved; the first if None. "both" and lists validate each:
             metrics of all but the first begin with ``raw/`` or ``ema=long/``, and ``best-raw.pt`` or
             ``best-long.pt`` is the best of that kind.
@@ -67,6 +68,7 @@ class WeightAveraging(Averaging):
                 f"evaluate={evaluate!r}: best.pt and last.pt hold an average; name a track first."
             )
         self._followed: Optimizer | None = None
+        self._shown = ""  # the track in the model that Ultralytics validates and saves
         self._fitness: dict[str, float] = {}  # of the weights validated beside, now
         self._best: dict[str, float] = {}  # and of the run
 
@@ -114,15 +116,19 @@ class WeightAveraging(Averaging):
             self._followed = trainer.optimizer
 
     def _show(self, trainer: Any) -> None:
-        self._put(self._plain, trainer.ema.ema)
+        self._put_plain(trainer)
         trainer.ema.updates = self.ema.step
         trainer.lr |= numbers(self.ema)  # results.csv and all loggers write what is in it
+
+    def _put_plain(self, trainer: Any) -> None:
+        self._shown = self._track_of(self._plain)
+        self._put(self._shown, trainer.ema.ema)
 
     def _put(self, weights: str, model: nn.Module) -> None:
         if weights == "raw":
             model.load_state_dict(self.ema.model.state_dict())
         else:
-            self.ema.copy_to(model, weights)
+            self.ema.copy_to(model, self._track_of(weights))
 
     def _validating_each(self, trainer: Any, validate: Callable[[], Any]) -> Callable[[], Any]:
         def each() -> Any:
@@ -133,7 +139,7 @@ class WeightAveraging(Averaging):
                     metrics = trainer.validator(trainer)
                 self._fitness[weights] = float(metrics.pop("fitness"))
                 asides |= self._prefixed(weights, metrics)
-            self._put(self._plain, trainer.ema.ema)
+            self._put_plain(trainer)
             metrics, fitness = validate()
             return {**metrics, **asides}, fitness
 
@@ -148,6 +154,7 @@ class WeightAveraging(Averaging):
             "epoch": trainer.epoch,
             "raw": self.ema.model.state_dict(),
             "ema": self.ema.state_dict(),
+            "track": self._shown,
             "optimizer": trainer.optimizer.state_dict(),
             "best": self._best,
         }
@@ -169,7 +176,7 @@ class WeightAveraging(Averaging):
         kept: dict[str, Any] = {"ema": model.half(), "train_args": vars(trainer.args), "epoch": trainer.epoch}
         with atomic(path) as temporary:
             torch.save(kept, temporary)
-        write_note(path, header_of(self.ema, weights))
+        write_note(path, header_of(self.ema, self._track_of(weights)))
 
     def _end(self, trainer: Any) -> None:
         """Both files lose their optimizer at the end, so their notes no longer match their bytes."""
@@ -179,9 +186,10 @@ class WeightAveraging(Averaging):
 
     def _note(self, path: Path) -> None:
         """Write a note beside a file of Ultralytics: the header of the average in polyak's file beside it."""
-        with open_weights(_beside(path)) as kept:
-            headers = {part.name: part.header for part in recognise(kept).parts}
-        if (header := headers.get(self._plain)) is not None:
+        with open_weights(_beside(path)) as weights:
+            headers = {part.name: part.header for part in recognise(weights).parts}
+        kept = torch.load(_beside(path), map_location="cpu", weights_only=True, mmap=True)
+        if (header := headers.get(kept.get("track", self._plain))) is not None:
             write_note(path, header)
 
     def _restore(self, trainer: Any, weights: Path, epoch: int) -> None:

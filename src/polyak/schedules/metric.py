@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from decimal import Decimal
-from typing import Literal, TypeAlias
+from typing import Literal, SupportsFloat, TypeAlias
 
 from polyak.errors import ConfigError
 
@@ -21,6 +21,18 @@ def check_min_gain(min_gain: float) -> None:
     """Refuse a gain that is negative or not finite."""
     if not (math.isfinite(min_gain) and min_gain >= 0):
         raise ConfigError(f"min_gain={min_gain}: must be a finite number, at least 0.")
+
+
+def as_number(name: str, metric: SupportsFloat) -> float:
+    """One number, also in a tensor of one element.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    try:
+        return float(metric)
+    except (TypeError, ValueError, RuntimeError) as error:  # the last from a tensor of several elements
+        raise ConfigError(f"{name}={metric!r}: must be one number.") from error
 
 
 def gain(new: float, best: float, mode: Mode) -> float:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from polyak.errors import ConfigError
-from polyak.select.metric import Mode
+from polyak.schedules.metric import Mode
 
 GOLDEN = (3 - math.sqrt(5)) / 2  # 0.382: the part of a segment at which its next point lies
 _SAME = 1e-4  # two half-lives closer than this, in ln h, count as equal
