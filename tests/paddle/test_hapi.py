@@ -402,3 +402,24 @@ def test_the_progress_bar_shows_all_metrics_and_no_numbers(capsys: pytest.Captur
     shown = capsys.readouterr().out
     assert "raw/acc: " in shown
     assert "ema/" not in shown
+
+
+def test_the_followed_track_is_evaluated_and_a_callback_may_change_it(tmp_path: Path) -> None:
+    model, watching = prepared(), Watching()
+    average = WeightAveraging(polyak.Adaptive(low=1, high=100, points=3, smoothing=0.0))
+    expected = list[float]()
+
+    class Observe(Callback):
+        def on_eval_end(self, logs: Any = None) -> None:
+            ema = average.ema
+            expected.append(accuracy(ema.module))
+
+        def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+            if epoch == 1:
+                average.ema.observe({name: float(name == "h1") for name in average.ema.tracks})
+
+    fit(model, average, watching, Observe())
+    assert average.ema.following == "h1"
+    assert watching.told[-1]["acc"] == expected[-1] == accuracy(average.ema.module_of("h1"))
+    model.save(str(tmp_path / "model"))
+    assert load(str(tmp_path / "model"), prepared()).ema.following == "h1"

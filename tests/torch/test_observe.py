@@ -76,6 +76,13 @@ def test_each_track_is_evaluated_once_while_it_is_live_and_the_followed_ones_met
     assert torch.equal(weight(ema.model), raw)
 
 
+def test_the_metric_that_comes_back_is_the_followed_ones_and_not_the_best() -> None:
+    ema = trained()
+    assert ema.observe(metrics(h100=1.0)) == 1.0
+    assert ema.observe(metrics(h1=0.5)) == 0.0  # half of its lead is left, so that h100 stays
+    assert ema.following == "h100"
+
+
 def test_everything_that_names_no_track_means_the_followed_one(tmp_path: Path) -> None:
     ema = trained()
     ema.observe(metrics(h100=1.0))

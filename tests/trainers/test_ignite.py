@@ -216,3 +216,18 @@ def test_wrong_arguments_are_told_at_once() -> None:
         Run(evaluate="wide")
     with pytest.raises(polyak.ConfigError, match="log_every"):
         Run(log_every=0)
+
+
+def test_the_followed_track_is_evaluated_and_a_handler_may_change_it() -> None:
+    run = Run(decay=polyak.Adaptive(low=1, high=100, points=3, smoothing=0.0))
+    ema, evaluated = run.average.ema, list[bool]()
+
+    def observe() -> None:
+        evaluated.append(torch.equal(run.seen, ema.tracks[ema.following].tensors["0.weight"]))
+        best = "h1" if ema.following == "h10" else "h10"
+        ema.observe({name: float(name == best) for name in ema.tracks})
+
+    run.evaluator.add_event_handler(Events.COMPLETED, observe)
+    run.go()
+    assert evaluated == [True] * 3
+    assert (ema.following, ema.metrics()["switches"]) == ("h1", 3)

@@ -471,3 +471,21 @@ def test_start_may_be_a_share_of_the_run() -> None:
     average = WeightAveraging(0.9, start="25%")
     train(network(), average, epochs=4)
     assert average.ema.start == average.ema.step / 4
+
+
+def test_the_followed_track_is_validated_saved_and_loaded(tmp_path: Path) -> None:
+    average = WeightAveraging(polyak.Adaptive(low=1, high=100, points=3, smoothing=0.0))
+    model, watch = network(), Watch()
+
+    class Observe(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            assert np.array_equal(watch.seen, mean(average, average.ema.following))
+            best = "h1" if average.ema.following == "h10" else "h10"
+            average.ema.observe({name: float(name == best) for name in average.ema.tracks})
+
+    train(model, average, watch, Observe(), validation_data=(X, Y))
+    assert (average.ema.following, average.ema.metrics()["switches"]) == ("h1", 3)
+    average.save(tmp_path / "average.keras")
+    assert np.array_equal(kernel(keras.saving.load_model(tmp_path / "average.keras")), mean(average, "h1"))
+    model.save(tmp_path / "model.keras")
+    assert load(tmp_path / "model.keras", network()).ema.following == "h1"

@@ -712,3 +712,33 @@ def test_a_decay_longer_than_the_run_is_told_when_it_begins(tmp_path: Path) -> N
     run = trainer(tmp_path, WeightAveraging(0.9999), max_epochs=-1, max_steps=120)
     with pytest.warns(UserWarning, match="99% will still be the weights it began with after 120 steps"):
         run.fit(Digits(), loader())
+
+
+class Observe(pl.Callback):
+    """After each validation it makes another track the best."""
+
+    def __init__(self, average: WeightAveraging) -> None:
+        self.average, self.validated = average, list[bool]()
+
+    def on_validation_end(self, trainer: Any, module: Any) -> None:
+        ema = self.average.ema
+        followed = ema.tracks[ema.following].tensors["net.0.weight"]
+        self.validated.append(torch.equal(module.seen["validation"], followed))
+        best = "h1" if ema.following == "h10" else "h10"
+        ema.observe({name: float(name == best) for name in ema.tracks})
+
+
+def test_the_followed_track_is_validated_and_a_callback_may_change_it(tmp_path: Path) -> None:
+    average = WeightAveraging(polyak.Adaptive(low=1, high=100, points=3, smoothing=0.0))
+    observe, module = Observe(average), Digits()
+    kept = each_epoch(tmp_path)
+    run = trainer(tmp_path, average, observe, kept, enable_checkpointing=True, num_sanity_val_steps=0)
+    run.fit(module, loader(), loader())
+    assert observe.validated == [True] * 3
+    assert average.ema.metrics()["switches"] == 3
+    loaded = load(kept.best_model_path or next(tmp_path.glob("*.ckpt")), Digits())
+    assert loaded.state_dict()["adaptive"]["rule"] == average.ema.state_dict()["adaptive"]["rule"]
+    [last] = tmp_path.glob("step=48.ckpt")
+    assert load(last, Digits()).following == average.ema.following == "h1"
+    assert trainer(tmp_path, average).validate(module, loader(), verbose=False)
+    assert torch.equal(module.seen["validation"], average.ema.module.first.weight)

@@ -469,3 +469,27 @@ def test_start_may_be_a_share_of_the_run(tmp_path: Path) -> None:
     average = WeightAveraging(0.9, start="25%").attach(run)
     run.train()
     assert average.ema.start == 3
+
+
+def test_the_followed_track_is_evaluated_saved_and_resumed(tmp_path: Path) -> None:
+    watch = Watch()
+    run = trainer(tmp_path, watch, eval_strategy="steps", eval_steps=4, save_strategy="steps", save_steps=4)
+    average = WeightAveraging(polyak.Adaptive(low=1, high=100, points=3, smoothing=0.0)).attach(run)
+
+    class Observe(TrainerCallback):
+        def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            ema = average.ema
+            assert torch.equal(watch.seen, weight(ema.module))
+            best = "h1" if ema.following == "h10" else "h10"
+            ema.observe({name: float(name == best) for name in ema.tracks})
+
+    run.add_callback(Observe())
+    run.train()
+    assert (average.ema.following, average.ema.metrics()["switches"]) == ("h1", 3)
+    average.save_pretrained(tmp_path / "average")
+    saved = BertForSequenceClassification.from_pretrained(tmp_path / "average")
+    assert torch.equal(weight(saved), weight(average.ema.module_of("h1")))
+    again = trainer(tmp_path, max_steps=12)
+    resumed = WeightAveraging(polyak.Adaptive(low=1, high=100, points=3, smoothing=0.0)).attach(again)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-12"))
+    assert resumed.ema.following == "h1"

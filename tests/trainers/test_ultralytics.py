@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import functools
+import json
 import os
 import signal
 import subprocess
@@ -319,3 +320,25 @@ def test_what_cannot_be_done_is_told(tmp_path: Path) -> None:
     last.with_name("last.polyak.pt").unlink()
     with pytest.raises(polyak.CheckpointError, match=r"last\.polyak\.pt is missing"):
         ordered(tmp_path, last)
+
+
+def test_the_followed_track_is_validated_and_files_name_the_one_they_hold(tmp_path: Path) -> None:
+    model, validated = YOLO(CLASSIFIER), list[bool]()
+    average = WeightAveraging(polyak.Adaptive(low=1, high=100, points=3, smoothing=0.0)).attach(model)
+
+    def observe(trainer: Any) -> None:
+        ema = average.ema
+        validated.append(first_weights(trainer.ema.ema) == first_weights(ema.module))
+        if len(validated) == 2:  # after its validation, and before the last file is written
+            ema.observe({name: float(name == "h1") for name in ema.tracks})
+
+    model.add_callback("on_fit_epoch_end", observe)
+    torch.manual_seed(0)
+    train(tmp_path, model, epochs=2)
+    assert validated[:2] == [True] * 2
+    assert average.ema.following == "h1"
+    weights = tmp_path / "runs" / "weights"
+    note = json.loads((weights / "last.pt.polyak.json").read_text())
+    assert "h10" in json.dumps(note)
+    assert '"h1"' not in json.dumps(note)
+    assert torch.load(weights / "last.polyak.pt", weights_only=True)["track"] == "h10"

@@ -31,7 +31,8 @@ def as_number(name: str, metric: SupportsFloat) -> float:
     """
     try:
         return float(metric)
-    except (TypeError, ValueError, RuntimeError) as error:  # the last from a tensor of several elements
+    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
+        # The last two come from tensors of several elements, of torch and of Paddle.
         raise ConfigError(f"{name}={metric!r}: must be one number.") from error
 
 
