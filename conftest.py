@@ -34,7 +34,8 @@ os.environ.setdefault("KERAS_BACKEND", "torch")  # Keras looks once, when it is 
 _OPTIONS = np.get_printoptions()
 
 
-# What takes longest by processor time: whole trainings, interpreted kernels, kills, interrupts, huge files.
+# What takes longest by processor time: whole trainings, interpreted kernels, kills, interrupts, huge files,
+# and processes that import torch anew.
 SLOW = (
     "src/polyak/trainers/",
     "tests/architecture/test_build.py",
@@ -46,16 +47,15 @@ SLOW = (
     "tests/checkpoints/test_fuzz.py",
     "tests/checkpoints/test_layout.py::test_a_header_of_100_megabytes",
     "tests/checkpoints/test_layout.py::test_more_than_two_gigabytes",
+    "tests/checkpoints/test_merge.py::test_memory_does_not_grow",
     "tests/checkpoints/test_mutated.py",
+    "tests/checkpoints/test_trainers.py",
     "tests/cli/test_bench.py",
     "tests/cli/test_cli.py::test_a_missing_extra",
     "tests/cli/test_cli.py::test_a_run_ends",
     "tests/cli/test_cli.py::test_ctrl_c",
     "tests/cli/test_cli.py::test_json",
-    "tests/cli/test_convert.py",
-    "tests/cli/test_gate.py",
     "tests/cli/test_help_examples.py",
-    "tests/cli/test_inspect.py",
     "tests/cli/test_sweep.py",
     "tests/demo/test_run.py",
     "tests/docs/",
@@ -65,17 +65,26 @@ SLOW = (
     "tests/paddle/test_interrupts.py",
     "tests/paddle/test_ocr.py",
     "tests/paddle/test_pages.py",
+    "tests/schedules/test_posthoc.py::test_100_profiles_of_a_million_steps",
     "tests/torch/engines/test_graph.py",
+    "tests/torch/engines/test_native_robustness.py::test_children_of_fork",
     "tests/torch/engines/test_sanitized.py",
+    "tests/torch/engines/test_select.py::test_an_old_triton",
+    "tests/torch/engines/test_select.py::test_without_the_kernel",
     "tests/torch/engines/test_triton.py",
     "tests/torch/engines/test_triton_usable.py",
+    "tests/torch/test_background_save.py::test_the_interpreter_ends",
+    "tests/torch/test_clone.py::test_the_average_of_an_adapter",
     "tests/torch/test_compiled_step.py",
+    "tests/torch/test_copy_and_pickle.py::test_a_spawned_process",
     "tests/torch/test_interrupts.py",
+    "tests/torch/test_low_precision.py::test_a_hundred_thousand_steps",
     "tests/torch/test_low_precision.py::test_ten_thousand_steps",
     "tests/torch/test_models.py::test_inductor",
     "tests/torch/test_resume.py::test_continuing",
     "tests/torch/test_resume_file.py::test_a_tensor_of_more_than_two_gigabytes",
     "tests/torch/test_resume_file.py::test_continuing",
+    "tests/torch/test_synchronize_buffers.py::test_one_call",
     "tests/trainers/",
 )
 

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ import torch.multiprocessing as mp
 from torch import nn
 
 from polyak import EMA, SwapError
+
+STORES: dict[str, dict[str, Any]] = {"float32": {}, "split": {"dtype": "split"}}
 
 
 def model() -> nn.Sequential:
@@ -23,8 +26,14 @@ def model() -> nn.Sequential:
 def work(rank: int, file: str, out: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
+    for name in STORES:
+        train(rank, name, out)
+    dist.destroy_process_group()
+
+
+def train(rank: int, name: str, out: str) -> None:
     net = nn.parallel.DistributedDataParallel(model(), broadcast_buffers=False)
-    ema = EMA(net, {"a": 0.5, "b": 0.9}, **({"dtype": "split"} if "split" in out else {}))
+    ema = EMA(net, {"a": 0.5, "b": 0.9}, **STORES[name])
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     ema.attach(optimizer)
     random = torch.Generator().manual_seed(rank)
@@ -39,16 +48,22 @@ def work(rank: int, file: str, out: str) -> None:
     ema.synchronize_buffers()
     assert all(torch.equal(v, live[k]) for k, v in net.module.state_dict().items())
     after = {t: dict(ema.module_of(t).state_dict()) for t in ("a", "b")}
-    torch.save((before, after), f"{out}{rank}.pt")
+    torch.save((before, after), f"{out}/{name}{rank}.pt")
     with ema.average_parameters(), pytest.raises(SwapError):
         ema.synchronize_buffers()
-    dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("name", ["float32", "split"])
-def test_one_call_makes_the_averages_of_all_processes_equal(name: str, tmp_path: Path) -> None:
-    mp.spawn(work, args=(str(tmp_path / "store"), str(tmp_path / name)), nprocs=2)  # pyright: ignore
-    (one, a), (two, b) = (torch.load(tmp_path / f"{name}{rank}.pt") for rank in (0, 1))
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where two processes left their averages, before and after."""
+    folder = tmp_path_factory.mktemp("averages")
+    mp.spawn(work, args=(str(folder / "store"), str(folder)), nprocs=2)  # pyright: ignore
+    return folder
+
+
+@pytest.mark.parametrize("name", STORES)
+def test_one_call_makes_the_averages_of_all_processes_equal(name: str, folder: Path) -> None:
+    (one, a), (two, b) = (torch.load(folder / f"{name}{rank}.pt") for rank in (0, 1))
     for track in ("a", "b"):
         assert not torch.equal(one[track]["1.running_mean"], two[track]["1.running_mean"])
         for key, value in a[track].items():

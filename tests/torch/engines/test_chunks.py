@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from polyak.torch._engines import blocked, chunks
 from polyak.torch._engines.base import Pair, storage_dtype
 from polyak.torch._engines.blocked import Blocked
 from polyak.torch._engines.chunks import CHUNK
@@ -13,13 +14,14 @@ from polyak.torch._engines.rounding import join
 from tests.torch.engines.cases import LIVE, NAN, SEED, STEP, STORES, pair
 
 ENGINES = {"blocked": Blocked, "foreach": Foreach}
-SHAPES = {"flat": [2 * CHUNK + 17], "in rows": [3, CHUNK - 5], "in columns": [CHUNK - 5, 3]}
+SHAPES = ("flat", "in rows", "in columns")
 WEIGHTS = (0.25, 0.75)
 
 
-def large(live: str, store: str, shape: str) -> Pair:
+def large(live: str, store: str, shape: str, chunk: int = CHUNK) -> Pair:
     random = torch.Generator().manual_seed(1)
-    theta = torch.randn(SHAPES[shape], generator=random).to(LIVE[live])
+    size = {"flat": [2 * chunk + 17], "in rows": [3, chunk - 5], "in columns": [chunk - 5, 3]}[shape]
+    theta = torch.randn(size, generator=random).to(LIVE[live])
     return pair("large", theta.T if shape == "in columns" else theta, store, 2, random)
 
 
@@ -37,8 +39,12 @@ def held(one: Pair, track: int) -> torch.Tensor:
 @pytest.mark.parametrize("store", STORES)
 @pytest.mark.parametrize("live", ["f32", "bf16"])
 @pytest.mark.parametrize("engine", ENGINES)
-def test_every_element_is_averaged_once(engine: str, live: str, store: str, shape: str) -> None:
-    one = large(live, store, shape)
+def test_every_element_is_averaged_once(
+    engine: str, live: str, store: str, shape: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (chunks, blocked):
+        monkeypatch.setattr(module, "CHUNK", 4096)
+    one = large(live, store, shape, 4096)
     theta = one.live.double()
     before = [held(one, track) for track in (0, 1)]
     ENGINES[engine]([one], SEED).update(WEIGHTS, STEP, True)
