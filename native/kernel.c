@@ -50,15 +50,15 @@ INLINE uint64_t mix64(uint64_t x) {
     return x ^ (x >> 31);
 }
 
-/* 32 bits for every two elements of a block, words[i] for the elements i (low half) and WORDS + i (high
+/* 32 bits for every two elements of a block, word i for the elements i (low half) and WORDS + i (high
  * half): a bijective mixer of the word's number, keyed before and between its rounds by all that tells one
  * draw from another. It has two multiplications where Philox4x32-7 has six to ten; with Philox the update of
  * a bfloat16 average takes as long as computing random numbers does, with this as long as memory does.
  * The constants are those of C. Wellons' lowbias32, found by search for least bias. */
-INLINE void draw(uint32_t *restrict words, int64_t block, int n, uint64_t key) {
-    uint32_t first = (uint32_t)(block * WORDS), before = (uint32_t)key, between = (uint32_t)(key >> 32);
+INLINE void draw(uint32_t *restrict words, int64_t first, int n, uint64_t key) {
+    uint32_t before = (uint32_t)key, between = (uint32_t)(key >> 32);
     for (int i = 0; i < n; i++) {
-        uint32_t x = (first + (uint32_t)i) ^ before;
+        uint32_t x = ((uint32_t)first + (uint32_t)i) ^ before;
         x = (x ^ (x >> 16)) * 0x7FEB352Du + between;
         x = (x ^ (x >> 15)) * 0x846CA68Bu;
         words[i] = x ^ (x >> 16);
@@ -192,9 +192,13 @@ INLINE void blend(const Tensor *t, int64_t first, const float *x, int n, int k, 
     }
     uint64_t key = mix64(u->seed + mix64(u->step + mix64((uint64_t)t->key << 32 | (uint32_t)k)));
     uint32_t words[WORDS];
-    draw(words, first / BLOCK, n < WORDS ? n : WORDS, key);
-    for (int i = 0; i < n; i += WORDS) {
-        int m = n - i < WORDS ? n - i : WORDS, half = i ? 16 : 0;
+    int64_t drawn = -1;
+    for (int i = 0, m; i < n; i += m) {
+        /* In the whole tensor. Of a piece that begins within a block, no two halves share words. */
+        int64_t at = t->offset + first + i, word = at / BLOCK * WORDS + at % WORDS;
+        int room = (int)(WORDS - at % WORDS), half = at % BLOCK < WORDS ? 0 : 16;
+        m = n - i < room ? n - i : room;
+        if (word != drawn) draw(words, drawn = word, m, key);
         uint16_t *a = (uint16_t *)average + first + i;
         if (u->store == STORE_BF16)
             blend_bf16(a, x + i, m, w, words, half);

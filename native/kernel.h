@@ -21,7 +21,7 @@ typedef enum {
 typedef struct {
     const void *live;
     void **averages, **lows;
-    int64_t size;
+    int64_t size, offset; /* offset: of the first element in the whole tensor, of which this may be a piece */
     Live dtype;
     uint32_t key; /* tells its random numbers from those of other tensors */
 } Tensor;

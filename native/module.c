@@ -92,13 +92,13 @@ static int fill(Table *table, PyObject *rows) {
     for (int64_t i = 0; i < table->tensors; i++) {
         Tensor *tensor = &table->tensor[i];
         PyObject *live, *averages, *lows;
-        long long size;
+        long long size, offset;
         int dtype;
         unsigned int key;
         PyObject *row = PyList_GetItem(rows, (Py_ssize_t)i);
         if (!PyTuple_Check(row)) return PyErr_Format(PyExc_TypeError, "table: row %d is no tuple", (int)i), -1;
-        if (!PyArg_ParseTuple(row, "OiLIOO", &live, &dtype, &size, &key, &averages, &lows)) return -1;
-        if (dtype < LIVE_F32 || dtype > LIVE_F16 || size < 0) {
+        if (!PyArg_ParseTuple(row, "OiLLIOO", &live, &dtype, &size, &offset, &key, &averages, &lows)) return -1;
+        if (dtype < LIVE_F32 || dtype > LIVE_F16 || size < 0 || offset < 0) {
             PyErr_Format(PyExc_ValueError, "table: row %d has dtype %d and size %d", (int)i, dtype, (int)size);
             return -1;
         }
@@ -106,7 +106,7 @@ static int fill(Table *table, PyObject *rows) {
         if (!tensor->averages) return PyErr_NoMemory(), -1;
         tensor->lows = tensor->averages + table->tracks;
         tensor->live = PyLong_AsVoidPtr(live);
-        tensor->dtype = (Live)dtype, tensor->size = size, tensor->key = key;
+        tensor->dtype = (Live)dtype, tensor->size = size, tensor->offset = offset, tensor->key = key;
         if (addresses(averages, tensor->averages, table->tracks)) return -1;
         if (addresses(lows, tensor->lows, table->tracks)) return -1;
     }

@@ -159,7 +159,10 @@ class AverageSet(Generic[ModelT, T]):
         """
         if self.intact():
             return
-        plan = self._map(self.plan.having("average")) if self.plan.stale() else None
+        stale = self.plan.stale()
+        if not stale and self.intact():  # sharded parameters that had made way for whole ones are back
+            return
+        plan = self._map(self.plan.having("average")) if stale else None
         self._written.check()
         if plan is not None:
             self._adopt(plan, match_averages(self.plan.entries, plan.entries, self.first.tensors), step)
@@ -256,7 +259,7 @@ class AverageSet(Generic[ModelT, T]):
         places = {id(t): tensors[e.name] for e in self.plan.entries.values() for t in e.tensors}
         module, others = self._models.clone(self.model, places)
         follows = [(own[entry.name], entry.live) for entry in rest] + others
-        plan = self._models.tensor_map(module, self._selection)
+        plan = self._models.map_of_other(module, self._selection)
         return AveragedModule(module, plan, tensors, follows, step, self.ops)
 
     def copy_to(self, model: ModelT | None, track: Track[T]) -> None:
@@ -265,23 +268,21 @@ class AverageSet(Generic[ModelT, T]):
         Raises:
             PlanError: one of them is missing there or has another shape.
         """
-        plan = self.plan if model is None else self._models.tensor_map(model, self._selection)
-        places = {name: e.tensors for e in plan.entries.values() for name in e.names}
+        plan = self.plan if model is None else self._models.map_of_other(model, self._selection)
+        places = {name: e for e in plan.entries.values() for name in e.names}
         held = self.eval_tensors(track)
         if model is not None:  # what the live model has as it is
             rest = [e for e in self.plan.entries.values() if e.name not in held and e.persistent]
             held |= {e.name: e.live for e in rest if self._selection.takes(e.names)}
-        for name, tensor in held.items():
-            if name not in places or tuple(places[name][0].shape) != tuple(tensor.shape):
-                found = f"is {tuple(places[name][0].shape)} there" if name in places else "is missing there"
-                raise PlanError(
-                    f"{name} {tuple(tensor.shape)} {found}: copy_to needs a model of the same structure."
-                )
+        for name in held:
+            mine = self.plan.entries[name]
+            if name not in places or places[name].shape != mine.shape:
+                found = f"is {places[name].shape} there" if name in places else "is missing there"
+                raise PlanError(f"{name} {mine.shape} {found}: copy_to needs a model of the same structure.")
 
         def write() -> None:
             for name, tensor in held.items():
-                for place in places[name]:
-                    self.ops.overwrite(place, tensor)
+                self._models.copy_over(self.plan.entries[name], tensor, places[name])
 
         finished(write)
 

@@ -338,7 +338,9 @@ class BaseEMA(Generic[ModelT_co, T]):
         self._sync_with_model()
         plan, ops = self._averages.plan, self._averages.ops
         trained = [each for one in optimizers for each in averaged_of(plan, one, parameters_of(one))]
-        self._attachment = Attachment(optimizers, self._update, MissedStepDetector(trained, ops))
+        parameters, values = zip(*trained, strict=True)
+        detector = MissedStepDetector(parameters, values, ops)
+        self._attachment = Attachment(optimizers, self._update, detector)
         self._attachment.start(follow(self._attachment, optimizers))
         return self._attachment
 

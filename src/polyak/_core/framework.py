@@ -22,9 +22,17 @@ class Models(Protocol[ModelT, T]):
         ...
 
     def tensor_map(
-        self, model: ModelT, selection: Selection, averaged: Sequence[TensorEntry[T]] = (), /
+        self, model: ModelT, selection: Selection, averaged: Sequence[TensorEntry[T]], /
     ) -> TensorMap[T]:
-        """The model's tensors; those ``averaged`` so far stay averaged, even if frozen or renamed."""
+        """The live model's tensors; those ``averaged`` so far stay averaged, even if frozen or renamed."""
+        ...
+
+    def map_of_other(self, model: ModelT, selection: Selection, /) -> TensorMap[T]:
+        """The tensors of a copy of the live model, or of another one."""
+        ...
+
+    def copy_over(self, source: TensorEntry[T], tensor: T, target: TensorEntry[T], /) -> None:
+        """Overwrite another entry's live tensors with a tensor that has the layout of ``source``."""
         ...
 
     def clone(self, model: ModelT, tensors: Mapping[int, T], /) -> tuple[ModelT, list[tuple[T, T]]]:
@@ -32,6 +40,9 @@ class Models(Protocol[ModelT, T]):
 
         Returns:
             The copy, and (copy, live) pairs of further tensors it needs.
+
+        Raises:
+            PlanError: it cannot be copied.
         """
         ...
 

@@ -27,13 +27,14 @@ class MissedStepDetector(Generic[T]):
 
     Args:
         parameters: of the optimizers.
+        values: of these parameters, where they are sharded those that are here.
         ops: the framework's tensors.
     """
 
-    def __init__(self, parameters: Sequence[T], ops: TensorOps[T]) -> None:
+    def __init__(self, parameters: Sequence[T], values: Sequence[T], ops: TensorOps[T]) -> None:
         self._parameters, self._ops = parameters, ops
-        dense = [parameter for parameter in parameters if 0 not in parameter.shape]
-        self._sample = sorted(dense, key=lambda parameter: prod(parameter.shape))[:_SAMPLED]
+        dense = [value for value in values if 0 not in value.shape]
+        self._sample = sorted(dense, key=lambda value: prod(value.shape))[:_SAMPLED]
         self._seen: tuple[list[Traces], list[str]] | None = self._look()
 
     def detects(self, heard: bool) -> bool:
@@ -170,14 +171,14 @@ def as_several(optimizer: OptimizerT | Sequence[OptimizerT]) -> list[OptimizerT]
     return found
 
 
-def averaged_of(plan: TensorMap[T], optimizer: object, held: Iterable[T]) -> list[T]:
-    """The averaged parameters of an optimizer.
+def averaged_of(plan: TensorMap[T], optimizer: object, held: Iterable[T]) -> list[tuple[T, T]]:
+    """The averaged parameters of an optimizer, and the values of each that are here.
 
     Raises:
         PlanError: there are none.
     """
-    averaged = {id(tensor) for entry in plan.having("average") for tensor in entry.tensors}
-    found = [tensor for tensor in held if id(tensor) in averaged]
+    averaged = {id(tensor): entry.live for entry in plan.having("average") for tensor in entry.tensors}
+    found = [(tensor, averaged[id(tensor)]) for tensor in held if id(tensor) in averaged]
     if not found:
         raise PlanError(
             f"attach: {type(optimizer).__name__} holds none of the averaged parameters: it trains another "

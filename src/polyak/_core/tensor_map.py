@@ -27,12 +27,27 @@ BufferPolicy: TypeAlias = Literal["auto", "copy", "average", "ignore"]
 Buffers: TypeAlias = BufferPolicy | Mapping[str, BufferPolicy]
 
 
+@dataclass(frozen=True)
+class Piece(Generic[T]):
+    """The part of a sharded tensor that this process holds: a box of the whole.
+
+    tensor: the values of the box.
+    offset: of the box in the whole tensor.
+    whole: the shape of the whole tensor.
+    """
+
+    tensor: T
+    offset: tuple[int, ...]
+    whole: tuple[int, ...]
+
+
 @dataclass
 class TensorEntry(Generic[T]):
     """One tensor of the model.
 
     name: the first name it is reached by.  aliases: the others.
     tensors: the live objects; more than one when several parameters share one memory.
+    piece: what of it is averaged here, if not all.
     role: average, copy (bit-equal to the model's at each update) or share (the model's own).
     saved: belongs in a file of this average: persistent and not excluded.
     persistent: part of the model's ``state_dict``.
@@ -44,6 +59,7 @@ class TensorEntry(Generic[T]):
     role: Role
     saved: bool
     persistent: bool = True
+    piece: Piece[T] | None = None
     aliases: list[str] = field(default_factory=list[str])
 
     @property
@@ -51,8 +67,14 @@ class TensorEntry(Generic[T]):
         return [self.name, *self.aliases]
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the whole tensor."""
+        return tuple(self.tensors[0].shape)
+
+    @property
     def live(self) -> T:
-        return self.tensors[0]
+        """The values that are averaged here."""
+        return self.tensors[0] if self.piece is None else self.piece.tensor
 
 
 @dataclass(frozen=True)
@@ -124,6 +146,7 @@ class ModelTensor(Generic[T]):
     identity: equal for tied tensors, those that share one memory under several objects or names.
     sort: of a buffer: BatchNorm's statistic, a vector of spectral norm's power iteration, or another.
     persistent: belongs in files.
+    piece: what of it is averaged here, if not all.
     """
 
     name: str
@@ -132,6 +155,7 @@ class ModelTensor(Generic[T]):
     identity: object
     sort: BufferKind
     persistent: bool = True
+    piece: Piece[T] | None = None
 
 
 def planned(
@@ -153,7 +177,7 @@ def planned(
     for one in seen:
         if one.identity not in entries:
             entries[one.identity] = TensorEntry(
-                one.name, one.kind, [one.tensor], "share", True, one.persistent
+                one.name, one.kind, [one.tensor], "share", True, one.persistent, one.piece
             )
             first[one.identity] = one
             continue
@@ -215,7 +239,15 @@ class TensorMap(Generic[T]):
 
         Reads the modules' own dictionaries, without walking the module.
         """
-        return not check_of_all(self.contents, self.untrained, self.unmoved)()
+        return not self.unchanged(self.unmoved)()
+
+    def unchanged(self, tensors: UnchangedCheck) -> UnchangedCheck:
+        """A check of the model's dictionaries and flags, together with this one of tensors."""
+        return check_of_all(self.contents, self.untrained, tensors)
+
+    def memories(self) -> list[T]:
+        """The tensors that hold the live ones' values."""
+        return self.tensors()
 
     def tensors(self) -> list[T]:
         """The live tensors, every object of tied ones."""

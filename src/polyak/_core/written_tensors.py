@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Generic
 
-from polyak._core.change_detection import UnchangedCheck, check_of_all
+from polyak._core.change_detection import UnchangedCheck
 from polyak._core.tensor_map import TensorMap
 from polyak._core.tensors import T, TensorLike, TensorOps
 from polyak.errors import PlanError
@@ -30,8 +30,7 @@ class WrittenTensors(Generic[T]):
 
     def unchanged_with(self, plan: TensorMap[T]) -> UnchangedCheck:
         """A check that neither the model's tensors nor these were moved or replaced."""
-        tensors = self._ops.unchanged_check([*plan.tensors(), *self._tensors.values()])
-        return check_of_all(plan.contents, plan.untrained, tensors)
+        return plan.unchanged(self._ops.unchanged_check([*plan.memories(), *self._tensors.values()]))
 
     def check(self) -> None:
         """Check that the tensors are still usable, at whatever addresses.

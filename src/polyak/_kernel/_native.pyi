@@ -3,7 +3,7 @@ from typing import Any
 
 class Table: ...
 
-Row = tuple[int, int, int, int, tuple[int, ...], tuple[int, ...]]
+Row = tuple[int, int, int, int, int, tuple[int, ...], tuple[int, ...]]
 
 def table(store: int, tracks: int, rows: list[Row], /) -> Table: ...
 def update(

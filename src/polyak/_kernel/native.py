@@ -90,8 +90,8 @@ def takes(pair: Pair[Any]) -> bool:
     return pair.dtype in _LIVE and pair.store in _STORE
 
 
-def _row(pair: Pair[Any]) -> tuple[int, int, int, int, tuple[int, ...], tuple[int, ...]]:
+def _row(pair: Pair[Any]) -> tuple[int, int, int, int, int, tuple[int, ...], tuple[int, ...]]:
     averages = tuple(tensor.data_ptr() for tensor in pair.averages)
     residuals = tuple(tensor.data_ptr() for tensor in pair.residuals) or (0,) * len(averages)
     size = int(pair.live.numel())
-    return pair.live.data_ptr(), _LIVE[pair.dtype], size, pair.key, averages, residuals
+    return pair.live.data_ptr(), _LIVE[pair.dtype], size, pair.offset, pair.key, averages, residuals

@@ -31,6 +31,7 @@ class Pair(Generic[T]):
     residuals: the low part of each average: int8 under bfloat16 ("split"), float32 under float32
         ("compensated"), or none.
     buffer: θ is a buffer, which forward passes write too, not only the optimizer.
+    offset: of the first element in the whole tensor, where this is a piece of one.
     key: a hash of the name, which makes the random bits of each tensor different.
     """
 
@@ -39,6 +40,7 @@ class Pair(Generic[T]):
     averages: tuple[T, ...]
     residuals: tuple[T, ...] = ()
     buffer: bool = False
+    offset: int = 0
     key: int = field(init=False)
 
     def __post_init__(self) -> None:

@@ -46,9 +46,16 @@ class Layers(Generic[LayerT]):
     ops: TensorOps[Tensor] = tensors
 
     def tensor_map(
-        self, layer: LayerT, selection: Selection, averaged: Sequence[TensorEntry[Tensor]] = ()
+        self, layer: LayerT, selection: Selection, averaged: Sequence[TensorEntry[Tensor]]
     ) -> TensorMap:
         return TensorMap(layer, selection, averaged)
+
+    def map_of_other(self, layer: LayerT, selection: Selection) -> TensorMap:
+        return TensorMap(layer, selection)
+
+    def copy_over(self, source: TensorEntry[Tensor], tensor: Tensor, target: TensorEntry[Tensor]) -> None:
+        for place in target.tensors:
+            tensors.overwrite(place, tensor)
 
     def clone(
         self, layer: LayerT, tensors: Mapping[int, Tensor]

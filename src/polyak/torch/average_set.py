@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from polyak._core.average_set import AverageSet
 from polyak._core.tensor_map import Selection, TensorEntry
 from polyak._core.tensors import TensorOps
-from polyak.errors import ConfigError
+from polyak.errors import ConfigError, PlanError
 from polyak.schedules import Decay
 from polyak.torch import tensors
+from polyak.torch._sharding.kinds import fsdp_modules
 from polyak.torch.clone import clone_onto
 from polyak.torch.store import Settings, TensorStore
 from polyak.torch.swap import Swapper
 from polyak.torch.tensor_map import TensorMap, unwrap, walk
 from polyak.torch.update import Updates
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -29,8 +34,13 @@ def average_set(
     selection: Selection,
     settings: Settings,
     updates: Updates,
+    shard: object = None,
 ) -> AverageSet[ModuleT, Tensor]:
     """The averages of a module; see ``AverageSet``.
+
+    Args:
+        model, decays, selection, settings, updates: see there.
+        shard: the processes that divide the averages among themselves, if any.
 
     Raises:
         ConfigError: the model is not a module, or a glob matches nothing.
@@ -41,23 +51,56 @@ def average_set(
             f"model is a {type(model).__name__}: give the nn.Module itself, not its parameters. "
             "Layers of PaddlePaddle go to polyak.paddle.EMA."
         )
-    parts = Modules[ModuleT](), TensorStore(settings), updates, Swapper()
+    modules = Modules[ModuleT](None if shard is None else _mesh(shard, model))
+    parts = modules, TensorStore(settings), updates, Swapper()
     return AverageSet(model, decays, selection, settings.policy, *parts)
 
 
+def _mesh(shard: object, model: nn.Module) -> DeviceMesh:
+    from polyak.torch._sharding.layout import mesh_of  # see ``_sharding.kinds``
+
+    devices = [parameter.device for parameter in model.parameters()]
+    return mesh_of(shard, devices[0] if devices else torch.device("cpu"))
+
+
 class Modules(Generic[ModuleT]):
-    """Reads and copies whole modules; see ``polyak._core.framework.Models``."""
+    """Reads and copies whole modules; see ``polyak._core.framework.Models``.
+
+    Args:
+        mesh: the processes that divide the averages of a replicated model; None if each has all of them.
+    """
 
     ops: TensorOps[Tensor] = tensors
 
+    def __init__(self, mesh: DeviceMesh | None = None) -> None:
+        self._mesh = mesh
+
     def tensor_map(
-        self, model: ModuleT, selection: Selection, averaged: Sequence[TensorEntry[Tensor]] = ()
+        self, model: ModuleT, selection: Selection, averaged: Sequence[TensorEntry[Tensor]]
     ) -> TensorMap:
-        return TensorMap(model, selection, averaged)
+        return TensorMap(model, selection, averaged, self._mesh)
+
+    def map_of_other(self, model: ModuleT, selection: Selection) -> TensorMap:
+        return TensorMap(model, selection)
+
+    def copy_over(self, source: TensorEntry[Tensor], tensor: Tensor, target: TensorEntry[Tensor]) -> None:
+        if source.piece is None and target.piece is None:
+            for place in target.tensors:
+                tensors.overwrite(place, tensor)
+            return
+        from polyak.torch._sharding.layout import copy_between  # see ``_sharding.kinds``
+
+        copy_between(source.piece, tensor, target)
 
     def clone(
         self, model: ModuleT, tensors: Mapping[int, Tensor]
     ) -> tuple[ModuleT, list[tuple[Tensor, Tensor]]]:
+        if self._mesh is not None or fsdp_modules(model):
+            how = "fully_shard" if self._mesh is None else "shard="
+            raise PlanError(
+                f"ema.module: under {how} this process holds a part of the average, of which no module can "
+                "be made. Evaluate in average_parameters(), or ema.copy_to() a second model."
+            )
         return clone_onto(model, tensors)
 
     def extra_states(self, model: ModuleT) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from polyak._core.deepcopy import Copier
 from polyak.errors import PlanError
+from polyak.torch._sharding.kinds import is_dtensor
 from polyak.torch.store import outside_inference_mode
 from polyak.torch.tensor_map import NotAveraged, modules_of, unwrap
 
@@ -64,6 +65,10 @@ def clone_onto(model: ModuleT, tensors: Mapping[int, Tensor]) -> tuple[ModuleT, 
 
 def _as_class_of(live: Tensor, memory: Tensor) -> Tensor:
     """A tensor on this memory, a parameter if the live one is, with its own flags."""
+    if is_dtensor(live):
+        from polyak.torch._sharding.layout import as_dtensor, piece_of  # see ``_sharding.kinds``
+
+        memory = as_dtensor(piece_of(live, "a tensor"), memory)
     if not isinstance(live, nn.Parameter):
         return memory.detach()
     if type(live) is not nn.Parameter and type(memory) is type(live):  # a copy of a parameter subclass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -28,6 +28,9 @@ from polyak.torch.ranks import first_of, mean_over
 from polyak.torch.store import DType, Settings
 from polyak.torch.untraced import untraced_methods
 from polyak.torch.update import Updates
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module, covariant=True, default=nn.Module)
 
@@ -58,6 +61,10 @@ class EMA(PersistentEMA[ModuleT, Tensor]):
         device: where averages live; by default beside their parameters. "cpu" frees the GPU of them: θ is
             copied to pinned memory on a side stream and averaged on a thread; an error there is raised by
             the next call. Not yet run on a GPU.
+        shard: a process group or a one-dimensional ``DeviceMesh`` over which the model is replicated, as
+            under DDP: each of its processes averages, and holds, its rows of every parameter. Entering and
+            leaving ``average_parameters``, ``save`` and ``copy_to`` are then called by all of them. Averages
+            of models under ``fully_shard`` or tensor parallelism are sharded as their parameters are.
         every: update every k-th step only. Decays are composed, so the half-life does not change.
         start: copy the model up to this step; averaging and the schedule's time begin there. Trainers that
             know the length of the run also accept a share of it, "5%".
@@ -105,6 +112,7 @@ class EMA(PersistentEMA[ModuleT, Tensor]):
         buffers: Buffers = "auto",
         dtype: DType = None,
         device: str | torch.device | None = None,
+        shard: dist.ProcessGroup | DeviceMesh | None = None,
         every: int = 1,
         start: Start = 0,
         on_nonfinite: NonFinitePolicy = "skip",
@@ -117,7 +125,7 @@ class EMA(PersistentEMA[ModuleT, Tensor]):
         settings = Settings.of(dtype, compensated, device, on_nonfinite, seed, engine, overlap)
         chosen = Selection.of(include, exclude, buffers)
         self._updates = Updates(settings)
-        averages = average_set(model, named_decays(decay), chosen, settings, self._updates)
+        averages = average_set(model, named_decays(decay), chosen, settings, self._updates, shard)
         super().__init__(averages, decay, every, start, seed)
         warn_if_swapped(decay)
 

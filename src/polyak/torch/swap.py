@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from itertools import repeat
 from operator import attrgetter
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from torch import Tensor
 from polyak._core.change_detection import AttributeSnapshot, attributes_unchanged, snapshot_attributes
 from polyak._core.swap_guard import NOTHING, Changed, Exchange, Swap
 from polyak._core.tensor_map import TensorMap
+from polyak.torch.tensor_map import TensorMap as TorchTensorMap
 from polyak.torch.tensors import version as version_of
 
 # A module's dictionary, and its original tensors.
@@ -41,7 +42,10 @@ class SwapPlan:
     """
 
     def __init__(self, plan: TensorMap[Tensor], averages: Mapping[str, Tensor]) -> None:
-        entries = [entry for entry in plan.entries.values() if entry.name in averages]
+        given = [entry for entry in plan.entries.values() if entry.name in averages]
+        entries = [entry for entry in given if entry.piece is None]
+        self._plan = cast(TorchTensorMap, plan)
+        self._sharded = [entry for entry in given if entry.piece is not None]
         self._names = {id(tensor): entry.name for entry in entries for tensor in entry.tensors}
         self._places = _places(plan, self._names)
         self._buffers = {id(t) for entry in entries for t in entry.tensors if entry.kind == "buffer"}
@@ -65,7 +69,12 @@ class SwapPlan:
         fixed = [(live, averages[entry.name]) for live, entry in self._fixed]
         lives = self._exchanged + [live for live, _ in cast]
         memories = self._memories + [memory for _, memory in cast]
-        return ModelSwap(self._names, lives, memories, fixed, self._places, self._buffers)
+        whole = ModelSwap(self._names, lives, memories, fixed, self._places, self._buffers)
+        if not self._sharded and not self._plan.fsdp_modules:
+            return whole
+        from polyak.torch._sharding.swap import ShardedSwap  # see ``_sharding.kinds``
+
+        return ShardedSwap(whole, self._sharded, averages, self._plan.mesh, self._plan.reshard)
 
 
 class Swapper:

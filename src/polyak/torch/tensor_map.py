@@ -2,7 +2,8 @@
 
 Names are the model's own, without the prefixes of wrappers (``module.``, ``_orig_mod.`` …). A tensor with
 several names is planned once, under the first. Entries refer to the model's own tensor objects, not to
-detached aliases, so no update can write to memory that the model no longer uses.
+detached aliases, so no update can write to memory that the model no longer uses. Of a sharded tensor an entry
+has the piece that is here too.
 """
 
 # pyright: reportPrivateUsage=false
@@ -12,19 +13,25 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from operator import attrgetter
-from typing import cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
-from polyak._core.change_detection import snapshot_attributes, snapshot_dicts
-from polyak._core.tensor_map import BufferKind, Kind, ModelTensor, Selection, TensorEntry, planned
+from polyak._core.change_detection import UnchangedCheck, snapshot_attributes, snapshot_dicts
+from polyak._core.tensor_map import BufferKind, Kind, ModelTensor, Piece, Selection, TensorEntry, planned
 from polyak._core.tensor_map import TensorMap as BaseTensorMap
 from polyak._wrappers import CHILDREN
-from polyak.errors import PlanError
+from polyak.errors import ConfigError, PlanError
+from polyak.torch._sharding.kinds import fsdp_modules, is_dtensor
 from polyak.torch.tensors import holds_values, unchanged_check
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+    from polyak.torch._sharding.layout import ShardedPiece
 
 _RUNNING_STATISTICS = ("running_mean", "running_var", "moving_mean", "moving_variance")  # torch, Keras
 
@@ -36,33 +43,85 @@ class TensorMap(BaseTensorMap[Tensor]):
         model: any module, wrapped or not.
         selection: globs and buffer policy.
         averaged: entries averaged so far; they stay averaged, even if renamed or frozen later.
+        mesh: the processes that divide the averages of this replicated model; None if each keeps all of them.
 
     Raises:
-        PlanError: a tensor is not initialised yet.
+        PlanError: a tensor is not initialised yet, or sharded in a way that cannot be averaged.
+        ConfigError: a mesh is to divide a model that is sharded already.
     """
 
     def __init__(
-        self, model: nn.Module, selection: Selection, averaged: Sequence[TensorEntry[Tensor]] = ()
+        self,
+        model: nn.Module,
+        selection: Selection,
+        averaged: Sequence[TensorEntry[Tensor]] = (),
+        mesh: DeviceMesh | None = None,
     ) -> None:
+        self.mesh, self.fsdp_modules = mesh, fsdp_modules(model)
+        self.reshard()
         modules = dict(walk(model))
         _refuse_torchscript(modules)
-        _refuse_fsdp(model)
+        _refuse_flat_shards(model)
         kept = {entry.name for entry in averaged} | {id(t) for entry in averaged for t in entry.tensors}
         self.entries = entries(modules, selection, kept)
         _refuse_sparse(self.entries)
+        if mesh is not None:
+            _divide(self.entries, mesh)
+        self._dtensors = list(filter(is_dtensor, self.tensors()))
+        self._locals = list(map(id, map(_local, self._dtensors)))
         unique = {id(module): module for module in modules.values()}.values()
         self.contents = snapshot_dicts(
             store
             for m in unique
             for store in (m._parameters, m._buffers, m._modules)  # pyright: ignore[reportPrivateUsage]
         )
-        self.unmoved = unchanged_check(self.tensors())
+        self.unmoved = unchanged_check(self.memories())
         shared = [e for e in self.entries.values() if e.kind == "parameter" and e.role == "share"]
         frozen = [t for entry in shared for t in entry.tensors if not t.requires_grad]
         self.untrained = snapshot_attributes((_requires_grad,), frozen)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {
+            "mesh": self.mesh,
+            "fsdp_modules": [],
+            "_dtensors": [],
+            "_locals": [],
+        }
+
+    @property
+    def pieces(self) -> dict[str, ShardedPiece]:
+        """Of the tensors that are not whole here, by name."""
+        named = {name: entry.piece for name, entry in self.entries.items()}
+        return {name: cast("ShardedPiece", piece) for name, piece in named.items() if piece is not None}
+
+    def reshard(self) -> None:
+        """Put the sharded parameters back into modules that hold whole ones.
+
+        ``fully_shard`` leaves whole parameters after a forward pass without a backward one, and where it was
+        told not to reshard. They are copies, which no optimizer writes.
+        """
+        for module in self.fsdp_modules:
+            module.reshard()
+
+    def stale(self) -> bool:
+        if self.fsdp_modules and super().stale():
+            self.reshard()
+        return super().stale()
+
+    def memories(self) -> list[Tensor]:
+        return [_local(tensor) if is_dtensor(tensor) else tensor for tensor in self.tensors()]
+
+    def unchanged(self, tensors: UnchangedCheck) -> UnchangedCheck:
+        check = super().unchanged(tensors)
+        if not self._dtensors:
+            return check
+        # ``.to(dtype)`` keeps a DTensor and replaces its piece.
+        dtensors, pieces = self._dtensors, self._locals
+        return lambda: list(map(id, map(_local, dtensors))) == pieces and check()
+
 
 _requires_grad = attrgetter("requires_grad")
+_local = attrgetter("_local_tensor")
 
 
 class NotAveraged(nn.Module):
@@ -116,13 +175,33 @@ def _refuse_torchscript(modules: dict[str, nn.Module]) -> None:
             )
 
 
-_WHOLE = "Average a model that is complete in each process: under DDP, or on one device."
-
-
-def _refuse_fsdp(model: nn.Module) -> None:
-    """Refuse FSDP1; the parameters of FSDP2 are refused one by one."""
+def _refuse_flat_shards(model: nn.Module) -> None:
+    """Refuse shards that are ranges of one flat tensor, whose parameters cannot be told apart."""
     if any("_fsdp_wrapped_module" in module._modules for module in modules_of(model)):
-        raise PlanError(f"the model is wrapped by FSDP, whose parameters are shards. {_WHOLE}")
+        raise PlanError(
+            "the model is wrapped by FullyShardedDataParallel, whose shards are ranges of one flat tensor. "
+            "Shard it with torch.distributed.fsdp.fully_shard instead, its successor, which polyak averages."
+        )
+    for name, parameter in model.named_parameters():
+        if "ds_id" in vars(parameter):
+            raise PlanError(
+                f"{name} was partitioned by DeepSpeed ZeRO-3 (it has ds_id), which keeps its values "
+                "elsewhere. Use ZeRO-1 or -2, or torch.distributed.fsdp.fully_shard, which shards as much."
+            )
+
+
+def _divide(entries: dict[str, TensorEntry[Tensor]], mesh: DeviceMesh) -> None:
+    """Leave each process its rows of every averaged parameter; one number is averaged by all of them."""
+    from polyak.torch._sharding.layout import rows_of
+
+    for entry in entries.values():
+        if entry.piece is not None:
+            raise ConfigError(
+                f"shard= divides the average of a model that is whole in each process, and {entry.name} is "
+                "sharded already: its average is too. Leave shard= out."
+            )
+        if entry.role == "average" and entry.kind == "parameter" and entry.live.dim() > 0:
+            entry.piece = rows_of(entry.live, mesh)
 
 
 def _refuse_sparse(planned: dict[str, TensorEntry[Tensor]]) -> None:
@@ -151,8 +230,18 @@ def _model_tensors(modules: dict[str, nn.Module]) -> Iterator[ModelTensor[Tensor
             for key, tensor in store.items():
                 if tensor is not None:
                     name, temporary = prefix + key, key in module._non_persistent_buffers_set
-                    identity = _identity(tensor, name)
-                    yield ModelTensor(name, kind, tensor, identity, _buffer_kind(module, key), not temporary)
+                    piece = _piece_of(tensor, name)
+                    identity = _identity(tensor if piece is None else piece.tensor, tensor, name)
+                    sort = _buffer_kind(module, key)
+                    yield ModelTensor(name, kind, tensor, identity, sort, not temporary, piece)
+
+
+def _piece_of(tensor: Tensor, name: str) -> Piece[Tensor] | None:
+    if not is_dtensor(tensor):
+        return None
+    from polyak.torch._sharding.layout import piece_of  # see ``kinds``
+
+    return piece_of(tensor, name)
 
 
 def _buffer_kind(module: nn.Module, key: str) -> BufferKind:
@@ -162,18 +251,24 @@ def _buffer_kind(module: nn.Module, key: str) -> BufferKind:
     return "statistic" if key in _RUNNING_STATISTICS else "other"
 
 
-def _identity(tensor: Tensor, name: str) -> object:
-    """Equal for tied tensors, those that share one memory under several objects or names."""
+def _identity(tensor: Tensor, owner: Tensor, name: str) -> object:
+    """Equal for tied tensors, those that share one memory under several objects or names.
+
+    Args:
+        tensor: the values here.
+        owner: the model's tensor, which a piece without elements is told apart by.
+        name: for errors.
+    """
     if isinstance(tensor, UninitializedParameter | UninitializedBuffer):
         raise PlanError(f"{name} is not initialised yet: run the model once before averaging it.")
     if tensor.device.type == "meta":
         raise PlanError(f"{name} is on the meta device and holds no values: materialise the model first.")
     if tensor.numel() == 0 or not _has_address(tensor):
-        return id(tensor)
+        return id(owner)
     if tensor.data_ptr() == 0:  # an engine would follow the pointer
         raise PlanError(
-            f"{name} is a {type(tensor).__name__}, whose values are in other tensors: sharded, or "
-            f"quantised. {_WHOLE}"
+            f"{name} is a {type(tensor).__name__}, whose values are in other tensors, as quantised ones are. "
+            f'Leave it out with exclude="{name}".'
         )
     if not holds_values(tensor):  # an engine would read beyond the end
         raise PlanError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -42,9 +42,7 @@ class Updates:
         tracks: Sequence[Track[Tensor]],
         skipped: Skipped,
     ) -> Updater:
-        pairs = [
-            Pair(e.name, e.live, *averages_in(tracks, e.name), buffer=e.kind == "buffer") for e in averaged
-        ]
+        pairs = [pair for entry in averaged for pair in _pairs(entry, tracks)]
         buffers = [(copies[e.name], e.live) for e in copied]
         with outside_inference_mode():
             self._updater = Updater(pairs, buffers, self._settings, NonFiniteCounter(*skipped))
@@ -77,6 +75,29 @@ class Updates:
     def before_step(self) -> None:
         """Call before an optimizer writes θ."""
         self._updater.before_step()
+
+
+def _pairs(entry: TensorEntry[Tensor], tracks: Sequence[Track[Tensor]]) -> list[Pair]:
+    """θ and its averages; several if a rounded piece is not contiguous in the whole tensor.
+
+    The random bits of an element depend on its place there, so that every layout rounds alike.
+    """
+    averages, residuals = averages_in(tracks, entry.name)
+    if entry.piece is None or averages[0].dtype.itemsize > 2:
+        return [Pair(entry.name, entry.live, averages, residuals, entry.kind == "buffer")]
+    from polyak.torch._sharding.layout import ShardedPiece, stretches  # see ``_sharding.kinds``
+
+    return [
+        Pair(
+            entry.name,
+            entry.live[place],
+            tuple(average[place] for average in averages),
+            tuple(residual[place] for residual in residuals),
+            entry.kind == "buffer",
+            offset,
+        )
+        for offset, place in stretches(cast(ShardedPiece, entry.piece))
+    ]
 
 
 def _refuse_host_buffers(plan: TensorMap[Tensor]) -> None:

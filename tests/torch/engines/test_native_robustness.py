@@ -94,12 +94,12 @@ WRONG: dict[str, tuple[tuple[Any, ...], type[Exception], str]] = {
     "no arguments": ((), TypeError, "argument"),
     "rows in a tuple": ((0, 1, (ROW,)), TypeError, "list"),
     "a row that is a number": ((0, 1, [5]), TypeError, "row 0 is no tuple"),
-    "an empty row": ((0, 1, [()]), TypeError, "6 arguments"),
+    "an empty row": ((0, 1, [()]), TypeError, "7 arguments"),
     "an address that is a word": ((0, 1, [("x", *ROW[1:])]), TypeError, "integer"),
     "an address too large": ((0, 1, [(1 << 70, *ROW[1:])]), OverflowError, "large"),
-    "an average that is a word": ((0, 1, [(*ROW[:4], ("x",), (0,))]), TypeError, "integer"),
+    "an average that is a word": ((0, 1, [(*ROW[:5], ("x",), (0,))]), TypeError, "integer"),
     "too few averages": ((0, 2, [ROW]), ValueError, "one address for each of 2 tracks"),
-    "lows that are no tuple": ((0, 1, [(*ROW[:5], 0)]), ValueError, "one address for each of 1 tracks"),
+    "lows that are no tuple": ((0, 1, [(*ROW[:6], 0)]), ValueError, "one address for each of 1 tracks"),
     "an unknown dtype": ((0, 1, [(0, 4, *ROW[2:])]), ValueError, "dtype 4"),
     "a negative size": ((0, 1, [(0, 0, -5, *ROW[3:])]), ValueError, "size -5"),
     "an unknown store": ((6, 1, [ROW]), ValueError, "store 6"),
@@ -116,7 +116,7 @@ def test_a_wrong_table_is_refused(case: str) -> None:
 
 def test_wrong_updates_are_refused() -> None:
     theta, average = torch.ones(3), torch.zeros(3)
-    table = _native.table(0, 1, [(theta.data_ptr(), 0, 3, 1, (average.data_ptr(),), (0,))])
+    table = _native.table(0, 1, [(theta.data_ptr(), 0, 3, 0, 1, (average.data_ptr(),), (0,))])
     for arguments, error in [
         ((table,), TypeError),
         ((table, [1.0], 0, 0, True, 1), TypeError),
@@ -141,9 +141,9 @@ def resident() -> int:
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
-@pytest.mark.parametrize("last", [ROW, 5, (*ROW[:4], (0, 0), (0,))], ids=["good", "wrong", "half made"])
+@pytest.mark.parametrize("last", [ROW, 5, (*ROW[:5], (0, 0), (0,))], ids=["good", "wrong", "half made"])
 def test_tables_good_and_wrong_give_their_memory_back(last: Any) -> None:
-    rows = [(0, 0, 1 << 22, 1, (0,), (0,))] * 500 + [last]
+    rows = [(0, 0, 1 << 22, 0, 1, (0,), (0,))] * 500 + [last]
 
     def make() -> None:
         with suppress(TypeError, ValueError):

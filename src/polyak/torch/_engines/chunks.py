@@ -22,7 +22,11 @@ DEVICE_CHUNK = 1 << 24  # on a GPU each call costs microseconds whatever its siz
 
 
 class Chunk(NamedTuple):
-    """The same elements of a pair's tensors; ``live`` in the arithmetic's dtype."""
+    """The same elements of a pair's tensors.
+
+    first: the index of the first element in the whole tensor.
+    live: in the arithmetic's dtype.
+    """
 
     first: int
     live: Tensor
@@ -39,7 +43,7 @@ def chunks(pair: Pair) -> Iterator[Chunk]:
     shape = tensors[0].shape
     longest = max(range(len(shape)), key=shape.__getitem__)
     rows = max(1, chunk_for(tensors[1].device) * shape[longest] // shape.numel())
-    first = 0
+    first = pair.offset
     for i in range(0, shape[longest], rows):
         live, *kept = [t.narrow(longest, i, min(rows, shape[longest] - i)) for t in tensors]
         yield Chunk(first, live.to(kept[0].device, arithmetic_dtype(pair)), kept[:tracks], kept[tracks:])

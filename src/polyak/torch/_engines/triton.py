@@ -136,6 +136,8 @@ def takes(pair: Pair) -> bool:
     device = pair.live.device
     known = pair.dtype in _LIVE and pair.store in _STORE
     seen = device.type in (("cpu", "cuda") if INTERPRETED else ("cuda",))
+    # A piece that begins within a block of random words would need other words for each of its elements.
+    known &= pair.store[0] not in ("bfloat16", "float16") or pair.offset % 1024 == 0
     return known and seen and all(t.device == device for t in pair.written) and is_dense(pair)
 
 
@@ -254,7 +256,8 @@ def _row(pair: Pair, place: int) -> list[int]:
     size = pair.live.numel()
     aligned = size if all(address % _WIDE == 0 for address in addresses) else 0
     live, *kept = addresses
-    return [live, size, aligned, pair.key, place, *kept, *([] if pair.residuals else [0] * len(kept))]
+    lows = [] if pair.residuals else [0] * len(kept)
+    return [live, size, aligned, pair.key, place, pair.offset // 2, *kept, *lows]
 
 
 def _blocks(pairs: Sequence[Pair]) -> Tensor:

@@ -19,7 +19,8 @@ if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 2):
     raise ImportError(f"triton {triton.__version__} is too old")
 
 BLOCK = tl.constexpr(4096)  # elements a program averages: whole blocks of random words
-COLUMNS = tl.constexpr(5)  # of a row: θ, elements, of them in aligned memory, key, place among pairs
+# Of a row: θ, elements, of them in aligned memory, key, place among pairs, first word of random bits.
+COLUMNS = tl.constexpr(6)
 SCALARS = tl.constexpr(3)  # of an update before its weights: seed, step, number
 
 
@@ -134,7 +135,7 @@ def _block(
         low = tl.load(row + COLUMNS + TRACKS + track)
         weight = tl.load(scalars + SCALARS + track).to(tl.float64, bitcast=True)
         key = _draw_key(tl.load(scalars), tl.load(scalars + 1), tl.load(row + 3), track)
-        words = _words((first // 2).to(tl.uint32) + i.to(tl.uint32), key)
+        words = _words((tl.load(row + 5) + first // 2).to(tl.uint32) + i.to(tl.uint32), key)
         random0 = (words & 0xFFFF).to(tl.int32)
         random1 = (words >> 16).to(tl.int32)
         # All is loaded before anything is stored: to the compiler the addresses may be the same.
