@@ -1,4 +1,4 @@
-"""Worker processes that stay, each a rank: to start one takes seconds, to run a function in it milliseconds."""
+"""Worker processes that stay: to start a rank takes seconds, to run a function in it milliseconds."""
 
 from __future__ import annotations
 
