@@ -2,8 +2,8 @@
 
 Other code holds the memory of the pieces: ``fully_shard`` gathers from a private buffer that they are views
 of. So their values are exchanged, in parts of 16 MiB through one scratch tensor, and the averages' memory
-holds the raw weights meanwhile. Under ``shard=`` each process exchanges its own rows and sends them to the others;
-the raw rows of the others need no backup, since they send them again at the end.
+holds the raw weights meanwhile. Under ``shard=`` each process exchanges its own rows and sends them to the
+others; the raw rows of the others need no backup, since they send them again at the end.
 """
 
 from __future__ import annotations
@@ -185,8 +185,8 @@ class RowsOfAll:
     """Sends each process's rows of every tensor to all the others, once.
 
     It can be interrupted between any two lines and continued, and no message is sent twice: messages are
-    taken from an iterator and sent in one call, during which Python raises no interrupt, and what is left in the
-    iterator tells which one was last.
+    taken from an iterator and sent in one call, during which Python raises no interrupt, and what is left
+    in the iterator tells which one was last.
 
     Args:
         tensors: of the same shapes in all processes.
