@@ -13,6 +13,7 @@ import polyak
 from polyak.cli.describe import CheckpointSummary, describe
 from polyak.convert.convert import convert
 from polyak.errors import CheckpointError
+from tests.states import closed, opened
 from tests.trainers.digits import network
 
 # Other libraries' own warnings are not what is tested here.
@@ -146,12 +147,18 @@ def test_a_loop_of_ones_own(tmp_path: Path) -> None:
 
 
 def test_a_malformed_state_is_told(tmp_path: Path) -> None:
-    state = polyak.EMA(network(), 0.9).state_dict()
+    state = opened(polyak.EMA(network(), 0.9).state_dict())
     broken: dict[str, Any] = {"decay": {"kind": "Constant", "beta": 2}, "profile": "{}", "joined": 3}
     for key, value in broken.items():
         track = {**state["tracks"]["average"], key: value}
-        torch.save({**state, "tracks": {"average": track}}, tmp_path / "state.pt")
-        with pytest.raises(CheckpointError):
+        damaged = {**state, "tracks": {"average": track}}
+        for one in (damaged, closed(damaged)):
+            torch.save(one, tmp_path / "state.pt")
+            with pytest.raises(CheckpointError):
+                describe(tmp_path / "state.pt")
+    for text in ("no JSON", "[" * 100_000, 3):
+        torch.save({**closed(state), "polyak": text}, tmp_path / "state.pt")
+        with pytest.raises(CheckpointError, match="not the text of an average's state"):
             describe(tmp_path / "state.pt")
     for key, value in {"tracks": 3, "copies": None, "step": "many"}.items():
         torch.save({**state, key: value}, tmp_path / "state.pt")

@@ -16,6 +16,7 @@ from paddle import nn
 from polyak import Power
 from polyak.errors import SwapError
 from polyak.paddle import EMA
+from tests.states import opened
 
 from .conftest import array
 
@@ -55,7 +56,7 @@ def _step(ema: EMA, seed: int) -> None:
 
 
 def _arrays(ema: EMA) -> dict[str, Any]:
-    state = ema.state_dict()
+    state = opened(ema.state_dict())
     found = {f"copy/{name}": array(tensor).copy() for name, tensor in state["copies"].items()}
     for track, held in state["tracks"].items():
         found |= {f"{track}/{name}": array(tensor).copy() for name, tensor in held["tensors"].items()}

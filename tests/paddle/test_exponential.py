@@ -16,6 +16,7 @@ from paddle.pir_utils import OldIrGuard
 from polyak import CheckpointError, ConfigError, PlanError, SwapError, load
 from polyak.cli.describe import describe
 from polyak.paddle import ExponentialMovingAverage
+from tests.states import opened
 
 from .conftest import array, assert_restored, fill, network, snapshot
 
@@ -358,7 +359,7 @@ def test_paddle_save_and_load_bring_everything_back(form: dict[str, Any], tmp_pa
     for _ in range(3):  # and goes on alike, random bits included
         for one in (average, again):
             one.step()
-    one, other = average.state_dict(), again.state_dict()
+    one, other = opened(average.state_dict()), opened(again.state_dict())
     assert one["step"] == other["step"] == 6
     for part in ("tensors", "lows"):
         mine, theirs = (state["tracks"]["average"][part] for state in (one, other))

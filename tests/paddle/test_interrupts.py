@@ -14,6 +14,7 @@ from paddle import nn
 from polyak import PlanError, SwapError
 from polyak.paddle import EMA, ExponentialMovingAverage
 from tests.interrupts import STRIDE, every_line, random_moments
+from tests.states import opened
 
 from .conftest import assert_equal, assert_restored, network, snapshot
 
@@ -72,7 +73,7 @@ def test_around_a_swap_the_raw_weights_come_back(dtype: str, way: str) -> None:
 
 
 def says(ema: EMA) -> Any:
-    state = {**ema.state_dict(), "run": None}
+    state = {**opened(ema.state_dict()), "run": None}
     tracks = {name: {**t, "tensors": _clones(t["tensors"])} for name, t in state["tracks"].items()}
     return {**state, "tracks": tracks, "copies": _clones(state["copies"])}
 

@@ -9,10 +9,14 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import paddle
 import pytest
 from paddle import nn
 
 from polyak.paddle import EMA
+from tests.golden_files.make_states import SETTINGS as OLD_SETTINGS
+from tests.golden_files.make_states import STEPS as OLD_STEPS
+from tests.states import opened
 
 from .conftest import array, assert_equal, averages, fill, network
 from .resume_worker import CASES, STEPS, Run, saved
@@ -37,10 +41,20 @@ def test_continuing_equals_never_having_stopped(killed: Path, case: str) -> None
     for _ in range(STEPS):
         whole.step()
     resumed.load(killed / case / str(STEPS))
-    expected, got = whole.ema.state_dict(), resumed.ema.state_dict()
+    expected, got = opened(whole.ema.state_dict()), opened(resumed.ema.state_dict())
     assert got.pop("run") != expected.pop("run")  # the run goes on under its first id
     assert_equal(got, expected)
     assert_equal(dict(resumed.layer.state_dict()), dict(whole.layer.state_dict()))
+
+
+def test_a_state_from_before_it_had_a_text_is_continued() -> None:
+    layer = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1D(4), nn.Linear(4, 2), nn.Linear(2, 2))
+    freeze(layer[3], True)
+    ema = EMA(layer, **OLD_SETTINGS)
+    state = paddle.load(str(Path(__file__).parents[1] / "golden_files/states/paddle.pdparams"))
+    assert not ema.load_state_dict(state)
+    assert_equal(opened(ema.state_dict()), state)
+    assert (ema.step, ema.metrics()["skipped_tensors"]) == (OLD_STEPS, {"0.bias": 1})
 
 
 def freeze(layer: nn.Layer, frozen: bool) -> None:

@@ -12,12 +12,13 @@ from paddle import Tensor, nn
 
 from polyak import ConfigError, Constant, PlanError
 from polyak.paddle import EMA
+from tests.states import opened
 
 from .conftest import Beside, array, averages, fill, network, trained
 
 
 def copied(ema: EMA) -> dict[str, Tensor]:
-    return ema.state_dict()["copies"]
+    return opened(ema.state_dict())["copies"]
 
 
 # --- what each layer's tensors are --------------------------------------------------------------------

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from polyak import EMA, Power
 from polyak.errors import SwapError
+from tests.states import opened
 
 Copying = Callable[[Any], Any]
 
@@ -63,7 +64,7 @@ def _step(ema: EMA, seed: int) -> None:
 
 
 def _tensors(ema: EMA) -> dict[str, Tensor]:
-    state = ema.state_dict()
+    state = opened(ema.state_dict())
     found = {f"copy/{name}": tensor for name, tensor in state["copies"].items()}
     for track, held in state["tracks"].items():
         found |= {f"{track}/{name}": tensor for name, tensor in held["tensors"].items()}

@@ -11,6 +11,7 @@ from torch import nn
 import polyak
 from polyak import EMA, CheckpointError, Custom
 from polyak.cli.describe import CheckpointSummary, describe
+from tests.states import opened
 
 
 def rule(t: int) -> float:
@@ -105,7 +106,7 @@ def test_files_are_read_and_shown_by_any_program(tmp_path: Path) -> None:
 def test_a_class_of_ones_own_is_read_where_it_is_imported(tmp_path: Path) -> None:
     config = {"kind": "Sawtooth", "period": 5}
     model, ema = trained()
-    state = ema.state_dict()
+    state = opened(ema.state_dict())
     state["tracks"]["average"]["decay"] = config
     with pytest.raises(CheckpointError, match=r"Sawtooth\(period=5\), which is not known here"):
         EMA(model, rule).load_state_dict(state)

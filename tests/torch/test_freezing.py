@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from polyak import EMA, CheckpointError, Constant, Debiased
+from tests.states import opened
 
 # Before which step what becomes of which layer. At step 0 the first two are frozen.
 SCHEDULE = {2: (1, True), 4: (2, False), 5: (0, True), 7: (2, True), 9: (0, False)}
@@ -133,7 +134,7 @@ def test_another_shape_is_refused_though_frozen() -> None:
     model = build()
     ema = EMA(model, 0.9)
     train(model, ema, 0, 3)
-    state = ema.state_dict()
+    state = opened(ema.state_dict())
     state["tracks"]["average"]["tensors"]["1.weight"] = torch.ones(9)
     with pytest.raises(CheckpointError, match=r"1\.weight \(9,\) for \(4,\)"):
         EMA(build(), 0.9).load_state_dict(state)

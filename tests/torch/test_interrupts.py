@@ -17,6 +17,7 @@ from polyak import ConfigError, PlanError
 from polyak.torch import EMA
 from polyak.torch._engines.select import EngineName
 from tests.interrupts import STRIDE, every_line, random_moments
+from tests.states import opened
 
 
 @pytest.fixture(autouse=True)
@@ -103,7 +104,7 @@ Says = dict[str, object]
 
 def says(ema: EMA) -> Says:
     """All that an average holds and says of itself, tensors copied."""
-    return copy.deepcopy(ema.state_dict()) | {"run": None}
+    return copy.deepcopy(opened(ema.state_dict())) | {"run": None}
 
 
 def equal(one: object, other: object) -> bool:

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,12 @@ import torch
 from torch import nn
 
 import polyak
+from polyak.cli.describe import CheckpointSummary, describe
+from tests.golden_files.make_states import SETTINGS, STEPS
+from tests.states import closed, opened
 from tests.torch.resume_cases import CASES, advance, begin
 
+Damage = Callable[[dict[str, Any]], Any]
 HALF = 10  # in the middle of every=3 and every=4
 
 
@@ -41,8 +46,8 @@ def flat(state: Any, at: str = "") -> dict[str, Any]:
 def test_continuing_equals_never_having_stopped(resumed: Path, name: str) -> None:
     model, optimizer, ema = begin(CASES[name])
     advance(model, optimizer, ema, 0, 23)
-    whole = flat(ema.state_dict())
-    continued = flat(torch.load(resumed / f"{name}.resumed.pt", weights_only=True))
+    whole = flat(opened(ema.state_dict()))
+    continued = flat(opened(torch.load(resumed / f"{name}.resumed.pt", weights_only=True)))
     assert continued.pop("/run") != whole.pop("/run")  # the run goes on under its first id
     assert continued.keys() == whole.keys()
     for key, value in whole.items():
@@ -137,45 +142,78 @@ def test_a_state_that_fits_reports_nothing() -> None:
     assert not begin({"decay": 0.9})[2].load_state_dict(state)
 
 
+VALUES: list[Damage] = [
+    lambda s: s.pop("step"),
+    lambda s: s.update(step=-1),
+    lambda s: s.update(step=float("inf")),
+    lambda s: s.update(step=2.5),
+    lambda s: s.update(waiting=-1),
+    lambda s: s.update(elapsed={"steps": -3}),
+    lambda s: s.update(skipped=[]),
+    lambda s: s.update(skipped=[1, {"0.weight": "once"}]),
+    lambda s: s["tracks"]["average"].update(clock=float("inf")),
+    lambda s: s["tracks"]["average"].update(clock=-2),
+    lambda s: s["tracks"]["average"].update(beta=7.0),
+    lambda s: s["tracks"]["average"].update(beta=float("nan")),
+    lambda s: s["tracks"]["average"].update(joined={"0.weight": -4}),
+    lambda s: s["tracks"]["average"].update(profile='{"decays":[],"terms":[]}'),
+    lambda s: s["tracks"]["average"].update(
+        profile=(polyak.Profile.raw(1) + polyak.Profile.raw(2)).to_json()
+    ),
+    lambda s: s.update(format=99),
+    lambda s: s["tracks"]["average"].update(profile="{}"),
+    lambda s: s["tracks"]["average"].update(decay={"kind": "Nonsense"}),
+]
+TENSORS: list[Damage] = [
+    lambda s: s.pop("tracks"),
+    lambda s: s.update(copies=None),
+    lambda s: s["tracks"]["average"].pop("tensors"),
+    lambda s: s["tracks"]["average"].update(tensors=[1]),
+    lambda s: s.update(copies=[1]),
+    lambda s: s["tracks"]["average"]["tensors"].update({"3.bias": torch.zeros(2, device="meta")}),
+    lambda s: s["tracks"]["average"]["tensors"].update({"3.bias": torch.zeros(2).to_sparse()}),
+    lambda s: s["copies"].update({"1.num_batches_tracked": torch.zeros((), device="meta").long()}),
+    lambda s: s["tracks"].update(average=None),
+    lambda s: s["tracks"]["average"]["tensors"].update({"0.weight": "text"}),
+    lambda s: s.update(tracks=[1]),
+]
+TEXTS: list[Damage] = [
+    lambda s: s.update(polyak="no JSON"),
+    lambda s: s.update(polyak=3),
+    lambda s: s.update(polyak="[]"),
+    lambda s: s.update(polyak="{}"),
+    lambda s: s.update(polyak="[" * 100_000),
+    lambda s: s.pop("tracks"),
+    lambda s: s.update(tracks=[1]),
+    lambda s: s.update(copies=[1]),
+]
+
+
+def damaged_before_it_had_a_text(state: dict[str, Any], damage: Damage) -> dict[str, Any]:
+    state = opened(state)
+    damage(state)
+    return state
+
+
+def damaged_in_its_text(state: dict[str, Any], damage: Damage) -> dict[str, Any]:
+    return closed(damaged_before_it_had_a_text(state, damage))
+
+
+def damaged(state: dict[str, Any], damage: Damage) -> dict[str, Any]:
+    damage(state)
+    return state
+
+
 @pytest.mark.parametrize(
-    "damage",
+    ("how", "damage"),
     [
-        lambda s: s.pop("tracks"),
-        lambda s: s.pop("step"),
-        lambda s: s.update(step=-1),
-        lambda s: s.update(step=float("inf")),
-        lambda s: s.update(step=2.5),
-        lambda s: s.update(waiting=-1),
-        lambda s: s.update(elapsed={"steps": -3}),
-        lambda s: s.update(skipped=[]),
-        lambda s: s.update(skipped=[1, {"0.weight": "once"}]),
-        lambda s: s.update(copies=None),
-        lambda s: s["tracks"]["average"].update(clock=float("inf")),
-        lambda s: s["tracks"]["average"].update(clock=-2),
-        lambda s: s["tracks"]["average"].update(beta=7.0),
-        lambda s: s["tracks"]["average"].update(beta=float("nan")),
-        lambda s: s["tracks"]["average"].update(joined={"0.weight": -4}),
-        lambda s: s["tracks"]["average"].update(profile='{"decays":[],"terms":[]}'),
-        lambda s: s["tracks"]["average"].pop("tensors"),
-        lambda s: s["tracks"]["average"].update(
-            profile=(polyak.Profile.raw(1) + polyak.Profile.raw(2)).to_json()
-        ),
-        lambda s: s["tracks"]["average"].update(tensors=[1]),
-        lambda s: s.update(copies=[1]),
-        lambda s: s["tracks"]["average"]["tensors"].update({"3.bias": torch.zeros(2, device="meta")}),
-        lambda s: s["tracks"]["average"]["tensors"].update({"3.bias": torch.zeros(2).to_sparse()}),
-        lambda s: s["copies"].update({"1.num_batches_tracked": torch.zeros((), device="meta").long()}),
-        lambda s: s["tracks"].update(average=None),
-        lambda s: s.update(format=99),
-        lambda s: s["tracks"]["average"].update(profile="{}"),
-        lambda s: s["tracks"]["average"].update(decay={"kind": "Nonsense"}),
-        lambda s: s["tracks"]["average"]["tensors"].update({"0.weight": "text"}),
-        lambda s: s.update(tracks=[1]),
+        *[(damaged_before_it_had_a_text, one) for one in VALUES + TENSORS],
+        *[(damaged_in_its_text, one) for one in VALUES],
+        *[(damaged, one) for one in TEXTS],
     ],
 )
-def test_a_damaged_state_is_refused_and_nothing_changes(damage: Any) -> None:
-    _, state = state_of(decay=0.9)
-    damage(state)
+def test_a_damaged_state_is_refused_and_nothing_changes(how: Any, damage: Damage) -> None:
+    state = how(state_of(decay=0.9)[1], damage)
     ema = begin({"decay": 0.9})[2]
     before = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in flat(ema.state_dict()).items()}
     for strict in (True, False):
@@ -213,6 +251,26 @@ def test_a_newcomer_keeps_its_own_history() -> None:
     for name in ("0.weight", "3.weight"):
         assert again.tracks["average"].profile_of(name) == ema.tracks["average"].profile_of(name)
     assert again.tracks["average"].joined == {"3.weight": 5, "3.bias": 5}
+
+
+GOLDEN = Path(__file__).parents[1] / "golden_files/states/torch.pt"
+
+
+def test_a_state_from_before_it_had_a_text_is_continued() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2), nn.Linear(2, 2))
+    model[3].requires_grad_(False)
+    ema = polyak.EMA(model, **SETTINGS)
+    state = torch.load(GOLDEN, weights_only=True)
+    assert not ema.load_state_dict(state)
+    again = opened(ema.state_dict())
+    for key, value in flat(state).items():
+        loaded = flat(again)[key]
+        assert torch.equal(loaded, value) if isinstance(value, torch.Tensor) else loaded == value, key
+    assert (ema.step, ema.metrics()["skipped_tensors"]) == (STEPS, {"0.bias": 1})
+    assert ema.tracks["long"].joined == {"2.weight": 4, "2.bias": 4}
+    found = describe(GOLDEN)
+    assert isinstance(found, CheckpointSummary)
+    assert [(part.name, part.role) for part in found.parts] == [("short", "average"), ("long", "average")]
 
 
 def test_names_are_the_models_own_whatever_wraps_it() -> None:

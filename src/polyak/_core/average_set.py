@@ -12,8 +12,8 @@ from typing import Any, Generic
 
 from polyak._core.averaged_module import AveragedModule, ModelT
 from polyak._core.framework import Models, Swapper, TensorStore, UpdaterFactory
+from polyak._core.load_state import Loaded, fill
 from polyak._core.nonfinite import NonFinitePolicy, refuse_start
-from polyak._core.state_dict import Loaded, fill
 from polyak._core.swap_guard import Exchange, finished
 from polyak._core.tensor_map import (
     Patterns,

@@ -16,10 +16,11 @@ from polyak._core.background_save import (
 from polyak._core.capture import Captured, captured_model, captured_track
 from polyak._core.ema import ModelT_co
 from polyak._core.initial_weight import warn_if_mostly_initial
+from polyak._core.load_state import LoadReport, check
 from polyak._core.observe import ObservedEMA
 from polyak._core.resume_file import packed, read_state
 from polyak._core.save import check_name, save_file, weights_of
-from polyak._core.state_dict import EMAState, LoadReport, State, TrackState, check
+from polyak._core.state_dict import EMAState, State, TrackState, stored_of
 from polyak._core.swap_guard import finished
 from polyak._core.tensors import T
 from polyak.errors import CheckpointError
@@ -45,6 +46,7 @@ class PersistentEMA(ObservedEMA[ModelT_co, T]):
             skipped=averages.updater.skipped(),
             tracks={name: TrackState[T].of(track) for name, track in self.tracks.items()},
             copies=dict(averages.copies),
+            stored=stored_of(averages.copies),
             frozen=[entry.name for entry in averages.plan.frozen()],
             run=self.run,
             clock=self._clock,

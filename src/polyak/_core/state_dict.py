@@ -1,55 +1,41 @@
-"""The state of an EMA as plain values and tensors, from which it resumes exactly.
+"""The state of an EMA as one text and tensors, from which it resumes exactly.
 
-It consists of dicts, lists, strings, numbers and tensors, so ``torch.load(weights_only=True)`` reads it.
+``{"polyak": text, "tracks": {track: {"tensors": …, "lows": …}}, "copies": …}``: tensors by name, and all else
+as JSON in the text. ``torch.load(weights_only=True)`` reads it, and so does ``torch.distributed.checkpoint``.
+That asks the saved state for each value of the present one, so values that come and go, such as the names of
+skipped tensors, are inside the text, and no dict is empty. It casts tensors to the dtypes of the present ones
+and leaves out those that are not present, both silently, so the text lists what was stored.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Generic, TypeAlias
 
 from polyak._core.clock import Clock
-from polyak._core.tensors import T, TensorOps, alike
+from polyak._core.tensors import T, TensorLike
 from polyak._core.track import Track
 from polyak._core.updater import Skipped
 from polyak.errors import CheckpointError
-from polyak.schedules import Adaptive, Decay, History, Profile, Run, compose
+from polyak.schedules import Adaptive
 from polyak.schedules.adaptive import Choice, from_state, to_state
-from polyak.schedules.decay import Custom, decay_in_file
 
 State: TypeAlias = dict[str, Any]
+Stored: TypeAlias = Mapping[str, Sequence[str]]  # the dtypes of each tensor's parts, by name
 FORMAT = 1
-
-
-@dataclass
-class LoadReport:
-    """The mismatches that ``load_state_dict(strict=False)`` found, by how they were handled."""
-
-    schedules: list[str] = field(default_factory=list[str])
-    missing: list[str] = field(default_factory=list[str])
-    unexpected: list[str] = field(default_factory=list[str])
-    converted: list[str] = field(default_factory=list[str])
-    resized: list[str] = field(default_factory=list[str])
-
-    def __bool__(self) -> bool:
-        return any(vars(self).values())
-
-    def __str__(self) -> str:
-        lines = {
-            "schedules": "kept this EMA's own",
-            "missing": "not in the state, left as they are",
-            "unexpected": "in the state only, ignored",
-            "converted": "of another dtype, converted",
-            "resized": "of another shape or kind, left as they are",
-        }
-        return "; ".join(f"{', '.join(vars(self)[k])}: {what}" for k, what in lines.items() if vars(self)[k])
+TEXT = "polyak"  # the key of the text
 
 
 @dataclass(frozen=True)
 class TrackState(Generic[T]):
-    """One track. ``decay`` and ``profile`` are as ``to_config`` and ``to_json`` write them."""
+    """One track. ``decay`` and ``profile`` are as ``to_config`` and ``to_json`` write them.
+
+    stored: what was saved; ``tensors`` can lack some of it, and hold others that were not loaded.
+    """
 
     decay: Mapping[str, Any]
     clock: int
@@ -58,28 +44,33 @@ class TrackState(Generic[T]):
     profile: str
     tensors: Mapping[str, T]
     residuals: Mapping[str, T]
+    stored: Stored
 
     @classmethod
     def of(cls, track: Track[T]) -> TrackState[T]:
         decay, profile, joined = track.decay.to_config(), track.profile.to_json(), dict(track.joined)
         tensors, residuals = dict(track.tensors), dict(track.residuals)
-        return cls(decay, track.clock, track.beta, joined, profile, tensors, residuals)
+        stored = stored_of(tensors, residuals)
+        return cls(decay, track.clock, track.beta, joined, profile, tensors, residuals, stored)
 
     @classmethod
     def from_dict(cls, state: Mapping[str, Any]) -> TrackState[T]:
+        tensors, residuals = dict(state["tensors"]), dict(state.get("lows", {}))
         return cls(
             decay=state["decay"],
             clock=_count("clock", state["clock"]),
             beta=float(state["beta"]),
             joined=_counts(state["joined"]),
             profile=state["profile"],
-            tensors=dict(state["tensors"]),
-            residuals=dict(state.get("lows", {})),
+            tensors=tensors,
+            residuals=residuals,
+            stored=state.get("stored", dict.fromkeys(tensors, ())),
         )
 
     def values(self) -> State:
-        """All but the tensors."""
-        return {key: value for key, value in vars(self).items() if key not in ("tensors", "residuals")}
+        """All but the tensors and their dtypes."""
+        others = ("tensors", "residuals", "stored")
+        return {key: value for key, value in vars(self).items() if key not in others}
 
 
 @dataclass(frozen=True)
@@ -95,6 +86,7 @@ class EMAState(Generic[T]):
     skipped: Skipped
     tracks: Mapping[str, TrackState[T]]
     copies: Mapping[str, T]
+    stored: Stored
     frozen: Collection[str]
     run: str
     clock: Clock
@@ -108,6 +100,8 @@ class EMAState(Generic[T]):
             CheckpointError: it is malformed.
         """
         with refusing_malformed():
+            state = opened(state)
+            copies = dict(state["copies"])
             if state["format"] != FORMAT:
                 raise CheckpointError(f"the state has format {state['format']}; this polyak reads {FORMAT}.")
             updates, named = state["skipped"]
@@ -116,7 +110,8 @@ class EMAState(Generic[T]):
                 settings={name: state[name] for name in ("every", "start", "seed")},
                 skipped=(_count("skipped", updates), _counts(named)),
                 tracks={name: TrackState[T].from_dict(track) for name, track in state["tracks"].items()},
-                copies=dict(state["copies"]),
+                copies=copies,
+                stored=state.get("stored", dict.fromkeys(copies, ())),
                 frozen=set(map(str, state.get("frozen", ()))),
                 run=str(state["run"]),
                 clock=Clock.of(step, waiting, _counts(state["elapsed"])),
@@ -124,7 +119,7 @@ class EMAState(Generic[T]):
             )
 
     def values(self) -> State:
-        """All but the tensors."""
+        """All but the tensors and their dtypes."""
         return {
             "format": FORMAT,
             **self.settings,
@@ -139,91 +134,32 @@ class EMAState(Generic[T]):
         }
 
     def to_dict(self) -> State:
+        """The text and the tensors."""
+        values = self.values() | {"stored": self.stored}
+        values["tracks"] = {
+            name: track.values() | {"stored": track.stored} for name, track in self.tracks.items()
+        }
         tracks = {
-            name: track.values() | {"tensors": track.tensors, "lows": track.residuals}
+            name: {"tensors": track.tensors} | ({"lows": track.residuals} if track.residuals else {})
             for name, track in self.tracks.items()
         }
-        return self.values() | {"tracks": tracks, "copies": self.copies}
+        text = json.dumps(values, separators=(",", ":"))
+        return {TEXT: text, "tracks": tracks} | ({"copies": self.copies} if self.copies else {})
 
     def averaged(self) -> set[str]:
         """The names of all tensors that some track averages."""
         return {str(name) for track in self.tracks.values() for name in track.tensors}
 
 
-@dataclass(frozen=True)
-class Loaded(Generic[T]):
-    """A state that was checked against an EMA and is not applied yet.
-
-    tracks: the EMA's, with the state's history and without its tensors.
-    clock: the state's, in the units of these tracks.
-    choice: the state's, if made by the EMA's own rule.
-    joining: tensors that were frozen in the state and are averaged now: they join with their current values.
-    """
-
-    state: EMAState[T]
-    tracks: Mapping[str, Track[T]]
-    clock: Clock
-    joining: Collection[str]
-    choice: Choice | None
-
-
-def check(
-    state: EMAState[T],
-    tracks: Mapping[str, Track[T]],
-    copies: Mapping[str, T],
-    settings: Mapping[str, int],
-    rule: Adaptive | None,
-    ops: TensorOps[T],
-) -> tuple[Loaded[T], LoadReport]:
-    """Check a state against an EMA's tracks, copied buffers, settings and rule, and report differences.
-
-    A state that passes cannot fail later, so loading is all or nothing.
-
-    Raises:
-        CheckpointError: the state is malformed.
-    """
-    report = LoadReport()
-    with refusing_malformed():
-        theirs = state.settings
-        report.schedules += [f"{k}={v} (state: {theirs[k]})" for k, v in settings.items() if theirs[k] != v]
-        their_rule, choice = state.observed or (None, None)
-        if their_rule != rule:
-            report.schedules.append(f"{rule or 'no Adaptive'} (state: {their_rule or 'no Adaptive'})")
-            choice = None
-        report.missing += [f"track {name}" for name in tracks if name not in state.tracks]
-        report.unexpected += [f"track {name}" for name in state.tracks if name not in tracks]
-        joining: set[str] = set()
-        restored: dict[str, Track[T]] = {}
-        for name, track in tracks.items():
-            if name in state.tracks:
-                where = f"{name}/" if len(tracks) > 1 else ""
-                left = _compare_track(track, state.tracks[name], where, report, ops, state.frozen)
-                joining |= left & set(state.frozen)
-                # The state's history does not apply to a tensor it does not contain: such a tensor joins now.
-                joined = dict.fromkeys(left, state.clock.step)
-                restored[name] = _restored(track, state.tracks[name], joined, report)
-        _compare(copies, state.copies, "", report, ops)
-        elapsed = {track.unit: state.clock.elapsed.get(track.unit, 0) for track in tracks.values()}
-        return Loaded(state, restored, Clock.of(*state.clock[:2], elapsed), joining, choice), report
-
-
-def fill(
-    mine: Mapping[str, T],
-    residuals: Mapping[str, T],
-    theirs: Mapping[str, T],
-    their_residuals: Mapping[str, T],
-    ops: TensorOps[T],
-) -> None:
-    """Copy tensors that match in name, shape and kind; bit by bit if stored in the same form."""
-    for name in mine.keys() & theirs.keys():
-        low, other = residuals.get(name), their_residuals.get(name)
-        if not alike(mine[name], theirs[name]):
-            continue
-        if low is not None and other is not None and low.dtype == other.dtype:
-            ops.overwrite(mine[name], theirs[name])
-            ops.overwrite(low, other)
-        else:
-            ops.put(mine[name], low, ops.value_of(theirs[name], other))
+def opened(state: Mapping[str, Any]) -> State:
+    """A state with the values beside the tensors, as older states and resumable files have them."""
+    if TEXT not in state:
+        return dict(state)
+    values, tensors = json.loads(state[TEXT]), state["tracks"]
+    tracks: State = {
+        name: {"tensors": {}, **others, **tensors.get(name, {})} for name, others in values["tracks"].items()
+    }
+    return {**values, "tracks": tracks, "copies": state.get("copies", {})}
 
 
 def without_tensors(state: State) -> State:
@@ -252,15 +188,53 @@ def with_tensors(state: State, saved: Mapping[str, Any]) -> State:
         return {**state, "tracks": tracks, "copies": found(state["copies"])}
 
 
+def without_tensors(state: State) -> State:
+    """A state with the names of averages and copied buffers in their place: a module saves them itself.
+
+    Low parts stay, since no module has them.
+    """
+    state = opened(state)
+    tracks = {name: {**track, "tensors": list(track["tensors"])} for name, track in state["tracks"].items()}
+    return {**state, "tracks": tracks, "copies": list(state["copies"])}
+
+
+def with_tensors(state: State, saved: Mapping[str, Any]) -> State:
+    """The inverse, from the tensors that the module saved.
+
+    Raises:
+        CheckpointError: the state is malformed.
+    """
+
+    def found(names: Collection[str]) -> dict[str, Any]:
+        return {name: saved[name] for name in names if name in saved}  # what is missing, loading reports
+
+    with refusing_malformed():
+        tracks = {
+            name: {**track, "tensors": found(track["tensors"])} for name, track in state["tracks"].items()
+        }
+        return {**state, "tracks": tracks, "copies": found(state["copies"])}
+
+
 @contextmanager
 def refusing_malformed() -> Generator[None]:
     """Convert any error of reading a malformed state into a CheckpointError."""
     try:
         yield
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError) as error:
         raise CheckpointError(
             f"the state is not that of a polyak.EMA: {error!r}. Nothing was loaded."
         ) from error
+
+
+def stored_of(
+    tensors: Mapping[str, TensorLike], residuals: Mapping[str, TensorLike] = MappingProxyType({})
+) -> Stored:
+    """The dtypes of these tensors and of their residuals, to be listed in a state."""
+
+    def dtypes(name: str) -> list[str]:
+        return [str(part[name].dtype) for part in (tensors, residuals) if name in part]
+
+    return {name: dtypes(name) for name in tensors}
 
 
 def _count(name: str, value: Any) -> int:
@@ -271,111 +245,3 @@ def _count(name: str, value: Any) -> int:
 
 def _counts(named: Mapping[Any, Any]) -> dict[Any, int]:
     return {str(name): _count(str(name), value) for name, value in named.items()}
-
-
-def _restored(
-    track: Track[T], state: TrackState[T], joining: Mapping[str, int], report: LoadReport
-) -> Track[T]:
-    decay = decay_in_file(state.decay)
-    if not _same(decay, track.decay):
-        report.schedules.append(f"{track.name}: {track.decay} (state: {decay})")
-    profile = Profile.from_json(state.profile)
-    if len(profile.terms) != 1:
-        raise CheckpointError(
-            f"track {track.name!r}: its profile has {len(profile.terms)} terms; a track has one."
-        )
-    _refuse_unknown(track, [decay, *(run.decay for run in profile.terms[0][1])])
-    # With the track's own decay object the next update extends the last run instead of starting another.
-    runs = [
-        run._replace(decay=track.decay) if _same(run.decay, track.decay) else run
-        for run in profile.terms[0][1]
-    ]
-    if not 0 <= state.beta <= 1:
-        raise CheckpointError(f"track {track.name!r}: the state says beta={state.beta}: must lie in [0, 1].")
-    report.schedules += _another_function(track, runs, state.beta)
-    return replace(
-        track,
-        clock=state.clock,
-        beta=state.beta,
-        joined={**state.joined, **joining},
-        history=History(runs, profile.within),
-    )
-
-
-def _refuse_unknown(track: Track[Any], decays: Sequence[Decay]) -> None:
-    """A state contains no functions, which strict=False accepts; a class has to be imported."""
-    for decay in decays:
-        if not (decay.known or _same(decay, track.decay) or decay.to_config()["kind"] == "Custom"):
-            raise CheckpointError(
-                f"track {track.name!r}: its decay is {decay}. Import the module that defines it first."
-            )
-
-
-def _same(theirs: Decay, mine: Decay) -> bool:
-    """Whether two decays are the same; a file contains only the names of functions."""
-    return theirs == mine or theirs.to_config() == mine.to_config()
-
-
-def _another_function(track: Track[Any], runs: Sequence[Run], beta: float) -> list[str]:
-    """A different function of the same name is detected by the last decay it gave."""
-    if not isinstance(track.decay, Custom) or not runs or runs[-1].decay != track.decay:
-        return []
-    last = runs[-1]
-    now = compose(track.decay, last.clock + (last.count - 1) * last.advance, last.advance)
-    if now == beta:
-        return []
-    return [
-        f"{track.name}: {track.decay} gives {now:.9g} where the state's function of that name gave {beta:.9g}"
-    ]
-
-
-def _compare_track(
-    track: Track[T],
-    state: TrackState[T],
-    where: str,
-    report: LoadReport,
-    ops: TensorOps[T],
-    frozen: Collection[str],
-) -> set[str]:
-    """As ``_compare``; each residual must belong to an average, in one of the two forms."""
-    left = _compare(track.tensors, state.tensors, where, report, ops, frozen)
-    for name, low in state.residuals.items():
-        average = state.tensors[name]
-        if not alike(low, average) or not ops.two_parts(average, low):
-            raise CheckpointError(
-                f"{name} is {average.dtype} {tuple(average.shape)} with {low.dtype} {tuple(low.shape)} below "
-                "it: must be bfloat16 with int8 or float32 with float32, of one shape, and hold values."
-            )
-    unequal = track.residuals.keys() ^ state.residuals.keys()
-    parts = ("one part to two", "two parts to one")
-    report.converted += [
-        f"{where}{name} from {parts[name not in track.residuals]}"
-        for name in track.tensors
-        if name in unequal
-    ]
-    return left
-
-
-def _compare(
-    mine: Mapping[str, T],
-    theirs: Mapping[str, Any],
-    where: str,
-    report: LoadReport,
-    ops: TensorOps[T],
-    frozen: Collection[str] = (),
-) -> set[str]:
-    """Report differences except of frozen tensors; returns the names of tensors that are not loaded."""
-    left = {name for name in mine if name not in theirs}
-    report.missing += [f"{where}{name}" for name in mine if name in left and name not in frozen]
-    report.unexpected += [f"{where}{name}" for name in theirs if name not in mine]
-    for name in [name for name in mine if name in theirs]:
-        a, b = mine[name], theirs[name]
-        ops.refuse_unlike(f"{where}{name}", b, a)
-        if not alike(a, b):
-            shapes = tuple(b.shape), tuple(a.shape)
-            given, wanted = (b.dtype, a.dtype) if shapes[0] == shapes[1] else shapes
-            report.resized.append(f"{where}{name} {given} for {wanted}")
-            left.add(name)
-        elif a.dtype != b.dtype:
-            report.converted.append(f"{where}{name} {b.dtype} to {a.dtype}")
-    return left

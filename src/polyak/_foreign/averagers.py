@@ -9,7 +9,7 @@ from dataclasses import replace
 from polyak._files.checkpoint import LazyTensor
 from polyak._foreign.copies import is_average
 from polyak._foreign.nodes import Node, count_in, is_state_dict
-from polyak._foreign.own import STATE, state_of_ema
+from polyak._foreign.own import OLD_STATE, STATE, state_of_ema
 from polyak._foreign.parts import Part, Recognised, below
 from polyak._foreign.producers import Producer, decay_of, optimizer_state, weights_at
 from polyak.schedules import Capped, Constant, Decay, Warmup
@@ -105,6 +105,7 @@ _CALLS = "step counts the calls of update(); beta, update_every and the warm-up 
 
 AVERAGERS = (
     Producer("polyak", state_of_ema, marks=STATE),
+    Producer("polyak", state_of_ema, marks=OLD_STATE),
     Producer(
         "swa_utils",
         {"module.": "average"},

@@ -78,9 +78,9 @@ class Unread:
 
     section: Section | None
 
-    def read(self) -> Any:
-        """The pickled value; None if it is large or cannot be read."""
-        if self.section is None or self.section.size > _SMALL:
+    def read(self, limit: int = _SMALL) -> Any:
+        """The pickled value; None if it has more bytes than ``limit`` or cannot be read."""
+        if self.section is None or self.section.size > limit:
             return None
         try:
             return tree_of_zip(self.section)

@@ -22,6 +22,7 @@ from polyak._files.layout import SUMS, crc_of_both, is_dict, parse_json
 from polyak._files.open import INDEX
 from polyak._files.source import Source, Where, exists, is_folder, open_source
 from polyak._files.write import atomic
+from polyak._foreign.dcp import Unread
 from polyak._foreign.nodes import Node, count_in, mapping, tensor_values
 from polyak._foreign.open_any import open_weights
 from polyak._foreign.parts import Part, Recognised, Tensors
@@ -29,9 +30,11 @@ from polyak.errors import CheckpointError
 from polyak.schedules import Profile
 from polyak.schedules.decay import decay_in_file
 
-STATE = ("format", "run", "step", "tracks", "copies")  # keys of ``ema.state_dict()``
+STATE = (KEY, "tracks")  # keys of ``ema.state_dict()``: a text, and tensors by track
+OLD_STATE = ("format", "run", "step", "tracks", "copies")  # before it had a text
 SUFFIX = ".polyak.json"
 _LIMIT = 1 << 24  # bytes of a note; a long history takes a few hundred
+_LONGEST_TEXT = 1 << 28  # bytes of a state's text, which lists all tensors of all tracks
 _PIECE, _THREADS = 1 << 24, 4  # bytes summed together, and by how many threads: one sums about 1 GB/s
 
 
@@ -41,15 +44,29 @@ def is_own(weights: Checkpoint) -> bool:
 
 
 def state_of_ema(node: Node) -> Recognised:
-    """The averages in a pickled ``ema.state_dict()``."""
+    """The averages in an ``ema.state_dict()`` that was pickled, or is in a distributed checkpoint."""
+    values, places = _values(node), node.at("tracks")
     tracks = {
-        str(name): _Track(
-            f"{node.at('tracks').path}.{name}.tensors", fields, tensor_values(fields.get("tensors"))
-        )
-        for name, track in node.at("tracks").keys.items()
-        for fields in [mapping(track)]
+        str(name): _Track(f"{places.path}.{name}.tensors", mapping(track), tensor_values(held.get("tensors")))
+        for name, track in mapping(values.get("tracks")).items()
+        for held in [mapping(places.keys.get(name))]
     }
-    return _averages(node.keys, tracks, node.at("copies").tensors)
+    return _averages(values, tracks, node.at("copies").tensors)
+
+
+def _values(node: Node) -> Mapping[Any, object]:
+    """Everything in a state but its tensors."""
+    if KEY not in node.keys:
+        return node.keys
+    text = node.keys[KEY]
+    try:
+        return mapping(
+            json.loads(cast("str", text.read(_LONGEST_TEXT) if isinstance(text, Unread) else text))
+        )
+    except (TypeError, ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"{node.path}.{KEY} is not the text of an average's state: {error!r}."
+        ) from error
 
 
 def resumable(weights: Checkpoint, header: Header) -> Recognised:

@@ -8,6 +8,7 @@ from typing import Literal, TypeAlias, get_args
 
 from paddle import Tensor, nn
 
+from polyak._core.state_dict import opened
 from polyak.errors import CheckpointError, ConfigError
 from polyak.paddle import EMA
 from polyak.paddle.tensor_map import unwrap
@@ -55,7 +56,7 @@ class FromZero:
 
     def _resume(self, verb: str, state: Mapping[str, Tensor], step: int, divided: bool) -> None:
         """Continue from averages or, if not ``divided``, from sums after ``step`` updates."""
-        mine = self._ema.state_dict()
+        mine = opened(self._ema.state_dict())
         track = mine["tracks"][_TRACK]
         profile = Profile.from_decay(self._schedule, step)
         whole = 1 - profile.initial_weight if divided else 1.0

@@ -10,7 +10,8 @@ from typing import Any
 from paddle import Tensor, nn
 from paddle.static import Executor
 
-from polyak._core.state_dict import LoadReport, State
+from polyak._core.load_state import LoadReport
+from polyak._core.state_dict import State
 from polyak._core.swap_guard import Block
 from polyak.errors import ConfigError, SwapError
 from polyak.paddle.ema import EMA

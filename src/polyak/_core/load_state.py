@@ -1,0 +1,231 @@
+"""Loading a state: compared with an EMA first, then applied, all or nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Generic
+
+from polyak._core.clock import Clock
+from polyak._core.state_dict import EMAState, Stored, TrackState, refusing_malformed
+from polyak._core.tensors import T, TensorOps, alike
+from polyak._core.track import Track
+from polyak.errors import CheckpointError
+from polyak.schedules import Adaptive, Decay, History, Profile, Run, compose
+from polyak.schedules.adaptive import Choice
+from polyak.schedules.decay import Custom, decay_in_file
+
+
+@dataclass
+class LoadReport:
+    """The mismatches that ``load_state_dict(strict=False)`` found, by how they were handled."""
+
+    schedules: list[str] = field(default_factory=list[str])
+    missing: list[str] = field(default_factory=list[str])
+    unexpected: list[str] = field(default_factory=list[str])
+    converted: list[str] = field(default_factory=list[str])
+    resized: list[str] = field(default_factory=list[str])
+
+    def __bool__(self) -> bool:
+        return any(vars(self).values())
+
+    def __str__(self) -> str:
+        lines = {
+            "schedules": "kept this EMA's own",
+            "missing": "not in the state, left as they are",
+            "unexpected": "in the state only, ignored",
+            "converted": "of another dtype, converted",
+            "resized": "of another shape or kind, left as they are",
+        }
+        return "; ".join(f"{', '.join(vars(self)[k])}: {what}" for k, what in lines.items() if vars(self)[k])
+
+
+@dataclass(frozen=True)
+class Loaded(Generic[T]):
+    """A state that was checked against an EMA and is not applied yet.
+
+    tracks: the EMA's, with the state's history and without its tensors.
+    clock: the state's, in the units of these tracks.
+    choice: the state's, if made by the EMA's own rule.
+    joining: tensors that were frozen in the state and are averaged now: they join with their current values.
+    """
+
+    state: EMAState[T]
+    tracks: Mapping[str, Track[T]]
+    clock: Clock
+    joining: Collection[str]
+    choice: Choice | None
+
+
+def check(
+    state: EMAState[T],
+    tracks: Mapping[str, Track[T]],
+    copies: Mapping[str, T],
+    settings: Mapping[str, int],
+    rule: Adaptive | None,
+    ops: TensorOps[T],
+) -> tuple[Loaded[T], LoadReport]:
+    """Check a state against an EMA's tracks, copied buffers, settings and rule, and report differences.
+
+    A state that passes cannot fail later, so loading is all or nothing.
+
+    Raises:
+        CheckpointError: the state is malformed.
+    """
+    report = LoadReport()
+    with refusing_malformed():
+        theirs = state.settings
+        report.schedules += [f"{k}={v} (state: {theirs[k]})" for k, v in settings.items() if theirs[k] != v]
+        their_rule, choice = state.observed or (None, None)
+        if their_rule != rule:
+            report.schedules.append(f"{rule or 'no Adaptive'} (state: {their_rule or 'no Adaptive'})")
+            choice = None
+        report.missing += [f"track {name}" for name in tracks if name not in state.tracks]
+        report.unexpected += [f"track {name}" for name in state.tracks if name not in tracks]
+        joining: set[str] = set()
+        restored: dict[str, Track[T]] = {}
+        for name, track in tracks.items():
+            if name in state.tracks:
+                where = f"{name}/" if len(tracks) > 1 else ""
+                left = _compare_track(track, state.tracks[name], where, report, ops, state.frozen)
+                joining |= left & set(state.frozen)
+                # The state's history does not apply to a tensor it does not contain: such a tensor joins now.
+                joined = dict.fromkeys(left, state.clock.step)
+                restored[name] = _restored(track, state.tracks[name], joined, report)
+        _compare(copies, state.copies, state.stored, "", report, ops)
+        elapsed = {track.unit: state.clock.elapsed.get(track.unit, 0) for track in tracks.values()}
+        return Loaded(state, restored, Clock.of(*state.clock[:2], elapsed), joining, choice), report
+
+
+def fill(
+    mine: Mapping[str, T],
+    residuals: Mapping[str, T],
+    theirs: Mapping[str, T],
+    their_residuals: Mapping[str, T],
+    ops: TensorOps[T],
+) -> None:
+    """Copy tensors that match in name, shape and kind; bit by bit if stored in the same form."""
+    for name in mine.keys() & theirs.keys():
+        low, other = residuals.get(name), their_residuals.get(name)
+        if not alike(mine[name], theirs[name]):
+            continue
+        if low is not None and other is not None and low.dtype == other.dtype:
+            ops.overwrite(mine[name], theirs[name])
+            ops.overwrite(low, other)
+        else:
+            ops.put(mine[name], low, ops.value_of(theirs[name], other))
+
+
+def _restored(
+    track: Track[T], state: TrackState[T], joining: Mapping[str, int], report: LoadReport
+) -> Track[T]:
+    decay = decay_in_file(state.decay)
+    if not _same(decay, track.decay):
+        report.schedules.append(f"{track.name}: {track.decay} (state: {decay})")
+    profile = Profile.from_json(state.profile)
+    if len(profile.terms) != 1:
+        raise CheckpointError(
+            f"track {track.name!r}: its profile has {len(profile.terms)} terms; a track has one."
+        )
+    _refuse_unknown(track, [decay, *(run.decay for run in profile.terms[0][1])])
+    # With the track's own decay object the next update extends the last run instead of starting another.
+    runs = [
+        run._replace(decay=track.decay) if _same(run.decay, track.decay) else run
+        for run in profile.terms[0][1]
+    ]
+    if not 0 <= state.beta <= 1:
+        raise CheckpointError(f"track {track.name!r}: the state says beta={state.beta}: must lie in [0, 1].")
+    report.schedules += _another_function(track, runs, state.beta)
+    return replace(
+        track,
+        clock=state.clock,
+        beta=state.beta,
+        joined={**state.joined, **joining},
+        history=History(runs, profile.within),
+    )
+
+
+def _refuse_unknown(track: Track[Any], decays: Sequence[Decay]) -> None:
+    """A state contains no functions, which strict=False accepts; a class has to be imported."""
+    for decay in decays:
+        if not (decay.known or _same(decay, track.decay) or decay.to_config()["kind"] == "Custom"):
+            raise CheckpointError(
+                f"track {track.name!r}: its decay is {decay}. Import the module that defines it first."
+            )
+
+
+def _same(theirs: Decay, mine: Decay) -> bool:
+    """Whether two decays are the same; a file contains only the names of functions."""
+    return theirs == mine or theirs.to_config() == mine.to_config()
+
+
+def _another_function(track: Track[Any], runs: Sequence[Run], beta: float) -> list[str]:
+    """A different function of the same name is detected by the last decay it gave."""
+    if not isinstance(track.decay, Custom) or not runs or runs[-1].decay != track.decay:
+        return []
+    last = runs[-1]
+    now = compose(track.decay, last.clock + (last.count - 1) * last.advance, last.advance)
+    if now == beta:
+        return []
+    return [
+        f"{track.name}: {track.decay} gives {now:.9g} where the state's function of that name gave {beta:.9g}"
+    ]
+
+
+def _compare_track(
+    track: Track[T],
+    state: TrackState[T],
+    where: str,
+    report: LoadReport,
+    ops: TensorOps[T],
+    frozen: Collection[str],
+) -> set[str]:
+    """As ``_compare``; each residual must belong to an average, in one of the two forms."""
+    left = _compare(track.tensors, state.tensors, state.stored, where, report, ops, frozen)
+    for name, low in state.residuals.items():
+        average = state.tensors[name]
+        if not alike(low, average) or not ops.two_parts(average, low):
+            raise CheckpointError(
+                f"{name} is {average.dtype} {tuple(average.shape)} with {low.dtype} {tuple(low.shape)} below "
+                "it: must be bfloat16 with int8 or float32 with float32, of one shape, and hold values."
+            )
+        if state.stored[name][1:] not in ([], (), [str(low.dtype)]):
+            raise CheckpointError(
+                f"{name} was stored with {state.stored[name][1]} below it and read into {low.dtype}, which "
+                "another way of storing averages uses. Load it into an EMA of its dtype= and compensated=."
+            )
+    halved = {name for name, dtypes in state.stored.items() if len(dtypes) > 1}
+    unequal = track.residuals.keys() ^ (halved | state.residuals.keys())
+    parts = ("one part to two", "two parts to one")
+    report.converted += [
+        f"{where}{name} from {parts[name not in track.residuals]}"
+        for name in track.tensors
+        if name in unequal
+    ]
+    return left
+
+
+def _compare(
+    mine: Mapping[str, T],
+    theirs: Mapping[str, Any],
+    stored: Stored,
+    where: str,
+    report: LoadReport,
+    ops: TensorOps[T],
+    frozen: Collection[str] = (),
+) -> set[str]:
+    """Report differences except of frozen tensors; returns the names of tensors that are not loaded."""
+    left = {name for name in mine if name not in theirs or name not in stored}
+    report.missing += [f"{where}{name}" for name in mine if name in left and name not in frozen]
+    report.unexpected += [f"{where}{name}" for name in {**stored, **theirs} if name not in mine]
+    for name in [name for name in mine if name not in left]:
+        a, b = mine[name], theirs[name]
+        ops.refuse_unlike(f"{where}{name}", b, a)
+        if not alike(a, b):
+            shapes = tuple(b.shape), tuple(a.shape)
+            given, wanted = (b.dtype, a.dtype) if shapes[0] == shapes[1] else shapes
+            report.resized.append(f"{where}{name} {given} for {wanted}")
+            left.add(name)
+        elif others := {*stored[name][:1], str(b.dtype)} - {str(a.dtype)}:
+            report.converted.append(f"{where}{name} {others.pop()} to {a.dtype}")
+    return left
