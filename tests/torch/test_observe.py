@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import polyak
 from polyak import Adaptive, BestCheckpoint, CheckpointError, ConfigError, SwapError
 from polyak.torch import EMA
+from tests.states import opened
 
 RULE = Adaptive(low=1, high=100, points=3)
 NAMES = ["h1", "h10", "h100"]
@@ -119,7 +120,7 @@ def test_a_tensor_is_a_number_and_the_metrics_say_what_is_followed() -> None:
 def test_an_error_in_the_evaluation_restores_the_raw_weights_and_decides_nothing() -> None:
     ema = trained()
     ema.observe(metrics(h1=1.0))
-    raw, before = weight(ema.model), ema.state_dict()["adaptive"]
+    raw, before = weight(ema.model), opened(ema.state_dict())["adaptive"]
 
     def fail(model: nn.Module) -> float:
         if ema.live == "h100":
@@ -130,7 +131,7 @@ def test_an_error_in_the_evaluation_restores_the_raw_weights_and_decides_nothing
         ema.observe(fail)
     assert ema.live == "raw"
     assert torch.equal(weight(ema.model), raw)
-    assert ema.state_dict()["adaptive"] == before
+    assert opened(ema.state_dict())["adaptive"] == before
 
 
 @pytest.mark.parametrize(
@@ -148,10 +149,10 @@ def test_an_error_in_the_evaluation_restores_the_raw_weights_and_decides_nothing
 def test_metrics_that_decide_nothing_are_refused(given: Any, message: str) -> None:
     ema = trained()
     ema.observe(metrics(h1=1.0))
-    before = ema.state_dict()["adaptive"]
+    before = opened(ema.state_dict())["adaptive"]
     with pytest.raises(ConfigError, match=message):
         ema.observe(given)
-    assert ema.state_dict()["adaptive"] == before
+    assert opened(ema.state_dict())["adaptive"] == before
     assert ema.live == "raw"
 
 
@@ -161,7 +162,7 @@ def test_nothing_is_observed_while_an_average_is_live() -> None:
         with ema.average_parameters(), pytest.raises(SwapError, match=r"observe: the model holds"):
             ema.observe(given)
     assert ema.following == "h10"
-    assert ema.state_dict()["adaptive"]["scores"] == {}
+    assert opened(ema.state_dict())["adaptive"]["scores"] == {}
 
 
 def test_without_a_rule_there_is_nothing_to_choose() -> None:
@@ -191,14 +192,14 @@ def test_a_resumed_run_decides_as_one_that_was_not_interrupted(tmp_path: Path) -
     from_file.load(tmp_path / "state.safetensors")
     later = [metrics(h10=0.2), metrics(h100=0.4), metrics(h100=1.1)]
     for ema in (from_dict, from_file, copied, pickled):
-        assert ema.state_dict()["adaptive"] == whole.state_dict()["adaptive"]
+        assert opened(ema.state_dict())["adaptive"] == opened(whole.state_dict())["adaptive"]
     for one in later:
         whole.observe(one)
         for ema in (from_dict, from_file, copied, pickled):
             ema.observe(one)
-            assert ema.state_dict()["adaptive"] == whole.state_dict()["adaptive"]
+            assert opened(ema.state_dict())["adaptive"] == opened(whole.state_dict())["adaptive"]
     assert whole.metrics()["switches"] == 3  # so there was something to lose
-    json.dumps(whole.state_dict()["adaptive"])
+    json.dumps(opened(whole.state_dict())["adaptive"])
 
 
 def copies(ema: EMA) -> tuple[EMA, EMA]:
@@ -236,7 +237,7 @@ def test_another_rule_is_refused_and_under_strict_false_the_own_choice_is_kept(
     "broken", [{"following": "h3"}, {"scores": {"h1": 1.0}}, {"switches": None}, {"rule": {}}], ids=str
 )
 def test_a_malformed_choice_is_refused_and_nothing_is_loaded(broken: dict[str, Any]) -> None:
-    saved, ema = trained().state_dict(), trained(steps=3)
+    saved, ema = opened(trained().state_dict()), trained(steps=3)
     saved["adaptive"] |= broken
     for strict in (True, False):
         with pytest.raises(CheckpointError, match="Nothing was loaded"):
@@ -251,7 +252,7 @@ def test_a_reset_forgets_the_choice_and_one_of_some_tensors_does_not() -> None:
     assert ema.following == "h1"
     ema.reset()
     assert ema.following == "h10"
-    assert ema.state_dict()["adaptive"]["scores"] == {}
+    assert opened(ema.state_dict())["adaptive"]["scores"] == {}
 
 
 def test_observing_changes_no_average_and_no_profile() -> None:

@@ -167,32 +167,6 @@ def without_tensors(state: State) -> State:
 
     Low parts stay, since no module has them.
     """
-    tracks = {name: {**track, "tensors": list(track["tensors"])} for name, track in state["tracks"].items()}
-    return {**state, "tracks": tracks, "copies": list(state["copies"])}
-
-
-def with_tensors(state: State, saved: Mapping[str, Any]) -> State:
-    """The inverse, from the tensors that the module saved.
-
-    Raises:
-        CheckpointError: the state is malformed.
-    """
-
-    def found(names: Collection[str]) -> dict[str, Any]:
-        return {name: saved[name] for name in names if name in saved}  # what is missing, loading reports
-
-    with refusing_malformed():
-        tracks = {
-            name: {**track, "tensors": found(track["tensors"])} for name, track in state["tracks"].items()
-        }
-        return {**state, "tracks": tracks, "copies": found(state["copies"])}
-
-
-def without_tensors(state: State) -> State:
-    """A state with the names of averages and copied buffers in their place: a module saves them itself.
-
-    Low parts stay, since no module has them.
-    """
     state = opened(state)
     tracks = {name: {**track, "tensors": list(track["tensors"])} for name, track in state["tracks"].items()}
     return {**state, "tracks": tracks, "copies": list(state["copies"])}
