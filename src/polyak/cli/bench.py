@@ -98,7 +98,7 @@ def _show_plan(cluster: Cluster, as_json: bool) -> None:
         f"{cluster.tracks} average(s) in {cluster.dtype}, every={cluster.every}. Each GPU, by formula:",
     )
     say_table(("", "bytes", "model", "averages", "update", "swap", "file"), map(_plan_row, rows))
-    speeds = [_size(speed) for speed in (cluster.bandwidth, cluster.link, cluster.host)]
+    speeds = [size(speed) for speed in (cluster.bandwidth, cluster.link, cluster.host)]
     say(
         "bytes      of averages, for each parameter of the whole model",
         f"update     each step, at {speeds[0]}/s of memory; sends nothing to other GPUs",
@@ -109,19 +109,29 @@ def _show_plan(cluster: Cluster, as_json: bool) -> None:
 
 
 def _plan_row(row: Row) -> tuple[str, ...]:
-    averages, update = _size(row.host or row.held), _scaled(row.update, {"s": 1, "ms": 1e-3})
-    sent = _size(row.block), _size(row.file)
-    return row.mode, f"{row.each:.2g}", _size(row.model), averages, update, *sent
+    averages, update = size(row.host or row.held), duration(row.update)
+    sent = size(row.block), size(row.file)
+    return row.mode, f"{row.each:.2g}", size(row.model), averages, update, *sent
 
 
-def _size(count: float) -> str:
+def size(count: float) -> str:
     """Bytes, with three digits.
 
     Examples:
-        >>> _size(0), _size(976562500), _size(4e12)
+        >>> size(0), size(976562500), size(4e12)
         ('0', '977 MB', '4 TB')
     """
     return _scaled(count, {"TB": 1e12, "GB": 1e9, "MB": 1e6, "kB": 1e3, "B": 1})
+
+
+def duration(seconds: float) -> str:
+    """Seconds, with three digits.
+
+    Examples:
+        >>> duration(280), duration(3.3e-5)
+        ('280 s', '0.033 ms')
+    """
+    return _scaled(seconds, {"s": 1, "ms": 1e-3})
 
 
 def _scaled(value: float, units: dict[str, float]) -> str:
