@@ -193,7 +193,8 @@ def _sharing_memory(plan: TensorMap[Tensor]) -> set[object]:
     seen: set[object] = set()
     shared: set[object] = set()
     for entry in plan.entries.values():
-        memories = {_memory(tensor) for tensor in entry.tensors}
+        tensors = entry.tensors if entry.piece is None else (entry.live,)  # a DTensor has no address
+        memories = {_memory(tensor) for tensor in tensors}
         shared |= memories & seen
         seen |= memories
     return shared
