@@ -29,6 +29,7 @@ from polyak.errors import MissingExtraError as MissingExtraError
 from polyak.errors import NonFiniteError as NonFiniteError
 from polyak.errors import PlanError as PlanError
 from polyak.errors import PolyakError as PolyakError
+from polyak.errors import ServerError as ServerError
 from polyak.errors import SwapError as SwapError
 from polyak.merge.average import average_checkpoints as average_checkpoints
 from polyak.schedules import Adaptive as Adaptive
@@ -57,7 +58,7 @@ if TYPE_CHECKING:
 
 __version__ = version("polyak")
 
-_ROOMS = ("paddle", "torch")
+_ROOMS = ("paddle", "server", "torch")
 _LAZY = {"EMA": "polyak.torch", "Teacher": "polyak.torch", "update_batchnorm": "polyak.torch"}
 
 __all__ = [
@@ -85,6 +86,7 @@ __all__ = [
     "Profile",
     "Ramp",
     "Recency",
+    "ServerError",
     "SwapError",
     "Teacher",
     "Uniform",

@@ -6,6 +6,7 @@
     ├── SwapError                                the model holds the wrong weights for this operation
     ├── NonFiniteError   (also ArithmeticError)  a parameter is NaN or infinite where it must not be
     ├── CheckpointError                          a file or state is unreadable, truncated or does not match
+    ├── ServerError                              a shared average refuses a push, or does not answer
     └── MissingExtraError (also ImportError)     an optional package is not installed
 
 Each message names the argument or tensor, its value, the rule it breaks and the way out.
@@ -36,6 +37,10 @@ class NonFiniteError(PolyakError, ArithmeticError):
 
 class CheckpointError(PolyakError):
     """A file or a state dict is unreadable, truncated or does not match."""
+
+
+class ServerError(PolyakError):
+    """A shared average refuses a push, lacks a version, or does not answer."""
 
 
 class MissingExtraError(PolyakError, ImportError):

@@ -32,6 +32,7 @@ ROOMS = (
     "select",
     "dropin",
     "trainers",
+    "server",
     "report",
     "doctor",
     "demo",
@@ -78,6 +79,7 @@ PACKAGES: dict[str, set[str]] = {
     "matplotlib": {"report"},
     "pooch": {"demo"},
     "sklearn": {"demo"},
+    "ray": {"server"},
 }
 
 
