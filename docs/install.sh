@@ -33,6 +33,10 @@ pip install "./polyak[ignite]"
 pip install "./polyak[keras]"
 # --8<-- [end:keras]
 
+# --8<-- [start:server]
+pip install "./polyak[torch,server]"
+# --8<-- [end:server]
+
 # --8<-- [start:peers]
 pip install "./polyak[peers]"
 # --8<-- [end:peers]

@@ -15,7 +15,10 @@ PAGE = SRC.parents[1] / "docs" / "reference.md"
 # A package is what its __init__ exports; in a room of single files each is a package of its own.
 PACKAGES = (
     "polyak",
-    *(f"polyak.{room}" for room in ("torch", "paddle", "schedules", "archive", "merge", "select", "doctor")),
+    *(
+        f"polyak.{room}"
+        for room in ("torch", "paddle", "schedules", "archive", "merge", "select", "server", "doctor")
+    ),
 )
 FILES = ("polyak.errors", "polyak.reference", "polyak.bench.cost", "polyak.bench.plan")
 ROOMS_OF_FILES = ("trainers", "dropin")

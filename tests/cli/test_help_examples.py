@@ -12,6 +12,7 @@ import torch
 
 import polyak
 from polyak.cli import EXAMPLES
+from polyak.cli.serve import serve
 from tests.command_line import polyak as command_line
 
 EVALUATE = """
@@ -47,7 +48,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("line", [line for lines in EXAMPLES.values() for line in lines])
+# `serve` ends at a signal: tests/server/test_recipes.py runs it.
+@pytest.mark.parametrize(
+    "line", [line for command in EXAMPLES if command is not serve for line in EXAMPLES[command]]
+)
 def test_an_example_runs(folder: Path, line: str) -> None:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     command = line if "--plan" in line else f"{line} {QUICK.get(line.split()[1], '')}"

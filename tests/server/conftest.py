@@ -1,4 +1,4 @@
-"""One Ray cluster for each test process. Hypothesis has no deadline: a shared machine may pause at any moment."""
+"""One Ray cluster for each test process. Hypothesis has no deadline: a shared machine may pause."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ def main(address: str, name: str, worker: str, first: str, last: str, log: str) 
             for i in range(max(done, default=int(first) - 1) + 1, int(last) + 1):
                 marks = np.eye(width, dtype=np.float32)[i]
                 receipt = client.push({"marks": marks}, step=1, id=i + 1)
-                assert receipt.accepted and receipt.id == i + 1
+                assert (receipt.accepted, receipt.id) == (True, i + 1)
                 time.sleep(0.01)
                 if i % 4 == 3 or i == int(last):
                     client.flush()

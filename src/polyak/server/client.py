@@ -12,8 +12,7 @@ from polyak._dtypes import Array
 from polyak._files.header import Header
 from polyak._files.write import write_arrays
 from polyak.errors import ConfigError, ServerError
-from polyak.schedules import Profile
-from polyak.schedules.decay import decay_in_file
+from polyak.schedules import Decay, Profile
 from polyak.server.cluster import Unreachable, ask, ask_all, attach, end, find, put
 from polyak.server.layout import Layout, compressed, wire
 from polyak.server.ledger import Answer, Push, Standing, patiently
@@ -47,13 +46,14 @@ class SharedAverage:
         version: how many pushes it contains.
         step: the newest step pushed.
         profile: the weight of each step; None if no push has any.
+        decay: the server's schedule.
     """
 
     tensors: Mapping[str, Array]
     version: int
     step: int
     profile: Profile | None
-    decay: Mapping[str, Any]
+    decay: Decay
 
     def __repr__(self) -> str:
         return f"SharedAverage(version {self.version} at step {self.step}; {len(self.tensors)} tensors)"
@@ -64,7 +64,7 @@ class SharedAverage:
         Raises:
             CheckpointError: an error of the operating system.
         """
-        header = Header("average", self.step, decay_in_file(self.decay), self.profile, "average", "")
+        header = Header("average", self.step, self.decay, self.profile, "average", "")
         write_arrays(path, self.tensors, header.to_metadata())
 
 
@@ -125,7 +125,7 @@ class Client:
         self._session = time.time_ns()
         self._began = attach(address, token)
         self._ledger = find(f"{name}/ledger")
-        about = self._patiently("about", 0)
+        about = self._patiently("about", None)
         self._layout = Layout.from_config(about["layout"])
         self._pieces = self._layout.divided(about["shards"])
         self._shards = [find(f"{name}/{i}") for i in range(len(self._pieces))]
@@ -344,9 +344,8 @@ class Client:
         for pieces, arrays in zip(self._pieces, ask_all(calls, "read", timeout=self._timeout), strict=True):
             for piece, array in zip(pieces, arrays, strict=True):
                 kept.setdefault(piece.field.name, []).append(array)
-        profile = None if about["profile"] is None else Profile.from_json(about["profile"])
         tensors = self._layout.assembled(kept)
-        return SharedAverage(tensors, about["version"], about["step"], profile, about["decay"])
+        return SharedAverage(tensors, about["version"], about["step"], about["profile"], about["decay"])
 
     def _patiently(self, method: str, *arguments: Any) -> Any:
         """Ask the ledger, also while it starts again."""

@@ -133,8 +133,8 @@ class Layout(tuple[Field, ...]):
         """The tensors from the pieces of all shards, by name, in order."""
         out: dict[str, Array] = {}
         for field in self:
-            pieces = kept.get(field.name, [])
-            whole = pieces[0] if len(pieces) == 1 else np.concatenate([np.empty(0, field.kept_as), *pieces])
+            # A copy: what comes from the object store is read-only and keeps its memory there.
+            whole = np.concatenate([np.empty(0, field.kept_as), *kept.get(field.name, [])])
             out[field.name] = (whole.view(BY_NAME[field.dtype]) if field.is_complex else whole).reshape(
                 field.shape
             )

@@ -156,7 +156,7 @@ class Ledger:
         return self._standing(worker)
 
     def about(self, version: int | None) -> dict[str, Any]:
-        """A version on disk, the newest if None: its number, step, profile as JSON, layout, shards, decay.
+        """A version on disk, the newest if None: its number, step, profile, decay, layout, shards.
 
         Raises:
             ServerError: this version is gone.
@@ -176,8 +176,8 @@ class Ledger:
         return {
             "version": record.version,
             "step": record.total.newest,
-            "profile": None if profile is None else profile.to_json(),
-            "decay": record.decay,
+            "profile": profile,
+            "decay": self._rules.decay,
             "layout": record.layout.to_config(),
             "shards": record.shards,
         }
@@ -218,7 +218,7 @@ class Ledger:
             self._note("too_far_ahead")
             return (
                 f"step {push.step} is more than max_ahead={self._rules.max_ahead} ahead of {newest}: it "
-                "could leave no weight to all before it. A server for a run in its middle is started with step="
+                "could leave no weight to all before it. For a run under way start the server with step="
             )
         return ""
 

@@ -41,6 +41,7 @@ class Server:
     ) -> None:
         self.address, self.token, self.folder, self.name = address, token, folder, name
         self._began, self._attached = began, attached
+        self._last: SharedAverage | None = None
 
     def client(self, worker: str | None = None, **options: Any) -> Client:
         """A client in this process; ``options`` as of ``Client``.
@@ -62,16 +63,19 @@ class Server:
         """Write everything to disk, the newest version also as ``name.safetensors``, and end the actors.
 
         Returns:
-            That version.
+            That version; again, if it was stopped before.
 
         Raises:
             ServerError: it does not answer.
             CheckpointError: the disk is full; the server goes on.
         """
+        if self._last is not None:
+            return self._last
         patiently(lambda: ask(find(f"{self.name}/ledger"), "flush", "", timeout=_PATIENCE), _PATIENCE)
         last = self.client().pull()
         last.save(self.folder / f"{self.name}.safetensors")
         self._end()
+        self._last = last
         return last
 
     def _end(self) -> None:
@@ -201,9 +205,10 @@ def _prepare(versions: Versions, first: Values, rules: Rules, shards: int, step:
         versions.write(Record(0, shards, layout, config, step), first.arrays)
         return
     if old.layout != layout:
-        differing = next(a for a, b in zip(old.layout, layout, strict=False) if a != b)
+        differing = min({*old.layout} ^ {*layout})
         raise ConfigError(
-            f"folder={str(versions.folder)!r} holds an average of other tensors: {differing.name}."
+            f"folder={str(versions.folder)!r} holds an average of other tensors: {differing.name} is not in "
+            "both, or not the same. Give another folder."
         )
     if old.decay != config:
         raise ConfigError(

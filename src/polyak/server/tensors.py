@@ -49,8 +49,7 @@ def values_of(model: Model) -> Values:
         tensors = cast(Mapping[str, Any], model)
         return Values({name: _array(name, tensor) for name, tensor in tensors.items()})
     map_of, tensors_of = _framework(model)
-    entries = map_of.TensorMap(model, Selection.of(None, (), "auto")).entries
-    kept = [entry for entry in entries.values() if entry.persistent]
+    kept = _entries(map_of, model)
     copied = frozenset(entry.name for entry in kept if entry.role == "copy")
     return Values({entry.name: tensors_of.as_array(entry.live) for entry in kept}, copied)
 
@@ -65,8 +64,7 @@ def write_into(model: Model, arrays: Mapping[str, Array]) -> None:
         given = cast(Mapping[str, Any], model)
         targets = {name: [tensor] for name, tensor in given.items()}
     else:
-        entries = _framework(model)[0].TensorMap(model, Selection.of(None, (), "auto")).entries
-        targets = {entry.name: entry.tensors for entry in entries.values() if entry.persistent}
+        targets = {entry.name: entry.tensors for entry in _entries(_framework(model)[0], model)}
     if targets.keys() != arrays.keys():
         differing = sorted(targets.keys() ^ arrays.keys())[:3]
         raise ServerError(f"into: {', '.join(differing)} is not in both, the model and the average.")
@@ -78,6 +76,19 @@ def write_into(model: Model, arrays: Mapping[str, Array]) -> None:
     for name, tensors in targets.items():
         for tensor in tensors:
             _overwrite(tensor, arrays[name])
+
+
+def _entries(map_of: ModuleType, model: Model) -> list[Any]:
+    """What a model's file would hold; each tensor must be whole in this process."""
+    entries = map_of.TensorMap(model, Selection.of(None, (), "auto")).entries
+    kept = [entry for entry in entries.values() if entry.persistent]
+    for entry in kept:
+        if entry.piece is not None:
+            raise ServerError(
+                f"{entry.name} is sharded, and this process has a part of it only. Gather the model first, and "
+                "push its tensors by name from one process."
+            )
+    return kept
 
 
 def _file(path: Where) -> Values:
