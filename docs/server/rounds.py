@@ -49,6 +49,5 @@ def work(worker: int) -> list[float]:
 
 with server, ThreadPoolExecutor() as pool:  # in earnest each worker is a process, on any machine
     losses = list(pool.map(work, range(WORKERS)))
-print(
-    f"loss of the workers: {[one[0] for one in losses]} in round 1, {[one[-1] for one in losses]} in round {ROUNDS}"
-)
+for worker, one in enumerate(losses):
+    print(f"worker {worker}: loss {one[0]:.3f} in round 1, {one[-1]:.3f} in round {ROUNDS}")
