@@ -31,7 +31,8 @@ def begun(address: str, token: str, name: str, worker: int, folder: Path) -> sub
 def pid_of(actor: Any) -> int:
     import ray
 
-    return ray.get(actor.__ray_call__.remote(_pid), timeout=60)
+    library: Any = ray  # its types are of little use here
+    return library.get(actor.__ray_call__.remote(_pid), timeout=60)
 
 
 def _pid(_: object) -> int:
@@ -57,15 +58,15 @@ def test_each_acknowledged_push_is_counted_once_whatever_is_killed(
     server = start(first, polyak.Uniform(), folder=tmp_path / "average", name=name, shards=2, every=0.3)
     running = [begun(address, token, name, worker, tmp_path) for worker in range(WORKERS)]
     # Just after acknowledgements: shards, the ledger, both, and a worker in the middle of a push.
-    plan = [
+    plan: list[tuple[str, ...]] = [
         ("0",),
         ("ledger",),
-        ("worker", 1),
+        ("worker", "1"),
         ("1",),
         ("0", "1"),
-        ("worker", 2),
+        ("worker", "2"),
         ("ledger", "0"),
-        ("worker", 0),
+        ("worker", "0"),
     ]
     seen, killed = acknowledged(tmp_path), 0
     until = time.monotonic() + 240

@@ -136,11 +136,12 @@ BAD: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
 
 @pytest.mark.parametrize("what", BAD)
 def test_a_bad_push_changes_nothing(shared: Server, what: str) -> None:
-    model, options, words = BAD[what]
+    model, given, words = BAD[what]
+    options: dict[str, Any] = {"step": 100, **given}
     worker, good = shared.client("bad"), shared.client("good")
     version = worker.metrics()["version"]
     with pytest.raises(polyak.ServerError, match=words):
-        worker.push(model, **{"step": 100, **options})
+        worker.push(model, **options)
     assert worker.metrics()["version"] == version
     assert good.push(theta(1), step=100).version == version + 1
     good.flush()

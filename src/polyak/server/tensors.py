@@ -85,8 +85,8 @@ def _entries(map_of: ModuleType, model: Model) -> list[Any]:
     for entry in kept:
         if entry.piece is not None:
             raise ServerError(
-                f"{entry.name} is sharded, and this process has a part of it only. Gather the model first, and "
-                "push its tensors by name from one process."
+                f"{entry.name} is sharded, and this process has only a part of it. Gather the model first, "
+                "and push its tensors by name from one process."
             )
     return kept
 
