@@ -192,9 +192,8 @@ def _sharing_memory(plan: TensorMap[Tensor]) -> set[object]:
     """Storages that more than one planned entry uses."""
     seen: set[object] = set()
     shared: set[object] = set()
-    for entry in plan.entries.values():
-        tensors = entry.tensors if entry.piece is None else (entry.live,)  # a DTensor has no address
-        memories = {_memory(tensor) for tensor in tensors}
+    for entry in [entry for entry in plan.entries.values() if entry.piece is None]:
+        memories = {_memory(tensor) for tensor in entry.tensors}
         shared |= memories & seen
         seen |= memories
     return shared

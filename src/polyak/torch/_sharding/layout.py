@@ -26,6 +26,7 @@ from torch.distributed.tensor.placement_types import Placement
 
 from polyak._core.tensor_map import Piece, TensorEntry
 from polyak.errors import ConfigError, PlanError
+from polyak.torch._sharding.kinds import is_dtensor
 from polyak.torch.tensors import overwrite
 
 
@@ -122,7 +123,7 @@ def copy_between(piece: Piece[Tensor] | None, tensor: Tensor, target: TensorEntr
         tensor: the values here.
         target: of another model.
     """
-    there = target.piece
+    there = target.piece if is_dtensor(target.tensors[0]) else None  # a replicated parameter is written whole
     if isinstance(piece, ShardedPiece) and isinstance(there, ShardedPiece) and piece.layout == there.layout:
         overwrite(there.tensor, tensor)
         return

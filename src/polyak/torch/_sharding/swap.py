@@ -59,7 +59,7 @@ class ShardedSwap:
         self._shown = None if mesh is None else RowsOfAll(tensors, mesh)
         self._restored = None if mesh is None else RowsOfAll(tensors, mesh)
         self._leaving = False
-        self._noted: list[int] = []
+        self._noted: list[list[int]] = []
 
     def swap_in(self) -> None:
         self._reshard()
@@ -87,17 +87,22 @@ class ShardedSwap:
 
     def note(self) -> None:
         self._whole.note()
-        self._noted = [version(entry.live) for entry in self._entries]
+        self._noted = list(map(_versions, self._entries))
 
     def changed(self) -> Changed:
         parameters, buffers, replaced = map(list, self._whole.changed())
         for entry, noted in zip(self._entries, self._noted, strict=False):
             if not _in_place(entry):
                 replaced.append(entry.name)
-            elif version(entry.live) != noted:
+            elif _versions(entry) != noted:
                 (buffers if entry.kind == "buffer" else parameters).append(entry.name)
         found = Changed(parameters, buffers, replaced)
         return found if any(found) else NOTHING
+
+
+def _versions(entry: Entry) -> list[int]:
+    """Of the model's tensors: a write to a DTensor is not counted by its piece."""
+    return [version(tensor) for tensor in entry.tensors]
 
 
 def _in_place(entry: Entry) -> bool:
