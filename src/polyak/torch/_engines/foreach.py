@@ -58,20 +58,20 @@ class Foreach(Several):
     @torch.no_grad()
     def update(self, weights: Sequence[float], step: int, skip: bool) -> Tensor | None:
         self.began = step
-        marks: dict[str, Tensor | None] = {}
+        marks: dict[int, Tensor | None] = {}  # by id: the pieces of a sharded tensor have one name
         for direct, batch in self._batches:
             if skip or not direct:
                 found = _blend_batch(batch, weights, skip)
-                marks |= zip([pair.name for pair in batch], found, strict=True)
+                marks |= zip(map(id, batch), found, strict=True)
         for group in [] if skip else self._direct:
             _lerp(group, weights)
-            marks |= dict.fromkeys([pair.name for pair in group])
+            marks |= dict.fromkeys(map(id, group))
         for pair in self.pairs:
-            if pair.name not in marks:
-                marks[pair.name] = blend_pair(pair, weights, self._seed, step, skip)
+            if id(pair) not in marks:
+                marks[id(pair)] = blend_pair(pair, weights, self._seed, step, skip)
         self.ended = step
         device = self.pairs[0].averages[0].device
-        found = [mark.to(device) for pair in self.pairs if (mark := marks[pair.name]) is not None]
+        found = [mark.to(device) for pair in self.pairs if (mark := marks[id(pair)]) is not None]
         return torch.stack(found) if skip else None
 
 

@@ -49,7 +49,10 @@ class NonFiniteCounter:
         updates = max((updates for updates, *_ in found), default=0)
         tensors = dict(named)
         for engine, (_, *counts) in zip(self._engines, found, strict=True):
+            most: dict[str, int] = {}  # of the pieces of one tensor
             for pair, count in zip(engine.pairs, counts, strict=True):
+                most[pair.name] = max(count, most.get(pair.name, 0))
+            for name, count in most.items():
                 if count:
-                    tensors[pair.name] = tensors.get(pair.name, 0) + count
+                    tensors[name] = tensors.get(name, 0) + count
         return before + updates, tensors
