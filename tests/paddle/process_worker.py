@@ -6,7 +6,7 @@ import json
 import sys
 import warnings
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from unittest.mock import patch
 
@@ -19,7 +19,7 @@ from paddle.distributed.fleet.meta_parallel.sharding.group_sharded_stage2 import
 from paddle.distributed.fleet.meta_parallel.sharding.group_sharded_stage3 import GroupShardedStage3
 from paddle.distributed.fleet.meta_parallel.sharding.group_sharded_storage import ParamStorage
 
-from polyak.errors import PlanError
+from polyak.errors import PlanError, SwapError
 from polyak.paddle import EMA, ExponentialMovingAverage
 
 STEPS = 5
@@ -127,6 +127,8 @@ def train(kind: str, folder: Path) -> None:
         held = one.module.state_dict()
         np.savez(folder / f"{name}{rank}.npz", **{key: tensor.numpy() for key, tensor in held.items()})
     synchronize(rank, folder)
+    ema.verify()
+    compare(rank, folder)
     if kind == "group_sharded":
         (folder / f"refusals{rank}.json").write_text(json.dumps(refusals()))
     if rank == 0:
@@ -149,6 +151,33 @@ def synchronize(rank: int, folder: Path) -> None:
         ema.synchronize_buffers()
     assert layer.table.tolist() == [1.0 + 2 * rank] * 2
     np.testing.assert_array_equal(ema.module[0].weight.numpy(), weight)
+
+
+def compare(rank: int, folder: Path) -> None:
+    """What ``verify`` says where the processes differ, one line each."""
+    layer = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1D(2))
+    layer[0].weight.set_value(paddle.ones([2, 2]))
+    layer[1]._mean.set_value(paddle.full([2], rank))
+    ema = EMA(layer, 0.5)
+    ema.update()
+    ema.verify()  # statistics may differ
+    with (folder / f"verify{rank}.txt").open("w") as found:
+
+        def note() -> None:
+            try:
+                ema.verify()
+            except (PlanError, SwapError) as error:
+                found.write(f"{type(error).__name__} {error}\n")
+
+        if rank == 0:
+            ema.update()
+        note()
+        if rank == 1:
+            ema.update()
+        ema.tracks["average"].tensors["0.weight"].fill_(rank)
+        note()
+        with ema.average_parameters() if rank == 0 else nullcontext():
+            note()
 
 
 if __name__ == "__main__":

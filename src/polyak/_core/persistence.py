@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, overload
 
+from polyak._core.agreement import Report, report_of
 from polyak._core.background_save import (
     Saving,
     host_copies,
@@ -184,6 +186,12 @@ class PersistentEMA(ObservedEMA[ModelT_co, T]):
             captured = captured_track(self._averages, chosen, self._clock.step, self.run, dtype)
         check()
         return captured
+
+    def _report(self, digest: Callable[[T], str]) -> Report:
+        self._refuse_while_swapped("verify")
+        self._sync_with_model()
+        self._averages.synchronize()
+        return report_of(self._averages, self.step, self._seed, digest)
 
     @property
     def _settings(self) -> dict[str, int]:

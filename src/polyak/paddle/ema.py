@@ -21,7 +21,7 @@ from polyak._core.tensor_map import Buffers, Patterns, Selection
 from polyak._core.track import DEFAULT_DECAY, Decays, named_decays, warn_if_swapped
 from polyak.paddle.average_set import average_set
 from polyak.paddle.optimizer_hook import follow, parameters_of
-from polyak.paddle.ranks import first_of, mean_over
+from polyak.paddle.ranks import digest, first_of, mean_over, verify
 from polyak.paddle.store import EngineName, Settings
 
 LayerT = TypeVar("LayerT", bound=nn.Layer, covariant=True, default=nn.Layer)
@@ -142,3 +142,21 @@ class EMA(PersistentEMA[LayerT, Tensor]):
         self._refuse_while_swapped("synchronize_buffers")
         if dist.is_initialized():
             synchronize_buffers(self._averages, partial(mean_over, group), partial(first_of, group))
+
+    def verify(self, group: Any | None = None) -> None:
+        """Check that all processes hold the same averages; call it in each. With one process nothing happens.
+
+        Compares step, schedules, profiles, shapes and dtypes, and a digest of each average. Buffers may
+        differ, as DataParallel lets them; so may 16-bit averages with different seeds. Each process waits for
+        the others, at most as long as the process group's timeout.
+
+        Args:
+            group: the processes; all of them if None.
+
+        Raises:
+            PlanError: a process has seen other steps or holds another average ("rank 1 has seen 40 steps,
+                the others 41"); every process raises it.
+            SwapError: an average is live.
+        """
+        if dist.is_initialized():
+            verify(group, partial(self._report, digest))

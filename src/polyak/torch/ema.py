@@ -22,6 +22,8 @@ from polyak._core.track import DEFAULT_DECAY, Decays, named_decays, warn_if_swap
 from polyak.errors import PlanError
 from polyak.torch._engines.select import EngineName
 from polyak.torch._engines.updater import Graph
+from polyak.torch._sharding.agree import digest, verify
+from polyak.torch._sharding.messages import Channel
 from polyak.torch.average_set import average_set
 from polyak.torch.optimizer_hook import check_hooked, follow, parameters_of
 from polyak.torch.ranks import first_of, mean_over
@@ -176,6 +178,25 @@ class EMA(PersistentEMA[ModuleT, Tensor]):
         self._refuse_while_swapped("synchronize_buffers")
         if dist.is_initialized():
             synchronize_buffers(self._averages, partial(mean_over, group), partial(first_of, group))
+
+    def verify(self, group: dist.ProcessGroup | None = None) -> None:
+        """Check that all processes hold the same averages; call it in each. With one process nothing happens.
+
+        Compares step, schedules, profiles, shapes and dtypes, and a digest of each average that several
+        processes hold. Buffers may differ, as DDP lets them; so may 16-bit averages with different seeds.
+        Each process waits for the others, at most as long as the process group's timeout.
+
+        Args:
+            group: the processes; all of them if None.
+
+        Raises:
+            PlanError: a process has seen other steps or holds another average ("rank 1 has seen 40 steps,
+                the others 41"), or was lost; every process raises it.
+            SwapError: in one of them an average is live.
+        """
+        if dist.is_initialized():
+            ranks = dist.get_process_group_ranks(group or dist.group.WORLD)
+            verify(Channel.between(ranks), partial(self._report, digest))
 
     def replay(
         self, graph: Graph, steps: int = 1, *, samples: int | None = None, tokens: int | None = None
