@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any, NamedTuple
-
-from polyak._core.average_set import AverageSet
-from polyak._core.tensor_map import TensorEntry
-from polyak._core.tensors import T
-from polyak._core.track import Track
-from polyak.schedules.drawing import summary
 
 _FEW = 4
 CURE = (
@@ -28,6 +21,7 @@ class Held(NamedTuple):
     dtype, whole: of the tensor, with its whole shape.
     offset, shape: of the piece.
     digest: of its bytes; "" if they are not compared.
+    squares: ``‖avg-θ‖²`` and ``‖stored-avg‖²`` of the piece, in a snapshot.
     """
 
     dtype: str
@@ -35,6 +29,7 @@ class Held(NamedTuple):
     offset: tuple[int, ...]
     shape: tuple[int, ...]
     digest: str = ""
+    squares: tuple[float, float] = (0.0, 0.0)
 
     @property
     def rounded(self) -> bool:
@@ -75,42 +70,15 @@ class Report:
         return cls(step, seed, profiles, {name: _held(*fields) for name, fields in held.items()})
 
 
-def _held(dtype: str, whole: list[int], offset: list[int], shape: list[int], digest: str) -> Held:
-    return Held(dtype, tuple(whole), tuple(offset), tuple(shape), digest)
-
-
-def report_of(averages: AverageSet[Any, T], step: int, seed: int, digest: Callable[[T], str]) -> Report:
-    """What this process says of the parameters' averages; buffers may differ, as DDP lets them.
-
-    Args:
-        averages: of this process.
-        step: training steps so far.
-        seed: of the averages.
-        digest: of a tensor's bytes.
-    """
-    held: dict[str, Held] = {}
-    entries = [entry for entry in averages.plan.having("average") if entry.kind == "parameter"]
-    for track in averages.tracks.values():
-        of_track = f" of {track.name!r}" if len(averages.tracks) > 1 else ""
-        for entry in entries:
-            parts = {"": track.tensors[entry.name], ", low part": track.residuals.get(entry.name)}
-            for part, tensor in parts.items():
-                if tensor is not None:
-                    held[f"{entry.name}{of_track}{part}"] = held_by(entry, tensor, digest(tensor))
-    profiles = {name: _history(track) for name, track in averages.tracks.items()}
-    return Report(step, seed, profiles, held)
-
-
-def held_by(entry: TensorEntry[T], tensor: T, digest: str = "") -> Held:
-    """This process's part of an entry's tensor."""
-    shape = tuple(tensor.shape)
-    return Held(str(tensor.dtype).rpartition(".")[2], shape, (0,) * len(shape), shape, digest)
-
-
-def _history(track: Track[Any]) -> str:
-    """Schedule and profile: in words, and as a digest, since the words are rounded."""
-    exact = f"{track.decay.to_config()} {track.profile.to_json()}"
-    return f"{track.decay}, {summary(track.profile)} (history {zlib.crc32(exact.encode()):08x})"
+def _held(
+    dtype: str,
+    whole: list[int],
+    offset: list[int],
+    shape: list[int],
+    digest: str,
+    squares: tuple[float, float],
+) -> Held:
+    return Held(dtype, tuple(whole), tuple(offset), tuple(shape), digest, squares)
 
 
 def disagreement(reports: Mapping[int, Report]) -> str | None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, overload
 
-from polyak._core.agreement import Report, report_of
+from polyak._core.agreement import Report
 from polyak._core.background_save import (
     Saving,
     host_copies,
@@ -20,12 +21,13 @@ from polyak._core.ema import ModelT_co
 from polyak._core.initial_weight import warn_if_mostly_initial
 from polyak._core.load_state import LoadReport, check
 from polyak._core.observe import ObservedEMA
+from polyak._core.rank_report import report_of, report_of_pieces
 from polyak._core.resume_file import packed, read_state
-from polyak._core.save import check_name, save_file, weights_of
+from polyak._core.save import Content, check_name, opened, save_file, weights_of, writer
 from polyak._core.state_dict import EMAState, State, TrackState, stored_of
 from polyak._core.swap_guard import finished
 from polyak._core.tensors import T
-from polyak.errors import CheckpointError
+from polyak.errors import CheckpointError, ConfigError
 
 
 class PersistentEMA(ObservedEMA[ModelT_co, T]):
@@ -91,7 +93,7 @@ class PersistentEMA(ObservedEMA[ModelT_co, T]):
     @overload
     def save(
         self,
-        path: str | os.PathLike[str],
+        path: str | os.PathLike[str] | None,
         track: str | None = None,
         *,
         resumable: bool = False,
@@ -101,7 +103,7 @@ class PersistentEMA(ObservedEMA[ModelT_co, T]):
     @overload
     def save(
         self,
-        path: str | os.PathLike[str],
+        path: str | os.PathLike[str] | None,
         track: str | None = None,
         *,
         resumable: bool = False,
@@ -110,7 +112,7 @@ class PersistentEMA(ObservedEMA[ModelT_co, T]):
     ) -> Saving: ...
     def save(
         self,
-        path: str | os.PathLike[str],
+        path: str | os.PathLike[str] | None,
         track: str | None = None,
         *,
         resumable: bool = False,
@@ -119,12 +121,16 @@ class PersistentEMA(ObservedEMA[ModelT_co, T]):
     ) -> Saving | None:
         """Write one average as a plain ``.safetensors`` file that any tool loads.
 
+        Of a sharded average every rank calls this, and rank 0 writes one file with whole tensors, which it
+        receives 16 MiB at a time; buffers are its own. An error of one rank is raised by all, and a rank that
+        is lost is named within the process group's timeout.
+
         It contains the keys of ``model.state_dict()`` without wrapper prefixes (only the included ones when
         globs were given), averages in their storage dtype, and a description in its header.
 
         Args:
             path: the file; an old one is replaced only when the new one is complete, and keeps its mode and
-                owner. A link is followed.
+                owner. A link is followed. Only rank 0 of a sharded average needs it, others can give None.
             track: the average, by default ``ema.following``; "raw" for the model's own weights.
             resumable: write everything ``load`` needs to continue bit for bit instead: every track,
                 counters, random state. Such a file is not a model.
@@ -140,29 +146,49 @@ class PersistentEMA(ObservedEMA[ModelT_co, T]):
         Raises:
             ConfigError: the suffix is that of another format.
             CheckpointError: the file cannot be written, or another thread changed the averages meanwhile. An
-                old file is intact.
+                old file is intact. Or a rank was lost, has another step or cannot write.
             SwapError: an average is live, so raw and averaged weights could be confused.
         """
-        check_name(path)
+        ranks, ops = self._averages.plan.ranks, self._averages.ops
+        if path is None and (ranks is None or ranks.is_first):
+            raise ConfigError(
+                "path=None: only ranks other than the first, which write nothing, need no path."
+            )
+        content, stream = opened(
+            ranks, partial(self._content, path, track, resumable, background), self._pieces
+        )
+        write = writer(stream, partial(save_file, path or "", content, ops, max_shard_size, stream), content)
+        if not background:
+            return write()
+        return save_in_background(self, path or "the file of another rank", write)
+
+    def _content(
+        self, path: str | os.PathLike[str] | None, track: str | None, resumable: bool, copy: bool
+    ) -> Content[T]:
+        if path is not None:
+            check_name(path)
         self._refuse_while_swapped("save")
         self._notice_unseen_steps()
         wait_for_last(self)
         self._sync_with_model()
-        begun, ops = self._moment(), self._averages.ops
+        begun, averages = self._moment(), self._averages
         if resumable:
-            tensors, header = packed(self._state("save"))
+            content = packed(self._state("save"), averages.plan.placed())
         else:
             chosen = None if track == "raw" else self._track(track)
             if chosen is not None:
-                warn_if_mostly_initial(self._averages.tracks, chosen, "save", 2)
-            tensors, header = weights_of(self._averages, chosen, self._clock.step, self.run)
-        check = unchanged_check(tensors, ops, begun, self._moment)
-        metadata = header.to_metadata()
-        if not background:
-            return save_file(path, tensors, metadata, ops, max_shard_size, check)
-        copies = host_copies(tensors, ops)
+                warn_if_mostly_initial(averages.tracks, chosen, "save", 2)
+            content = weights_of(averages, chosen, self._clock.step, self.run)
+        check = unchanged_check(content.tensors, averages.ops, begun, self._moment)
+        if not copy:
+            return replace(content, check=check)
+        copies = host_copies(content.tensors, averages.ops)
         check()
-        return save_in_background(self, path, partial(save_file, path, copies, metadata, ops, max_shard_size))
+        return replace(content, tensors=copies)
+
+    def _pieces(self, content: Content[T]) -> Report:
+        pieces = content.pieces, content.squares
+        return report_of_pieces(self._averages, self.step, self._seed, content.tensors, *pieces)
 
     def load(self, path: str | os.PathLike[str], strict: bool = True) -> LoadReport:
         """Continue from a file that ``save(path, resumable=True)`` wrote; see ``load_state_dict``.

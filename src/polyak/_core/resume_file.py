@@ -7,8 +7,11 @@ copied buffers ``copies/…``.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 
+from polyak._core.save import Content
 from polyak._core.state_dict import EMAState, State
+from polyak._core.tensor_map import Piece
 from polyak._core.tensors import T, TensorOps
 from polyak._files.header import Header
 from polyak._files.open import header_of
@@ -19,8 +22,8 @@ _COPIES = "copies"
 _LOW = ".low"
 
 
-def packed(state: EMAState[T]) -> tuple[dict[str, T], Header]:
-    """A state as tensors and a header."""
+def packed(state: EMAState[T], placed: Mapping[str, Piece[T]]) -> Content[T]:
+    """A state as the content of a file; ``placed`` are the pieces of sharded tensors by name."""
     tensors = {f"{_COPIES}/{name}": tensor for name, tensor in state.copies.items()}
     for place, track in enumerate(state.tracks.values()):
         tensors |= {f"{place}/{name}": tensor for name, tensor in track.tensors.items()}
@@ -34,7 +37,8 @@ def packed(state: EMAState[T]) -> tuple[dict[str, T], Header]:
         run=state.run,
         state=state.values(),
     )
-    return tensors, header
+    names = {key: key.partition("/")[2] for key in tensors}
+    return Content(tensors, header, {key: placed[name] for key, name in names.items() if name in placed})
 
 
 def read_state(path: str | os.PathLike[str], tensors: TensorOps[T]) -> State:

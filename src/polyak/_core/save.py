@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic
 
 from numpy.typing import NDArray
 
+from polyak._core.agreement import Report
 from polyak._core.average_set import AverageSet
-from polyak._core.tensor_map import TensorMap
+from polyak._core.sharded_files import Load, Ranks, Stream
+from polyak._core.tensor_map import Piece, TensorMap
 from polyak._core.tensors import T, TensorOps
 from polyak._core.track import Track
 from polyak._files.header import Header
 from polyak._files.layout import Spec
 from polyak._files.shards import write_sharded
+from polyak._files.write import Pieces
 from polyak.errors import CheckpointError, ConfigError
 from polyak.schedules import Profile
 from polyak.schedules.profile import COPY
@@ -55,13 +60,32 @@ def raw_header(step: int, run: str) -> Header:
     return Header("raw", step, COPY, Profile.raw(step), "raw", run)
 
 
-def weights_of(
-    averages: AverageSet[Any, T], track: Track[T] | None, step: int, run: str
-) -> tuple[dict[str, T], Header]:
+@dataclass(frozen=True)
+class Content(Generic[T]):
+    """What this process brings to a file.
+
+    tensors: by their names there; of a sharded tensor the piece that is here.
+    header: the file's description.
+    pieces: where the pieces of sharded tensors lie, by the names in the file.
+    check: raises CheckpointError if the tensors were changed since they were looked up.
+    squares: of the pieces, in a snapshot; see ``Held``.
+    """
+
+    tensors: Mapping[str, T]
+    header: Header
+    pieces: Mapping[str, Piece[T]]
+    check: Callable[[], None] = lambda: None
+    squares: Mapping[str, tuple[float, float]] = field(default_factory=dict[str, Any])
+
+
+def weights_of(averages: AverageSet[Any, T], track: Track[T] | None, step: int, run: str) -> Content[T]:
     """The weights of a track, or with None the model's own, and their header."""
     held: Mapping[str, T] = {} if track is None else averages.tensors_of(track)
     tensors = exported(averages.plan, held, averages.ops) | averages.extra_states()
-    return tensors, raw_header(step, run) if track is None else track_header(track, step, run)
+    header = raw_header(step, run) if track is None else track_header(track, step, run)
+    return Content(
+        tensors, header, {name: one for name, one in averages.plan.placed().items() if name in tensors}
+    )
 
 
 def exported(plan: TensorMap[T], held: Mapping[str, T], ops: TensorOps[T]) -> dict[str, T]:
@@ -88,32 +112,79 @@ def exported(plan: TensorMap[T], held: Mapping[str, T], ops: TensorOps[T]) -> di
     return tensors
 
 
+def specs_of(content: Content[T], ops: TensorOps[T]) -> dict[str, Spec]:
+    """Dtypes and whole shapes."""
+    shapes = {name: content.pieces[name].whole for name in content.pieces}
+    return {
+        name: Spec(ops.dtype_of(tensor), shapes.get(name, tuple(tensor.shape)))
+        for name, tensor in content.tensors.items()
+    }
+
+
+def arrays_of(content: Content[T], ops: TensorOps[T], stream: Stream[T] | None) -> Pieces:
+    """The values of each tensor; from a GPU one at a time, of sharded ones block by block."""
+    # Aliases, since an average_parameters() block of another thread may move the live tensors.
+    aliases = {name: ops.alias(tensor) for name, tensor in content.tensors.items()}
+
+    def arrays(name: str) -> Iterator[NDArray[Any]]:
+        if stream is None or name not in content.pieces:
+            yield ops.as_array(aliases[name])
+        else:
+            yield from map(ops.as_array, stream.rows(name))
+
+    return arrays
+
+
+def opened(
+    ranks: Ranks[T] | None, make: Callable[[], Content[T]], report: Callable[[Content[T]], Report]
+) -> tuple[Content[T], Stream[T] | None]:
+    """The content of a file, and the stream of its pieces if several ranks hold them.
+
+    Args:
+        ranks: that hold the average; None for this process alone.
+        make: makes the content. If it raises on one rank, all raise.
+        report: on the pieces in it.
+    """
+    if ranks is None:
+        return make(), None
+    made: list[Content[T]] = []
+
+    def load() -> Load[T]:
+        content = make()
+        made.append(content)
+        return Load({name: content.tensors[name] for name in content.pieces}, report(content), content.check)
+
+    stream = ranks.stream(load)
+    return made[0], stream
+
+
+def writer(
+    stream: Stream[T] | None, write: Callable[[Callable[[], None]], None], content: Content[T]
+) -> Callable[[], None]:
+    """Writes the file, given a function that takes what to call before the old file is replaced."""
+    return partial(write, content.check) if stream is None else partial(stream.write, write)
+
+
 def save_file(
     path: str | os.PathLike[str],
-    tensors: Mapping[str, T],
-    metadata: Mapping[str, str],
+    content: Content[T],
     ops: TensorOps[T],
     max_shard_size: int | str | None,
-    check: Callable[[], None] = lambda: None,
+    stream: Stream[T] | None,
+    confirm: Callable[[], None],
 ) -> None:
-    """Write tensors and their header; from a GPU one at a time.
+    """Write tensors and their header.
 
     Args:
         path: the file.
-        tensors: by name.
-        metadata: for the header.
+        content: its tensors.
         ops: the framework's tensors.
         max_shard_size: see ``write_sharded``.
-        check: called before the old file is replaced, which an exception prevents.
+        stream: brings the pieces of other ranks.
+        confirm: called before the old file is replaced, which an exception prevents.
 
     Raises:
         CheckpointError: an error of the operating system. Nothing is changed then.
     """
-    specs = {name: Spec(ops.dtype_of(tensor), tuple(tensor.shape)) for name, tensor in tensors.items()}
-    # Aliases, since an average_parameters() block of another thread may move the live tensors.
-    aliases = {name: ops.alias(tensor) for name, tensor in tensors.items()}
-
-    def pieces(name: str) -> Iterator[NDArray[Any]]:
-        yield ops.as_array(aliases[name])
-
-    write_sharded(path, specs, metadata, pieces, max_shard_size, check)
+    specs, arrays = specs_of(content, ops), arrays_of(content, ops, stream)
+    write_sharded(path, specs, content.header.to_metadata(), arrays, max_shard_size, confirm)

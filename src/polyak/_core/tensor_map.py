@@ -15,6 +15,7 @@ from polyak._core.change_detection import (
     snapshot_attributes,
     snapshot_dicts,
 )
+from polyak._core.sharded_files import Ranks
 from polyak._core.swap_guard import Exchange, exchange_in
 from polyak._core.tensors import T, TensorLike, alike
 from polyak.errors import ConfigError, PlanError
@@ -244,6 +245,16 @@ class TensorMap(Generic[T]):
     def unchanged(self, tensors: UnchangedCheck) -> UnchangedCheck:
         """A check of the model's dictionaries and flags, together with this one of tensors."""
         return check_of_all(self.contents, self.untrained, tensors)
+
+    @property
+    def ranks(self) -> Ranks[T] | None:
+        """The processes that hold the pieces of sharded tensors; None if every tensor is whole here."""
+        return None
+
+    def placed(self) -> dict[str, Piece[T]]:
+        """The pieces of sharded tensors, by every name."""
+        found = {name: entry.piece for entry in self.entries.values() for name in entry.names}
+        return {name: piece for name, piece in found.items() if piece is not None}
 
     def memories(self) -> list[T]:
         """The tensors that hold the live ones' values."""

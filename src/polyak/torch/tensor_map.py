@@ -26,6 +26,7 @@ from polyak._core.tensor_map import TensorMap as BaseTensorMap
 from polyak._wrappers import CHILDREN
 from polyak.errors import ConfigError, PlanError
 from polyak.torch._sharding.kinds import fsdp_modules, is_dtensor
+from polyak.torch._sharding.stream import Ranks
 from polyak.torch.tensors import holds_values, unchanged_check
 
 if TYPE_CHECKING:
@@ -93,6 +94,14 @@ class TensorMap(BaseTensorMap[Tensor]):
         """Of the tensors that are not whole here, by name."""
         named = {name: entry.piece for name, entry in self.entries.items()}
         return {name: cast("ShardedPiece", piece) for name, piece in named.items() if piece is not None}
+
+    @property
+    def ranks(self) -> Ranks | None:
+        if not (pieces := self.pieces):
+            return None
+        from polyak.torch._sharding.layout import ranks_of  # see ``kinds``
+
+        return Ranks.between(ranks_of(pieces.values()))
 
     def reshard(self) -> None:
         """Put the sharded parameters back into modules that hold whole ones.

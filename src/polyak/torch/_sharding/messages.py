@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from typing_extensions import Self
 
 from polyak.errors import CheckpointError, ConfigError, NonFiniteError, PlanError, PolyakError, SwapError
 
@@ -50,7 +51,7 @@ class Channel:
     tag: int = _TAG
 
     @classmethod
-    def between(cls, ranks: Sequence[int]) -> Channel:
+    def between(cls, ranks: Sequence[int]) -> Self:
         """The channel of these ranks; the first time, each must call this if only NCCL connects them."""
         ranks = tuple(ranks)
         return cls(ranks, _group_for_host_memory(ranks))
@@ -59,7 +60,7 @@ class Channel:
         """A tag that no other stream of this process has now."""
         return _TAG + (next(_numbers) * dist.get_world_size() + self.me) % (_LAST_TAG - _TAG)
 
-    def tagged(self, tag: int) -> Channel:
+    def tagged(self, tag: int) -> Self:
         """The same under another tag."""
         return replace(self, tag=tag)
 
@@ -118,16 +119,7 @@ class Channel:
         judge: Callable[[dict[int, Any]], Any],
         lost: type[PolyakError] = CheckpointError,
     ) -> Any:
-        """Every rank's value goes to the first rank, and its judgement on all of them back to each.
-
-        Args:
-            mine: makes this rank's value. An exception of one rank is raised by all.
-            judge: called on the first rank with the values by rank; its exceptions are raised by all, too.
-            lost: the error to raise where a rank was lost.
-
-        Returns:
-            The judgement; both are anything that JSON can write.
-        """
+        """See ``polyak._core.sharded_files.Ranks``."""
         said, failure = None, None
         try:
             said = mine()

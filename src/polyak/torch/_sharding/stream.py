@@ -15,12 +15,13 @@ from contextlib import contextmanager
 from enum import IntEnum
 from math import prod
 from time import monotonic
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from polyak._core.agreement import Report, disagreement
+from polyak._core.sharded_files import Load
 from polyak._files.boxes import Box, block_at, blocks, overlap
 from polyak.errors import CheckpointError
 from polyak.torch._sharding.messages import Channel, LostError, described, error_of
@@ -37,47 +38,29 @@ class _Request(IntEnum):
     FAILED = 4  # followed by the error
 
 
-class Load(NamedTuple):
-    """What a rank brings to a file.
-
-    tensors: its pieces by the names in the file.
-    report: of them.
-    check: raises CheckpointError if the tensors were changed since they were read.
-    """
-
-    tensors: Mapping[str, Tensor]
-    report: Report
-    check: Callable[[], None]
-
-
 class Stream:
-    """One file's pieces, from the ranks that hold them to rank 0.
+    """One file's pieces, from the ranks that hold them to rank 0; see ``polyak._core.sharded_files.Stream``.
 
     Args:
         channel: of these ranks, under a tag of this stream.
         load: this rank's part.
         holders: on rank 0 the ranks and boxes of each tensor, every element once.
+        squares: on rank 0 the sums of theirs.
     """
 
-    def __init__(self, channel: Channel, load: Load, holders: Mapping[str, Mapping[int, Box]]) -> None:
-        self._channel, self._load, self._holders = channel, load, holders
+    def __init__(
+        self,
+        channel: Channel,
+        load: Load[Tensor],
+        holders: Mapping[str, Mapping[int, Box]],
+        squares: tuple[float, float],
+    ) -> None:
+        self._channel, self._load, self._holders, self.squares = channel, load, holders, squares
         self._names = sorted(load.tensors)
         self._patience = channel.timeout.total_seconds() / 4
         self._heard = dict.fromkeys(channel.others, monotonic())
 
-    def whole(self, name: str) -> tuple[int, ...] | None:
-        """The shape of a whole tensor; None if it is not one of the pieces."""
-        return self._load.report.held[name].whole if name in self._load.tensors else None
-
     def write(self, write: Callable[[Callable[[], None]], None]) -> None:
-        """Write the file: on rank 0 call ``write(confirm)``, elsewhere answer it until it has ended.
-
-        Args:
-            write: takes the function to call before the old file is replaced.
-
-        Raises:
-            CheckpointError: a rank was lost, tensors changed meanwhile, or rank 0 cannot write.
-        """
         if self._channel.is_first:
             self._lead(write)
         else:
@@ -92,7 +75,6 @@ class Stream:
         self._end(_Request.DONE)
 
     def rows(self, name: str) -> Iterator[Tensor]:
-        """A whole tensor on rank 0, as blocks of rows in host memory; each is overwritten by the next."""
         mine, number = self._load.tensors[name], self._names.index(name)
         whole = self._load.report.held[name].whole
         limit = BLOCK // mine.itemsize
@@ -189,33 +171,29 @@ class Stream:
         return None
 
 
-def open_stream(channel: Channel, load: Callable[[], Load]) -> Stream:
-    """Begin a file: every rank says what it brings, and rank 0 whether it fits together.
+class Ranks(Channel):
+    """The ranks of an average; see ``polyak._core.sharded_files.Ranks``."""
 
-    Args:
-        channel: of all ranks.
-        load: makes this rank's part. If it raises on one rank, no rank waits for it.
+    def stream(self, load: Callable[[], Load[Tensor]]) -> Stream:
+        loads: list[Load[Tensor]] = []
+        holders: dict[str, dict[int, Box]] = {}
+        squares = [0.0, 0.0]
 
-    Raises:
-        CheckpointError: a rank was lost, or has another step or other tensors.
-        PolyakError: the error of another rank.
-    """
-    loads: list[Load] = []
-    holders: dict[str, dict[int, Box]] = {}
+        def mine() -> Any:
+            loads.append(load())
+            return loads[0].report.to_json()
 
-    def mine() -> Any:
-        loads.append(load())
-        return loads[0].report.to_json()
+        def judge(said: dict[int, Any]) -> int:
+            reports = {rank: Report.from_json(values) for rank, values in said.items()}
+            if different := disagreement(reports):
+                raise CheckpointError(f"{different}. {_ADVICE}.")
+            holders.update(_holders(reports))
+            once = [reports[rank].held[name].squares for name, ranks in holders.items() for rank in ranks]
+            squares[:] = (sum(one[i] for one in once) for i in (0, 1))
+            return self.another()
 
-    def judge(said: dict[int, Any]) -> int:
-        reports = {rank: Report.from_json(values) for rank, values in said.items()}
-        if different := disagreement(reports):
-            raise CheckpointError(f"{different}. {_ADVICE}.")
-        holders.update(_holders(reports))
-        return channel.another()
-
-    tag = channel.agree(mine, judge)
-    return Stream(channel.tagged(tag), loads[0], holders)
+        tag = self.agree(mine, judge)
+        return Stream(self.tagged(tag), loads[0], holders, (squares[0], squares[1]))
 
 
 def _holders(reports: Mapping[int, Report]) -> dict[str, dict[int, Box]]:
