@@ -73,9 +73,9 @@ def test_a_slow_disk_tears_no_snapshot_and_bounds_memory(
     """The writer starts only after the average has moved on; at most one snapshot waits."""
     gate, written = threading.Event(), []
 
-    def slow(folder: Path, captured: recorder.Captured, number: int) -> None:
+    def slow(folder: Path, captured: recorder.Captured[torch.Tensor], number: int) -> None:
         gate.wait(10)
-        written.append((captured.header.step, captured.tensors["0.weight"].copy()))
+        written.append((captured.header.step, captured.content.tensors["0.weight"].numpy().copy()))
 
     ema = polyak.EMA(network(), 0.9)
     archive = Archive(tmp_path, ema, every=10, dtype="float32")
@@ -203,7 +203,7 @@ def test_a_full_disk_is_a_warning_now_and_an_error_at_the_end(
     ema = polyak.EMA(network(), 0.9)
     archive = Archive(tmp_path, ema, every=2)
 
-    def full(folder: Path, captured: recorder.Captured, number: int) -> None:
+    def full(folder: Path, captured: recorder.Captured[torch.Tensor], number: int) -> None:
         raise CheckpointError("No space left on device. Nothing was changed.")
 
     run(ema, 2)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, NamedTuple
-
-from numpy.typing import NDArray
+from functools import partial
+from pathlib import Path
+from typing import Any, Generic
 
 from polyak._core.average_set import AverageSet
-from polyak._core.save import exported, raw_header, track_header
-from polyak._core.tensors import T
+from polyak._core.save import Content, arrays_of, exported, raw_header, specs_of, track_header, writer
+from polyak._core.sharded_files import Stream
+from polyak._core.tensors import T, TensorOps
 from polyak._core.track import Track
+from polyak._dtypes import BY_NAME
 from polyak._files.header import Header
+from polyak._files.write import write_safetensors
 
 
 @dataclass(frozen=True)
@@ -51,16 +54,34 @@ class SnapshotState:
         )
 
 
-class Captured(NamedTuple):
-    """A copy of an average at one step: arrays, and their header."""
+@dataclass(frozen=True)
+class Captured(Generic[T]):
+    """A copy of an average at one step, in host memory; of a sharded one the pieces that are here."""
 
-    tensors: Mapping[str, NDArray[Any]]
-    header: Header
+    content: Content[T]
+    ops: TensorOps[T]
+    stream: Stream[T] | None = None
+
+    @property
+    def header(self) -> Header:
+        """Its description; the distances of a sharded average are known on rank 0."""
+        header = self.content.header
+        if self.stream is None or "apart" not in header.state:
+            return header
+        apart, rounded = self.stream.squares
+        sums = {"apart": header.state["apart"] + apart, "rounded": header.state["rounded"] + rounded}
+        return replace(header, state={**header.state, **sums})
+
+    def write(self, path: Path, metadata: Mapping[str, str]) -> None:
+        """Write a file; of a sharded average every rank calls this, and rank 0 writes."""
+        specs, arrays = specs_of(self.content, self.ops), arrays_of(self.content, self.ops, self.stream)
+        write = partial(write_safetensors, path, specs, metadata, arrays)
+        writer(self.stream, write, self.content)()
 
 
 def captured_track(
     averages: AverageSet[Any, T], track: Track[T], step: int, run: str, dtype: str
-) -> Captured:
+) -> Content[T]:
     """A track's averages, rounded, and exact copied buffers; without tensors that training never changes."""
     ops = averages.ops
     saved = [entry for entry in averages.plan.entries.values() if entry.saved]
@@ -70,24 +91,43 @@ def captured_track(
     parameters = [entry for entry in averaged if entry.kind == "parameter"]
     values = [track.value(entry.name) for entry in parameters]
     lives, stored = [e.live for e in parameters], [tensors[e.name] for e in parameters]
-    apart = sum(ops.squared_distances(zip(values, lives, strict=True)))
-    rounded = sum(ops.squared_distances(zip(values, stored, strict=True)))
+    apart = ops.squared_distances(zip(values, lives, strict=True))
+    rounded = ops.squared_distances(zip(values, stored, strict=True))
+    squares = dict(zip([e.name for e in parameters], zip(apart, rounded, strict=True), strict=True))
     tensors |= {name: ops.on_host(averages.copies[name]) for name in copied}
+    pieces = {entry.name: entry.piece for entry in saved if entry.piece is not None and entry.name in tensors}
+    here = [each for name, each in squares.items() if name not in pieces]
     state = SnapshotState(
-        apart=apart,
-        rounded=rounded,
+        apart=sum(each for each, _ in here),
+        rounded=sum(each for _, each in here),
         copied=copied,
         shared=[entry.name for entry in saved if entry.role == "share"],
         aliases={alias: entry.name for entry in saved for alias in entry.aliases},
     )
-    arrays = {name: ops.as_array(tensor) for name, tensor in tensors.items()}
-    return Captured(arrays, replace(track_header(track, step, run), state=asdict(state)))
+    header = replace(track_header(track, step, run), state=asdict(state))
+    return Content(tensors, header, pieces, squares=squares)
 
 
-def captured_model(averages: AverageSet[Any, T], step: int, run: str) -> Captured:
+def widened(content: Content[T], track: Track[T], names: Collection[str], ops: TensorOps[T]) -> Content[T]:
+    """The same with these tensors in float32, since on some rank float16 would overflow."""
+    wide = {name: ops.rounded(track.value(name), "float32") for name in names}
+    rounded = ops.squared_distances((track.value(name), tensor) for name, tensor in wide.items())
+    squares = {
+        name: (content.squares[name][0], each)
+        for name, each in zip(wide, rounded, strict=True)
+        if name in content.squares
+    }
+    return replace(content, tensors={**content.tensors, **wide}, squares={**content.squares, **squares})
+
+
+def wide_pieces(content: Content[T], ops: TensorOps[T]) -> list[str]:
+    """The sharded tensors that are float32 here."""
+    return [name for name in content.pieces if ops.dtype_of(content.tensors[name]) == BY_NAME["F32"]]
+
+
+def captured_model(averages: AverageSet[Any, T], step: int, run: str) -> Content[T]:
     """Exact copies of all of the model's tensors."""
-    ops = averages.ops
-    tensors = exported(averages.plan, {}, ops)
-    return Captured(
-        {name: ops.as_array(ops.on_host(tensor)) for name, tensor in tensors.items()}, raw_header(step, run)
-    )
+    ops, plan = averages.ops, averages.plan
+    tensors = {name: ops.on_host(tensor) for name, tensor in exported(plan, {}, ops).items()}
+    pieces = {name: piece for name, piece in plan.placed().items() if name in tensors}
+    return Content(tensors, raw_header(step, run), pieces)

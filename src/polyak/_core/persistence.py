@@ -16,7 +16,7 @@ from polyak._core.background_save import (
     unchanged_check,
     wait_for_last,
 )
-from polyak._core.capture import Captured, captured_model, captured_track
+from polyak._core.capture import Captured, captured_model, captured_track, wide_pieces, widened
 from polyak._core.ema import ModelT_co
 from polyak._core.initial_weight import warn_if_mostly_initial
 from polyak._core.load_state import LoadReport, check
@@ -157,6 +157,8 @@ class PersistentEMA(ObservedEMA[ModelT_co, T]):
         content, stream = opened(
             ranks, partial(self._content, path, track, resumable, background), self._pieces
         )
+        if not resumable and track != "raw":
+            warn_if_mostly_initial(self._averages.tracks, self._track(track), "save", 2)
         write = writer(stream, partial(save_file, path or "", content, ops, max_shard_size, stream), content)
         if not background:
             return write()
@@ -176,8 +178,6 @@ class PersistentEMA(ObservedEMA[ModelT_co, T]):
             content = packed(self._state("save"), averages.plan.placed())
         else:
             chosen = None if track == "raw" else self._track(track)
-            if chosen is not None:
-                warn_if_mostly_initial(averages.tracks, chosen, "save", 2)
             content = weights_of(averages, chosen, self._clock.step, self.run)
         check = unchanged_check(content.tensors, averages.ops, begun, self._moment)
         if not copy:
@@ -196,10 +196,31 @@ class PersistentEMA(ObservedEMA[ModelT_co, T]):
         Raises:
             CheckpointError: the file is damaged, is not resumable, or under strict does not match.
         """
-        return self.load_state_dict(read_state(path, self._averages.ops), strict)
+        self._sync_with_model()
+        return self.load_state_dict(
+            read_state(path, self._averages.ops, self._averages.plan.placed()), strict
+        )
 
-    def _capture(self, track: str, dtype: str) -> Captured:
+    def _capture(self, track: str, dtype: str) -> Captured[T]:
         """A copy of a track, rounded to ``dtype`` and without constant tensors, or of the "raw" model."""
+        ranks, ops = self._averages.plan.ranks, self._averages.ops
+        copied = partial(self._copied, track, dtype)
+        if ranks is None:
+            return Captured(copied(), ops)
+        made: list[Content[T]] = []
+
+        def wide() -> list[str]:
+            made.append(copied())
+            return wide_pieces(made[0], ops) if dtype == "float16" and track != "raw" else []
+
+        names: list[str] = ranks.agree(
+            wide, lambda named: sorted({n for names in named.values() for n in names})
+        )
+        content = widened(made[0], self._track(track), names, ops) if names else made[0]
+        content, stream = opened(ranks, lambda: content, self._pieces)
+        return Captured(content, ops, stream)
+
+    def _copied(self, track: str, dtype: str) -> Content[T]:
         self._refuse_while_swapped("capture")
         self._sync_with_model()
         begun, ops = self._moment(), self._averages.ops
@@ -207,11 +228,11 @@ class PersistentEMA(ObservedEMA[ModelT_co, T]):
         held = {entry.name: entry.live for entry in self._averages.plan.entries.values()}
         check = unchanged_check(held if chosen is None else chosen.tensors, ops, begun, self._moment)
         if chosen is None:
-            captured = captured_model(self._averages, self._clock.step, self.run)
+            content = captured_model(self._averages, self._clock.step, self.run)
         else:
-            captured = captured_track(self._averages, chosen, self._clock.step, self.run, dtype)
+            content = captured_track(self._averages, chosen, self._clock.step, self.run, dtype)
         check()
-        return captured
+        return content
 
     def _report(self, digest: Callable[[T], str]) -> Report:
         self._refuse_while_swapped("verify")
@@ -228,15 +249,39 @@ class PersistentEMA(ObservedEMA[ModelT_co, T]):
         return self._clock.step - self._clock.waiting if self._pending is None else None
 
 
-def capture(ema: PersistentEMA[Any, Any], track: str, dtype: str) -> Captured:
+def capture(ema: PersistentEMA[Any, Any], track: str, dtype: str) -> Captured[Any]:
     """A copy of a track for an archive, rounded to ``dtype`` and without tensors that never change.
 
     Args:
-        ema: of either framework.
+        ema: of either framework. If it is sharded, each rank calls this and has its pieces.
         track: its name; "raw" for the model's own weights, which are copied exactly.
         dtype: "float32", "float16" or "bfloat16".
 
     Raises:
         SwapError: the model holds an average now.
+        CheckpointError: a rank of a sharded average was lost or has another step.
     """
     return ema._capture(track, dtype)  # pyright: ignore[reportPrivateUsage]
+
+
+def writes_files(ema: PersistentEMA[Any, Any]) -> bool:
+    """Whether this process writes the files of an average: of a sharded one rank 0 does."""
+    ranks = ema._averages.plan.ranks  # pyright: ignore[reportPrivateUsage]
+    return ranks is None or ranks.is_first
+
+
+def decided_by_first(
+    ema: PersistentEMA[Any, Any], act: Callable[[], Any], check: Callable[[], None] = lambda: None
+) -> Any:
+    """The result of ``act``, which rank 0 of a sharded average calls for every rank.
+
+    Args:
+        ema: of either framework; each rank calls this.
+        act: what it returns, JSON can write; an exception is raised by every rank.
+        check: called on every rank before; likewise.
+    """
+    ranks = ema._averages.plan.ranks  # pyright: ignore[reportPrivateUsage]
+    if ranks is None:
+        check()
+        return act()
+    return ranks.agree(check, lambda _: act())

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from typing import Any
 
 from polyak._core.save import Content
 from polyak._core.state_dict import EMAState, State
 from polyak._core.tensor_map import Piece
 from polyak._core.tensors import T, TensorOps
+from polyak._dtypes import Array
+from polyak._files.boxes import Box, read_box
+from polyak._files.checkpoint import LazyTensor
 from polyak._files.header import Header
 from polyak._files.open import header_of
 from polyak._foreign.open_any import open_weights
@@ -41,8 +45,8 @@ def packed(state: EMAState[T], placed: Mapping[str, Piece[T]]) -> Content[T]:
     return Content(tensors, header, {key: placed[name] for key, name in names.items() if name in placed})
 
 
-def read_state(path: str | os.PathLike[str], tensors: TensorOps[T]) -> State:
-    """The state dict in a file.
+def read_state(path: str | os.PathLike[str], tensors: TensorOps[T], placed: Mapping[str, Piece[T]]) -> State:
+    """The state dict in a file; of the sharded tensors in ``placed`` only the pieces that are here.
 
     Raises:
         CheckpointError: the file is damaged, or is not a resumable state.
@@ -55,7 +59,7 @@ def read_state(path: str | os.PathLike[str], tensors: TensorOps[T]) -> State:
                 "that is written by ema.save(path, resumable=True)."
             )
         groups = {
-            place: {name: tensors.as_tensor(lazy.read()) for name, lazy in group.items()}
+            place: {name: tensors.as_tensor(_values(lazy, placed.get(name))) for name, lazy in group.items()}
             for place, group in weights.places().items()
         }
     try:
@@ -66,3 +70,9 @@ def read_state(path: str | os.PathLike[str], tensors: TensorOps[T]) -> State:
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: its header names no tracks: {error!r}") from error
     return {**header.state, "tracks": tracks, "copies": groups.get(_COPIES, {})}
+
+
+def _values(lazy: LazyTensor, piece: Piece[Any] | None) -> Array:
+    if piece is None or piece.whole != lazy.shape:
+        return lazy.read()
+    return read_box(lazy, Box(piece.offset, tuple(piece.tensor.shape)))

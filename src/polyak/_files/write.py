@@ -88,7 +88,11 @@ def refusals(target: Path) -> Generator[None]:
 
 
 def write_safetensors(
-    path: str | os.PathLike[str], specs: Mapping[str, Spec], metadata: Mapping[str, str], pieces: Pieces
+    path: str | os.PathLike[str],
+    specs: Mapping[str, Spec],
+    metadata: Mapping[str, str],
+    pieces: Pieces,
+    check: Callable[[], None] = lambda: None,
 ) -> None:
     """Write a safetensors file from tensors that need not be in memory at the same time.
 
@@ -97,10 +101,12 @@ def write_safetensors(
         specs: dtype and shape of each tensor.
         metadata: strings for the header.
         pieces: called with each name, in the order of the file; yields contiguous arrays.
+        check: called before the old file is replaced, which an exception prevents.
     """
     layout = arrange(specs, metadata)
     with atomic(path) as temporary, temporary.open("wb", buffering=0) as file:
         write_body(file, layout, specs, pieces)
+        check()
 
 
 def write_arrays(

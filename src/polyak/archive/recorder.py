@@ -8,8 +8,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Literal
 
 from polyak._core.capture import Captured
-from polyak._core.persistence import PersistentEMA, capture
-from polyak._files.locks import lock_folder
+from polyak._core.persistence import PersistentEMA, capture, decided_by_first, writes_files
+from polyak._files.locks import Lock, lock_folder
 from polyak._files.write import sweep_all
 from polyak.archive.snapshots import Keep, Snapshot, SnapshotFolder, superfluous, write_snapshot
 from polyak.errors import CheckpointError
@@ -23,7 +23,7 @@ class Recorder:
     """Follows an EMA and writes snapshots of all its tracks into a folder.
 
     Tensors are copied within ``ema.update()``, so later updates cannot change a snapshot; a background thread
-    writes them, at most one snapshot behind.
+    writes them, at most one snapshot behind. Of a sharded average every rank has a recorder; rank 0's writes.
     """
 
     def __init__(
@@ -35,22 +35,21 @@ class Recorder:
         keep: Keep,
     ) -> None:
         self._snapshots, self._ema, self._dtype = snapshots, ema, dtype
-        self._folder = folder = snapshots.path
+        self._folder = snapshots.path
         self._every: int | None = None if every == "auto" else every
         self._keep: Keep = keep
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="polyak-archive")
         self._writing: Future[None] | None = None
         self._failure: Exception | None = None
         self._process = os.getpid()
-        what = f"the archive {folder} is being written"
-        advice = "an archive has one writer; close that one, or give another folder"
-        self._lock = lock_folder(folder, ".archive.lock", _PATIENCE, what, advice)
+        self._writes = writes_files(ema)
+        self._lock: Lock | None = None
         try:
-            sweep_all(folder)
-            if not any(snapshot.number == 0 for snapshot in self._rewound()):
+            decided_by_first(ema, self._take_folder)
+            if not self._rewound():
                 self._write([capture(ema, "raw", "float32")], 0)
         except BaseException:
-            self._lock.release()
+            self._release()
             raise
         self._handle = ema.watch(self._after_update)
 
@@ -58,6 +57,16 @@ class Recorder:
     def _forked(self) -> bool:
         """Whether this process is a fork of the writer, without its thread and lock."""
         return os.getpid() != self._process
+
+    def _take_folder(self) -> None:
+        what = f"the archive {self._folder} is being written"
+        advice = "an archive has one writer; close that one, or give another folder"
+        self._lock = lock_folder(self._folder, ".archive.lock", _PATIENCE, what, advice)
+        sweep_all(self._folder)
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
 
     def take(self) -> None:
         """Take a snapshot of the current step, if there is none yet."""
@@ -89,7 +98,7 @@ class Recorder:
             self.wait()
             self._writer.shutdown()
         finally:
-            self._lock.release()
+            self._release()
         if self._failure is not None:
             raise CheckpointError(f"{self._folder} lacks a snapshot: {self._failure}") from self._failure
 
@@ -110,8 +119,14 @@ class Recorder:
             return min(self._left.values()) <= _HALF and step - self._step >= step // 100
         return step // self._every > self._step // self._every
 
-    def _rewound(self) -> list[Snapshot]:
-        """This run's snapshots up to the current step; newer ones are moved to ``abandoned/``."""
+    def _rewound(self) -> bool:
+        """Continue after this run's last snapshot up to the current step; whether there is a base."""
+        self._number, step, based = decided_by_first(self._ema, self._rewind)
+        self._mark(step)
+        return based
+
+    def _rewind(self) -> tuple[int, int, bool]:
+        """The number and step of that snapshot; newer ones are moved to ``abandoned/``."""
         present: list[Snapshot] = []
         for snapshot in self._snapshots.scan():
             if snapshot.header.run != self._ema.run:
@@ -126,9 +141,9 @@ class Recorder:
             aside = self._folder / ABANDONED
             aside.mkdir(exist_ok=True)
             snapshot.path.replace(aside / snapshot.path.name)
-        self._number = max((snapshot.number for snapshot in present), default=0)
-        self._mark(max((snapshot.step for snapshot in present), default=self._ema.step))
-        return present
+        number = max((snapshot.number for snapshot in present), default=0)
+        step = max((snapshot.step for snapshot in present), default=self._ema.step)
+        return number, step, any(snapshot.number == 0 for snapshot in present)
 
     def _mark(self, step: int) -> None:
         """Restart counting at this step: the remaining weight of each track's past, and the next due step."""
@@ -138,9 +153,9 @@ class Recorder:
             for name, track in self._ema.tracks.items()
         }
 
-    def _write(self, captured: list[Captured], number: int) -> None:
+    def _write(self, captured: list[Captured[Any]], number: int) -> None:
         for moment in captured:
             write_snapshot(self._folder, moment, number)
-        if self._keep != "all":
+        if self._writes and self._keep != "all":
             for path in superfluous(self._snapshots.scan(), self._keep):
                 path.unlink(missing_ok=True)

@@ -11,13 +11,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 from urllib.parse import quote
 
 from polyak._core.capture import Captured, SnapshotState
 from polyak._files.header import Header
 from polyak._files.open import header_of
-from polyak._files.write import write_arrays
 from polyak._foreign.open_any import open_weights
 from polyak.archive.retention import even, logarithmic, most_informative
 from polyak.errors import CheckpointError, ConfigError
@@ -95,11 +94,11 @@ def _read(path: Path) -> Snapshot:
         return Snapshot(path, header_of(weights))
 
 
-def write_snapshot(folder: Path, captured: Captured, number: int) -> None:
+def write_snapshot(folder: Path, captured: Captured[Any], number: int) -> None:
     """Write one file; number 0 is the base."""
     header = replace(captured.header, state={**captured.header.state, "number": number})
     track = quote(header.track, safe="") if number else "base"
-    write_arrays(folder / f"{header.step:09}-{track}.safetensors", captured.tensors, header.to_metadata())
+    captured.write(folder / f"{header.step:09}-{track}.safetensors", header.to_metadata())
 
 
 def superfluous(snapshots: Sequence[Snapshot], keep: Keep) -> list[Path]:

@@ -13,12 +13,13 @@ import math
 import os
 import warnings
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, SupportsFloat
 
 from polyak._core.initial_weight import CURES, EARLY
-from polyak._core.persistence import PersistentEMA
+from polyak._core.persistence import PersistentEMA, decided_by_first
 from polyak._files.layout import SUMS
 from polyak._foreign.open_any import open_weights
 from polyak.errors import CheckpointError, ConfigError
@@ -59,7 +60,8 @@ class BestCheckpoint:
     """The average with the best metric so far, in one file; next to it, in JSON lines, every decision.
 
     A new object on the same path resumes the record, also after a kill at any moment. If several processes
-    train together, use it in one of them.
+    train together, use it in one of them; of a sharded average in each, where the metric of rank 0 decides
+    and rank 0 writes the files. The others know ``record`` and ``metric`` after the first ``consider``.
 
     Args:
         path: the ``.safetensors`` file; the log is ``path + ".jsonl"``.
@@ -147,25 +149,52 @@ class BestCheckpoint:
             CheckpointError: a file cannot be written, is damaged, or is the best of another run.
         """
         name = ema.following if track is None else track
-        if name not in ema.tracks:
-            raise ConfigError(f"track={name!r} is not one of {', '.join(map(repr, ema.tracks))}.")
+
+        def check() -> None:
+            if name not in ema.tracks:
+                raise ConfigError(f"track={name!r} is not one of {', '.join(map(repr, ema.tracks))}.")
+            as_number("metric", metric)
+
+        decide = partial(self._decide, ema, metric, name)
+        decision = self._told(decided_by_first(ema, decide, check))
+        if decision.decision == "keep":
+            if decision.best is None and decision.reason.endswith(_INITIAL):
+                self._say_why(ema, name, decision.reason)
+            return False
+        ema.save(self._temporary, name)
+        self._told(decided_by_first(ema, partial(self._finish, decision)))
+        return True
+
+    def _decide(self, ema: PersistentEMA[Any, Any], metric: SupportsFloat, name: str) -> tuple[Any, Any]:
+        """The decision, before anything is saved, and the record."""
         value = as_number("metric", metric)
         self._check_run(ema.run)
         best, finite = self.metric, value if math.isfinite(value) else None
         objection = self._objection(value, ema.step, ema.tracks[name].profile)
-        if objection is not None:
-            self._append(Decision(ema.run, ema.step, name, finite, best, "keep", objection))
-            if objection.endswith(_INITIAL) and best is None:
-                self._say_why(ema, name, objection)
-            return False
-        why = "the first" if best is None else f"{value} beats {best}"
-        self._begin_log()
-        ema.save(self._temporary, name)
-        decision = Decision(ema.run, ema.step, name, finite, best, "save", why, _digest(self._temporary))
+        if objection is None:
+            why = "the first" if best is None else f"{value} beats {best}"
+            self._begin_log()
+            return self._tell(Decision(ema.run, ema.step, name, finite, best, "save", why))
+        kept = Decision(ema.run, ema.step, name, finite, best, "keep", objection)
+        self._append(kept)
+        return self._tell(kept)
+
+    def _finish(self, decision: Decision) -> tuple[Any, Any]:
+        """Enter the decision to save into the log, and put the new file in the old one's place."""
+        decision = replace(decision, file=_digest(self._temporary))
         self._append(decision)
         self._rename()
         self._record = decision
-        return True
+        return self._tell(decision)
+
+    def _tell(self, decision: Decision) -> tuple[Any, Any]:
+        return asdict(decision), None if self._record is None else asdict(self._record)
+
+    def _told(self, values: tuple[Any, Any]) -> Decision:
+        """What rank 0 decided; the other ranks of a sharded average know its record from there."""
+        decision, record = values
+        self._record, self._known = None if record is None else Decision(**record), True
+        return Decision(**decision)
 
     def _objection(self, value: float, step: int, profile: Profile) -> str | None:
         """The reason not to save, if there is one."""

@@ -22,7 +22,7 @@ from polyak._core.track import DEFAULT_DECAY, Decays, named_decays, warn_if_swap
 from polyak.errors import PlanError
 from polyak.torch._engines.select import EngineName
 from polyak.torch._engines.updater import Graph
-from polyak.torch._sharding.agree import digest, verify
+from polyak.torch._sharding.agree import agreed_run, digest, verify
 from polyak.torch._sharding.messages import Channel
 from polyak.torch.average_set import average_set
 from polyak.torch.optimizer_hook import check_hooked, follow, parameters_of
@@ -129,6 +129,8 @@ class EMA(PersistentEMA[ModuleT, Tensor]):
         self._updates = Updates(settings)
         averages = average_set(model, named_decays(decay), chosen, settings, self._updates, shard)
         super().__init__(averages, decay, every, start, seed)
+        if averages.plan.ranks is not None:
+            self.run = agreed_run(self.run, averages.plan.placed().values())
         warn_if_swapped(decay)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

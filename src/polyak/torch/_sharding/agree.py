@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.distributed as dist
@@ -12,10 +12,14 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 from polyak._core.agreement import CURE, Report, disagreement
+from polyak._core.tensor_map import Piece
 from polyak._files.boxes import Box, blocks
 from polyak.errors import PlanError
 from polyak.torch._sharding.messages import Channel
 from polyak.torch.tensors import as_array
+
+if TYPE_CHECKING:
+    from polyak.torch._sharding.layout import ShardedPiece
 
 _BLOCK = 1 << 24  # bytes that are copied to the host at a time
 
@@ -47,11 +51,12 @@ def digest(tensor: Tensor) -> str:
     return sums.hexdigest()
 
 
-def agreed_run(run: str, mesh: DeviceMesh) -> str:
-    """The id of the run on the mesh's first rank, in all of its ranks.
+def agreed_run(run: str, pieces: Iterable[Piece[Tensor]]) -> str:
+    """The id of the run on the first rank of the largest mesh, in all of its ranks.
 
     It is broadcast along one dimension of the mesh after the other, which needs no group but the mesh's own.
     """
+    mesh = max((cast("ShardedPiece", piece).mesh for piece in pieces), key=DeviceMesh.size)
     letters = torch.tensor(bytearray(run.encode()), dtype=torch.uint8, device=mesh.device_type)
     here = mesh.get_coordinate()
     assert here is not None  # this rank holds pieces laid out on the mesh
