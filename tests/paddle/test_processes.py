@@ -119,6 +119,6 @@ def test_one_call_makes_buffers_equal(folder: Path) -> None:
 def test_a_skipped_step_and_an_unequal_average_are_named_by_every_process(folder: Path) -> None:
     for rank in (0, 1):
         steps, values, live = (folder / f"verify{rank}.txt").read_text().splitlines()
-        assert steps.startswith("PlanError rank 1 has seen 1 steps, rank 0 2. Every rank has to call update()")
+        assert steps.startswith("PlanError rank 1 has seen 1 steps, rank 0 2. Every rank has to call")
         assert values.startswith("PlanError 0.weight differs between rank 0 and rank 1. ")
-        assert live.startswith("PlanError rank 0: verify: the model holds" if rank else "SwapError verify: the")
+        assert live.startswith("PlanError rank 0: verify: the model" if rank else "SwapError verify: ")
