@@ -162,7 +162,7 @@ def load(
             f"{path}{SUFFIX} is missing: {path}.pdparams was written without WeightAveraging among the "
             "callbacks, or not to its end. Load another one, or model.load(path) to average from there."
         )
-    state = read_state(f"{path}{SUFFIX}", tensors)
+    state = read_state(f"{path}{SUFFIX}", tensors, {})
     decays, options = arguments_in(state, options)
     average = WeightAveraging(decays, evaluate=evaluate, **options)
     model.load(path)
