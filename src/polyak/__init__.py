@@ -49,6 +49,7 @@ from polyak.schedules import Recency as Recency
 from polyak.schedules import Uniform as Uniform
 from polyak.schedules import Warmup as Warmup
 from polyak.schedules import compose as compose
+from polyak.schedules import suggest_half_life as suggest_half_life
 from polyak.select.best_checkpoint import BestCheckpoint as BestCheckpoint
 
 if TYPE_CHECKING:
@@ -94,6 +95,7 @@ __all__ = [
     "average_checkpoints",
     "compose",
     "load",
+    "suggest_half_life",
     "synthesizable",
     "synthesize",
     "update_batchnorm",

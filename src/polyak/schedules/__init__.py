@@ -26,3 +26,6 @@ from polyak.schedules.schedules import Debiased as Debiased
 from polyak.schedules.schedules import Piecewise as Piecewise
 from polyak.schedules.schedules import Ramp as Ramp
 from polyak.schedules.schedules import Warmup as Warmup
+from polyak.schedules.theory import Moments as Moments
+from polyak.schedules.theory import Quadratic as Quadratic
+from polyak.schedules.theory import suggest_half_life as suggest_half_life
