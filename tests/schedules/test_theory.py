@@ -26,6 +26,7 @@ from polyak import (
     Warmup,
     suggest_half_life,
 )
+from polyak.schedules.golden_section import grid
 from polyak.schedules.theory import Quadratic
 
 from .strategies import histories
@@ -234,6 +235,25 @@ def test_e_the_mean_of_the_last_steps_is_an_anneal_with_less_noise(travel: float
         )
     else:
         assert 0.1 < variance / annealed[1] < 0.35
+
+
+@pytest.mark.parametrize(("steps", "in_time", "with_rate"), [(500, 1.056, 1.130), (2000, 0.958, 1.302)])
+def test_windows_that_follow_a_cosine_rate_gain_little_or_nothing(
+    steps: int, in_time: float, with_rate: float
+) -> None:
+    """The least loss of each rule over that of the best plain half-life: why there is no such schedule."""
+    rates, problem = cosine(0.5, steps), Quadratic(SPECTRUM, 0.3, 1.0)
+    share = rates / 0.5
+
+    def least(rule: Callable[[float, int], float]) -> float:
+        profiles = (Profile.from_decay(lambda t, h=h: rule(h, t), steps) for h in grid(0.1, 10 * steps, 25))
+        return min(problem.excess(profile, rates) for profile in profiles)
+
+    plain = problem.excess(Profile.from_decay(suggest_half_life(steps, rates, problem), steps), rates)
+    assert least(lambda h, t: 2 ** (-share[t - 1] / h)) / plain == pytest.approx(in_time, abs=0.002)
+    narrowing = least(lambda h, t: 2 ** (-1 / (h * share[t - 1])))
+    assert narrowing / plain == pytest.approx(with_rate, abs=0.002)
+    assert narrowing == pytest.approx(problem.excess(Profile.raw(steps), rates), rel=1e-6)
 
 
 # --- the suggestion --------------------------------------------------------------------------------
