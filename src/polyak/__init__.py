@@ -46,9 +46,11 @@ from polyak.schedules import Power as Power
 from polyak.schedules import Profile as Profile
 from polyak.schedules import Ramp as Ramp
 from polyak.schedules import Recency as Recency
+from polyak.schedules import Scaled as Scaled
 from polyak.schedules import Uniform as Uniform
 from polyak.schedules import Warmup as Warmup
 from polyak.schedules import compose as compose
+from polyak.schedules import scale_decay as scale_decay
 from polyak.schedules import suggest_half_life as suggest_half_life
 from polyak.select.best_checkpoint import BestCheckpoint as BestCheckpoint
 
@@ -87,6 +89,7 @@ __all__ = [
     "Profile",
     "Ramp",
     "Recency",
+    "Scaled",
     "ServerError",
     "SwapError",
     "Teacher",
@@ -95,6 +98,7 @@ __all__ = [
     "average_checkpoints",
     "compose",
     "load",
+    "scale_decay",
     "suggest_half_life",
     "synthesizable",
     "synthesize",

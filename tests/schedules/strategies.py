@@ -17,6 +17,7 @@ from polyak import (
     Power,
     Profile,
     Ramp,
+    Scaled,
     Uniform,
     Warmup,
 )
@@ -72,6 +73,7 @@ ONE_OF_EACH: dict[str, Decay] = {
     "Power by exponent": Power(gamma=6.94),
     "Anneal": Anneal(5_000),
     "Cosine": Cosine(0.996, 1.0, total=30_000),
+    "Scaled": Scaled(Warmup(0.9998), 2.5),
     "Piecewise": Piecewise([(1000, 0.9), (20_000, Warmup(0.9998)), (None, 0.9999)]),
 }
 

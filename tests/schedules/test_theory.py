@@ -118,6 +118,7 @@ def test_the_excess_sums_bias_and_variance_over_directions(
     parts = [Quadratic(curvature, noise, start), Quadratic(1.0, 0.5, 2.0)]
     assert two.excess(profile, 0.1) == pytest.approx(sum(one.excess(profile, 0.1) for one in parts))
     mean, variance = parts[0].moments(profile, 0.1)
+    assert mean[0] == pytest.approx(start * moments(profile, 0.1, curvature)[0])
     assert parts[0].excess(profile, 0.1) == pytest.approx(curvature * (mean[0] ** 2 + variance[0]) / 2)
 
 
@@ -219,6 +220,9 @@ def test_d_a_rate_that_goes_to_zero_leaves_little_to_average(
 ) -> None:
     assert best_over_raw(steps, np.full(steps, 0.5)) == pytest.approx(constant_rate, abs=0.002)
     assert best_over_raw(steps, cosine(0.5, steps)) == pytest.approx(cosine_rate, abs=0.002)
+    best = suggest_half_life(steps, 0.5, Quadratic(SPECTRUM, 0.3, 1.0)).steps
+    assert best is not None
+    assert 1 / 5 < best / steps < 1 / 3
 
 
 @pytest.mark.parametrize("travel", [0.004, 0.04, 0.4, 40, 120, 400])

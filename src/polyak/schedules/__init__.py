@@ -19,6 +19,8 @@ from polyak.schedules.profile import COPY as COPY
 from polyak.schedules.profile import Profile as Profile
 from polyak.schedules.profile import Run as Run
 from polyak.schedules.replay import replay as replay
+from polyak.schedules.scaled import Scaled as Scaled
+from polyak.schedules.scaled import scale_decay as scale_decay
 from polyak.schedules.schedules import Anneal as Anneal
 from polyak.schedules.schedules import Capped as Capped
 from polyak.schedules.schedules import Cosine as Cosine
