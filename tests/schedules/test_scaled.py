@@ -25,6 +25,7 @@ from polyak import (
     compose,
     scale_decay,
 )
+from polyak.schedules.decay import composed
 
 from .strategies import decays
 
@@ -122,10 +123,17 @@ def test_a_function_is_asked_for_whole_steps_and_none_beyond_the_last() -> None:
 
 
 def test_a_copying_step_does_not_reach_into_the_next_by_rounding() -> None:
-    """0.1 · 30 is 3.0000000000000004; of a step with β = 0 even that part would copy."""
-    decay = Warmup(0.9, after=3)  # copies up to its 4th step
-    scaled = Scaled(decay, 0.1)
-    assert [t for t in range(1, 60) if scaled(t) == 0] == list(range(1, 41))
+    """49 · (1/49) is 0.9999999999999999; of a step with β = 0 even the part that is left would copy."""
+    scaled = Scaled(Warmup(0.9), 1 / 49)  # the first step copies
+    assert [t for t in range(1, 60) if scaled(t) == 0] == list(range(1, 50))
+
+
+def test_many_decays_at_once_are_those_of_single_steps() -> None:
+    """The number of whole old steps in a new one differs: two or three, and none or one."""
+    for ratio in (2.5, 10 / 3, 0.7):
+        scaled = Scaled(Warmup(0.999), ratio)
+        assert composed(scaled, 0, 1, 40).tolist() == [scaled(t) for t in range(1, 41)]
+        assert composed(scaled, 3, 2, 20).tolist() == [compose(scaled, 3 + 2 * i, 2) for i in range(20)]
 
 
 @given(STEPS, RATIOS)

@@ -19,7 +19,7 @@ from polyak.schedules.half_life import HalfLife
 from polyak.schedules.power import Power, Uniform
 from polyak.schedules.schedules import Debiased
 
-_WHOLE = 1e-9  # steps; nearer to a whole step a time is that step, since 0.1·30 is not 3 in binary
+_WHOLE = 1e-9  # steps; nearer to a whole step a time is that step, since 49·(1/49) is not 1 in binary
 
 
 @dataclass(frozen=True)
