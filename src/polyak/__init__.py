@@ -61,7 +61,7 @@ if TYPE_CHECKING:
 
 __version__ = version("polyak")
 
-_ROOMS = ("paddle", "server", "torch")
+_ROOMS = ("losses", "paddle", "server", "torch")
 _LAZY = {"EMA": "polyak.torch", "Teacher": "polyak.torch", "update_batchnorm": "polyak.torch"}
 
 __all__ = [

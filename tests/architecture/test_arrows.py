@@ -30,6 +30,7 @@ ROOMS = (
     "merge",
     "convert",
     "select",
+    "losses",
     "dropin",
     "trainers",
     "server",
@@ -45,6 +46,7 @@ ROOMS = (
 # Stricter than the order: these import nothing but what is named here.
 ONLY: dict[str, set[str]] = {
     "paddle": {"_core", "_kernel", "_files", "_dtypes", "schedules"},  # it does not know torch
+    "losses": {"torch"},
     "doctor": set(),
     "demo": {"polyak", "paddle", "report"},  # the front doors, and a drawing: what a user could write
     "bench": {"polyak"},  # likewise: what it measures is what a user gets
@@ -63,7 +65,7 @@ PACKAGES: dict[str, set[str]] = {
     "numpy": {*ROOMS} - {"errors", "_wrappers", "trainers", "doctor", "bench", "cli", "polyak", "__main__"},
     "ml_dtypes": {"_dtypes", "_files"},
     "fsspec": {"_files"},
-    "torch": {"torch", "dropin", "trainers", "demo", "bench"},
+    "torch": {"torch", "losses", "dropin", "trainers", "demo", "bench"},
     "typing_extensions": {"torch", "paddle", "trainers"},  # both frameworks bring it
     "paddle": {"paddle", "dropin", "trainers", "demo"},
     "triton": {"torch"},

@@ -20,7 +20,7 @@ PACKAGES = (
         for room in ("torch", "paddle", "schedules", "archive", "merge", "select", "server", "doctor")
     ),
 )
-FILES = ("polyak.errors", "polyak.reference", "polyak.bench.cost", "polyak.bench.plan")
+FILES = ("polyak.errors", "polyak.reference", "polyak.losses", "polyak.bench.cost", "polyak.bench.plan")
 ROOMS_OF_FILES = ("trainers", "dropin")
 
 

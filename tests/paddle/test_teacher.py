@@ -178,12 +178,13 @@ def test_batch_statistics_answer_and_averaged_ones_are_kept() -> None:
     pair = Pair(batchnorm="batch")
     train(pair, range(3))
     x, before = paddle.randn([16, 3]) + 3, arrays(pair.teacher.module)
-    by_hand = copy.deepcopy(pair.teacher.module)
+    by_hand = copy.deepcopy(layer := pair.teacher.module)
     by_hand[1].train()
     with paddle.no_grad():
         wanted = array(by_hand(x))
     np.testing.assert_array_equal(array(pair.teacher(x)), wanted)
-    assert same(arrays(pair.teacher.module), before)
+    assert same(arrays(layer), before)
+    assert pair.teacher.module is layer
     assert not np.allclose(array(pair.teacher.ema(x)), wanted)
     with pytest.raises(ValueError):
         pair.teacher(paddle.ones([16, 9]))
@@ -274,3 +275,5 @@ def test_beside_the_student_there_is_one_model() -> None:
     pair[1].update()
     kept = {*pair[1].ema.tracks["average"].tensors.values()}
     assert {t.data_ptr() for t in kept} == {t.data_ptr() for t in pair[1].parameters()}
+    size = sum(array(t).nbytes for t in student.parameters()) // 2
+    assert 2 * size < len(pickle.dumps(pair)) < 2.1 * size

@@ -243,6 +243,22 @@ def test_a_parents_dtype_is_not_its_own_and_it_answers_before_and_after_the_next
     torch.testing.assert_close(pair.teacher(x.to(dtype)).float(), wanted + 0.5, **close)
 
 
+def test_a_16_bit_student_that_is_partly_frozen_has_a_teacher_of_two_dtypes() -> None:
+    torch.manual_seed(0)
+    student = nn.Sequential(nn.Linear(3, 4).requires_grad_(False), nn.Linear(4, 2)).bfloat16()
+    teacher, x = Teacher(student), torch.randn(8, 3).bfloat16()
+    assert {tensor.dtype for tensor in teacher.parameters()} == {torch.bfloat16, torch.float32}
+    torch.testing.assert_close(teacher(x), student(x))
+
+
+def test_a_slow_teacher_gives_no_warning_that_it_is_old() -> None:
+    pair = Pair(0.9999)
+    for _ in range(120):
+        pair.teacher.update()
+    pair.double()
+    pair.teacher(torch.randn(8, 3))
+
+
 def test_autocast_around_it_is_kept() -> None:
     pair = Pair()
     with torch.autocast("cpu", torch.bfloat16):
@@ -253,9 +269,14 @@ def test_autocast_around_it_is_kept() -> None:
 def test_it_follows_a_student_whose_layers_are_exchanged() -> None:
     pair = Pair(0.5)
     pair.student[2] = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
-    assert pair.teacher(torch.randn(8, 3)).shape == (8, 2)
     assert "teacher.module.2.0.weight" in pair.state_dict()
-    assert "teacher.module.2.0.weight" in dict(pair.named_parameters())
+    pair.student[0] = nn.Sequential(nn.Linear(3, 4))
+    assert "teacher.module.0.0.weight" in dict(pair.named_parameters())
+    pair.student[4] = nn.Linear(4, 1)
+    with pytest.raises(polyak.PlanError, match=r"4\.weight is now"):
+        pair.teacher(torch.randn(8, 3))
+    pair.teacher.ema.reset("4.*")
+    assert pair.teacher(torch.randn(8, 3)).shape == (8, 1)
 
 
 def test_batch_statistics_answer_and_averaged_ones_are_kept() -> None:
