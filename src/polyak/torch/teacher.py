@@ -205,7 +205,6 @@ class Teacher(NotAveraged, Generic[ModuleT]):
             begins = f"{prefix}module."
             saved = {key.removeprefix(begins): t for key, t in state_dict.items() if key.startswith(begins)}
             self.ema.load_state_dict(with_tensors(unpacked(extra), saved), strict)
-            self._current()
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
