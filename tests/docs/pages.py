@@ -16,6 +16,7 @@ from tests.shims import torchvision_without_ops
 ROOT = Path(__file__).parents[2]
 HOW_TO = ROOT / "docs" / "how-to"
 FOLDERS = sorted(path.name for path in HOW_TO.iterdir() if any(path.glob("*.py")))
+PAIRS = [name for name in FOLDERS if (HOW_TO / name / "before.py").exists()]  # the others show methods
 MIGRATIONS = [name for name in FOLDERS if name.startswith("from-")]
 OFFLINE = {"HF_HUB_OFFLINE": "1", "YOLO_OFFLINE": "True", "YOLO_AUTOINSTALL": "False"}
 
