@@ -92,6 +92,7 @@ class Teacher(NotAveraged, Generic[ModuleT]):
         self._half: torch.dtype | None = None
         self._wide: torch.dtype | None = None
         self._device = ""
+        self._looking = False
         self._current()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -174,8 +175,9 @@ class Teacher(NotAveraged, Generic[ModuleT]):
 
     def named_modules(self, *args: Any, **kwargs: Any) -> Any:
         """As of any module; the averaged one is made current first."""
-        with suppress(SwapError):  # while the student holds another average: as it was
-            self._current()
+        if not self._looking:  # a student that holds its teacher is searched to make it current
+            with suppress(SwapError):  # while the student holds another average: as it was
+                self._current()
         found: Any = super()
         return found.named_modules(*args, **kwargs)
 
@@ -215,7 +217,11 @@ class Teacher(NotAveraged, Generic[ModuleT]):
 
     def _current(self) -> ModuleT:
         """Register the module on the present averages: it is another when the student moved or changed."""
-        module = self.ema.module
+        self._looking = True
+        try:
+            module = self.ema.module
+        finally:
+            self._looking = False
         if self._modules.get("module") is not module:
             self._modules["module"] = module
             mine, theirs = list(module.parameters()), list(self.ema.model.parameters())
