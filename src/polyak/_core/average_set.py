@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from typing import Any, Generic
@@ -82,13 +83,23 @@ class AverageSet(Generic[ModelT, T]):
         return {key: self.__dict__[key] for key in self._copied} | {"skipped": self.updater.skipped()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        skipped = state.pop("skipped")
-        vars(self).update(state)
-        own = self.ops.duplicate  # multiprocessing sends tensors by sharing their memory
-        for track in self.tracks.values():
+        own = state["_models"].ops.duplicate  # multiprocessing sends tensors by sharing their memory
+        for track in state["tracks"].values():
             track.tensors = {name: own(tensor) for name, tensor in track.tensors.items()}
             track.residuals = {name: own(tensor) for name, tensor in track.residuals.items()}
-        self.copies = {name: own(tensor) for name, tensor in self.copies.items()}
+        state["copies"] = {name: own(tensor) for name, tensor in state["copies"].items()}
+        self._begin(state)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> AverageSet[ModelT, T]:
+        """As from a pickle, but each average is copied once: the memory of a deep copy is its own."""
+        twin = object.__new__(type(self))
+        memo[id(self)] = twin
+        twin._begin(deepcopy(self.__getstate__(), memo))
+        return twin
+
+    def _begin(self, state: dict[str, Any]) -> None:
+        skipped = state.pop("skipped")
+        vars(self).update(state)
         self.updater = self.updaters.make((), (), self.copies, (), skipped)
         self._written, self.intact = WrittenTensors[T]({}, self.ops), bool
 
