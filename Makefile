@@ -47,7 +47,7 @@ PADDLE := .venv-paddle
 PADDLE_STAMP = $(PADDLE)/made-from-$(shell cat $(INPUTS) | cksum | tr ' ' '-')
 
 test-paddle: env-paddle ## all that holds for PaddlePaddle, in an environment without torch (ARGS="-k swap" for a part)
-	OMP_NUM_THREADS=1 $(PADDLE)/bin/python $(PYTEST) tests/paddle tests/newcomer tests/conformance tests/cross_framework src/polyak/paddle src/polyak/dropin/paddle_*.py src/polyak/trainers/hapi.py src/polyak/_core $(ARGS)
+	OMP_NUM_THREADS=1 $(PADDLE)/bin/python $(PYTEST) tests/paddle tests/newcomer tests/conformance tests/cross_framework tests/server/test_paddle.py src/polyak/paddle src/polyak/dropin/paddle_*.py src/polyak/trainers/hapi.py src/polyak/_core $(ARGS)
 
 data: env-paddle ## the text lines of experiments/ocr, made once (ARGS="--quick")
 	$(PADDLE)/bin/python -m experiments.ocr.data $(ARGS)
@@ -65,7 +65,7 @@ env-paddle:
 rebuild-paddle:
 	test -x $(PADDLE)/bin/python || $(PYTHON) -m venv $(PADDLE)
 	rm -f $(PADDLE)/made-from-*
-	PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt $(PADDLE)/bin/python -m pip --disable-pip-version-check install --compile --editable ".[paddle,images]" pytest pytest-timeout pytest-xdist hypothesis "pyright[nodejs]"
+	PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt $(PADDLE)/bin/python -m pip --disable-pip-version-check install --compile --editable ".[paddle,images,server]" pytest pytest-timeout pytest-xdist hypothesis "pyright[nodejs]"
 	# Libraries whose averages are compared with ours, and a logger; what else these bring along is not needed for that.
 	$(PADDLE)/bin/python -m pip --disable-pip-version-check install --no-deps paddledet==2.6.0 paddleclas==2.6.0 paddleseg==2.8.0 paddlesci==1.4.0 visualdl==2.5.3
 	$(PADDLE)/bin/pyright -p pyrightconfig.paddle.json

@@ -163,6 +163,7 @@ class Versions:
         return self._path(version, f"{index}-of-{shards}.safetensors")
 
     def _gone(self, version: int) -> ServerError:
-        return ServerError(
-            f"version {version} is gone; there are {self.all()}. Keep more of them with keep=."
-        )
+        there = self.all()
+        if there and version > there[-1]:
+            return ServerError(f"version {version} is not there yet: the newest on disk is {there[-1]}.")
+        return ServerError(f"version {version} is gone; there are {there}. Keep more of them with keep=.")
