@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice, permutations
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,13 @@ def shared(address: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
         yield server
 
 
+@pytest.fixture(scope="module")
+def stranger(shared: Server) -> subprocess.Popen[str]:
+    """Somebody with a wrong token, whom Ray lets wait for 20 seconds: begun early, looked at last."""
+    return apart(STRANGER, shared.address)
+
+
+@pytest.mark.usefixtures("stranger")
 def test_three_workers_in_three_orders_agree(address: str, name: str, tmp_path: Path) -> None:
     """Each pushes twelve steps; their turns differ."""
     found: list[float] = []
@@ -67,7 +75,9 @@ def test_every_schedule_gives_its_own_profile(address: str, name: str, tmp_path:
     """One shard, one worker, late and in time; a schedule that comes from a function too."""
     schedules = {**ONE_OF_EACH, "Custom": polyak.Custom(lambda t: min(0.9, t / (t + 10)), "mine")}
     steps = [1, 2, 3, 5, 4, 6, 7, 3]
-    for i, (kind, decay) in enumerate(schedules.items()):
+
+    def check(i: int, kind: str) -> None:
+        decay = schedules[kind]
         server = start({"w": np.zeros(8)}, decay, folder=tmp_path / str(i), name=f"{name}{i}")
         worker = server.client("worker")
         for place, step in enumerate(steps):
@@ -75,9 +85,12 @@ def test_every_schedule_gives_its_own_profile(address: str, name: str, tmp_path:
         newest = server.stop()
         own = polyak.Profile.from_decay(decay, 7).weights()[steps]
         np.testing.assert_allclose(newest.tensors["w"], own / own.sum(), atol=1e-12, err_msg=kind)
-        expected = np.bincount(steps, own / own.sum())
         assert newest.profile is not None
+        expected = np.bincount(steps, own / own.sum())
         np.testing.assert_allclose(newest.profile.weights(), expected, atol=1e-9, err_msg=kind)
+
+    with ThreadPoolExecutor(4) as pool:  # most of the time is spent waiting for processes to start
+        list(pool.map(check, range(len(schedules)), schedules))
 
 
 def test_an_id_is_counted_once_and_only_its_newest_client_speaks_for_a_worker(
@@ -332,29 +345,27 @@ except polyak.ServerError as error:
 """
 
 
-def alone(script: str, *arguments: str) -> str:
-    """The output of a script in a process that knows nothing of this one's cluster."""
+def apart(script: str, *arguments: str) -> subprocess.Popen[str]:
+    """A script in a process that knows nothing of this one's cluster."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-    done = subprocess.run(
-        [sys.executable, "-c", script, *arguments],
-        env=kept,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+    command = [sys.executable, "-c", script, *arguments]
+    return subprocess.Popen(command, env=kept, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def output(process: subprocess.Popen[str]) -> str:
+    said, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors[-3000:]
+    return said
 
 
 def test_the_whole_cluster_is_stopped_and_started(folder: Path) -> None:
-    assert alone(SERVE, str(folder)).endswith("2 [1.5, 1.5, 1.5, 1.5]\n")
+    assert output(apart(SERVE, str(folder))).endswith("2 [1.5, 1.5, 1.5, 1.5]\n")
     assert (folder / "token").stat().st_mode & 0o777 == 0o600
-    assert alone(SERVE, str(folder)).endswith("4 [1.5, 1.5, 1.5, 1.5]\n")
+    assert output(apart(SERVE, str(folder))).endswith("4 [1.5, 1.5, 1.5, 1.5]\n")
 
 
-def test_a_wrong_token_is_refused(shared: Server) -> None:
-    assert "refused: address=" in alone(STRANGER, shared.address)
+def test_a_wrong_token_is_refused(shared: Server, stranger: subprocess.Popen[str]) -> None:
+    assert "refused: address=" in output(stranger)
 
 
 def test_a_name_that_nobody_serves_is_refused(shared: Server) -> None:
