@@ -14,7 +14,7 @@ import pytest
 from paddle import Tensor, nn
 
 import polyak
-from polyak import CheckpointError, ConfigError, SwapError
+from polyak import Adaptive, CheckpointError, ConfigError, SwapError
 from polyak.paddle import EMA, Teacher
 
 from .conftest import array, fill
@@ -197,6 +197,8 @@ def test_batch_statistics_answer_and_averaged_ones_are_kept() -> None:
 def test_several_decays_and_unknown_words_are_refused() -> None:
     with pytest.raises(ConfigError, match="a teacher is one average"):
         Teacher(network(), {"short": 0.9, "long": 0.99})  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ConfigError, match="a teacher is one average"):
+        Teacher(network(), Adaptive(low=1, high=100))  # pyright: ignore[reportArgumentType]
     with pytest.raises(ConfigError, match="batchnorm='running'"):
         Teacher(network(), batchnorm="running")  # pyright: ignore[reportArgumentType]
 

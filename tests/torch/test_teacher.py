@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import polyak
-from polyak import CheckpointError, ConfigError, SwapError, Teacher
+from polyak import Adaptive, CheckpointError, ConfigError, SwapError, Teacher
 
 
 def network() -> nn.Sequential:
@@ -301,6 +301,8 @@ def test_batch_statistics_answer_and_averaged_ones_are_kept() -> None:
 def test_several_decays_and_unknown_words_are_refused() -> None:
     with pytest.raises(ConfigError, match="a teacher is one average"):
         Teacher(network(), {"short": 0.9, "long": 0.99})  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ConfigError, match="a teacher is one average"):
+        Teacher(network(), Adaptive(low=1, high=100))  # pyright: ignore[reportArgumentType]
     with pytest.raises(ConfigError, match="batchnorm='running'"):
         Teacher(network(), batchnorm="running")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ConfigError, match="exclude='head"):

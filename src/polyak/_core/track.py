@@ -182,9 +182,9 @@ def check_single(decay: object) -> None:
     """Check that this is one decay, not several by name.
 
     Raises:
-        ConfigError: it is a mapping.
+        ConfigError: it is a mapping, or an ``Adaptive``.
     """
-    if isinstance(decay, Mapping):
+    if isinstance(decay, (Mapping, Adaptive)):
         raise ConfigError(
             f"decay={decay}: a teacher is one average, so it has one decay. Keep further averages of the "
             "student in an EMA of their own beside it."

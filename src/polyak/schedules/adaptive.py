@@ -53,8 +53,7 @@ class Adaptive:
         >>> ema.following
         'h30'
 
-    Source: the rule was chosen by the trials described in the documentation, "An average that chooses its
-    half-life": waiting for repeated wins gained nothing over smoothing.
+    Source: polyak's own; the documentation's page "An average that chooses its half-life" has the reasons.
     """
 
     low: float
