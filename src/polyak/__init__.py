@@ -18,8 +18,8 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from polyak._foreign.open_any import Average as Average
-from polyak._foreign.open_any import load as load
+from polyak._foreign.load import Average as Average
+from polyak._foreign.load import load as load
 from polyak.archive.archive import Archive as Archive
 from polyak.archive.synthesis import synthesizable as synthesizable
 from polyak.archive.synthesis import synthesize as synthesize

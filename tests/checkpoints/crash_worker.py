@@ -23,7 +23,7 @@ import numpy as np
 from polyak._files.header import Header
 from polyak._files.layout import Spec
 from polyak._files.shards import write_sharded
-from polyak._foreign.open_any import load
+from polyak._foreign.load import load
 
 NAME = "average.safetensors"
 FINISHED = 42

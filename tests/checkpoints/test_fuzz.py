@@ -20,7 +20,8 @@ import polyak
 from polyak._dtypes import BY_NAME
 from polyak._files.header import Header
 from polyak._files.write import write_arrays
-from polyak._foreign.open_any import Average, open_weights
+from polyak._foreign.load import Average
+from polyak._foreign.open_any import open_weights
 from polyak.errors import CheckpointError
 from tests.checkpoints.mutations import MUTATIONS, joined, plain, split
 

@@ -23,7 +23,8 @@ from polyak._dtypes import BY_NAME
 from polyak._files.header import KEY, Header
 from polyak._files.layout import METADATA, SUMS, Spec, arrange
 from polyak._files.write import write_arrays, write_safetensors
-from polyak._foreign.open_any import load, open_weights
+from polyak._foreign.load import load
+from polyak._foreign.open_any import open_weights
 from polyak.errors import CheckpointError
 from polyak.schedules import Profile, Warmup
 from tests.work import lines_run

@@ -16,7 +16,8 @@ from polyak._files.header import Header
 from polyak._files.layout import Spec
 from polyak._files.shards import write_sharded
 from polyak._files.write import Rights, claimed
-from polyak._foreign.open_any import load, open_weights
+from polyak._foreign.load import load
+from polyak._foreign.open_any import open_weights
 from polyak.errors import CheckpointError, ConfigError
 from tests.checkpoints.crash_worker import NAME, files, found, save
 

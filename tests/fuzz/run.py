@@ -26,7 +26,8 @@ with atheris.instrument_imports(include=["polyak._files", "polyak._foreign"]):
     from polyak._files.layout import Spec
     from polyak._files.open import INDEX
     from polyak._files.shards import write_sharded
-    from polyak._foreign.open_any import load, open_weights
+    from polyak._foreign.load import load
+    from polyak._foreign.open_any import open_weights
 from polyak.errors import CheckpointError
 from polyak.schedules import Profile, Warmup
 from tests.checkpoints.mutations import MUTATIONS, plain

@@ -9,7 +9,7 @@ import paddle
 import pytest
 from paddle import Tensor, nn
 
-from polyak._foreign.open_any import load
+from polyak._foreign.load import load
 from polyak.paddle import EMA
 
 from .conftest import Beside, array, assert_restored, averages, snapshot

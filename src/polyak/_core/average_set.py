@@ -237,6 +237,21 @@ class AverageSet(Generic[ModelT, T]):
             )
         return plan, tracks
 
+    def state_form(self, plan: TensorMap[T]) -> Callable[[str, T], T]:
+        """A function of the name and the tensor of an average that gives the tensor for a state."""
+        return lambda name, tensor: self._models.in_state(plan.entries[name], tensor)
+
+    def local(self, loaded: Loaded[T], plan: TensorMap[T]) -> Loaded[T]:
+        """The loaded state with this process's parts of the tensors that fit."""
+
+        def part(name: str, tensor: T) -> T | None:
+            entry = plan.entries.get(name)
+            if entry is None or entry.role == "share" or tuple(tensor.shape) != entry.shape:
+                return None
+            return self._models.from_state(entry, tensor)
+
+        return replace(loaded, state=loaded.state.changed(part))
+
     def restore(self, loaded: Loaded[T], plan: TensorMap[T], tracks: Mapping[str, Track[T]]) -> None:
         """Load a state that was checked against this plan and these tracks."""
         self.synchronize()

@@ -13,6 +13,7 @@ from typing import Any, Generic, TypeVar
 from polyak._core.average_set import AverageSet
 from polyak._core.clock import Clock
 from polyak._core.initial_weight import warn_if_mostly_initial
+from polyak._core.lent_tensors import LentTensors
 from polyak._core.metrics import metrics_of
 from polyak._core.optimizer_hook import Attachment, MissedStepDetector, OptimizerT, averaged_of
 from polyak._core.swap_guard import Block, Exchange, active_exchanges, finished
@@ -50,6 +51,7 @@ class BaseEMA(Generic[ModelT_co, T]):
         self._clock = Clock.at(0, {track.decay.unit for track in averages.tracks.values()})
         # The update in progress: the clock after it, each track's β, whether it copies, its thread.
         self._pending: tuple[Clock, list[float], bool, int] | None = None
+        self._lent: LentTensors[T] | None = None
         self._watches: list[Watch] = []
         self._attachment: Attachment | None = None
 
@@ -62,7 +64,7 @@ class BaseEMA(Generic[ModelT_co, T]):
             SwapError: the model holds an average, which would become the raw weights of the copy.
         """
         self._refuse_while_swapped("copy")
-        return self.__dict__ | {"_watches": [], "_attachment": None, "_pending": None}
+        return self.__dict__ | {"_watches": [], "_attachment": None, "_pending": None, "_lent": None}
 
     def __repr__(self) -> str:
         decays = [track.decay for track in self._averages.tracks.values()]
@@ -174,7 +176,7 @@ class BaseEMA(Generic[ModelT_co, T]):
 
     def _update(self, steps: int = 1, samples: int | None = None, tokens: int | None = None) -> None:
         """``update``, by hand or by an attached optimizer."""
-        if active_exchanges or self._pending is not None:  # nobody's, in nearly every update
+        if active_exchanges or self._pending is not None or self._lent is not None:  # in few updates
             self._refuse_while_swapped("update")
         if self._averages.updater.capturing():
             self._averages.record()
@@ -301,7 +303,7 @@ class BaseEMA(Generic[ModelT_co, T]):
 
         def start() -> None:
             restart()
-            self._clock, self._pending = self._clock.acted(), None
+            self._clock, self._pending, self._lent = self._clock.acted(), None, None
             self._choice = self._first_choice()
 
         finished(start) if names is None else restart()
@@ -362,6 +364,7 @@ class BaseEMA(Generic[ModelT_co, T]):
         chosen = self._track(track)
         exchange = self._averages.plan.exchange(self._averages)
         if exchange is None or exchange.owner is not self._averages:
+            self._refuse_half_loaded("average_parameters")
             self._notice_unseen_steps()
             self._sync_with_model()
             warn_if_mostly_initial(self._averages.tracks, chosen, "average_parameters", 3)
@@ -383,6 +386,13 @@ class BaseEMA(Generic[ModelT_co, T]):
             )
         if self._pending is not None and verb not in ("reset", "load_state_dict"):
             self._refuse_while_torn(verb)
+        if verb not in ("reset", "load_state_dict", "state_dict"):
+            self._refuse_half_loaded(verb)
+
+    def _refuse_half_loaded(self, verb: str) -> None:
+        if self._lent is not None:
+            self._lent.check(verb)
+            self._lent = None
 
     def _sync_with_model(self) -> None:
         if self._averages.plan.exchange(self._averages) is None:

@@ -31,6 +31,14 @@ class Models(Protocol[ModelT, T]):
         """The tensors of a copy of the live model, or of another one."""
         ...
 
+    def in_state(self, entry: TensorEntry[T], tensor: T, /) -> T:
+        """A tensor with the layout of ``entry`` as it is in a state: with the shape of the whole."""
+        ...
+
+    def from_state(self, entry: TensorEntry[T], tensor: T, /) -> T:
+        """This process's part of a tensor of a state, in whatever layout."""
+        ...
+
     def copy_over(self, source: TensorEntry[T], tensor: T, target: TensorEntry[T], /) -> None:
         """Overwrite another entry's live tensors with a tensor that has the layout of ``source``."""
         ...

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic
 
@@ -64,10 +64,12 @@ def check(
     settings: Mapping[str, int],
     rule: Adaptive | None,
     ops: TensorOps[T],
+    form: Callable[[str, T], T],
 ) -> tuple[Loaded[T], LoadReport]:
     """Check a state against an EMA's tracks, copied buffers, settings and rule, and report differences.
 
-    A state that passes cannot fail later, so loading is all or nothing.
+    A state that passes cannot fail later, so loading is all or nothing. ``form`` is that of the EMA's tensors
+    in a state, by their names.
 
     Raises:
         CheckpointError: the state is malformed.
@@ -87,12 +89,12 @@ def check(
         for name, track in tracks.items():
             if name in state.tracks:
                 where = f"{name}/" if len(tracks) > 1 else ""
-                left = _compare_track(track, state.tracks[name], where, report, ops, state.frozen)
+                left = _compare_track(track, state.tracks[name], where, report, ops, form, state.frozen)
                 joining |= left & set(state.frozen)
                 # The state's history does not apply to a tensor it does not contain: such a tensor joins now.
                 joined = dict.fromkeys(left, state.clock.step)
                 restored[name] = _restored(track, state.tracks[name], joined, report)
-        _compare(copies, state.copies, state.stored, "", report, ops)
+        _compare(copies, state.copies, state.stored, "", report, ops, form)
         elapsed = {track.unit: state.clock.elapsed.get(track.unit, 0) for track in tracks.values()}
         return Loaded(state, restored, Clock.of(*state.clock[:2], elapsed), joining, choice), report
 
@@ -178,10 +180,11 @@ def _compare_track(
     where: str,
     report: LoadReport,
     ops: TensorOps[T],
+    form: Callable[[str, T], T],
     frozen: Collection[str],
 ) -> set[str]:
     """As ``_compare``; each residual must belong to an average, in one of the two forms."""
-    left = _compare(track.tensors, state.tensors, state.stored, where, report, ops, frozen)
+    left = _compare(track.tensors, state.tensors, state.stored, where, report, ops, form, frozen)
     for name, low in state.residuals.items():
         average = state.tensors[name]
         if not alike(low, average) or not ops.two_parts(average, low):
@@ -212,6 +215,7 @@ def _compare(
     where: str,
     report: LoadReport,
     ops: TensorOps[T],
+    form: Callable[[str, T], T],
     frozen: Collection[str] = (),
 ) -> set[str]:
     """Report differences except of frozen tensors; returns the names of tensors that are not loaded."""
@@ -219,7 +223,7 @@ def _compare(
     report.missing += [f"{where}{name}" for name in mine if name in left and name not in frozen]
     report.unexpected += [f"{where}{name}" for name in {**stored, **theirs} if name not in mine]
     for name in [name for name in mine if name not in left]:
-        a, b = mine[name], theirs[name]
+        a, b = form(name, mine[name]), theirs[name]
         ops.refuse_unlike(f"{where}{name}", b, a)
         if not alike(a, b):
             shapes = tuple(b.shape), tuple(a.shape)

@@ -19,12 +19,13 @@ from polyak._core.background_save import (
 from polyak._core.capture import Captured, captured_model, captured_track, wide_pieces, widened
 from polyak._core.ema import ModelT_co
 from polyak._core.initial_weight import warn_if_mostly_initial
+from polyak._core.lent_tensors import LentTensors
 from polyak._core.load_state import LoadReport, check
 from polyak._core.observe import ObservedEMA
 from polyak._core.rank_report import report_of, report_of_pieces
 from polyak._core.resume_file import packed, read_state
 from polyak._core.save import Content, check_name, opened, save_file, weights_of, writer
-from polyak._core.state_dict import EMAState, State, TrackState, stored_of
+from polyak._core.state_dict import EMAState, State, TrackState, stored_of, without_tensors
 from polyak._core.swap_guard import finished
 from polyak._core.tensors import T
 from polyak.errors import CheckpointError, ConfigError
@@ -37,9 +38,17 @@ class PersistentEMA(ObservedEMA[ModelT_co, T]):
         """Everything needed to resume: schedules, counters, histories, random state, averages.
 
         Tensors are the averages themselves, under the model's names without wrapper prefixes; write the
-        state before the next update or copy it. ``torch.load(weights_only=True)`` reads it back.
+        state before the next update or copy it. ``torch.load(weights_only=True)`` reads it back. Of a sharded
+        average they are DTensors, and this process's parts of them.
+
+        ``torch.distributed.checkpoint`` saves and loads an EMA as it is, into any layout of the model.
         """
-        return self._state("state_dict").to_dict()
+        state, averages = self._state("state_dict"), self._averages
+        if self._lent is None or not self._lent.written:
+            parameters = [e.name for e in averages.plan.having("average") if e.kind == "parameter"]
+            tensors = [track.tensors[name] for track in self.tracks.values() for name in parameters]
+            self._lent = LentTensors(tensors, averages.ops)
+        return state.changed(averages.state_form(averages.plan)).to_dict()
 
     def _state(self, verb: str) -> EMAState[T]:
         self._refuse_while_swapped(verb)
@@ -63,6 +72,9 @@ class PersistentEMA(ObservedEMA[ModelT_co, T]):
         The frozen parameters may differ: one that was averaged and is frozen now stays averaged, and one that
         was frozen and is trained now joins with its current value. So load the model's weights first.
 
+        Of a sharded average the tensors may be whole, or DTensors of any layout; if it is another than this
+        EMA's, all processes call this together.
+
         Args:
             state: from ``state_dict``, of an EMA over the same model with the same schedules.
             strict: refuse any mismatch. False loads what fits and reports the rest.
@@ -78,13 +90,17 @@ class PersistentEMA(ObservedEMA[ModelT_co, T]):
         self._sync_with_model()
         averages, theirs = self._averages, EMAState[T].from_dict(state)
         plan, tracks = averages.with_room_for(theirs.averaged(), self._clock.step)
-        loaded, report = check(theirs, tracks, averages.copies, self._settings, self._adaptive, averages.ops)
+        form = averages.state_form(plan)
+        loaded, report = check(
+            theirs, tracks, averages.copies, self._settings, self._adaptive, averages.ops, form
+        )
         if strict and report:
             raise CheckpointError(f"{report}. Nothing was loaded; strict=False loads what fits.")
+        loaded = averages.local(loaded, plan)
 
         def take() -> None:
             averages.restore(loaded, plan, tracks)
-            self._clock, self.run, self._pending = loaded.clock, theirs.run, None
+            self._clock, self.run, self._pending, self._lent = loaded.clock, theirs.run, None, None
             self._choice = loaded.choice or self._choice
 
         finished(take)
@@ -247,6 +263,11 @@ class PersistentEMA(ObservedEMA[ModelT_co, T]):
     def _moment(self) -> int | None:
         """The last step that was averaged; None during an update."""
         return self._clock.step - self._clock.waiting if self._pending is None else None
+
+
+def state_without_tensors(ema: PersistentEMA[Any, Any]) -> State:
+    """The state of an EMA, with names in place of tensors; see ``with_tensors``."""
+    return without_tensors(ema._state("state_dict").to_dict())  # pyright: ignore[reportPrivateUsage]
 
 
 def capture(ema: PersistentEMA[Any, Any], track: str, dtype: str) -> Captured[Any]:

@@ -10,9 +10,9 @@ and leaves out those that are not present, both silently, so the text lists what
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Generic, TypeAlias
 
@@ -145,6 +145,19 @@ class EMAState(Generic[T]):
         }
         text = json.dumps(values, separators=(",", ":"))
         return {TEXT: text, "tracks": tracks} | ({"copies": self.copies} if self.copies else {})
+
+    def changed(self, change: Callable[[str, T], T | None]) -> EMAState[T]:
+        """With ``change(name, tensor)`` in place of each tensor; without those of which it is None."""
+
+        def each(tensors: Mapping[str, T]) -> dict[str, T]:
+            made = {name: change(name, tensor) for name, tensor in tensors.items()}
+            return {name: tensor for name, tensor in made.items() if tensor is not None}
+
+        tracks = {
+            name: replace(track, tensors=each(track.tensors), residuals=each(track.residuals))
+            for name, track in self.tracks.items()
+        }
+        return replace(self, tracks=tracks, copies=each(self.copies))
 
     def averaged(self) -> set[str]:
         """The names of all tensors that some track averages."""

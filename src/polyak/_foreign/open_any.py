@@ -1,14 +1,9 @@
-"""Opening a file or folder by its content, not its name; reading an average without any framework."""
+"""Opening a file or folder by its content, not its name."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-
-from polyak._dtypes import Array
 from polyak._files.checkpoint import Checkpoint
-from polyak._files.header import Header
-from polyak._files.open import INDEX, header_of, read_index, read_safetensors
+from polyak._files.open import INDEX, read_index, read_safetensors
 from polyak._files.source import Source, Where, exists, inside, is_folder, open_source
 from polyak._foreign import bare_pickle, dcp, keras, torch_zip
 from polyak.errors import CheckpointError
@@ -98,57 +93,3 @@ def _open_folder(folder: Where) -> Checkpoint:
         f"{folder} holds no checkpoint: neither {dcp.METADATA}, as distributed ones do, nor any of "
         f"{', '.join(_KNOWN)}."
     )
-
-
-@dataclass(frozen=True)
-class Average:
-    """A file's weights and their header; returned by ``load``.
-
-    Args:
-        tensors: NumPy arrays by the model's names; any shape and dtype.
-        header: track, step, decay, profile, role and run.
-    """
-
-    tensors: Mapping[str, Array]
-    header: Header
-
-    def __repr__(self) -> str:
-        header, elements = self.header, sum(array.size for array in self.tensors.values())
-        decay = "" if header.decay is None else f", {header.decay}"
-        return (
-            f"Average({header.track!r}: {header.role} at step {header.step}{decay}; "
-            f"{len(self.tensors)} tensors, {elements:,} elements)"
-        )
-
-
-def load(path: Where) -> Average:
-    """Read a file written by ``ema.save``, comparing every byte with its checksums.
-
-    Args:
-        path: the ``.safetensors`` file of an average, the index or the name of one written in shards, or
-            a URL that fsspec knows.
-
-    Returns:
-        The tensors as NumPy arrays (bfloat16 and 8-bit floats through ml_dtypes) and the header with step,
-        decay and profile.
-
-    Raises:
-        CheckpointError: the file is missing, truncated, damaged or not an average.
-
-    Examples:
-        >>> import os, tempfile, torch, polyak
-        >>> path = os.path.join(tempfile.mkdtemp(), "average.safetensors")
-        >>> polyak.EMA(torch.nn.Linear(2, 1), decay=0.999).save(path)
-        >>> average = load(path)
-        >>> average
-        Average('average': average at step 0, Constant(beta=0.999); 2 tensors, 3 elements)
-        >>> average.tensors["weight"].shape
-        (1, 2)
-    """
-    with open_weights(path) as weights:
-        header = header_of(weights)
-        if header.role == "resumable":
-            raise CheckpointError(
-                f"{path} holds a whole training state, not one average: ema.load({str(path)!r}) continues it."
-            )
-        return Average({name: tensor.read() for name, tensor in weights.tensors.items()}, header)

@@ -57,6 +57,12 @@ class Layers(Generic[LayerT]):
         for place in target.tensors:
             tensors.overwrite(place, tensor)
 
+    def in_state(self, entry: TensorEntry[Tensor], tensor: Tensor) -> Tensor:
+        return tensor
+
+    def from_state(self, entry: TensorEntry[Tensor], tensor: Tensor) -> Tensor:
+        return tensor
+
     def clone(
         self, layer: LayerT, tensors: Mapping[int, Tensor]
     ) -> tuple[LayerT, list[tuple[Tensor, Tensor]]]:

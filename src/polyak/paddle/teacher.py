@@ -15,7 +15,8 @@ from paddle.optimizer import Optimizer
 from typing_extensions import TypeVar  # whose type variables have defaults
 
 from polyak._core.optimizer_hook import Attachment
-from polyak._core.state_dict import State, with_tensors, without_tensors
+from polyak._core.persistence import state_without_tensors
+from polyak._core.state_dict import State, with_tensors
 from polyak._core.track import check_single
 from polyak.errors import ConfigError, SwapError
 from polyak.paddle.batchnorm import BatchNorm
@@ -191,7 +192,7 @@ class Teacher(NotAveraged, Generic[LayerT]):
         options = include_sublayers, structured_name_prefix, include_non_persistable_buffer, use_hook
         found = base._state_dict_impl(destination, *options, *rest, **more)
         if not include_non_persistable_buffer:  # jit.save asks for these, and takes nothing but tensors
-            extra = without_tensors(self.ema.state_dict())
+            extra = state_without_tensors(self.ema)
             found[f"{structured_name_prefix}_extra_state"] = extra if use_hook else ExtraState(self, extra)
         return found
 

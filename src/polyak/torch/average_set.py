@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from polyak._core.tensors import TensorOps
 from polyak.errors import ConfigError, PlanError
 from polyak.schedules import Decay
 from polyak.torch import tensors
-from polyak.torch._sharding.kinds import fsdp_modules
+from polyak.torch._sharding.kinds import fsdp_modules, is_dtensor
 from polyak.torch.clone import clone_onto
 from polyak.torch.store import Settings, TensorStore
 from polyak.torch.swap import Swapper
@@ -24,6 +24,8 @@ from polyak.torch.update import Updates
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
+
+    from polyak.torch._sharding.layout import ShardedPiece
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -91,6 +93,20 @@ class Modules(Generic[ModuleT]):
         from polyak.torch._sharding.layout import copy_between  # see ``_sharding.kinds``
 
         copy_between(source.piece, tensor, target)
+
+    def in_state(self, entry: TensorEntry[Tensor], tensor: Tensor) -> Tensor:
+        if entry.piece is None:
+            return tensor
+        from polyak.torch._sharding.layout import as_dtensor  # see ``_sharding.kinds``
+
+        return as_dtensor(cast("ShardedPiece", entry.piece), tensor)
+
+    def from_state(self, entry: TensorEntry[Tensor], tensor: Tensor) -> Tensor:
+        if entry.piece is None and not is_dtensor(tensor):
+            return tensor
+        from polyak.torch._sharding.layout import part_of  # see ``_sharding.kinds``
+
+        return part_of(tensor, cast("ShardedPiece | None", entry.piece))
 
     def clone(
         self, model: ModuleT, tensors: Mapping[int, Tensor]

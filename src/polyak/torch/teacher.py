@@ -18,7 +18,8 @@ from torch.utils._pytree import tree_map_only
 from typing_extensions import TypeVar  # whose type variables have defaults
 
 from polyak._core.optimizer_hook import Attachment
-from polyak._core.state_dict import with_tensors, without_tensors
+from polyak._core.persistence import state_without_tensors
+from polyak._core.state_dict import with_tensors
 from polyak._core.track import check_single
 from polyak.errors import CheckpointError, ConfigError, SwapError
 from polyak.schedules.decay import DecayLike
@@ -167,7 +168,7 @@ class Teacher(NotAveraged, Generic[ModuleT]):
     def get_extra_state(self) -> Tensor:
         """Counters, schedule and history: bytes in a tensor, since safetensors files hold nothing else."""
         file = io.BytesIO()
-        torch.save(without_tensors(self.ema.state_dict()), file)
+        torch.save(state_without_tensors(self.ema), file)
         return torch.frombuffer(bytearray(file.getvalue()), dtype=torch.uint8)
 
     def set_extra_state(self, state: Any) -> None:

@@ -93,6 +93,19 @@ def cut(piece: ShardedPiece, whole: Tensor, shape: Sequence[int] | None = None) 
     return whole
 
 
+def part_of(given: Tensor, piece: ShardedPiece | None) -> Tensor:
+    """This process's part of a tensor that is whole, or a DTensor.
+
+    If it is laid out otherwise than the piece, all processes of its mesh call this.
+    """
+    if isinstance(given, DTensor):
+        theirs = piece_of(given, "the tensor")
+        if piece is not None and theirs.layout == piece.layout:
+            return theirs.tensor
+        given = given.full_tensor()
+    return given if piece is None else cut(piece, given).clone()  # a view would keep the whole alive
+
+
 def ranks_of(pieces: Iterable[ShardedPiece]) -> list[int]:
     """The global ranks of the processes that together hold these pieces, in the mesh's order."""
     return max((cast("list[int]", piece.mesh.mesh.flatten().tolist()) for piece in pieces), key=len)
