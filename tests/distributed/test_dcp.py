@@ -325,3 +325,39 @@ def elements(rank: int, layout: str) -> int:
     _, ema = begin(layout, {"decay": 0.9}, joined=True)
     tensors = ema.state_dict()["tracks"]["average"]["tensors"].values()
     return sum((t.to_local() if isinstance(t, DTensor) else t).numel() for t in tensors)
+
+
+def test_a_parameter_that_was_frozen_joins_where_it_is_not_in_the_folder(tmp_path: Path) -> None:
+    model, ema = begin("one", {"decay": 0.9}, joined=False)
+    train(model, ema, 0, 3)
+    quietly(dcp.save, {"ema": ema}, checkpoint_id=str(tmp_path), no_dist=True)
+    model, again = begin("one", {"decay": 0.9}, joined=True)
+    move(model, 3)
+    with pytest.raises(CheckpointException, match="head"):
+        quietly(dcp.load, {"ema": again}, checkpoint_id=str(tmp_path), no_dist=True)
+    partly = dcp.DefaultLoadPlanner(allow_partial_load=True)
+    quietly(dcp.load, {"ema": again}, checkpoint_id=str(tmp_path), no_dist=True, planner=partly)
+    track = again.tracks["average"]
+    assert track.joined == {"head.weight": 3, "head.bias": 3}
+    assert torch.equal(track.tensors["head.weight"], model.get_parameter("head.weight"))
+    assert torch.equal(track.tensors["inner.bias"], ema.tracks["average"].tensors["inner.bias"])
+
+
+@pytest.mark.parametrize(("saved", "loaded"), [("split", {"compensated": True}), (None, {"dtype": "split"})])
+def test_parts_that_torch_would_cast_are_refused_even_if_not_strict(
+    saved: Any, loaded: dict[str, Any]
+) -> None:
+    _, ema = begin("one", {"decay": 0.9, "dtype": saved}, joined=True)
+    state = ema.state_dict()
+    _, other = begin("one", {"decay": 0.9, **loaded}, joined=True)
+    into = other.state_dict()
+    for key in ("tensors", "lows") if saved else ("tensors",):
+        for name, tensor in into["tracks"]["average"][key].items():
+            tensor.copy_(state["tracks"]["average"][key][name])  # as DCP does
+    into["polyak"] = state["polyak"]
+    if saved:
+        with pytest.raises(polyak.CheckpointError, match=r"stored with torch\.int8 below it and read into"):
+            other.load_state_dict(into, strict=False)
+    else:
+        with pytest.raises(polyak.CheckpointError, match=r"torch\.float32 to torch\.bfloat16"):
+            other.load_state_dict(into)

@@ -239,7 +239,12 @@ class AverageSet(Generic[ModelT, T]):
 
     def state_form(self, plan: TensorMap[T]) -> Callable[[str, T], T]:
         """A function of the name and the tensor of an average that gives the tensor for a state."""
-        return lambda name, tensor: self._models.in_state(plan.entries[name], tensor)
+
+        def form(name: str, tensor: T) -> T:
+            entry = plan.entries.get(name)
+            return tensor if entry is None else self._models.in_state(entry, tensor)
+
+        return form
 
     def local(self, loaded: Loaded[T], plan: TensorMap[T]) -> Loaded[T]:
         """The loaded state with this process's parts of the tensors that fit."""

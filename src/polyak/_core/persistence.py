@@ -213,9 +213,9 @@ class PersistentEMA(ObservedEMA[ModelT_co, T]):
             CheckpointError: the file is damaged, is not resumable, or under strict does not match.
         """
         self._sync_with_model()
-        return self.load_state_dict(
-            read_state(path, self._averages.ops, self._averages.plan.placed()), strict
-        )
+        averages, plan = self._averages, self._averages.plan
+        state = read_state(path, averages.ops, plan.placed(), averages.state_form(plan))
+        return self.load_state_dict(state, strict)
 
     def _capture(self, track: str, dtype: str) -> Captured[T]:
         """A copy of a track, rounded to ``dtype`` and without constant tensors, or of the "raw" model."""

@@ -7,14 +7,12 @@ copied buffers ``copies/…``.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
 
 from polyak._core.save import Content
 from polyak._core.state_dict import EMAState, State
 from polyak._core.tensor_map import Piece
 from polyak._core.tensors import T, TensorOps
-from polyak._dtypes import Array
 from polyak._files.boxes import Box, read_box
 from polyak._files.checkpoint import LazyTensor
 from polyak._files.header import Header
@@ -45,8 +43,19 @@ def packed(state: EMAState[T], placed: Mapping[str, Piece[T]]) -> Content[T]:
     return Content(tensors, header, {key: placed[name] for key, name in names.items() if name in placed})
 
 
-def read_state(path: str | os.PathLike[str], tensors: TensorOps[T], placed: Mapping[str, Piece[T]]) -> State:
+def read_state(
+    path: str | os.PathLike[str],
+    tensors: TensorOps[T],
+    placed: Mapping[str, Piece[T]],
+    form: Callable[[str, T], T] = lambda name, tensor: tensor,
+) -> State:
     """The state dict in a file; of the sharded tensors in ``placed`` only the pieces that are here.
+
+    Args:
+        path: the file.
+        tensors: the framework's.
+        placed: the pieces, by name.
+        form: of a piece's values in a state, by the tensor's name.
 
     Raises:
         CheckpointError: the file is damaged, or is not a resumable state.
@@ -58,8 +67,16 @@ def read_state(path: str | os.PathLike[str], tensors: TensorOps[T], placed: Mapp
                 f"{path} holds {header.role} weights, not a state to continue from: "
                 "that is written by ema.save(path, resumable=True)."
             )
+
+        def read(name: str, lazy: LazyTensor) -> T:
+            piece = placed.get(name)
+            if piece is None or piece.whole != lazy.shape:
+                return tensors.as_tensor(lazy.read())
+            box = Box(piece.offset, tuple(piece.tensor.shape))
+            return form(name, tensors.as_tensor(read_box(lazy, box)))
+
         groups = {
-            place: {name: tensors.as_tensor(_values(lazy, placed.get(name))) for name, lazy in group.items()}
+            place: {name: read(name, lazy) for name, lazy in group.items()}
             for place, group in weights.places().items()
         }
     try:
@@ -70,9 +87,3 @@ def read_state(path: str | os.PathLike[str], tensors: TensorOps[T], placed: Mapp
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: its header names no tracks: {error!r}") from error
     return {**header.state, "tracks": tracks, "copies": groups.get(_COPIES, {})}
-
-
-def _values(lazy: LazyTensor, piece: Piece[Any] | None) -> Array:
-    if piece is None or piece.whole != lazy.shape:
-        return lazy.read()
-    return read_box(lazy, Box(piece.offset, tuple(piece.tensor.shape)))
