@@ -13,7 +13,8 @@ import numpy as np
 from polyak._core.tensor_map import Selection
 from polyak._dtypes import NAMES, Array
 from polyak._files.source import Where
-from polyak._foreign.open_any import Average, open_weights
+from polyak._foreign.load import Average
+from polyak._foreign.open_any import open_weights
 from polyak._foreign.recognize import recognise
 from polyak.errors import ServerError
 from polyak.schedules import Profile
