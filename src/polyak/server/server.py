@@ -141,12 +141,7 @@ def start(
         ServerError: the cluster cannot be joined, or the actors do not start.
         CheckpointError: the folder cannot be written.
 
-    Examples:
-        >>> import tempfile, numpy as np, polyak.server  # doctest: +SKIP
-        >>> with polyak.server.start({"w": np.zeros(2)}, 0.9, folder=tempfile.mkdtemp()) as server:
-        ...     worker = server.client("worker-0")
-        ...     worker.push({"w": np.ones(2)}, step=1).accepted
-        True
+    The page "A shared average" has examples, which the tests run.
 
     Source: the weights are those of the schedule's profile; see ``polyak.Profile``.
     """
