@@ -1,5 +1,7 @@
 """Stand-ins for what a CPU-only machine lacks. Never imported by the library."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -40,3 +42,18 @@ def _nms(boxes: Tensor, scores: Tensor, most: float) -> Tensor:
         shared = (high - low).clamp(min=0).prod(1)
         left = left[shared <= most * (area[best] + area[left] - shared)]
     return kept
+
+
+def accelerate_shards_on_a_cpu() -> None:
+    """Let Accelerate follow its ``fsdp_plugin`` on CPUs too, where it would only use DDP."""
+    from accelerate.state import AcceleratorState, DistributedType
+
+    make = AcceleratorState.__init__
+
+    def made(self: AcceleratorState, *args: Any, **kwargs: Any) -> None:
+        make(self, *args, **kwargs)
+        plugin = kwargs.get("fsdp_plugin")
+        if plugin is not None and self.distributed_type == DistributedType.MULTI_CPU:
+            self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, plugin
+
+    AcceleratorState.__init__ = made

@@ -23,7 +23,7 @@ def free_port() -> str:
         return str(one.getsockname()[1])
 
 
-def two(trainer: str, out: Path) -> list[dict[str, Any]]:
+def two(trainer: str, out: Path, worker: str = "ddp_worker") -> list[dict[str, Any]]:
     """What the two processes had at their end."""
     together = {
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": "2", "GLOO_SOCKET_IFNAME": "lo",
@@ -31,7 +31,7 @@ def two(trainer: str, out: Path) -> list[dict[str, Any]]:
     }  # fmt: skip
     both = [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.trainers.ddp_worker", trainer, str(out)],
+            [sys.executable, "-m", f"tests.trainers.{worker}", trainer, str(out)],
             cwd=ROOT,
             env={**os.environ, **together, "RANK": rank, "LOCAL_RANK": rank},
             stdout=subprocess.DEVNULL,

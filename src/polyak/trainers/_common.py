@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.optim import Optimizer
 
@@ -21,6 +22,9 @@ from polyak.torch.store import DType
 from polyak.trainers._averaging import AnyAveraging, Decays
 from polyak.trainers._evaluations import Evaluate
 
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
 
 class EMAOptions(TypedDict, total=False):
     """The arguments of ``polyak.EMA`` besides the model and the decay."""
@@ -30,6 +34,7 @@ class EMAOptions(TypedDict, total=False):
     buffers: Buffers
     dtype: DType
     device: str | torch.device | None
+    shard: dist.ProcessGroup | DeviceMesh | None
     every: int
     start: Start
     on_nonfinite: NonFinitePolicy
@@ -85,14 +90,26 @@ class Averaging(AnyAveraging[EMA]):
             self._attachment = None
 
 
-def check_not_sharded(distributed_type: str) -> None:
-    """Refuse models that Accelerate shards later, or in a way not visible in the parameters.
+def is_sharded(ema: EMA) -> bool:
+    """Whether each process holds a part of the average, so that every process takes part in a save."""
+    entries = ema._averages.plan.entries.values()  # pyright: ignore[reportPrivateUsage]
+    return any(entry.piece is not None for entry in entries)
+
+
+def check_sharding(accelerator: Any) -> None:
+    """Refuse the ways of Accelerate to shard a model under which no average can follow it.
 
     Raises:
-        ConfigError: it is FSDP, DeepSpeed or Megatron.
+        ConfigError: it is FSDP's first version, DeepSpeed or Megatron.
     """
-    if distributed_type in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+    kind: str = accelerator.distributed_type.value
+    why = {
+        "FSDP": "is FSDP's first version, whose shards are ranges of one flat tensor",
+        "DEEPSPEED": "takes the optimizer's steps in its own engine, and its ZeRO-3 keeps values elsewhere",
+        "MEGATRON_LM": "has parameters and an optimizer of its own",
+    }
+    if kind in why and not (kind == "FSDP" and accelerator.state.fsdp_plugin.fsdp_version == 2):
         raise ConfigError(
-            f"accelerator.distributed_type={distributed_type} shards the model: the average needs all of "
-            "it in each process. Use DDP or a single device."
+            f"accelerator.distributed_type={kind} {why[kind]}. Use FSDP with fsdp_version=2, which is "
+            "torch.distributed.fsdp.fully_shard, or DDP."
         )

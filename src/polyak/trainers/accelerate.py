@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
+from weakref import WeakKeyDictionary
 
 from torch import nn
 from torch.optim import Optimizer
 
 from polyak._core.track import DEFAULT_DECAY, Decays
-from polyak.errors import MissingExtraError
+from polyak.errors import ConfigError, MissingExtraError
 from polyak.torch import EMA
+from polyak.torch._sharding.kinds import fsdp_modules
 from polyak.trainers._averaging import numbers as numbers
-from polyak.trainers._common import EMAOptions, check_not_sharded
+from polyak.trainers._common import EMAOptions, check_sharding, is_sharded
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -37,11 +40,13 @@ def weight_averaging(
     """Average a model's weights after each optimizer step; the accelerator saves and loads the average.
 
     Micro-batches under ``accelerator.accumulate`` and steps that its scaler skips do not count.
-    ``load_state`` continues bit for bit; the model's weights in ``save_state`` are the raw ones.
+    ``load_state`` continues bit for bit; the model's weights in ``save_state`` are the raw ones. With
+    ``fsdp_version=2``, and under ``shard=``, each process keeps its part, and ``save_state`` writes the whole
+    average to ``polyak.safetensors`` in its folder.
 
     Args:
         accelerator: its ``save_state`` and ``load_state`` will include the average.
-        model: prepared or not.
+        model: prepared or not; under ``fsdp_version=2`` prepared.
         optimizer: prepared or not.
         decay: β, a schedule, a function of the step, several by name, or an ``Adaptive``, whose
             followed track counts as the first.
@@ -51,13 +56,40 @@ def weight_averaging(
         The average: evaluate inside ``with ema.average_parameters():``.
 
     Raises:
-        ConfigError: an argument is invalid, or the accelerator shards the model.
-        PlanError: the model itself is sharded.
+        ConfigError: an argument is invalid, the accelerator shards the model by something else than
+            ``fully_shard``, or has not sharded it yet.
+        PlanError: the model itself is sharded by something else.
     """
-    check_not_sharded(accelerator.distributed_type.value)
+    check_sharding(accelerator)
+    if accelerator.distributed_type.value == "FSDP" and not fsdp_modules(model):
+        raise ConfigError(
+            "model: fsdp_version=2 shards it in accelerator.prepare, and gives it other parameters there. "
+            "Prepare model and optimizer first, then call weight_averaging."
+        )
     ema = EMA(model, decay, **options)
     if isinstance(optimizer, AcceleratedOptimizer):  # has no hooks, and is called for micro-batches too
         optimizer = cast(Optimizer, optimizer.optimizer)
     ema.attach(optimizer)
-    accelerator.register_for_checkpointing(ema)
+    if is_sharded(ema):
+        _save_in_parts(accelerator, ema)
+    else:
+        accelerator.register_for_checkpointing(ema)
     return ema
+
+
+_NAMES: WeakKeyDictionary[Accelerator, int] = WeakKeyDictionary()  # files that an accelerator writes
+
+
+def _save_in_parts(accelerator: Accelerator, ema: EMA) -> None:
+    """Save and load with every process: what Accelerate checkpoints, its first process alone would write."""
+    count = _NAMES[accelerator] = _NAMES.get(accelerator, 0) + 1
+    file = "polyak.safetensors" if count == 1 else f"polyak-{count}.safetensors"
+
+    def save(models: object, weights: object, folder: str) -> None:
+        ema.save(Path(folder, file), resumable=True)
+
+    def load(models: object, folder: str) -> None:
+        ema.load(Path(folder, file))
+
+    accelerator.register_save_state_pre_hook(save)
+    accelerator.register_load_state_pre_hook(load)

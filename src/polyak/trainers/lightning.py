@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections import ChainMap
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from functools import partial, wraps
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
@@ -15,7 +17,7 @@ from polyak._core.track import DEFAULT_DECAY, Decays
 from polyak.errors import CheckpointError, ConfigError, MissingExtraError
 from polyak.torch.random_numbers import same_random_numbers
 from polyak.trainers._averaging import numbers
-from polyak.trainers._common import Averaging, EMAOptions
+from polyak.trainers._common import Averaging, EMAOptions, is_sharded
 from polyak.trainers._evaluations import Evaluate
 from polyak.trainers.checkpoint import KEY, key_of
 from polyak.trainers.checkpoint import load as load
@@ -23,17 +25,20 @@ from polyak.trainers.checkpoint import load as load
 if TYPE_CHECKING:
     from lightning.pytorch import Callback, LightningModule, Trainer
     from lightning.pytorch.callbacks import ProgressBar
+    from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
     from typing_extensions import Unpack
 else:
     try:
         from lightning.pytorch import Callback, LightningModule, Trainer
         from lightning.pytorch.callbacks import ProgressBar
+        from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
     except ModuleNotFoundError as missing:
         if missing.name != "lightning":
             raise
         try:  # the same classes under their older name
             from pytorch_lightning import Callback, LightningModule, Trainer
             from pytorch_lightning.callbacks import ProgressBar
+            from pytorch_lightning.strategies import DeepSpeedStrategy, FSDPStrategy
         except ModuleNotFoundError as error:
             if error.name != "pytorch_lightning":
                 raise
@@ -45,7 +50,9 @@ class WeightAveraging(Averaging, Callback):
 
     Training, ``state_dict`` in checkpoints and the module after ``fit`` are the raw weights. The average is
     in ``ema`` and, complete, under ``"polyak"`` in each checkpoint, those of ``save_weights_only=True``
-    included: ``ckpt_path`` continues bit for bit.
+    included: ``ckpt_path`` continues bit for bit. Under ``ModelParallelStrategy`` and under ``shard=`` each
+    process keeps its part of the average, and ``polyak.safetensors`` in the checkpoint's folder (beside it,
+    if it is a file) has all of it.
 
     Args:
         decay: β, a schedule, a function of the step, several by name, or an ``Adaptive``, whose
@@ -81,6 +88,7 @@ class WeightAveraging(Averaging, Callback):
         self._strategy: Any = None  # whose checkpoints hold the average
         self._stage = ""
         self._logged = 0
+        self._fitting = False  # whether this fit has its average
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if [one.name for one in _averages(trainer)].count(self.name) > 1:
@@ -101,12 +109,25 @@ class WeightAveraging(Averaging, Callback):
             trainer.strategy.save_checkpoint = saving
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.strategy.restore_checkpoint_after_setup:
+        if isinstance(trainer.strategy, (FSDPStrategy, DeepSpeedStrategy)):
             raise ConfigError(
-                f"strategy={type(trainer.strategy).__name__} shards the model: the average needs all of it "
-                'in each process. Use strategy="ddp" or a single device.'
+                f"strategy={type(trainer.strategy).__name__} shards the model so that no average can follow "
+                "it. Use ModelParallelStrategy with torch.distributed.fsdp.fully_shard in configure_model, "
+                'or strategy="ddp".'
             )
-        self._begin(trainer, pl_module)
+        self._fitting = False
+        if not (trainer.strategy.restore_checkpoint_after_setup and trainer.ckpt_path):
+            self._begin_fit(trainer, pl_module)
+
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Strategies that shard read the checkpoint after ``on_fit_start``, and before this."""
+        if not self._fitting:
+            self._begin_fit(trainer, pl_module)
+
+    on_train_start = on_sanity_check_start
+
+    def _begin_fit(self, trainer: Trainer, module: LightningModule) -> None:
+        self._begin(trainer, module)
         self._refuse_two_at_once(trainer)
         which = self._optimizer
         if which is None and len(trainer.optimizers) != 1:
@@ -117,6 +138,7 @@ class WeightAveraging(Averaging, Callback):
         if which is not None and not 0 <= which < len(trainer.optimizers):
             raise ConfigError(f"optimizer={which}: the module has {len(trainer.optimizers)}, counted from 0.")
         self._follow(trainer.optimizers[which or 0])
+        self._fitting = True
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -149,17 +171,15 @@ class WeightAveraging(Averaging, Callback):
     ) -> None:
         if self._ema is None:
             return
-        live = [one for one in _averages(trainer) if one._ema is not None and one._ema.live != "raw"]
-        for one in live:  # a save in the middle of a validation
-            one._live.close()
-        if live:  # a copy, because going back to the average may write to the same memory
-            raw = deepcopy(trainer.strategy.lightning_module_state_dict())
-            checkpoint["state_dict"] = {name: raw[name] for name in checkpoint["state_dict"]}
-        checkpoint[self._key] = {"state_dict": "raw", "ema": self._ema.state_dict()}
+        with self._raw_weights(trainer) as was_live:  # a save in the middle of a validation
+            if was_live:  # a copy, because going back to the average may write to the same memory
+                raw = deepcopy(trainer.strategy.lightning_module_state_dict())
+                checkpoint["state_dict"] = {name: raw[name] for name in checkpoint["state_dict"]}
+            ema = self._ema
+            state = {"start": ema.start, "file": True} if is_sharded(ema) else ema.state_dict()
+            checkpoint[self._key] = {"state_dict": "raw", "ema": state}
         # Lightning asks no callback when it loads a file without this key, and warns of those it misses.
         checkpoint.setdefault("callbacks", {})[self.state_key] = {"key": self._key}
-        for one in live:
-            one._go_live()
 
     @property
     def state_key(self) -> str:
@@ -181,7 +201,9 @@ class WeightAveraging(Averaging, Callback):
                 self._make(module, run, None if found is None else found["ema"])
             elif path and found is None:
                 self._ema.reset()
-        if found is not None:
+        if found is not None and path and "file" in found["ema"]:
+            self.ema.load(self._file(path))
+        elif found is not None:
             self.ema.load_state_dict(found["ema"])
         elif path and self._stage == "fit":
             warnings.warn(
@@ -269,12 +291,31 @@ class WeightAveraging(Averaging, Callback):
         trainer: Trainer,
         save: Callable[..., None],
         checkpoint: dict[str, Any],
+        filepath: str | os.PathLike[str],
         *args: Any,
         **kwargs: Any,
     ) -> None:
         if self._key not in checkpoint:
             self.on_save_checkpoint(trainer, trainer.lightning_module, checkpoint)
-        save(checkpoint, *args, **kwargs)
+        save(checkpoint, filepath, *args, **kwargs)
+        if self._ema is not None and is_sharded(self._ema):
+            with self._raw_weights(trainer):
+                self._ema.save(self._file(filepath), resumable=True)
+
+    @contextmanager
+    def _raw_weights(self, trainer: Trainer) -> Generator[bool]:
+        """The module holds its raw weights in this block; whether it held an average before."""
+        live = [one for one in _averages(trainer) if one._ema is not None and one._ema.live != "raw"]
+        for one in live:
+            one._live.close()
+        yield bool(live)
+        for one in live:
+            one._go_live()
+
+    def _file(self, checkpoint: str | os.PathLike[str]) -> Path:
+        """Where a sharded average is kept: in a checkpoint that is a folder, otherwise beside it."""
+        path, name = Path(checkpoint), f"{self._key}.safetensors"
+        return path / name if path.is_dir() else path.with_name(f"{path.name}.{name}")
 
     def _release_all(self) -> None:
         self._live.close()

@@ -15,7 +15,7 @@ from polyak._core.track import DEFAULT_DECAY, Decays
 from polyak.errors import CheckpointError, ConfigError, MissingExtraError, SwapError
 from polyak.torch.random_numbers import same_random_numbers
 from polyak.trainers._averaging import numbers, say_beside
-from polyak.trainers._common import Averaging, EMAOptions, check_not_sharded
+from polyak.trainers._common import Averaging, EMAOptions, check_sharding, is_sharded
 from polyak.trainers._evaluations import Evaluate
 
 if TYPE_CHECKING:
@@ -86,9 +86,9 @@ class WeightAveraging(Averaging, TrainerCallback):
             This callback.
 
         Raises:
-            ConfigError: the trainer shards the model.
+            ConfigError: the trainer shards the model by something else than ``fully_shard``.
         """
-        check_not_sharded(cast(Any, trainer.accelerator).distributed_type.value)
+        check_sharding(trainer.accelerator)
         self._trainer = trainer
         trainer.add_callback(self)
         trainer.evaluation_loop = self._evaluating_each(trainer, cast(Any, trainer.evaluation_loop))
@@ -100,6 +100,8 @@ class WeightAveraging(Averaging, TrainerCallback):
     def save_pretrained(self, folder: str | os.PathLike[str], track: str | None = None) -> None:
         """Write the average as a model that ``from_pretrained`` opens; an adapter as an adapter.
 
+        Of a sharded average every process calls this, and the first writes whole tensors.
+
         Args:
             folder: created if missing.
             track: an average, or "raw"; by default the evaluated average.
@@ -108,11 +110,25 @@ class WeightAveraging(Averaging, TrainerCallback):
         model = ema.model
         if isinstance(model, PushToHubMixin):
             with self._with_weights(track):
-                model.save_pretrained(folder)
-            say_beside(folder, ema, track)
+                whole = self._whole_state()
+                if self._writes():
+                    model.save_pretrained(folder, state_dict=whole)
+            if self._writes():
+                say_beside(folder, ema, track)
         else:
             Path(folder).mkdir(parents=True, exist_ok=True)
             ema.save(Path(folder) / "model.safetensors", track)
+
+    def _whole_state(self) -> dict[str, Any] | None:
+        """On the first process the state dict with whole tensors; None where the model's own has them."""
+        if not is_sharded(self.ema) or self._trainer is None:
+            return None
+        return cast(Any, self._trainer.accelerator).get_state_dict(self.ema.model)
+
+    def _writes(self) -> bool:
+        """Whether this process writes files; the others help with those of a sharded average."""
+        trainer = self._trainer
+        return trainer is None or not is_sharded(self.ema) or bool(cast(Any, trainer.args).should_save)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -137,7 +153,7 @@ class WeightAveraging(Averaging, TrainerCallback):
     ) -> None:
         """Keep the best of each kind, by all evaluations of the run, which checkpoints hold too."""
         metric = args.metric_for_best_model
-        if metric is None or not self._others or not args.should_save:
+        if metric is None or not self._others or not (args.should_save or is_sharded(self.ema)):
             return
         for weights, prefix in self._evaluations.items():
             name = _named("eval_" + metric.removeprefix("eval_"), prefix)
@@ -149,7 +165,7 @@ class WeightAveraging(Averaging, TrainerCallback):
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if state.is_world_process_zero:
+        if state.is_world_process_zero or is_sharded(self.ema):
             folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
             self.ema.save(folder / FILE, resumable=True)
 
@@ -202,7 +218,7 @@ class WeightAveraging(Averaging, TrainerCallback):
     def _with_the_average(self, trainer: Trainer, save_model: Callable[..., None]) -> Callable[..., None]:
         def saved(output_dir: str | None = None, _internal_call: bool = False) -> None:
             ema, args = self._ema, trainer.args
-            if ema is None or ema.model is not trainer.model or not args.should_save:
+            if ema is None or ema.model is not trainer.model or not (args.should_save or is_sharded(ema)):
                 save_model(output_dir, _internal_call)
                 return
             if ema.live != "raw":
@@ -213,7 +229,9 @@ class WeightAveraging(Averaging, TrainerCallback):
             folder = Path(str(output_dir or args.output_dir))
             self.save_pretrained(folder / FOLDER)  # first, because save_model may end in a push to the Hub
             save_model(output_dir, _internal_call)
-            if not (_internal_call and output_dir):  # in a checkpoint FILE says what the model is
+            if args.should_save and not (
+                _internal_call and output_dir
+            ):  # in a checkpoint FILE says what the model is
                 say_beside(folder, ema, "raw")
 
         return saved
