@@ -46,7 +46,7 @@ def _nms(boxes: Tensor, scores: Tensor, most: float) -> Tensor:
 
 def accelerate_shards_on_a_cpu() -> None:
     """Let Accelerate follow its ``fsdp_plugin`` on CPUs too, where it would only use DDP."""
-    from accelerate.state import AcceleratorState, DistributedType
+    from accelerate.state import AcceleratorState, DistributedType, PartialState
 
     make = AcceleratorState.__init__
 
@@ -55,5 +55,6 @@ def accelerate_shards_on_a_cpu() -> None:
         plugin = kwargs.get("fsdp_plugin")
         if plugin is not None and self.distributed_type == DistributedType.MULTI_CPU:
             self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, plugin
+            PartialState._shared_state["distributed_type"] = DistributedType.FSDP
 
     AcceleratorState.__init__ = made

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -107,10 +108,17 @@ def test_an_exception_in_an_evaluation_leaves_the_raw_weights(tmp_path: Path) ->
         accelerator.save_state(str(tmp_path))  # no checkpoint holds the average for the raw weights
 
 
-def test_a_sharded_model_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    accelerator, model, optimizer, _ = begin("after")
-    monkeypatch.setattr(
-        type(accelerator), "distributed_type", property(lambda _: accelerate.DistributedType.FSDP)
-    )
-    with pytest.raises(polyak.ConfigError, match="distributed_type=FSDP shards the model"):
-        weight_averaging(accelerator, model, optimizer)
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [
+        ("FSDP", "is FSDP's first version"),
+        ("DEEPSPEED", "its ZeRO-3 keeps values elsewhere"),
+        ("MEGATRON_LM", "has parameters and an optimizer of its own"),
+    ],
+)
+def test_other_ways_of_sharding_are_refused_by_name(kind: str, why: str) -> None:
+    _, model, optimizer, _ = begin("after")
+    plugin = SimpleNamespace(fsdp_plugin=SimpleNamespace(fsdp_version=1))
+    other: Any = SimpleNamespace(distributed_type=accelerate.DistributedType(kind), state=plugin)
+    with pytest.raises(polyak.ConfigError, match=f"distributed_type={kind} .*{why}.*fsdp_version=2"):
+        weight_averaging(other, model, optimizer)

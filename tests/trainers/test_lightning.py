@@ -9,6 +9,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,6 +26,7 @@ torchvision_without_ops()
 pl = pytest.importorskip("lightning.pytorch")
 from lightning.pytorch.callbacks import BaseFinetuning, ModelCheckpoint  # noqa: E402
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger  # noqa: E402
+from lightning.pytorch.strategies import FSDPStrategy  # noqa: E402
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # noqa: E402
 from torchmetrics import MeanMetric  # noqa: E402
 
@@ -742,3 +744,9 @@ def test_the_followed_track_is_validated_and_a_callback_may_change_it(tmp_path: 
     assert load(last, Digits()).following == average.ema.following == "h1"
     assert trainer(tmp_path, average).validate(module, loader(), verbose=False)
     assert torch.equal(module.seen["validation"], average.ema.module.first.weight)
+
+
+def test_fsdps_first_version_is_refused_with_the_way_out() -> None:
+    run = SimpleNamespace(strategy=FSDPStrategy())  # which trains on GPUs alone
+    with pytest.raises(polyak.ConfigError, match=r"FSDPStrategy shards the model.*ModelParallelStrategy"):
+        WeightAveraging().on_fit_start(run, Digits())

@@ -1,4 +1,4 @@
-"""A model whose parameters are ranges of one flat tensor is refused, whatever trainer it is given to."""
+"""Models that a trainer could not average, or not save, are refused."""
 
 import json
 import subprocess
@@ -11,18 +11,16 @@ for trainer in ("ignite", "accelerate", "transformers"):
     pytest.importorskip(trainer)
 
 ROOT = Path(__file__).parents[2]
-ANSWERS = {
-    1: "the model is wrapped by FullyShardedDataParallel, whose shards are ranges of one flat tensor.",
-}
+ANSWER = "the model is wrapped by FullyShardedDataParallel, whose shards are ranges of one flat tensor."
 
 
-@pytest.mark.parametrize("version", ANSWERS)
-def test_a_sharded_model_is_refused(version: int, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tests.trainers.sharded", str(version), str(tmp_path)]
+def test_a_sharded_model_is_refused(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.trainers.sharded", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     answers = json.loads(done.stdout.splitlines()[-1])
+    assert "checkpoints would hold that of one" in answers.pop("ignite, fully_shard")
     assert list(answers) == ["plain", "ignite", "accelerate", "transformers"]
     for answer in answers.values():
-        assert ANSWERS[version] in answer
+        assert ANSWER in answer
         assert "torch.distributed.fsdp.fully_shard" in answer

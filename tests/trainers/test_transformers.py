@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -408,13 +409,11 @@ def test_a_callback_that_was_never_attached_is_refused(tmp_path: Path) -> None:
         trainer(tmp_path, WeightAveraging(0.9)).train()
 
 
-def test_a_trainer_that_will_shard_the_model_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = trainer(tmp_path)
-    kind = type(run.accelerator.distributed_type).FSDP  # which Accelerate has on no CPU
-    monkeypatch.setattr(type(run.accelerator), "distributed_type", property(lambda _: kind))
-    with pytest.raises(polyak.ConfigError, match="distributed_type=FSDP shards the model"):
+def test_a_trainer_that_will_shard_the_model_by_fsdps_first_version_is_refused(tmp_path: Path) -> None:
+    kind = type(trainer(tmp_path).accelerator.distributed_type).FSDP  # which Accelerate has on no CPU
+    plugin = SimpleNamespace(fsdp_plugin=SimpleNamespace(fsdp_version=1))
+    run: Any = SimpleNamespace(accelerator=SimpleNamespace(distributed_type=kind, state=plugin))
+    with pytest.raises(polyak.ConfigError, match="distributed_type=FSDP is FSDP's first version"):
         WeightAveraging().attach(run)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, ClassVar, TypedDict
 
 import torch
 import torch.distributed as dist
@@ -57,6 +57,8 @@ class Averaging(AnyAveraging[EMA]):
         TypeError: an option is unknown.
     """
 
+    _saves_parts: ClassVar[bool] = False  # whether every process takes part in the trainer's checkpoints
+
     def __init__(self, decay: Decays, evaluate: Evaluate, options: EMAOptions) -> None:
         super().__init__(decay, evaluate, options, EMAOptions.__annotations__)
         self._options = options
@@ -71,11 +73,20 @@ class Averaging(AnyAveraging[EMA]):
             model: to be trained.
             run: training steps of the run, if known.
             state: of an average, to be loaded; a start given as a share keeps its original step.
+
+        Raises:
+            ConfigError: the average is sharded, and the trainer's checkpoints would hold one part.
         """
         options = self._options
         if isinstance(start := options.get("start", 0), str):
             options = options | {"start": in_steps(start, run) if state is None else state["start"]}
-        self._ema = EMA(model, self._decay, **options)
+        ema = EMA(model, self._decay, **options)
+        if is_sharded(ema) and not self._saves_parts:
+            raise ConfigError(
+                "model: each process holds a part of its average, and this trainer's checkpoints would hold "
+                "that of one. Use polyak.EMA(model) with ema.attach(optimizer), and ema.save on every rank."
+            )
+        self._ema = ema
         if run is not None and state is None:
             warn_if_older_than_the_run(self._ema.tracks, run - self._ema.start)
         return self._ema

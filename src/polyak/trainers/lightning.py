@@ -68,6 +68,7 @@ class WeightAveraging(Averaging, Callback):
         ConfigError: an argument is invalid.
     """
 
+    _saves_parts = True
     _begins = "fit() begins or a checkpoint that holds one is tested"
 
     def __init__(
@@ -116,11 +117,14 @@ class WeightAveraging(Averaging, Callback):
                 'or strategy="ddp".'
             )
         self._fitting = False
-        if not (trainer.strategy.restore_checkpoint_after_setup and trainer.ckpt_path):
+        if not trainer.strategy.restore_checkpoint_after_setup:
             self._begin_fit(trainer, pl_module)
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Strategies that shard read the checkpoint after ``on_fit_start``, and before this."""
+        """Strategies that shard read the checkpoint after ``on_fit_start``, and before this.
+
+        To load its state they take a step of the optimizer, which must not be followed yet.
+        """
         if not self._fitting:
             self._begin_fit(trainer, pl_module)
 

@@ -64,6 +64,7 @@ class WeightAveraging(Averaging, TrainerCallback):
         ConfigError: an argument is invalid.
     """
 
+    _saves_parts = True
     _begins = "trainer.train() begins"
 
     def __init__(
