@@ -31,12 +31,13 @@ pytestmark = pytest.mark.skipif(not IO.exists(), reason="only Linux counts the b
 
 
 class Figures(NamedTuple):
-    """Bytes in one process: of averages, read and written by an update, sent by it and by a swap."""
+    """Bytes in one process: of averages, read and written by an update, sent by it, a swap and a save."""
 
     held: float
     moved: float
     update: float
     block: float
+    file: float
 
 
 class Moved(TorchDispatchMode):
@@ -88,7 +89,7 @@ def _written() -> int:
     return int(next(line for line in IO.read_text().splitlines() if line.startswith("wchar")).split()[1])
 
 
-def figures(rank: int, mode: str, width: int, group: int) -> Figures:
+def figures(rank: int, mode: str, width: int, group: int, folder: str) -> Figures:
     model, options = sharded(mode, width, group)
     ema = polyak.EMA(model, 0.9, engine="foreach", on_nonfinite="ignore", **options)
 
@@ -100,7 +101,9 @@ def figures(rank: int, mode: str, width: int, group: int) -> Figures:
     with Moved() as moved:
         ema.update()
     held = sum(tensor.nbytes for tensor in ema.tracks["average"].tensors.values())
-    return Figures(held, moved.bytes, sent(ema.update), sent(swap))
+    path, saves = Path(folder, "average.safetensors"), rank == 0 or mode != "DDP"
+    file = sent(lambda: ema.save(path) if saves else None)
+    return Figures(held, moved.bytes, sent(ema.update), sent(swap), file)
 
 
 @pytest.fixture(scope="module")
@@ -118,9 +121,9 @@ def four() -> Generator[Ranks]:
     ],
 )
 def test_processes_hold_and_move_and_send_what_the_formulas_say(
-    mode: str, world: int, group: int, four: Ranks
+    mode: str, world: int, group: int, four: Ranks, tmp_path: Path
 ) -> None:
-    small, large = (four.run(world, figures, mode, width, group) for width in WIDTHS)
+    small, large = (four.run(world, figures, mode, width, group, str(tmp_path)) for width in WIDTHS)
     more = 4 * (WIDTHS[1] ** 2 - WIDTHS[0] ** 2)  # parameters
     row = next(r for r in plan(Cluster(more, world, group, "float32", bandwidth=1)) if r.mode == mode)
     slopes = [
@@ -131,3 +134,5 @@ def test_processes_hold_and_move_and_send_what_the_formulas_say(
         assert slope.moved == row.update, "seconds at one byte a second"
         assert abs(slope.update) < SAME
     assert sum(slope.block for slope in slopes) == pytest.approx(world * row.block, rel=0.01, abs=SAME)
+    assert sum(slope.file for slope in slopes[1:]) == pytest.approx(row.file, rel=0.01, abs=SAME)
+    assert (tmp_path / "average.safetensors").stat().st_size > 4 * 4 * WIDTHS[1] ** 2, "it is whole"

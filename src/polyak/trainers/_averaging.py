@@ -119,6 +119,15 @@ def closing(live: ExitStack, run: Callable[P, R]) -> Callable[P, R]:
     return closed
 
 
+def start_in(state: Mapping[str, Any]) -> int:
+    """The step at which the average in a state began.
+
+    Raises:
+        CheckpointError: the state is malformed.
+    """
+    return EMAState[Any].from_dict(state).settings["start"]
+
+
 def arguments_in(state: Mapping[str, Any], options: OptionsT) -> tuple[Decays, OptionsT]:
     """A state's decays by track, or its ``Adaptive``, and its options for ``EMA``; ``options`` override.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, TypedDict
 
 import torch
@@ -64,22 +63,20 @@ class Averaging(AnyAveraging[EMA]):
         self._options = options
         self._attachment: Attachment | None = None
 
-    def _make(
-        self, model: nn.Module, run: float | None = None, state: Mapping[str, Any] | None = None
-    ) -> EMA:
+    def _make(self, model: nn.Module, run: float | None = None, began: int | None = None) -> EMA:
         """Make the average of a model.
 
         Args:
             model: to be trained.
             run: training steps of the run, if known.
-            state: of an average, to be loaded; a start given as a share keeps its original step.
+            began: the start of a state that will be loaded, which a start given as a share keeps.
 
         Raises:
             ConfigError: the average is sharded, and the trainer's checkpoints would hold one part.
         """
         options = self._options
         if isinstance(start := options.get("start", 0), str):
-            options = options | {"start": in_steps(start, run) if state is None else state["start"]}
+            options = options | {"start": in_steps(start, run) if began is None else began}
         ema = EMA(model, self._decay, **options)
         if is_sharded(ema) and not self._saves_parts:
             raise ConfigError(
@@ -87,7 +84,7 @@ class Averaging(AnyAveraging[EMA]):
                 "that of one. Use polyak.EMA(model) with ema.attach(optimizer), and ema.save on every rank."
             )
         self._ema = ema
-        if run is not None and state is None:
+        if run is not None and began is None:
             warn_if_older_than_the_run(self._ema.tracks, run - self._ema.start)
         return self._ema
 

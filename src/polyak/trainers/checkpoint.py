@@ -57,8 +57,13 @@ def load(
             if others
             else f"{path} holds no average of polyak. Save while WeightAveraging is among the callbacks."
         )
-    model.load_state_dict(checkpoint["state_dict"])
     state = checkpoint[key_of(name)]["ema"]
+    if "file" in state:
+        raise CheckpointError(
+            f"{path} does not hold its average, which was sharded: {key_of(name)}.safetensors, after the "
+            "same name, does. Make polyak.EMA(model, …) with the decay of the run, and load that file."
+        )
+    model.load_state_dict(checkpoint["state_dict"])
     decays, options = arguments_in(state, options)
     ema = EMA(model, decays, **options)
     ema.load_state_dict(state)

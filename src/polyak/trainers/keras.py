@@ -19,7 +19,7 @@ from polyak._files.header import Header
 from polyak._foreign.keras import MARK, mark
 from polyak.errors import CheckpointError, ConfigError, MissingExtraError, PlanError
 from polyak.torch.random_numbers import same_random_numbers
-from polyak.trainers._averaging import arguments_in, closing, header_of, numbers
+from polyak.trainers._averaging import arguments_in, closing, header_of, numbers, start_in
 from polyak.trainers._common import Averaging, EMAOptions
 from polyak.trainers._evaluations import Evaluate
 
@@ -145,7 +145,8 @@ class WeightAveraging(Averaging, Callback):
             return
         found = part.found
         self._names = found["names"] if found else _paths(model)
-        ema = self._make(weights(model, self._names), self._run(), found["ema"] if found else None)
+        began = start_in(found["ema"]) if found else None
+        ema = self._make(weights(model, self._names), self._run(), began)
         check_counts_steps(ema.tracks.values())
         if found:
             ema.load_state_dict(found["ema"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections import ChainMap
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from functools import partial, wraps
@@ -16,7 +16,7 @@ from weakref import WeakSet
 from polyak._core.track import DEFAULT_DECAY, Decays
 from polyak.errors import CheckpointError, ConfigError, MissingExtraError
 from polyak.torch.random_numbers import same_random_numbers
-from polyak.trainers._averaging import numbers
+from polyak.trainers._averaging import numbers, start_in
 from polyak.trainers._common import Averaging, EMAOptions, is_sharded
 from polyak.trainers._evaluations import Evaluate
 from polyak.trainers.checkpoint import KEY, key_of
@@ -202,7 +202,7 @@ class WeightAveraging(Averaging, Callback):
         if self._stage == "fit" or found is not None:
             if self._ema is None or self._ema.model is not module:
                 run = trainer.estimated_stepping_batches if self._stage == "fit" else None
-                self._make(module, run, None if found is None else found["ema"])
+                self._make(module, run, None if found is None else _start_of(found["ema"]))
             elif path and found is None:
                 self._ema.reset()
         if found is not None and path and "file" in found["ema"]:
@@ -350,6 +350,11 @@ def _warn_of_raw_weights(kind: type[LightningModule]) -> None:
 
     _WARNING.add(on_load_checkpoint)
     kind.on_load_checkpoint = on_load_checkpoint
+
+
+def _start_of(kept: Mapping[str, Any]) -> int:
+    """Of what a checkpoint keeps: a state, or what stands for the file of a sharded average."""
+    return kept["start"] if "file" in kept else start_in(kept)
 
 
 def _averages(trainer: Trainer) -> list[WeightAveraging]:
