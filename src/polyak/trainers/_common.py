@@ -116,7 +116,9 @@ def check_sharding(accelerator: Any) -> None:
         "DEEPSPEED": "takes the optimizer's steps in its own engine, and its ZeRO-3 keeps values elsewhere",
         "MEGATRON_LM": "has parameters and an optimizer of its own",
     }
-    if kind in why and not (kind == "FSDP" and accelerator.state.fsdp_plugin.fsdp_version == 2):
+    if kind == "FSDP" and getattr(accelerator.state.fsdp_plugin, "fsdp_version", 1) == 2:  # since 1.6
+        return
+    if kind in why:
         raise ConfigError(
             f"accelerator.distributed_type={kind} {why[kind]}. Use FSDP with fsdp_version=2, which is "
             "torch.distributed.fsdp.fully_shard, or DDP."
