@@ -19,7 +19,7 @@ from polyak.torch._sharding.kinds import fsdp_modules, is_dtensor
 from polyak.torch.clone import clone_onto
 from polyak.torch.store import Settings, TensorStore
 from polyak.torch.swap import Swapper
-from polyak.torch.tensor_map import TensorMap, unwrap, walk
+from polyak.torch.tensor_map import TensorMap, modules_of, unwrap, walk
 from polyak.torch.update import Updates
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ class Modules(Generic[ModuleT]):
     def clone(
         self, model: ModuleT, tensors: Mapping[int, Tensor]
     ) -> tuple[ModuleT, list[tuple[Tensor, Tensor]]]:
-        if self._mesh is not None or fsdp_modules(model):
+        if self._mesh is not None or fsdp_modules(modules_of(model)):
             how = "fully_shard" if self._mesh is None else "shard="
             raise PlanError(
                 f"ema.module: under {how} this process holds a part of the average, of which no module can "

@@ -11,7 +11,7 @@ has the piece that is here too.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, cast
 
@@ -58,11 +58,13 @@ class TensorMap(BaseTensorMap[Tensor]):
         averaged: Sequence[TensorEntry[Tensor]] = (),
         mesh: DeviceMesh | None = None,
     ) -> None:
-        self.mesh, self.fsdp_modules = mesh, fsdp_modules(model)
+        everything = modules_of(model)
+        self.mesh, self.fsdp_modules = mesh, fsdp_modules(everything)
         self.reshard()
         modules = dict(walk(model))
         _refuse_torchscript(modules)
-        _refuse_flat_shards(model)
+        _refuse_flat_shards(everything)
+        _refuse_partitioned(modules)
         kept = {entry.name for entry in averaged} | {id(t) for entry in averaged for t in entry.tensors}
         self.entries = entries(modules, selection, kept)
         _refuse_sparse(self.entries)
@@ -184,19 +186,24 @@ def _refuse_torchscript(modules: dict[str, nn.Module]) -> None:
             )
 
 
-def _refuse_flat_shards(model: nn.Module) -> None:
+def _refuse_flat_shards(modules: Iterable[nn.Module]) -> None:
     """Refuse shards that are ranges of one flat tensor, whose parameters cannot be told apart."""
-    if any("_fsdp_wrapped_module" in module._modules for module in modules_of(model)):
+    if any("_fsdp_wrapped_module" in module._modules for module in modules):
         raise PlanError(
             "the model is wrapped by FullyShardedDataParallel, whose shards are ranges of one flat tensor. "
             "Shard it with torch.distributed.fsdp.fully_shard instead, its successor, which polyak averages."
         )
-    for name, parameter in model.named_parameters():
-        if "ds_id" in vars(parameter):
-            raise PlanError(
-                f"{name} was partitioned by DeepSpeed ZeRO-3 (it has ds_id), which keeps its values "
-                "elsewhere. Use ZeRO-1 or -2, or torch.distributed.fsdp.fully_shard, which shards as much."
-            )
+
+
+def _refuse_partitioned(modules: dict[str, nn.Module]) -> None:
+    for prefix, module in modules.items():
+        for key, parameter in module._parameters.items():
+            if parameter is not None and "ds_id" in vars(parameter):
+                raise PlanError(
+                    f"{prefix}{key} was partitioned by DeepSpeed ZeRO-3 (it has ds_id), which keeps its "
+                    "values elsewhere. Use ZeRO-1 or -2, or torch.distributed.fsdp.fully_shard, which shards "
+                    "as much."
+                )
 
 
 def _divide(entries: dict[str, TensorEntry[Tensor]], mesh: DeviceMesh) -> None:

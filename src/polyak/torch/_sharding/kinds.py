@@ -7,6 +7,7 @@ long as importing torch.
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
@@ -23,8 +24,8 @@ def is_dtensor(tensor: Tensor) -> TypeIs[DTensor]:
     return module is not None and isinstance(tensor, module.DTensor)
 
 
-def fsdp_modules(model: nn.Module) -> list[FSDPModule]:
-    """The modules to which ``fully_shard`` was applied; public since torch 2.6."""
+def fsdp_modules(modules: Iterable[nn.Module]) -> list[FSDPModule]:
+    """Those modules to which ``fully_shard`` was applied; public since torch 2.6."""
     module = sys.modules.get("torch.distributed.fsdp")
     kind: type[FSDPModule] | None = getattr(module, "FSDPModule", None)
-    return [] if kind is None else [one for one in model.modules() if isinstance(one, kind)]
+    return [] if kind is None else [one for one in modules if isinstance(one, kind)]
