@@ -61,7 +61,7 @@ def weight_averaging(
         PlanError: the model itself is sharded by something else.
     """
     check_sharding(accelerator)
-    if accelerator.distributed_type.value == "FSDP" and not fsdp_modules(model):
+    if accelerator.distributed_type.value == "FSDP" and not fsdp_modules(model.modules()):
         raise ConfigError(
             "model: fsdp_version=2 shards it in accelerator.prepare, and gives it other parameters there. "
             "Prepare model and optimizer first, then call weight_averaging."
