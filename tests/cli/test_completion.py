@@ -22,7 +22,7 @@ def completed(line: str) -> list[str]:
 
 
 def test_commands_options_and_choices_are_completed() -> None:
-    assert completed("polyak s") == ["sweep", "synthesize"]
+    assert completed("polyak s") == ["serve", "sweep", "synthesize"]
     assert completed("polyak gate --al") == ["--allow-missing"]
     assert completed("polyak average --shape ") == ["linear", "cosine", "1-sqrt"]
 

@@ -21,6 +21,7 @@ DECAYS: dict[str, float | polyak.Decay] = {
     "Uniform": polyak.Uniform(),
     "Power": polyak.Power(sigma_rel=0.1),
     "Anneal": polyak.Anneal(30),
+    "Scaled": polyak.scale_decay(polyak.Warmup(0.99), 2),
     "Cosine": polyak.Cosine(0.5, 1.0, total=30),
     "Piecewise": polyak.Piecewise([(10, 0.5), (None, polyak.Debiased(0.9))]),
 }

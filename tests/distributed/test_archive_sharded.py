@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
 from pathlib import Path
 
 import numpy as np
@@ -13,15 +12,9 @@ from torch import Tensor
 import polyak
 from polyak.errors import CheckpointError, ConfigError
 from tests.distributed import models
-from tests.distributed.ranks import Ranks, ranks
+from tests.distributed.ranks import Ranks
 
 DECAYS = {"short": 0.7, "long": 0.9}
-
-
-@pytest.fixture(scope="module")
-def four() -> Generator[Ranks]:
-    with ranks(4) as started:
-        yield started
 
 
 def distance(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +18,12 @@ from polyak.cli.describe import CheckpointSummary, describe
 from polyak.convert.convert import convert
 from polyak.merge.average import average_checkpoints
 from tests.distributed import models
-from tests.distributed.ranks import Ranks, ranks
+from tests.distributed.ranks import Ranks
 from tests.states import opened
 
 HALF, STEPS = 7, 17  # amid every=3
 OPTIONS: dict[str, Any] = {"decay": {"short": 0.5, "long": polyak.Debiased(0.9)}, "every": 3}
 LAYOUTS = {**models.MODES, "one": lambda: models.Sharded(models.seeded(), {})}
-
-
-@pytest.fixture(scope="module")
-def four() -> Generator[Ranks]:
-    with ranks(4) as started:
-        yield started
 
 
 def values(name: str, tensor: Tensor, step: int) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
 from typing import Any
 
 import pytest
@@ -17,14 +16,8 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 import polyak
 from polyak.torch._sharding.layout import cut, piece_of
 from tests.distributed import models
-from tests.distributed.ranks import Ranks, ranks
+from tests.distributed.ranks import Ranks
 from tests.work import lines_run
-
-
-@pytest.fixture(scope="module")
-def four() -> Generator[Ranks]:
-    with ranks(4) as started:
-        yield started
 
 
 def layers() -> nn.Sequential:

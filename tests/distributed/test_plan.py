@@ -6,7 +6,7 @@ with the model, such as the header of a message, is not in the formulas.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import polyak
 from polyak.bench.plan import Cluster, plan
-from tests.distributed.ranks import Ranks, ranks
+from tests.distributed.ranks import Ranks
 
 IO = Path("/proc/self/io")
 WIDTHS = 96, 192  # rows that 1 to 4 processes divide
@@ -104,12 +104,6 @@ def figures(rank: int, mode: str, width: int, group: int, folder: str) -> Figure
     path, saves = Path(folder, "average.safetensors"), rank == 0 or mode != "DDP"
     file = sent(lambda: ema.save(path) if saves else None)
     return Figures(held, moved.bytes, sent(ema.update), sent(swap), file)
-
-
-@pytest.fixture(scope="module")
-def four() -> Generator[Ranks]:
-    with ranks(4) as started:
-        yield started
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -25,12 +25,6 @@ from tests.distributed.ranks import TIMEOUT, Ranks, ranks
 
 DECAYS = {"short": 0.7, "long": 0.9}
 MODES = ("shard=", "fully_shard", "bfloat16", "hybrid", "tensor parallel", "fully_shard and tensor parallel")
-
-
-@pytest.fixture(scope="module")
-def four() -> Generator[Ranks]:
-    with ranks(4) as started:
-        yield started
 
 
 def world_of(mode: str) -> int:

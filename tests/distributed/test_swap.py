@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -18,14 +18,8 @@ import polyak
 from polyak import PlanError, SwapError
 from tests.distributed import models
 from tests.distributed.models import Net, Sharded
-from tests.distributed.ranks import Ranks, ranks
+from tests.distributed.ranks import Ranks
 from tests.distributed.test_updates import WORLDS
-
-
-@pytest.fixture(scope="module")
-def four() -> Generator[Ranks]:
-    with ranks(4) as started:
-        yield started
 
 
 def trained(mode: str, rank: int, steps: int = 3, **options: Any) -> tuple[Sharded, polyak.EMA[Any], Any]:

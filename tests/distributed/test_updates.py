@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
 from typing import Any
 
 import pytest
@@ -10,15 +9,9 @@ import torch
 
 import polyak
 from tests.distributed import models
-from tests.distributed.ranks import Ranks, ranks
+from tests.distributed.ranks import Ranks
 
 STEPS = 21
-
-
-@pytest.fixture(scope="module")
-def four() -> Generator[Ranks]:
-    with ranks(4) as started:
-        yield started
 
 
 def follow(rank: int, mode: str, decay: Any, every: int) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator
 from contextlib import nullcontext
 from typing import Any
 
@@ -15,15 +14,9 @@ import polyak
 from polyak._core.agreement import Held, Report, disagreement
 from polyak.errors import PolyakError
 from tests.distributed import models
-from tests.distributed.ranks import Ranks, ranks
+from tests.distributed.ranks import Ranks
 
 DECAYS = {"short": 0.7, "long": 0.9}
-
-
-@pytest.fixture(scope="module")
-def four() -> Generator[Ranks]:
-    with ranks(4) as started:
-        yield started
 
 
 def verified(ema: polyak.EMA) -> str:

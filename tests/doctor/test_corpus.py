@@ -26,8 +26,8 @@ def test_scripts_of_the_documentation_are_right(page: str) -> None:
     """What peers' users write stands in their ``before.py``."""
     seen = examine(DOCS / page)
     assert seen.findings == ()
-    ours = [page for page in PAGES if "/from-" in f"/{page}" or not page.endswith(("before.py", "load.py"))]
-    assert bool(seen.recognised) == (page in ours)
+    ours = "/from-" in f"/{page}" or not page.endswith(("before.py", "load.py"))
+    assert bool(seen.recognised) == (ours and not page.startswith("server/"))  # whose average is elsewhere
 
 
 @pytest.mark.parametrize("what", RIGHT)

@@ -119,6 +119,13 @@ RIGHT = {
         "    ema.restore()",
         before="ema = ExponentialMovingAverage(model.parameters(), decay=0.99)",
     ),
+    "trained on at once": looped(
+        "optimizer.step()",
+        "ema.update()",
+        "if i % 100 == 0:",
+        "    ema.copy_to()",
+        before="ema = polyak.EMA(model)",
+    ),
     "for good, at the end": looped("optimizer.step()", "ema.update()", before="ema = polyak.EMA(model)")
     + "\nema.copy_to()\n",
     "into another model": looped(

@@ -21,6 +21,11 @@ if not find_spec("torch"):  # of the four only the last does without
     collect_ignore = [*collect_ignore, *RAY[:3]]
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    if item.path.name in RAY:
+        item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session")
 def token() -> str:
     return secrets.token_hex(32)

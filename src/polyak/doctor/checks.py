@@ -16,7 +16,7 @@ _APPLIES = ("copy_to", "apply_shadow", "apply_to", "apply")
 # Names of methods that are not updates; other libraries' updates have various names.
 _READS = re.compile(
     r"state_dict|parameters|named_\w+|buffers|modules|to|cuda|cpu|eval|train|float|half|"
-    r"requires_grad_|save\w*|store|restore|copy_to|apply\w*|average_parameters|metrics|reset|verify"
+    r"requires_grad_|save\w*|store|restore|copy_to|apply\w*|average_parameters|metrics|observe|reset|verify"
 )
 Check = Callable[[Script, Average], Iterator[Finding]]
 
@@ -164,7 +164,7 @@ def not_restored(script: Script, average: Average) -> Iterator[Finding]:
     for applied in script.of(average, *_APPLIES):
         into_live = not applied.arguments or applied.arguments[0].startswith(average.model or "?")
         trains_on = bool(applied.place.loops) or applied.place.function not in training
-        if not into_live or not trains_on or not training:
+        if not into_live or not trains_on or not training or _ends_its_loop(applied):
             continue
         later = [c for c in script.of(average, "restore") if _same_function(c, applied)]
         later = [c for c in later if c.line > applied.line]
@@ -174,6 +174,16 @@ def not_restored(script: Script, average: Average) -> Iterator[Finding]:
         elif not any(c.place.in_finally for c in later):
             message = f"{said}; if the evaluation raises before line {later[0].line} it stays there"
             yield Finding(applied.line, "restore-not-in-finally", message, fix)
+
+
+def _ends_its_loop(call: Call) -> bool:
+    """Whether a call is the last of a loop's turn: training goes on from there, as SwitchEMA means it."""
+    for loop in call.place.loops[-1:]:
+        last: ast.AST = loop
+        while isinstance(last, ast.For | ast.AsyncFor | ast.While | ast.If | ast.With):
+            last = last.body[-1]
+        return getattr(last, "lineno", 0) == call.line
+    return False
 
 
 def made_before_moving(script: Script, average: Average) -> Iterator[Finding]:

@@ -13,6 +13,7 @@ from polyak.doctor.by_hand import Loop, Updater
 # Classes of the known libraries, and what people call their own.
 _AVERAGE = re.compile(
     r"(?<![A-Z])EMA(Model|V\d)?$|Ema(V\d)?$|ExponentialMovingAverage|AveragedModel|StochasticWeightAverage$"
+    r"|^polyak\.(torch\.|paddle\.)?Teacher$"
 )
 # What updates an average by itself: callbacks, timm's tasks.
 _KEEPER = re.compile(

@@ -184,7 +184,7 @@ READERS: dict[str, Callable[[polyak.EMA], object]] = {
     "state_dict": lambda ema: ema.state_dict()["tracks"]["average"]["tensors"]["weight"].clone(),
     "module": lambda ema: ema.module.weight.clone(),
     "call": lambda ema: ema(torch.eye(4)).T.clone(),
-    "capture": lambda ema: torch.from_numpy(capture(ema, "average", "float32").tensors["weight"].copy()),
+    "capture": lambda ema: capture(ema, "average", "float32").content.tensors["weight"].clone(),
 }
 
 

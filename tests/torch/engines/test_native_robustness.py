@@ -89,7 +89,7 @@ def test_the_number_of_threads_may_change_between_updates() -> None:
     assert same(parts(steady.pairs), parts(changing.pairs))
 
 
-ROW = (0, 0, 0, 1, (0,), (0,))
+ROW = (0, 0, 0, 0, 1, (0,), (0,))
 WRONG: dict[str, tuple[tuple[Any, ...], type[Exception], str]] = {
     "no arguments": ((), TypeError, "argument"),
     "rows in a tuple": ((0, 1, (ROW,)), TypeError, "list"),
