@@ -13,8 +13,8 @@ from polyak.doctor.by_hand import Loop, Updater
 # Classes of the known libraries, and what people call their own.
 _AVERAGE = re.compile(
     r"(?<![A-Z])EMA(Model|V\d)?$|Ema(V\d)?$|ExponentialMovingAverage|AveragedModel|StochasticWeightAverage$"
-    r"|^polyak\.(torch\.|paddle\.)?Teacher$"
 )
+_TEACHER = re.compile(r"^polyak\.(torch\.|paddle\.)?Teacher$")
 # What updates an average by itself: callbacks, timm's tasks.
 _KEEPER = re.compile(
     r"WeightAverag(e|ing)$|weight_averaging$|(EMA|Ema|SWA)(Callback|Hook|Handler)$|\.setup_ema$"
@@ -179,7 +179,7 @@ def _note(script: Script, call: Call, full: str, own: set[str]) -> None:
     root = call.target.partition(".")[0]
     if _KEEPER.search(full) or _keyword(call.node, "use_ema") == "True":
         script.averages.append(Average(call.target, full, "", call, elsewhere=True))
-    elif _AVERAGE.search(name) or name in own:
+    elif _AVERAGE.search(name) or name in own or _TEACHER.search(full):
         first = ast.unparse(call.node.args[0]) if call.node.args else _keyword(call.node, "model")
         model = re.sub(r"\.parameters\(\)$", "", first)
         elsewhere = not call.target or root not in ("self", call.target)
