@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -183,8 +184,8 @@ def test_some_of_the_ranks_can_divide_an_average(four: Ranks) -> None:
     assert four.run(3, a_group_of_its_own) == [True] * 3
 
 
-def a_stage(rank: int) -> list[str]:
-    """Half of a model on each pair of ranks, under its names in the whole."""
+def a_stage(rank: int, folder: Path) -> list[str]:
+    """Half of a model on each pair of ranks, under its names in the whole, saved by them alone."""
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("stage", "dp"))
     net: Any = layers()
     mine = rank // 2
@@ -194,12 +195,18 @@ def a_stage(rank: int) -> list[str]:
     ema = polyak.EMA(stage, 0.5)
     written(stage, 1)
     ema.update()
-    return list(ema.tracks["average"].tensors)
+    ema.verify()
+    ema.save(folder / f"stage{mine}.safetensors" if rank % 2 == 0 else None)
+    whole = models.average(ema)
+    dist.barrier()
+    saved = polyak.load(folder / f"stage{mine}.safetensors").tensors
+    assert all(torch.equal(torch.as_tensor(saved[name]), tensor) for name, tensor in whole.items())
+    return sorted(saved)
 
 
-def test_a_pipeline_stage_averages_its_part(four: Ranks) -> None:
-    names = four.run(4, a_stage)
-    assert names == [["0.weight", "0.bias"]] * 2 + [["1.weight", "1.bias"]] * 2
+def test_a_pipeline_stage_averages_its_part_and_has_a_file_of_its_own(four: Ranks, tmp_path: Path) -> None:
+    names = four.run(4, a_stage, tmp_path)
+    assert names == [["0.bias", "0.weight"]] * 2 + [["1.bias", "1.weight"]] * 2
 
 
 def placed(rank: int) -> None:

@@ -23,7 +23,7 @@ from polyak.errors import PlanError
 from polyak.torch._engines.select import EngineName
 from polyak.torch._engines.updater import Graph
 from polyak.torch._sharding.agree import agreed_run, digest, verify
-from polyak.torch._sharding.messages import Channel
+from polyak.torch._sharding.stream import Ranks
 from polyak.torch.average_set import average_set
 from polyak.torch.optimizer_hook import check_hooked, follow, parameters_of
 from polyak.torch.ranks import first_of, mean_over
@@ -189,7 +189,7 @@ class EMA(PersistentEMA[ModuleT, Tensor]):
         Each process waits for the others, at most as long as the process group's timeout.
 
         Args:
-            group: the processes; all of them if None.
+            group: the processes; by default those of a sharded average's mesh, otherwise all.
 
         Raises:
             PlanError: a process has seen other steps or holds another average ("rank 1 has seen 40 steps,
@@ -197,8 +197,10 @@ class EMA(PersistentEMA[ModuleT, Tensor]):
             SwapError: in one of them an average is live.
         """
         if dist.is_initialized():
-            ranks = dist.get_process_group_ranks(group or dist.group.WORLD)
-            verify(Channel.between(ranks), partial(self._report, digest))
+            ranks = self._averages.plan.ranks if group is None else None
+            if ranks is None:
+                ranks = Ranks.between(dist.get_process_group_ranks(group or dist.group.WORLD))
+            verify(ranks, partial(self._report, digest))
 
     def replay(
         self, graph: Graph, steps: int = 1, *, samples: int | None = None, tokens: int | None = None

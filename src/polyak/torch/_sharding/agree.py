@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 from polyak._core.agreement import CURE, Report, disagreement
+from polyak._core.sharded_files import Ranks
 from polyak._core.tensor_map import Piece
 from polyak._files.boxes import Box, blocks
 from polyak.errors import PlanError
-from polyak.torch._sharding.messages import Channel
 from polyak.torch.tensors import as_array
 
 if TYPE_CHECKING:
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 _BLOCK = 1 << 24  # bytes that are copied to the host at a time
 
 
-def verify(channel: Channel, report: Callable[[], Report]) -> None:
+def verify(ranks: Ranks[Tensor], report: Callable[[], Report]) -> None:
     """Check that the ranks hold pieces of one average; each must call this.
 
     Args:
-        channel: of the ranks.
+        ranks: that are compared.
         report: makes this rank's report.
 
     Raises:
@@ -40,7 +40,7 @@ def verify(channel: Channel, report: Callable[[], Report]) -> None:
         if different is not None:
             raise PlanError(f"{different}. {CURE}")
 
-    channel.agree(lambda: report().to_json(), judge, PlanError)
+    ranks.agree(lambda: report().to_json(), judge, PlanError)
 
 
 def digest(tensor: Tensor) -> str:
