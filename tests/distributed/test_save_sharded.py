@@ -218,6 +218,25 @@ def save_while_one_dies(rank: int, folder: Path, dies: int, when: str) -> None:
     (folder / f"error{rank}").write_text(text)
 
 
+def save_while_the_first_dies(rank: int, folder: Path) -> None:
+    """Rank 0 is killed when its new file is half written."""
+    ema = trained(rank, "fully_shard")
+    ema.save(folder / "average.safetensors")
+    if rank == 0:
+        (folder / "before").write_bytes((folder / "average.safetensors").read_bytes())
+        setattr(Stream, "_fetch", lambda *_: os.kill(os.getpid(), signal.SIGKILL))  # noqa: B010
+    (folder / f"error{rank}").write_text(caught(lambda: ema.save(folder / "average.safetensors")))
+
+
+def test_if_the_rank_that_writes_is_killed_the_others_name_it_and_tidy_up(tmp_path: Path) -> None:
+    with ranks(2) as started, pytest.raises(AssertionError, match=r"^rank 0 died$"):
+        started.run(2, save_while_the_first_dies, tmp_path)
+    file, before, error = (tmp_path / name for name in ("average.safetensors", "before", "error1"))
+    assert file.read_bytes() == before.read_bytes()
+    assert error.read_text().startswith("CheckpointError: rank 0 was lost: ")
+    assert set(tmp_path.iterdir()) == {file, before, error}
+
+
 def test_a_rank_killed_while_saving_is_named_and_the_old_file_stays(tmp_path: Path) -> None:
     with ranks(4) as started:
         for dies, when in ((3, "sending"), (2, "confirming")):

@@ -76,7 +76,7 @@ class Captured(Generic[T]):
         """Write a file; of a sharded average every rank calls this, and rank 0 writes."""
         specs, arrays = specs_of(self.content, self.ops), arrays_of(self.content, self.ops, self.stream)
         write = partial(write_safetensors, path, specs, metadata, arrays)
-        writer(self.stream, write, self.content)()
+        writer(self.stream, write, self.content, path)()
 
 
 def captured_track(

@@ -175,7 +175,8 @@ class PersistentEMA(ObservedEMA[ModelT_co, T]):
         )
         if not resumable and track != "raw":
             warn_if_mostly_initial(self._averages.tracks, self._track(track), "save", 2)
-        write = writer(stream, partial(save_file, path or "", content, ops, max_shard_size, stream), content)
+        save = partial(save_file, path or "", content, ops, max_shard_size, stream)
+        write = writer(stream, save, content, path)
         if not background:
             return write()
         return save_in_background(self, path or "the file of another rank", write)

@@ -20,6 +20,7 @@ from polyak._core.track import Track
 from polyak._files.header import Header
 from polyak._files.layout import Spec
 from polyak._files.shards import write_sharded
+from polyak._files.write import sweep
 from polyak._files.write import Pieces
 from polyak.errors import CheckpointError, ConfigError
 from polyak.schedules import Profile
@@ -159,10 +160,24 @@ def opened(
 
 
 def writer(
-    stream: Stream[T] | None, write: Callable[[Callable[[], None]], None], content: Content[T]
+    stream: Stream[T] | None,
+    write: Callable[[Callable[[], None]], None],
+    content: Content[T],
+    path: str | os.PathLike[str] | None,
 ) -> Callable[[], None]:
     """Writes the file, given a function that takes what to call before the old file is replaced."""
-    return partial(write, content.check) if stream is None else partial(stream.write, write)
+    if stream is None:
+        return partial(write, content.check)
+
+    def write_or_tidy() -> None:
+        try:
+            stream.write(write)
+        except CheckpointError:
+            if path is not None:  # what rank 0 left if it was killed, where this rank sees it
+                sweep(Path(os.path.realpath(path)))
+            raise
+
+    return write_or_tidy
 
 
 def save_file(
