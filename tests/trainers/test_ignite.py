@@ -151,7 +151,8 @@ class Sided(Run):
         self.evaluator.add_event_handler(
             Events.COMPLETED, lambda: self.completed.append(dict(self.evaluator.state.metrics))
         )
-        TensorboardLogger(str(folder)).attach_output_handler(
+        self.logger = TensorboardLogger(str(folder))
+        self.logger.attach_output_handler(
             self.evaluator, Events.COMPLETED, tag="validation", metric_names="all",
             global_step_transform=lambda *_: self.iteration,
         )  # fmt: skip
@@ -178,6 +179,7 @@ def test_raw_and_averages_are_evaluated_once_each_and_have_a_best_file_each(tmp_
     assert run.evaluator.state.metrics.keys() == {"loss", "raw/loss"}
     assert len(run.completed) == 3, "once for all kinds"
     assert run.completed[2]["loss"] != run.completed[2]["raw/loss"]
+    run.logger.close()  # writes what its thread has not yet
     shown = EventAccumulator(str(tmp_path)).Reload()
     for name in ("loss", "raw/loss"):
         losses = [metrics[name] for metrics in run.completed]
