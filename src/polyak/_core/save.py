@@ -20,8 +20,7 @@ from polyak._core.track import Track
 from polyak._files.header import Header
 from polyak._files.layout import Spec
 from polyak._files.shards import write_sharded
-from polyak._files.write import sweep
-from polyak._files.write import Pieces
+from polyak._files.write import Pieces, sweep
 from polyak.errors import CheckpointError, ConfigError
 from polyak.schedules import Profile
 from polyak.schedules.profile import COPY
