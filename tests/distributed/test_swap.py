@@ -295,6 +295,14 @@ def refuses(rank: int) -> None:
     held = sum(t.numel() for name, t in ema.tracks["average"].tensors.items() if "running" not in name)
     total = sum(p.numel() for p in models.seeded().parameters() if p.requires_grad)
     assert held < total
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "__version__", "2.5.1")
+        with pytest.raises(
+            PlanError, match=r"shard=: averages are sharded from torch 2.6 on, and this is 2.5.1"
+        ):
+            polyak.EMA(models.seeded(), shard=dist.group.WORLD)
+        with pytest.raises(PlanError, match="inner.weight is a DTensor: averages are sharded from"):
+            polyak.EMA(models.fully().model)
     partitioned = models.seeded()
     partitioned.inner.weight.ds_id = 3
     with pytest.raises(PlanError, match=r"inner.weight .*ZeRO-3 .*fully_shard"):

@@ -38,7 +38,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_every_name_that_needs_no_framework_is_there() -> None:
-    for name in set(polyak.__all__) - {"EMA", "update_batchnorm"}:
+    for name in set(polyak.__all__) - {"EMA", "Teacher", "update_batchnorm"}:
         assert getattr(polyak, name)
 
 
@@ -51,7 +51,7 @@ def test_a_file_is_read_with_what_it_says_of_itself(path: Path) -> None:
         np.testing.assert_array_equal(average.tensors[name], tensor)
 
 
-@pytest.mark.parametrize("name", ["EMA", "update_batchnorm"])
+@pytest.mark.parametrize("name", ["EMA", "Teacher", "update_batchnorm"])
 def test_what_needs_torch_answers_with_the_pip_line(name: str) -> None:
     done = without("torch", f"import polyak; polyak.{name}")
     assert done.returncode == 1

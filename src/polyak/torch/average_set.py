@@ -15,7 +15,7 @@ from polyak._core.tensors import TensorOps
 from polyak.errors import ConfigError, PlanError
 from polyak.schedules import Decay
 from polyak.torch import tensors
-from polyak.torch._sharding.kinds import fsdp_modules, is_dtensor
+from polyak.torch._sharding.kinds import check_torch, fsdp_modules, is_dtensor
 from polyak.torch.clone import clone_onto
 from polyak.torch.store import Settings, TensorStore
 from polyak.torch.swap import Swapper
@@ -59,6 +59,7 @@ def average_set(
 
 
 def _mesh(shard: object, model: nn.Module) -> DeviceMesh:
+    check_torch("shard=")
     from polyak.torch._sharding.layout import mesh_of  # see ``_sharding.kinds``
 
     devices = [parameter.device for parameter in model.parameters()]

@@ -25,7 +25,7 @@ from polyak._core.tensor_map import BufferKind, Kind, ModelTensor, Piece, Select
 from polyak._core.tensor_map import TensorMap as BaseTensorMap
 from polyak._wrappers import CHILDREN
 from polyak.errors import ConfigError, PlanError
-from polyak.torch._sharding.kinds import fsdp_modules, is_dtensor
+from polyak.torch._sharding.kinds import check_torch, fsdp_modules, is_dtensor
 from polyak.torch._sharding.stream import Ranks
 from polyak.torch.tensors import holds_values, unchanged_check
 
@@ -255,6 +255,7 @@ def _model_tensors(modules: dict[str, nn.Module]) -> Iterator[ModelTensor[Tensor
 def _piece_of(tensor: Tensor, name: str) -> Piece[Tensor] | None:
     if not is_dtensor(tensor):
         return None
+    check_torch(f"{name} is a DTensor")
     from polyak.torch._sharding.layout import piece_of  # see ``kinds``
 
     return piece_of(tensor, name)

@@ -10,12 +10,29 @@ import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
+from torch.torch_version import TorchVersion
 from typing_extensions import TypeIs
+
+from polyak.errors import PlanError
 
 if TYPE_CHECKING:
     from torch.distributed.fsdp import FSDPModule
     from torch.distributed.tensor import DTensor
+
+
+def check_torch(what: str) -> None:
+    """Refuse what is sharded on a torch in which ``fully_shard`` is not public, where nothing of it was run.
+
+    Raises:
+        PlanError: it is older than 2.6.
+    """
+    if TorchVersion(torch.__version__) < (2, 6):
+        raise PlanError(
+            f"{what}: averages are sharded from torch 2.6 on, and this is {torch.__version__}. Average a model "
+            "that is whole in each process, or install a newer torch."
+        )
 
 
 def is_dtensor(tensor: Tensor) -> TypeIs[DTensor]:
