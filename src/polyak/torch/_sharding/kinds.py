@@ -28,10 +28,10 @@ def check_torch(what: str) -> None:
     Raises:
         PlanError: it is older than 2.6.
     """
-    if TorchVersion(torch.__version__) < (2, 6):
+    if TorchVersion(torch.__version__) < "2.6":
         raise PlanError(
-            f"{what}: averages are sharded from torch 2.6 on, and this is {torch.__version__}. Average a model "
-            "that is whole in each process, or install a newer torch."
+            f"{what}: averages are sharded from torch 2.6 on, and this is {torch.__version__}. Average a "
+            "model that is whole in each process, or install a newer torch."
         )
 
 
