@@ -49,6 +49,7 @@ def sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_shards_are_put_together(sharded: Path) -> None:
     assert len(list(sharded.glob("*.distcp"))) == 2
     with open_weights(sharded) as weights:

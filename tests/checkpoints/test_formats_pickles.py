@@ -214,6 +214,7 @@ NUMBER = b"\x8b" + (1 << 20).to_bytes(4, "little") + b"\x7f" * (1 << 20)
         (b"]" * 120 + b"a" * 119, "nests over 100 deep"),
     ],
 )
+@pytest.mark.slow
 def test_what_would_hang_or_crash_those_who_walk_it(tmp_path: Path, program: bytes, words: str) -> None:
     """Hashing a tuple half a million deep overflows the stack; printing 2⁶⁰ words never ends."""
     with pytest.raises(CheckpointError, match=words):
@@ -263,6 +264,7 @@ def test_messages_are_short_whatever_the_file_says(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("tree", [{"k" * 100_000: 1000}, {"k" * 4000: 17_000}], ids=["long", "many"])
+@pytest.mark.slow
 def test_names_cannot_fill_the_memory(tmp_path: Path, tree: dict[str, int]) -> None:
     """One key of 100,000 letters before 1,000 others is 100 MB of names."""
     ones = np.ones(2)

@@ -215,6 +215,7 @@ WORK: dict[str, tuple[bytes, dict[str, bytes]]] = {
 
 
 @pytest.mark.parametrize("kind", WORK)
+@pytest.mark.slow
 def test_much_work_in_a_small_file_is_refused_in_time(tmp_path: Path, kind: str) -> None:
     path = pickled(tmp_path / "a.pt", *WORK[kind])
     assert path.stat().st_size < 10e6

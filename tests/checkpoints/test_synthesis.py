@@ -174,6 +174,7 @@ def test_to_a_file_it_is_the_same_in_less_memory(trained: Trained, tmp_path: Pat
         np.testing.assert_array_equal(read.tensors[name], tensor)
 
 
+@pytest.mark.slow
 def test_memory_is_the_output_and_a_tensor(tmp_path: Path) -> None:
     model = nn.Sequential(*(nn.Linear(1000, 1000, bias=False) for _ in range(4)))  # 4 x 4 MB
     ema = polyak.EMA(model, Power(gamma=7))

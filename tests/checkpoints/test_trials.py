@@ -103,6 +103,7 @@ def test_only_a_shell_knows_pipes(tmp_path: Path) -> None:
 
 
 @POSIX
+@pytest.mark.slow
 def test_a_timeout_ends_the_command_and_all_it_started(tmp_path: Path) -> None:
     pids = tmp_path / "pids"
     code = (
@@ -210,6 +211,7 @@ def test_a_damaged_record_is_named(tmp_path: Path, text: str) -> None:
 
 
 @POSIX
+@pytest.mark.slow
 def test_two_processes_do_not_share_a_folder(tmp_path: Path) -> None:
     folder = tmp_path / "new" / "out"
     code = (

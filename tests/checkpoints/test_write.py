@@ -368,6 +368,7 @@ def test_what_another_writer_swept_is_made_again(tmp_path: Path, monkeypatch: py
 
 @posix
 @pytest.mark.parametrize("kinds", [(False, False), (True, True), (False, True)])
+@pytest.mark.slow
 def test_two_processes_that_write_one_file_both_succeed(tmp_path: Path, kinds: tuple[bool, bool]) -> None:
     """The result is at each moment one of the two, whole, and nothing else is left at the end."""
     script = """

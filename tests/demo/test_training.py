@@ -173,6 +173,7 @@ def test_evaluation_is_over_all_images_whatever_the_batch(digits: data.Images) -
     assert float(cross_entropy(scores, run.test[1])) == pytest.approx(last.ema_test_loss)
 
 
+@pytest.mark.slow
 def test_a_seed_decides_the_run(digits: data.Images) -> None:
     def figures(seed: int) -> list[dict[str, object]]:
         records = train(digits, seed=seed)[1]

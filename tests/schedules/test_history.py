@@ -50,6 +50,7 @@ def test_a_merged_history_is_as_exact_as_it_says(
         assert profile.half_life == pytest.approx(crossed, rel=2e-3, abs=1)
 
 
+@pytest.mark.slow
 def test_updates_of_varying_stride_are_merged_too() -> None:
     rng, history, step = random.Random(1), History(), 0
     decay = Warmup(0.9995)

@@ -59,6 +59,7 @@ def test_from_decay_is_what_the_reference_does(
 
 @every_decay
 @pytest.mark.parametrize(("every", "steps", "window"), [(1, 10_000, 1 << 12), (7, 40_000, windows.WINDOW)])
+@pytest.mark.slow
 def test_a_long_run_over_several_windows_equals_the_recursion(
     decay: Decay, every: int, steps: int, window: int
 ) -> None:

@@ -215,6 +215,7 @@ def best_over_raw(steps: int, rates: Array) -> float:
 @pytest.mark.parametrize(
     ("steps", "constant_rate", "cosine_rate"), [(500, 0.273, 0.885), (4000, 0.062, 0.698)]
 )
+@pytest.mark.slow
 def test_d_a_rate_that_goes_to_zero_leaves_little_to_average(
     steps: int, constant_rate: float, cosine_rate: float
 ) -> None:
@@ -270,6 +271,7 @@ def test_windows_that_follow_a_cosine_rate_gain_little_or_nothing(
     st.floats(0.01, 3),
     st.floats(0.1, 100),
 )
+@pytest.mark.slow
 def test_no_half_life_is_much_better_than_the_suggested_one(
     steps: int, lr: float, curvature: list[float], noise: float, other: float
 ) -> None:

@@ -15,6 +15,7 @@ from polyak.schedules import solve
 
 
 @given(st.integers(1, 3000))
+@pytest.mark.slow
 def test_thinning_as_they_come_is_thinning_all_at_once(count: int) -> None:
     """A snapshot dropped early is one that would have been dropped late: killed runs keep the same."""
     for rule in (logarithmic, even):
@@ -53,6 +54,7 @@ def worst(stored: list[list[Profile]], steps: int) -> float:
 
 
 @pytest.mark.parametrize("spread", [(20.0, 6.0), (12.0,)])
+@pytest.mark.slow
 def test_those_that_tell_most_beat_any_even_choice(spread: tuple[float, ...]) -> None:
     stored = [[Profile.from_decay(Power(gamma=g), t) for g in spread] for t in range(50, 2001, 50)]
     chosen = most_informative(stored, 8)

@@ -150,6 +150,7 @@ def test_even_pushes_take_a_few_bytes() -> None:
 @pytest.mark.parametrize(
     "decay", [polyak.HalfLife(steps=2000), polyak.Uniform(), polyak.Warmup(0.999)], ids=str
 )
+@pytest.mark.slow
 def test_uneven_pushes_are_joined_within_the_bound_they_state(
     decay: Decay, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -121,6 +121,7 @@ def work(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_the_centre_follows_the_mean_over_all_processes(tmp_path: Path) -> None:
     mp.spawn(work, args=(str(tmp_path),), nprocs=2)  # pyright: ignore
     centres = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]

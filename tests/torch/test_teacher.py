@@ -538,6 +538,7 @@ def work(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_have_one_teacher(tmp_path: Path) -> None:
     mp.spawn(work, args=(str(tmp_path),), nprocs=2)  # pyright: ignore
     (one, steps), (two, _) = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
