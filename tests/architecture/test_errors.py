@@ -51,6 +51,7 @@ def test_a_missing_branch_is_seen() -> None:
     assert drawn((errors.__doc__ or "").replace("(also ValueError)", "")) != real()
 
 
+@pytest.mark.slow
 def test_pip_takes_an_extra_from_the_installed_polyak_and_asks_no_index() -> None:
     command = [sys.executable, "-m", "pip", "install", "--no-index", "--no-deps", "polyak[torch]"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -165,6 +165,7 @@ def test_what_describes_many_chunks_is_not_copied_for_each(sharded: Path, tmp_pa
 
 
 @pytest.mark.timeout(60)
+@pytest.mark.slow
 def test_chunks_that_overlap_are_refused_at_the_first(sharded: Path, tmp_path: Path) -> None:
     """Counting how often each of four million cells is covered takes minutes for 50,000 chunks."""
     folder = copied(sharded, tmp_path / "a")

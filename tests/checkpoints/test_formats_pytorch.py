@@ -296,6 +296,7 @@ def test_the_shape_of_the_program_above_is_right(tmp_path: Path) -> None:
         np.testing.assert_array_equal(read, np.stack([expected[:60:2], expected[1::2]])[:, None])
 
 
+@pytest.mark.slow
 def test_a_bomb_in_the_byte_order_is_not_unpacked(tmp_path: Path) -> None:
     torch.save({"plain": BASE}, tmp_path / "a.pt")
     with zipfile.ZipFile(tmp_path / "a.pt") as old, zipfile.ZipFile(tmp_path / "b.pt", "w") as new:

@@ -354,6 +354,7 @@ def resigned(data: bytes, old: bytes, new: bytes) -> bytes:
     return data[:start] + f"{zlib.crc32(blank):08x}".encode() + data[start + 8 :]
 
 
+@pytest.mark.slow
 def test_every_byte_of_a_file_with_checksums_counts(tmp_path: Path) -> None:
     """No single flipped bit, no cut and no added byte anywhere gives anything but an error."""
     whole = signed(tmp_path / "a", {"x": np.arange(3.0), "y": np.arange(5, dtype=np.int8), "z": np.ones(0)})

@@ -132,6 +132,7 @@ def tolerance(array: np.ndarray, inputs: Sequence[np.ndarray], weights: Sequence
     st.sampled_from([None, "float32", "float64", "bfloat16", "float16"]),
 )
 @settings(deadline=None)
+@pytest.mark.slow
 def test_it_is_the_weighted_sum_from_any_mixture_of_layouts(
     drawn: tuple[list[Tensors], list[float]],
     layouts: list[Callable[[Path, Tensors], str | Path]],
@@ -165,6 +166,7 @@ def test_it_is_the_weighted_sum_from_any_mixture_of_layouts(
 
 @given(st.integers(0, 2**32), st.lists(st.floats(0, 9), min_size=0, max_size=4))
 @settings(deadline=None)
+@pytest.mark.slow
 def test_what_is_equal_everywhere_comes_out_bit_for_bit(seed: int, others: list[float]) -> None:
     weights = [weight / (1 + sum(others)) for weight in (*others, 1)]
     generator = np.random.default_rng(seed)
@@ -316,6 +318,7 @@ average(sorted(Path(sys.argv[1]).iterdir()), sys.argv[2])
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="has no such limit")
+@pytest.mark.slow
 def test_a_thousand_files_need_few_descriptors(tmp_path: Path) -> None:
     folder = tmp_path / "in"
     folder.mkdir()

@@ -88,6 +88,7 @@ with atomic("a") as temporary:
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="another user is needed")
+@pytest.mark.slow
 def test_a_group_that_cannot_be_kept_gives_no_other_group_its_rights(tmp_path: Path) -> None:
     folder = tmp_path / "shared"
     folder.mkdir()

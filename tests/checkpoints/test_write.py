@@ -150,6 +150,7 @@ for sharded in (False, True):
 @posix
 @both
 @pytest.mark.parametrize("limit", [0, 100, 60_000, 119_000])
+@pytest.mark.slow
 def test_a_file_larger_than_may_be_leaves_the_old_one(tmp_path: Path, sharded: bool, limit: int) -> None:
     save(tmp_path, 1, sharded)
     before = {name: (tmp_path / name).read_bytes() for name in files(tmp_path)}

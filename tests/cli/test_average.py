@@ -32,6 +32,7 @@ def run(*arguments: str) -> Done:
     return polyak("average", *arguments)
 
 
+@pytest.mark.slow
 def test_as_a_person_runs_it(paths: list[str], tmp_path: Path) -> None:
     out = str(tmp_path / "o.safetensors")
     shown = polyak_process("average", *paths, "-o", out, "--weights", "1,1,2")
@@ -138,6 +139,7 @@ def test_one_way_to_say_what_each_weighs(
         Options(*arguments).weighting()
 
 
+@pytest.mark.slow
 def test_a_person_sees_how_far_it_is(paths: list[str], tmp_path: Path) -> None:
     """On a terminal of its own there is a bar with rate and time left, on stderr; stdout stays clean."""
     pty = pytest.importorskip("pty")

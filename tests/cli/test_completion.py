@@ -28,6 +28,7 @@ def test_commands_options_and_choices_are_completed() -> None:
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="bash")
+@pytest.mark.slow
 def test_it_installs_itself_into_the_shell_that_runs_it(tmp_path: Path) -> None:
     environment = os.environ | {"HOME": str(tmp_path)}
     # Two commands, so that bash does not give its process to the first.

@@ -87,6 +87,7 @@ def test_what_cannot_be_evaluated_is_neither_passed_nor_failed(
     assert (tmp_path / "best").read_text() == best
 
 
+@pytest.mark.slow
 def test_a_command_that_hangs_is_not_waited_for(tmp_path: Path) -> None:
     hang = shlex.join([sys.executable, "-c", "import time; time.sleep(300)", "{weights}"])
     done = gate(tmp_path, "1", "0", "--timeout", "1", command=hang)

@@ -161,5 +161,6 @@ def test_figures_of_a_mixture_of_snapshots_take_one_pass() -> None:
     ],
     ids=["long", "composed", "many terms", "far away"],
 )
+@pytest.mark.slow
 def test_figures_that_would_take_long_are_left_out(profile: Profile) -> None:
     assert figures_of(profile) is None

@@ -58,6 +58,7 @@ movements = st.lists(st.floats(0.01, 100), min_size=1, max_size=5).map(
 
 
 @given(profiles, decays, movements, st.floats(0, 1))
+@pytest.mark.slow
 def test_it_is_as_near_as_a_dense_solver_gets(
     stored: list[Profile], decay: Decay, movement: Movement, noise: float
 ) -> None:

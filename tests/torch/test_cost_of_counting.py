@@ -98,6 +98,7 @@ def test_each_update_applies_what_a_single_call_gives(
 
 
 @pytest.mark.parametrize("decay", [0.999, polyak.Warmup(0.9999), {"a": 0.9, "b": polyak.Power(gamma=3)}])
+@pytest.mark.slow
 def test_counting_and_recording_keep_no_memory(decay: Any) -> None:
     ema = small(decay)
     for _ in range(300):  # past the first blocks

@@ -153,6 +153,7 @@ def test_the_state_of_another_average_is_refused_whole(tmp_path: Path, other: st
 
 
 @pytest.mark.parametrize("sharded", [False, True])
+@pytest.mark.slow
 def test_a_damaged_state_changes_nothing(tmp_path: Path, sharded: bool) -> None:
     _, ema = trained()
     ema.save(tmp_path / "a", resumable=True, max_shard_size=100 if sharded else None)

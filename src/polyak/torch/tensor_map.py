@@ -12,7 +12,7 @@ has the piece that is here too.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from operator import attrgetter
+from operator import attrgetter, is_
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -71,7 +71,7 @@ class TensorMap(BaseTensorMap[Tensor]):
         if mesh is not None:
             _divide(self.entries, mesh)
         self._dtensors = list(filter(is_dtensor, self.tensors()))
-        self._locals = list(map(id, map(_local, self._dtensors)))
+        self._locals = list(map(_local, self._dtensors))
         unique = {id(module): module for module in modules.values()}.values()
         self.contents = snapshot_dicts(
             store
@@ -128,7 +128,7 @@ class TensorMap(BaseTensorMap[Tensor]):
             return check
         # ``.to(dtype)`` keeps a DTensor and replaces its piece.
         dtensors, pieces = self._dtensors, self._locals
-        return lambda: list(map(id, map(_local, dtensors))) == pieces and check()
+        return lambda: all(map(is_, map(_local, dtensors), pieces)) and check()
 
 
 _requires_grad = attrgetter("requires_grad")
