@@ -15,9 +15,11 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distrib
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 import polyak
+from polyak.torch._engines import updater
 from polyak.torch._sharding.layout import cut, piece_of
 from tests.distributed import models
 from tests.distributed.ranks import Ranks
+from tests.torch.engines.test_async_update import LateWorker
 from tests.work import lines_run
 
 
@@ -225,3 +227,35 @@ def placed(rank: int) -> None:
 
 def test_placements_decide_what_is_here(four: Ranks) -> None:
     four.run(2, placed)
+
+
+def offloaded(rank: int, mode: str, folder: Path) -> None:
+    """Pieces averaged late by a thread, as ``device="cpu"`` averages them beside a GPU; saved meanwhile."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(updater, "placement", lambda pair, overlap: "offload")
+        patch.setattr(updater, "worker_of", lambda device: LateWorker())
+        sharded = models.MODES[mode]()
+        ema = polyak.EMA(sharded.model, 0.5, device="cpu", buffers="copy", **sharded.ema)
+        assert "offload" in ema.metrics()["engine"]
+        optimizer = torch.optim.SGD(sharded.model.parameters(), lr=0.5, foreach=False)
+        ema.attach(optimizer)
+        expected = models.theta(sharded.model)
+        for step in range(4):
+            models.train(sharded, optimizer, step, rank)  # its update is under way, and late
+            now = models.theta(sharded.model)
+            for name, value in expected.items():
+                value.lerp_(now[name], 0.5)
+            ema.save(folder / f"{step}.safetensors")
+            dist.barrier()
+            saved = polyak.load(folder / f"{step}.safetensors").tensors
+            for name in models.average(ema):
+                torch.testing.assert_close(
+                    torch.as_tensor(saved[name]).double(), expected[name], atol=1e-6, rtol=0
+                )
+
+
+@pytest.mark.parametrize("mode", ["shard=", "fully_shard"])
+def test_pieces_are_averaged_beside_the_training_and_saved_between_updates(
+    mode: str, four: Ranks, tmp_path: Path
+) -> None:
+    four.run(2, offloaded, mode, tmp_path)

@@ -72,7 +72,8 @@ class Updater:
     @property
     def name(self) -> str:
         """The engines in use and why no faster one is."""
-        return "; ".join(describe(engine, self._settings.engine, self._skip) for engine in self._engines)
+        averaging = [engine for engine in self._engines if engine.pairs]  # one may only copy buffers
+        return "; ".join(describe(engine, self._settings.engine, self._skip) for engine in averaging)
 
     def update(self, betas: Sequence[float], step: int) -> None:
         """One update of every track; ``betas[k]`` is the composed decay of track k.
