@@ -25,15 +25,22 @@ class Interrupt(BaseException):
     """What no ``except Exception`` catches, like KeyboardInterrupt."""
 
 
-def interrupted(run: Callable[[], object], at: int) -> bool:
-    """Run with an interrupt at the ``at``-th line or call inside polyak; whether there was such a one."""
+def anywhere(_: FrameType) -> bool:
+    return True
+
+
+def interrupted(run: Callable[[], object], at: int, where: Callable[[FrameType], bool] = anywhere) -> bool:
+    """Run with an interrupt at the ``at``-th line or call inside polyak; whether there was such a one.
+
+    Only functions ``where`` this is so are interrupted.
+    """
     passed = 0
 
     def trace(frame: FrameType, event: str, _: Any) -> Any:
         nonlocal passed
         if not frame.f_code.co_filename.startswith(SOURCES):
             return None
-        if event in ("line", "call"):
+        if event in ("line", "call") and where(frame):
             passed += 1
             if passed == at:
                 raise Interrupt

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -20,6 +18,7 @@ from tests.distributed import models
 from tests.distributed.models import Net, Sharded
 from tests.distributed.ranks import Ranks
 from tests.distributed.test_updates import WORLDS
+from tests.interrupts import interrupted
 
 
 def trained(mode: str, rank: int, steps: int = 3, **options: Any) -> tuple[Sharded, polyak.EMA[Any], Any]:
@@ -144,37 +143,12 @@ def test_an_exception_gives_the_raw_weights_back_and_a_write_is_told(mode: str, 
     four.run(2, raises_in_a_block, mode)
 
 
-class Interrupt(BaseException):
-    """What no ``except Exception`` catches."""
-
-
 EXCHANGING = ("swap_in", "swap_out", "show", "restore", "send", "_view", "_scratch_for")
 
 
-def interrupted(run: Callable[[], object], at: int) -> bool:
-    """Run with an interrupt at the ``at``-th line of an exchange; whether there was one."""
-    passed = 0
-
-    def trace(frame: FrameType, event: str, _: object) -> Any:
-        nonlocal passed
-        code = frame.f_code
-        if code.co_name not in EXCHANGING or not code.co_filename.endswith("_sharding/swap.py"):
-            return trace if "polyak" in code.co_filename else None
-        if event == "line":
-            passed += 1
-            if passed == at:
-                raise Interrupt
-        return trace
-
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        run()
-    except Interrupt:
-        return True
-    finally:
-        sys.settrace(before)
-    return False
+def exchanging(frame: FrameType) -> bool:
+    code = frame.f_code
+    return code.co_name in EXCHANGING and code.co_filename.endswith("_sharding/swap.py")
 
 
 def interrupts(rank: int, mode: str, who: int, first: int, stride: int) -> int:
@@ -189,7 +163,7 @@ def interrupts(rank: int, mode: str, who: int, first: int, stride: int) -> int:
 
     at, hits = first, 0
     while True:
-        hit = interrupted(block, at) if rank == who else False
+        hit = interrupted(block, at, exchanging) if rank == who else False
         if rank != who:
             block()
         assert ema.live == "raw"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any, Generic, Literal, TypeAlias, get_args
+from typing import Any, Generic, Literal, TypeAlias, TypeVar, get_args
 
 from polyak._core.change_detection import (
     AttributeSnapshot,
@@ -19,6 +19,8 @@ from polyak._core.sharded_files import Ranks
 from polyak._core.swap_guard import Exchange, exchange_in
 from polyak._core.tensors import T, TensorLike, alike
 from polyak.errors import ConfigError, PlanError
+
+ModuleT = TypeVar("ModuleT")
 
 Patterns: TypeAlias = str | Sequence[str] | None
 Kind: TypeAlias = Literal["parameter", "buffer"]
@@ -278,6 +280,17 @@ class TensorMap(Generic[T]):
     def names(self, role: Role) -> list[str]:
         """Every name and alias of the tensors in a role, in the model's order."""
         return [name for entry in self.having(role) for name in entry.names]
+
+
+def nested(outer: ModuleT, inside: Callable[[ModuleT], Iterable[ModuleT | None]]) -> list[ModuleT]:
+    """A module and all inside it, each once, in the order in which they are defined."""
+    found, todo = dict[int, ModuleT](), [outer]
+    while todo:
+        one = todo.pop()
+        if id(one) not in found:
+            found[id(one)] = one
+            todo += reversed([child for child in inside(one) if child is not None])
+    return list(found.values())
 
 
 def match_averages(

@@ -94,7 +94,7 @@ class Row:
 
 
 def modes(gpus: int, group: int) -> list[Mode]:
-    """Every way that polyak averages a model on so many GPUs.
+    """Every way in which polyak averages a model on this many GPUs.
 
     ``fully_shard`` beside tensor parallel cuts as often as ``fully_shard`` alone.
 

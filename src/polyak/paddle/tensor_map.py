@@ -12,7 +12,7 @@ computes in each forward. These are not part of a plan, or every update would ne
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from operator import attrgetter
 from typing import Any, cast
 
@@ -24,7 +24,7 @@ from paddle.distributed.fleet.meta_parallel.sharding.group_sharded_stage3 import
 from paddle.nn.layer.norm import _BatchNormBase
 
 from polyak._core.change_detection import snapshot_attributes, snapshot_dicts
-from polyak._core.tensor_map import BufferKind, Kind, ModelTensor, Selection, TensorEntry, planned
+from polyak._core.tensor_map import BufferKind, Kind, ModelTensor, Selection, TensorEntry, nested, planned
 from polyak._core.tensor_map import TensorMap as BaseTensorMap
 from polyak.errors import PlanError
 from polyak.paddle.tensors import holds_values, unchanged_check
@@ -110,15 +110,12 @@ def layers_of(layer: nn.Layer) -> list[nn.Layer]:
 
     ``layer.sublayers()`` would ask a teacher inside for its layer, which may be the one being made.
     """
-    found, todo = dict[int, nn.Layer](), [layer]
-    while todo:
-        one = todo.pop()
-        if id(one) not in found:
-            found[id(one)] = one
-            held = cast("dict[str, nn.Layer | None]", one._sub_layers)
-            inside = () if isinstance(one, NotAveraged) else reversed([*held.values()])
-            todo += [child for child in inside if child is not None]
-    return list(found.values())
+
+    def inside(one: nn.Layer) -> Iterable[nn.Layer | None]:
+        held = cast("dict[str, nn.Layer | None]", one._sub_layers)
+        return () if isinstance(one, NotAveraged) else held.values()
+
+    return nested(layer, inside)
 
 
 def _model_tensors(layers: dict[str, nn.Layer]) -> Iterator[ModelTensor[Tensor]]:

@@ -23,7 +23,7 @@ from polyak.server.versions import Record, Versions
 from polyak.server.weighting import counted
 
 _PATIENCE = 60.0  # seconds for a shard to answer, or to start again
-_SHARE = 10  # at most one part in so many of the time goes into writing versions
+_SHARE = 10  # at most a tenth of the time goes into writing versions
 _LONGEST = 200  # characters of a worker's name
 _RECENT = 1000  # pushes whose staleness is in the metrics
 _WHOLE = 1 << 53  # steps are below it: float64, in which decays are computed, has all whole numbers up to it
@@ -236,7 +236,7 @@ class Ledger:
     def _write_if_due(self) -> None:
         due = time.monotonic() - self._wrote_at > max(self._rules.every, _SHARE * self._cost)
         if due and self._record.version > self._written.version:
-            with suppress(CheckpointError):  # a full disk, say: whoever flushes is told
+            with suppress(CheckpointError):  # such as a full disk: flush raises it
                 self._write()
 
     def _write(self) -> None:
@@ -285,7 +285,7 @@ _COUNTS = ("bytes", "repeated", "gap", "too_stale", "too_far_ahead", "returns_to
 
 
 def patiently(call: Callable[[], Any], patience: float) -> Any:
-    """Call until something answers; the last error after so many seconds."""
+    """Call until it answers; after ``patience`` seconds raise the last error."""
     until = time.monotonic() + patience
     while time.monotonic() < until:
         with suppress(Unreachable):

@@ -21,7 +21,16 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from polyak._core.change_detection import UnchangedCheck, snapshot_attributes, snapshot_dicts
-from polyak._core.tensor_map import BufferKind, Kind, ModelTensor, Piece, Selection, TensorEntry, planned
+from polyak._core.tensor_map import (
+    BufferKind,
+    Kind,
+    ModelTensor,
+    Piece,
+    Selection,
+    TensorEntry,
+    nested,
+    planned,
+)
 from polyak._core.tensor_map import TensorMap as BaseTensorMap
 from polyak._wrappers import CHILDREN
 from polyak.errors import ConfigError, PlanError
@@ -167,14 +176,7 @@ def modules_of(module: nn.Module) -> list[nn.Module]:
 
     ``module.modules()`` would ask a teacher inside for its module, which may be the one being made.
     """
-    found, todo = dict[int, nn.Module](), [module]
-    while todo:
-        one = todo.pop()
-        if id(one) not in found:
-            found[id(one)] = one
-            inside = () if isinstance(one, NotAveraged) else reversed(one._modules.values())
-            todo += [child for child in inside if child is not None]
-    return list(found.values())
+    return nested(module, lambda one: () if isinstance(one, NotAveraged) else one._modules.values())
 
 
 def _refuse_torchscript(modules: dict[str, nn.Module]) -> None:

@@ -125,9 +125,9 @@ class Channel:
             said = mine()
         except Exception as error:
             failure = error
-        told = [said] if failure is None else described(failure, self.me)
+        report = [said] if failure is None else described(failure, self.me)
         try:
-            answer = self._judged(told, judge, lost) if self.is_first else self._asked(told)
+            answer = self._collect(report, judge, lost) if self.is_first else self._send_report(report)
         except LostError as error:
             raise lost(str(error)) from error
         if failure is not None:
@@ -136,14 +136,14 @@ class Channel:
             raise error_of(answer, lost)
         return answer[0]
 
-    def _asked(self, told: list[Any]) -> list[Any]:
-        self.send(self.ranks[0], told)
+    def _send_report(self, report: list[Any]) -> list[Any]:
+        self.send(self.ranks[0], report)
         return self.receive(self.ranks[0])
 
-    def _judged(
-        self, told: list[Any], judge: Callable[[dict[int, Any]], Any], lost: type[PolyakError]
+    def _collect(
+        self, report: list[Any], judge: Callable[[dict[int, Any]], Any], lost: type[PolyakError]
     ) -> list[Any]:
-        values = {self.me: told}
+        values = {self.me: report}
         missing: LostError | None = None
         for rank in self.others:
             try:
