@@ -110,6 +110,6 @@ def progress(what: str, unit: Literal["bytes", "count"] = "bytes") -> Generator[
         redirect_stdout=sys.stdout.isatty(),  # otherwise output to a file would go to the terminal
     ) as bar:
         task = bar.add_task(what, total=None)
-        # What is counted takes seconds each, so every one is drawn; bytes come by the thousand, ten drawings a second.
+        # What is counted takes seconds each, so every one is drawn; bytes come by the thousand.
         drawn = unit == "count"
         yield lambda done, total: bar.update(task, completed=done, total=total, refresh=drawn)

@@ -1,0 +1,28 @@
+"""Every experiment at its quick size, or the one whose turn it is today.
+
+python -m experiments.quick             # all: half an hour
+python -m experiments.quick --today     # one, another each day: minutes
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from datetime import date
+
+from experiments.results import NAMES
+
+
+def main() -> None:
+    """Run each in a process of its own, as a reader would."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--today", action="store_true", help="only the one whose turn it is")
+    options = parser.parse_args()
+    names = [NAMES[date.today().toordinal() % len(NAMES)]] if options.today else NAMES
+    for name in names:
+        subprocess.run([sys.executable, "-m", f"experiments.{name}.run", "--quick"], check=True)
+
+
+if __name__ == "__main__":
+    main()

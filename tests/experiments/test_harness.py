@@ -1,0 +1,131 @@
+"""The harness of the experiments: pairing, intervals, the verdict, and reports that are continued."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from experiments.harness import Data, Experiment, Row, continued, difference, table, verdict
+from experiments.intervals import jump, second_half, wobble
+
+finite = st.floats(-1e3, 1e3)
+
+
+@dataclass(frozen=True)
+class Size:
+    steps: int
+
+
+class Counted:
+    """An experiment of which it is known how often it ran."""
+
+    def __init__(self) -> None:
+        self.seeds: list[int] = []
+
+    def run(self, seed: int, size: Size) -> dict[str, Any]:
+        self.seeds.append(seed)
+        return {"raw": 80.0 + seed, "average": 81.0 + 1.1 * seed, "curve": [0.5] * size.steps}
+
+
+def experiment(run: Any, steps: int = 3) -> Experiment:
+    row = Row("accuracy", "points", "higher", ("raw", "raw weights"), ("average", "EMA"), headline=True)
+    return Experiment(
+        name="trial",
+        claim="An average is better.",
+        published="somebody: +2 points",
+        gain=2.0,
+        data=Data("none", "none"),
+        rows=(row,),
+        run=run,
+        quick=Size(steps),
+        full=Size(10 * steps),
+    )
+
+
+def test_a_second_call_computes_nothing_and_more_seeds_are_added(tmp_path: Path) -> None:
+    counted = Counted()
+    first = continued(experiment(counted.run), "quick", 2, tmp_path, lambda _: None)
+    assert counted.seeds == [0, 1]
+    again = continued(experiment(counted.run), "quick", 2, tmp_path, lambda _: None)
+    assert counted.seeds == [0, 1]
+    assert again == first
+    more = continued(experiment(counted.run), "quick", 4, tmp_path, lambda _: None)
+    assert counted.seeds == [0, 1, 2, 3]
+    assert more["seeds"] == [0, 1, 2, 3]
+    assert json.loads((tmp_path / "trial-quick.json").read_text()) == more
+
+
+def test_a_run_that_was_stopped_keeps_the_seeds_it_finished(tmp_path: Path) -> None:
+    counted = Counted()
+
+    def stopped(seed: int, size: Size) -> dict[str, Any]:
+        if seed == 2:
+            raise KeyboardInterrupt
+        return counted.run(seed, size)
+
+    with pytest.raises(KeyboardInterrupt):
+        continued(experiment(stopped), "full", 5, tmp_path, lambda _: None)
+    continued(experiment(counted.run), "full", 5, tmp_path, lambda _: None)
+    assert counted.seeds == [0, 1, 2, 3, 4]
+
+
+def test_other_settings_begin_anew(tmp_path: Path) -> None:
+    counted = Counted()
+    continued(experiment(counted.run), "quick", 2, tmp_path, lambda _: None)
+    found = continued(experiment(counted.run, steps=4), "quick", 1, tmp_path, lambda _: None)
+    assert counted.seeds == [0, 1, 0]
+    assert found["seeds"] == [0]
+    assert found["settings"] == {"steps": 4}
+
+
+def test_the_report_holds_both_sides_and_their_paired_difference(tmp_path: Path) -> None:
+    found = continued(experiment(Counted().run), "full", 5, tmp_path, lambda _: None)
+    (row,) = found["rows"]
+    assert row["without"] == {"what": "raw weights", "values": [80.0, 81.0, 82.0, 83.0, 84.0]}
+    assert row["difference"]["mean"] == pytest.approx(1.2)
+    # t(0.975, 4) = 2.776; the differences' deviation is 0.1·√2.5.
+    assert row["difference"]["high"] - row["difference"]["mean"] == pytest.approx(
+        2.7764 * 0.1 * 2.5**0.5 / 5**0.5, rel=1e-4
+    )
+    assert found["verdict"] == "holds, smaller"
+    assert len(found["runs"]["0"]["curve"]) == 30
+    assert "Verdict: holds, smaller (5 seeds" in table(found)
+
+
+@given(mean=finite, half=st.floats(0.0, 1e3), gain=st.floats(0.1, 100.0))
+def test_the_verdict_follows_from_the_interval_and_mirrors_with_the_direction(
+    mean: float, half: float, gain: float
+) -> None:
+    found = {"mean": mean, "low": mean - half, "high": mean + half}
+    mirrored = {"mean": -mean, "low": -(mean + half), "high": -(mean - half)}
+    said = verdict(found, "higher", gain)
+    assert said == verdict(mirrored, "lower", gain)
+    if found["low"] <= 0 <= found["high"]:
+        assert said == "no difference seen"
+    elif found["high"] < 0:
+        assert said == "does not hold"
+    else:
+        assert said == ("holds" if found["high"] >= gain else "holds, smaller")
+        assert verdict(found, "higher", None) == "holds"
+
+
+def test_one_seed_says_nothing() -> None:
+    assert verdict(difference([1.0], [9.0]), "higher", None) == "no difference seen"
+
+
+@given(start=finite, slope=finite, count=st.integers(3, 20))
+def test_a_straight_line_jumps_by_its_slope_without_wobble(start: float, slope: float, count: int) -> None:
+    line = [start + slope * i for i in range(count)]
+    assert jump(line) == pytest.approx(abs(slope), abs=1e-9)
+    assert wobble(line) == pytest.approx(0, abs=1e-9)
+
+
+def test_the_second_half_begins_in_the_middle() -> None:
+    assert second_half([1, 2, 3, 4, 5]) == [3, 4, 5]
+    assert second_half([1, 2, 3, 4]) == [2, 3, 4]
