@@ -32,8 +32,8 @@ ENGLISH_PAGE = {
 small as is honest, on a CPU. Differences are paired by seed; the interval is Student's. The verdict follows
 from the interval of the row in bold and from nothing else: *holds* if it lies on the claimed side and reaches
 the published figure, *holds, smaller* if it stays below, *no difference seen* if it contains zero, *does not
-hold* on the other side. Nothing here ran on a GPU. `python -m experiments.NAME.run` repeats a row, `--quick` a
-small one in minutes; this page is written by `python -m experiments.results` from the committed reports.""",
+hold* on the other side. Nothing here ran on a GPU. `python -m experiments.NAME.run` repeats a row, `--quick`
+in minutes and smaller; `python -m experiments.results` writes this page from the committed reports.""",
 }
 CHINESE_PAGE = {
     "title": "平均权重带来什么：实测",
