@@ -138,9 +138,10 @@ class _Module:
     def __init__(self, module: nn.Module, selection: Selection) -> None:
         self._module, self._map = module, TensorMap(module, selection)
         self.entries = self._map.entries
+        self._unchanged = self._map.unchanged(self._map.unmoved)
 
     def still(self, holder: Holder) -> bool:
-        return holder is self._module and not self._map.stale()
+        return holder is self._module and (self._unchanged() or not self._map.stale())
 
 
 class _Tensors:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from polyak.dropin._follower import Follower, matching, moved, overwrite, restored, tensors_in
 from polyak.errors import ConfigError
 from polyak.schedules import Capped, Warmup
-from polyak.schedules.decay import check, check_beta
+from polyak.schedules.decay import beta_at, check, check_beta
 
 Parameters = Iterable[nn.Parameter] | nn.Module
 _OLD = {"max_value": "decay", "min_value": "min_decay", "device": "to()"}
@@ -118,9 +118,9 @@ class EMAModel:
         if passed <= 0:
             return 0.0
         if self.use_ema_warmup:
-            beta = Warmup(self.decay, self.inv_gamma, self.power)(passed + 1)
+            beta = beta_at(Warmup(self.decay, self.inv_gamma, self.power), passed + 1)
         else:
-            beta = Capped(self.decay)(passed)
+            beta = beta_at(Capped(self.decay), passed)
         return max(beta, self.min_decay)
 
     def step(self, parameters: Parameters) -> None:
@@ -130,8 +130,9 @@ class EMAModel:
         lives = self._lives(parameters)
         beta = self.get_decay(self.optimization_step + 1)
         trained = [p.requires_grad for p in lives]
-        frozen = [not one for one in trained]
-        self._frozen.copy(list(compress(self.shadow_params, frozen)), list(compress(lives, frozen)))
+        if not all(trained):
+            frozen = [not one for one in trained]
+            self._frozen.copy(list(compress(self.shadow_params, frozen)), list(compress(lives, frozen)))
         self._trained.update(
             list(compress(self.shadow_params, trained)), list(compress(lives, trained)), beta
         )

@@ -17,7 +17,7 @@ from polyak.dropin._post_hoc import KarrasEMA as KarrasEMA
 from polyak.dropin._post_hoc import PostHocEMA as PostHocEMA
 from polyak.errors import ConfigError
 from polyak.schedules import Warmup
-from polyak.schedules.decay import check_beta
+from polyak.schedules.decay import beta_at, check_beta
 
 Maker = Callable[[], nn.Module]
 
@@ -135,7 +135,8 @@ class EMA(Named):
         passed = max(0, self._steps.of(self.step) - self.update_after_step - 1)
         if passed <= 0:
             return 0.0
-        return Warmup(self.beta, self.inv_gamma, self.power, min(self.min_value, self.beta))(passed + 1)
+        rule = Warmup(self.beta, self.inv_gamma, self.power, min(self.min_value, self.beta))
+        return beta_at(rule, passed + 1)
 
     def update(self) -> None:
         """Update the average when an update is due. Call it after each training step."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from polyak.dropin._follower import Follower, parameters_only
 from polyak.dropin._modules import copied, without_gradients
 from polyak.schedules import Warmup
+from polyak.schedules.decay import beta_at
 
 
 class ModelEmaV3(nn.Module):
@@ -73,7 +74,7 @@ class ModelEmaV3(nn.Module):
         if not self.use_warmup:
             return self.decay
         rule = Warmup(self.decay, self.warmup_gamma, self.warmup_power, min(self.min_decay, self.decay))
-        return max(rule(passed + 1), self.min_decay)
+        return max(beta_at(rule, passed + 1), self.min_decay)
 
     def update(self, model: nn.Module, step: int | None = None) -> None:
         """Update the average with the model's current weights."""

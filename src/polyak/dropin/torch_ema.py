@@ -13,7 +13,7 @@ from polyak._core.swap_guard import Block
 from polyak.dropin._follower import Follower, matching, moved, overwrite, restored, tensors_in
 from polyak.errors import ConfigError
 from polyak.schedules import Capped
-from polyak.schedules.decay import check_beta
+from polyak.schedules.decay import beta_at, check_beta
 from polyak.torch.swap import exchange_of
 
 Parameters = Iterable[nn.Parameter] | None
@@ -57,7 +57,7 @@ class ExponentialMovingAverage:
         beta = self.decay
         if self.num_updates is not None:
             self.num_updates += 1
-            beta = Capped(self.decay)(self.num_updates)
+            beta = beta_at(Capped(self.decay), self.num_updates)
         self._follower.update(self.shadow_params, lives, beta)
 
     def copy_to(self, parameters: Parameters = None) -> None:

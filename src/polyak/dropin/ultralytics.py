@@ -10,6 +10,7 @@ from polyak._core.tensor_map import Role, TensorEntry
 from polyak.dropin._follower import Follower, Holder, role_in_state_dict
 from polyak.dropin._modules import copied, without_gradients
 from polyak.schedules import Ramp
+from polyak.schedules.decay import beta_at
 from polyak.torch.tensor_map import unwrap
 
 _TEACHER = "teacher_model"
@@ -68,4 +69,4 @@ class ModelEMA:
                 setattr(self.ema, name, value)
 
     def _decay(self, updates: int) -> float:
-        return self._ramp(updates) if updates else 0.0
+        return beta_at(self._ramp, updates) if updates else 0.0

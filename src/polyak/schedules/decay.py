@@ -14,6 +14,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from functools import lru_cache
 from numbers import Real
 from typing import Any, ClassVar, Literal, TypeAlias
 
@@ -181,6 +182,24 @@ def composed(decay: Decay, t: int, k: int, n: int) -> Array:
     """
     before = t + k * np.arange(n, dtype=np.float64)
     return decay.betas(before + 1) if k == 1 else decay.products(before, k)
+
+
+_BLOCK = 256
+
+
+def beta_at(decay: Decay, t: int) -> float:
+    """βₜ, as ``decay(t)``, for callers that ask for one step after the other.
+
+    256 of them are computed at once and remembered: right after a training step NumPy takes longer for one
+    decay than the kernel takes for a small model.
+    """
+    block, place = divmod(t - 1, _BLOCK)
+    return _block(decay, block)[place]
+
+
+@lru_cache(maxsize=64)
+def _block(decay: Decay, block: int) -> list[float]:
+    return composed(decay, block * _BLOCK, 1, _BLOCK).tolist()
 
 
 def check(name: str, value: float, rule: str, holds: bool) -> None:
