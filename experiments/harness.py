@@ -27,6 +27,7 @@ Numbers = Mapping[str, Any]
 """What one seed comes to: by name a float, or a list of floats, which is a curve over evaluations."""
 
 Size = Literal["quick", "full"]
+Better = Literal["higher", "lower", "equal"]
 Verdict = Literal["holds", "holds, smaller", "no difference seen", "does not hold"]
 
 
@@ -45,7 +46,7 @@ class Row:
     Args:
         metric: what is measured, with when and on what.
         unit: of both, and of their difference.
-        better: which direction is an improvement.
+        better: which direction is an improvement; "equal" where the claim is that there is no difference.
         without: the number's name, and what it is measured on.
         with_average: the same for the other side.
         headline: whether the verdict follows from this row; true of one.
@@ -53,7 +54,7 @@ class Row:
 
     metric: str
     unit: str
-    better: Literal["higher", "lower"]
+    better: Better
     without: tuple[str, str]
     with_average: tuple[str, str]
     headline: bool = False
@@ -67,7 +68,8 @@ class Experiment:
         name: of the folder, and of the report.
         claim: one sentence that could be false.
         published: who said so, with the figure.
-        gain: the published improvement in the headline's unit, positive; None where none was published.
+        gain: the published improvement in the headline's unit, positive; None where none was published. Where
+            "equal" is better, what counts as no difference.
         data: what is trained on.
         rows: what is compared; one of them is the headline.
         run: from a seed and the settings of a size to that seed's numbers; sets its own seeds.
@@ -90,17 +92,19 @@ class Experiment:
     curves: Mapping[str, str] | None = None
 
 
-def verdict(difference: Mapping[str, float | None], better: str, gain: float | None) -> Verdict:
+def verdict(difference: Mapping[str, float | None], better: Better, gain: float | None) -> Verdict:
     """What a 95 % interval of paired differences says about a claim, and nothing else.
 
     Args:
         difference: ``mean``, ``low`` and ``high`` of with minus without; one seed has no interval.
-        better: "higher" or "lower".
+        better: the claimed side; "equal" claims that with and without are less than ``gain`` apart.
         gain: the published improvement, positive, or None.
 
     Returns:
         "holds" if the interval is on the claimed side and reaches the published figure, "holds, smaller" if
         it is on that side and stays below; "does not hold" on the other side; otherwise "no difference seen".
+        Equality "holds" only if the whole interval is within ``gain`` of zero; an interval that is too wide
+        for that and contains zero says "no difference seen".
 
     Examples:
         >>> verdict({"mean": 0.9, "low": 0.3, "high": 1.5}, "higher", gain=2.0)
@@ -111,6 +115,11 @@ def verdict(difference: Mapping[str, float | None], better: str, gain: float | N
     low, high = difference["low"], difference["high"]
     if low is None or high is None:
         return "no difference seen"
+    if better == "equal":
+        assert gain is not None
+        if -gain <= low and high <= gain:
+            return "holds"
+        return "no difference seen" if low <= 0 <= high else "does not hold"
     worst, best = (low, high) if better == "higher" else (-high, -low)
     if best < 0:
         return "does not hold"
@@ -241,9 +250,7 @@ def main(*experiments: Experiment, arguments: Sequence[str] | None = None) -> No
     parser.add_argument("--seeds", type=int, help="how many")
     parser.add_argument("--out", type=Path, default=RUNS, help=f"folder of the report, {RUNS} unless named")
     options = parser.parse_args(arguments)
-    torch.set_num_threads(
-        1
-    )  # small networks: a second thread costs more than it brings, and other runs want it
+    torch.set_num_threads(1)  # small networks: a second thread costs more than it brings
     for one in experiments:
         size: Size = "quick" if options.quick else "full"
         seeds = options.seeds or (2 if options.quick else one.seeds)

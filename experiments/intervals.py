@@ -30,3 +30,15 @@ def jump(values: Sequence[float]) -> float:
 def wobble(values: Sequence[float]) -> float:
     """The mean of ``|aₜ - (aₜ₋₁ + aₜ₊₁)/2|``, free of a steady rise; of at least three evaluations."""
     return fmean(abs(b - (a + c) / 2) for a, b, c in zip(values, values[1:], values[2:], strict=False))
+
+
+def moment(values: Sequence[float], level: float) -> float:
+    """When a rising curve first reaches a level: in evaluations from 1 on, between two of them by a line.
+
+    One that never does is given the evaluation after its last, which flatters it.
+    """
+    for i, value in enumerate(values):
+        if value >= level:
+            before = values[i - 1] if i else value
+            return i + 1 - (value - level) / (value - before) if value > before else i + 1.0
+    return len(values) + 1.0
