@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from itertools import chain, count, islice
 from typing import NamedTuple
 
 import torch
@@ -48,21 +49,20 @@ def cosine(rate: float) -> Rate:
 
 
 def training(
-    model: nn.Module, train: Images, epochs: int, batch: int, rate: Rate, order: torch.Generator
+    model: nn.Module, train: Images, steps: int, batch: int, rate: Rate, order: torch.Generator
 ) -> Iterator[int]:
-    """AdamW and cross-entropy; yields after each optimizer step, with the number of steps so far."""
+    """AdamW and cross-entropy, each epoch in a new order; yields the number of steps after each."""
     optimizer = torch.optim.AdamW(model.parameters())
-    steps = epochs * math.ceil(len(train.labels) / batch)
-    step = 0
-    for _ in range(epochs):
-        for chosen in torch.randperm(len(train.labels), generator=order).split(batch):
-            optimizer.param_groups[0]["lr"] = rate(step, steps)
-            loss = cross_entropy(model(to_input(train.pixels[chosen])), train.labels[chosen])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            step += 1
-            yield step
+    batches = chain.from_iterable(
+        torch.randperm(len(train.labels), generator=order).split(batch) for _ in count()
+    )
+    for step, chosen in enumerate(islice(batches, steps)):
+        optimizer.param_groups[0]["lr"] = rate(step, steps)
+        loss = cross_entropy(model(to_input(train.pixels[chosen])), train.labels[chosen])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        yield step + 1
 
 
 def evaluate(model: nn.Module, test: Images) -> tuple[float, float]:

@@ -60,22 +60,18 @@ class Row:
     headline: bool = False
 
 
-@dataclass(frozen=True)
-class Experiment:
-    """A published claim, and how it is tried.
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """A published claim, and what is compared to try it.
 
     Args:
-        name: of the folder, and of the report.
+        name: of the report.
         claim: one sentence that could be false.
         published: who said so, with the figure.
         gain: the published improvement in the headline's unit, positive; None where none was published. Where
             "equal" is better, what counts as no difference.
         data: what is trained on.
         rows: what is compared; one of them is the headline.
-        run: from a seed and the settings of a size to that seed's numbers; sets its own seeds.
-        quick: settings of ``--quick``: two seeds in less than five minutes. JSON holds them.
-        full: settings of the results that are committed, five seeds or more.
-        seeds: of the full size.
         curves: by name of a number that is a curve, its unit and where its points are.
     """
 
@@ -85,11 +81,24 @@ class Experiment:
     gain: float | None
     data: Data
     rows: tuple[Row, ...]
+    curves: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment(Claim):
+    """A claim and the training that tries it.
+
+    Args:
+        run: from a seed and the settings of a size to that seed's numbers; sets its own seeds.
+        quick: settings of ``--quick``: two seeds in less than five minutes. JSON holds them.
+        full: settings of the results that are committed, five seeds or more.
+        seeds: of the full size.
+    """
+
     run: Callable[[int, Any], Numbers]
     quick: Any
     full: Any
     seeds: int = 5
-    curves: Mapping[str, str] | None = None
 
 
 def verdict(difference: Mapping[str, float | None], better: Better, gain: float | None) -> Verdict:
@@ -150,26 +159,26 @@ def compared(row: Row, runs: Sequence[Numbers]) -> dict[str, Any]:
     return facts | sides | {"difference": difference(sides["without"]["values"], sides["with"]["values"])}
 
 
-def report(experiment: Experiment, size: Size, runs: Mapping[str, Numbers]) -> dict[str, Any]:
+def report(claim: Claim, size: Size, settings: Any, runs: Mapping[str, Numbers]) -> dict[str, Any]:
     """The report of the seeds there are."""
     ordered = list(runs.values())
-    rows = [compared(row, ordered) for row in experiment.rows]
+    rows = [compared(row, ordered) for row in claim.rows]
     (headline,) = [row for row in rows if row["headline"]]
     return {
-        "experiment": experiment.name,
-        "claim": experiment.claim,
-        "published": experiment.published,
-        "gain": experiment.gain,
-        "data": asdict(experiment.data),
+        "experiment": claim.name,
+        "claim": claim.claim,
+        "published": claim.published,
+        "gain": claim.gain,
+        "data": asdict(claim.data),
         "machine": machine(),
         "date": date.today().isoformat(),
         "quick": size == "quick",
-        "settings": asdict(getattr(experiment, size)),
+        "settings": asdict(settings),
         "seeds": [int(seed) for seed in runs],
         "rows": rows,
-        "verdict": verdict(headline["difference"], headline["better"], experiment.gain),
+        "verdict": verdict(headline["difference"], headline["better"], claim.gain),
         "seconds": sum(run["seconds"] for run in ordered),
-        "curves": dict(experiment.curves or {}),
+        "curves": dict(claim.curves or {}),
         "runs": dict(runs),
     }
 
@@ -215,7 +224,7 @@ def continued(
         begun = perf_counter()
         numbers = experiment.run(seed, settings)
         runs[str(seed)] = {**numbers, "seconds": perf_counter() - begun}
-        found = report(experiment, size, runs)
+        found = report(experiment, size, settings, runs)
         folder.mkdir(parents=True, exist_ok=True)
         with atomic(path) as temporary:
             temporary.write_text(json.dumps(found, indent=1) + "\n")

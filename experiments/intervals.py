@@ -32,13 +32,19 @@ def wobble(values: Sequence[float]) -> float:
     return fmean(abs(b - (a + c) / 2) for a, b, c in zip(values, values[1:], values[2:], strict=False))
 
 
-def moment(values: Sequence[float], level: float) -> float:
-    """When a rising curve first reaches a level: in evaluations from 1 on, between two of them by a line.
+def moment(values: Sequence[float], level: float, at: Sequence[float] | None = None) -> float:
+    """When a rising curve first reaches a level, on the line between two evaluations.
 
-    One that never does is given the evaluation after its last, which flatters it.
+    Args:
+        values: the curve.
+        level: what is to be reached. A curve that never does is given its last moment, which flatters it.
+        at: when each value was measured; 1, 2, 3, … unless given.
     """
-    for i, value in enumerate(values):
-        if value >= level:
-            before = values[i - 1] if i else value
-            return i + 1 - (value - level) / (value - before) if value > before else i + 1.0
-    return len(values) + 1.0
+    times = range(1, len(values) + 1) if at is None else at
+    points = list(zip(times, values, strict=True))
+    if values[0] >= level:
+        return points[0][0]
+    for (begun, low), (ended, high) in pairwise(points):
+        if high >= level:
+            return begun + (ended - begun) * (level - low) / (high - low)
+    return points[-1][0]

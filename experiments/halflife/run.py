@@ -5,10 +5,9 @@ python -m experiments.halflife.run --quick
 
 from __future__ import annotations
 
-import math
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,8 +35,8 @@ class Size:
         train: training images.
         test: test images.
         half_lives: in steps of 64 images, each twice the one before.
-        looks: after how many epochs at the constant rate all are evaluated. Runs with other batch sizes take
-            the first of these numbers of epochs, a run along a cosine the second.
+        looks: steps after which all are evaluated, at a constant rate and batch 64: a quarter of the run,
+            half of it, its end. Other batch sizes see as many images as the first, a cosine takes half a run.
         every: steps between snapshots.
     """
 
@@ -63,8 +62,8 @@ class Run:
         self.ema = polyak.EMA(self.model, {"default": polyak.Warmup(0.9999), **tracks})
         self.order = torch.Generator().manual_seed(seed)
 
-    def steps(self, epochs: int, rate: fashion.Rate) -> Any:
-        for step in fashion.training(self.model, self.train, epochs, self.batch, rate, self.order):
+    def steps(self, steps: int, rate: fashion.Rate) -> Iterator[int]:
+        for step in fashion.training(self.model, self.train, steps, self.batch, rate, self.order):
             self.ema.update()
             yield step
 
@@ -84,13 +83,12 @@ def constant(seed: int, size: Size) -> tuple[list[dict[str, float]], list[float 
     kept = polyak.EMA(
         run.model, {"narrow": polyak.Power(sigma_rel=0.02), "wide": polyak.Power(sigma_rel=0.10)}
     )
-    per_epoch = math.ceil(size.train / BATCH)
     looks: list[dict[str, float]] = []
     with tempfile.TemporaryDirectory() as folder:
         with polyak.Archive(folder, kept, every=size.every) as archive:
             for step in run.steps(size.looks[-1], fashion.constant(RATE)):
                 kept.update()
-                if step % per_epoch == 0 and step // per_epoch in size.looks:
+                if step in size.looks:
                     looks.append(run.losses())
         made = [made_loss(archive, h, run.model, run.test) for h in size.half_lives]
     return looks, made
@@ -109,10 +107,10 @@ def made_loss(archive: polyak.Archive, half_life: float, model: nn.Module, test:
     return loss
 
 
-def other(seed: int, size: Size, batch: int, epochs: int, rate: fashion.Rate) -> dict[str, float]:
+def other(seed: int, size: Size, batch: int, steps: int, rate: fashion.Rate) -> dict[str, float]:
     """The losses at the end of a run with another batch size or schedule."""
     run = Run(seed, size, batch)
-    for _ in run.steps(epochs, rate):
+    for _ in run.steps(steps, rate):
         pass
     return run.losses()
 
@@ -142,7 +140,7 @@ def run(seed: int, size: Size) -> dict[str, Any]:
     curves["cosine"] = other(seed, size, BATCH, size.looks[1], fashion.cosine(RATE))
     for batch in BATCHES:  # under Adam the rate goes with the root of the batch
         rate = fashion.constant(RATE * (batch / BATCH) ** 0.5)
-        curves[f"batch {batch}"] = other(seed, size, batch, size.looks[0], rate)
+        curves[f"batch {batch}"] = other(seed, size, batch, size.looks[0] * BATCH // batch, rate)
     numbers: dict[str, Any] = {"made curve": made}
     for name, losses in curves.items():
         bottom = min(losses[str(h)] for h in grid)
@@ -150,7 +148,7 @@ def run(seed: int, size: Size) -> dict[str, Any]:
         numbers |= {f"{name} raw": losses["raw"], f"{name} default": losses["default"]}
         numbers |= {f"{name} lowest": bottom, f"{name} gain": losses["raw"] - bottom}
         numbers[f"{name} best"] = best(losses, grid)
-    numbers["suggested"] = suggestion(size.looks[-1] * math.ceil(size.train / BATCH))
+    numbers["suggested"] = suggestion(size.looks[-1])
     # Averages made afterwards, at the shortest half-life that these snapshots can hold.
     i = next(i for i, loss in enumerate(made) if loss is not None)
     numbers |= {"made": made[i], "computed": curves["last"][str(grid[i])]}
@@ -181,11 +179,11 @@ ROWS = (
         "best half-life as the run goes on",
         "steps",
         "higher",
-        ("first best", "after 1 epoch"),
-        ("last best", "after the last epoch"),
+        ("first best", "after a quarter of the run"),
+        ("last best", "at its end"),
     ),
     Row(
-        "gain of the best half-life after 2 epochs",
+        "gain of the best half-life after as many steps",
         "nats",
         "higher",
         ("cosine gain", "cosine to zero"),
@@ -193,7 +191,7 @@ ROWS = (
     ),
     *(
         Row(
-            "best half-life after 1 epoch",
+            "best half-life after a quarter of the run",
             "steps of 64 images",
             "equal",
             ("first best", "batch 64"),
@@ -225,8 +223,8 @@ ROWS = (
 )
 LOSS_OVER_HALF_LIFE = "test loss of each half-life in the settings"
 
-QUICK = Size(15_000, 5_000, half_lives=(2, 4, 8, 16, 32, 64, 128), looks=(1, 2, 3))
-FULL = Size(60_000, 10_000, half_lives=(8, 16, 32, 64, 128, 256, 512), looks=(1, 2, 3))
+QUICK = Size(60_000, 2_000, half_lives=(2, 4, 8, 16, 32, 64, 128), looks=(200, 400, 800))
+FULL = Size(60_000, 5_000, half_lives=(4, 8, 16, 32, 64, 128, 256), looks=(400, 800, 1_600))
 
 EXPERIMENTS = (
     Experiment(

@@ -6,6 +6,7 @@ python -m experiments.precision.run --quick
 from __future__ import annotations
 
 import gc
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,9 +55,9 @@ def run(seed: int, size: Size) -> dict[str, Any]:
         before = held()
         kept[name] = polyak.EMA(model, polyak.Warmup(DECAY), dtype=dtype, seed=seed)
         numbers[f"{name} memory"] = (held() - before) / 1000
-    for _ in fashion.training(
-        model, train, size.epochs, size.batch, fashion.constant(1e-3), torch.Generator().manual_seed(seed)
-    ):
+    steps = size.epochs * math.ceil(size.train / size.batch)
+    order = torch.Generator().manual_seed(seed)
+    for _ in fashion.training(model, train, steps, size.batch, fashion.constant(1e-3), order):
         for ema in kept.values():
             ema.update()
     numbers["raw loss"], numbers["raw accuracy"] = fashion.evaluate(model, test)

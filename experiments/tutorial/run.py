@@ -53,7 +53,8 @@ def curves(seed: int, size: Size, rate: str) -> dict[str, list[float]]:
         for what, value in zip(("loss", "accuracy"), fashion.evaluate(model, test), strict=True):
             found[f"{side} {what}"].append(value)
 
-    for step in fashion.training(model, train, size.epochs, size.batch, rates(rate, size.epochs), order):
+    steps = size.epochs * per_epoch
+    for step in fashion.training(model, train, steps, size.batch, rates(rate, size.epochs), order):
         ema.update()
         if step % per_epoch == 0:
             note("raw")
