@@ -55,10 +55,13 @@ data: env-paddle ## the text lines of experiments/ocr, made once (ARGS="--quick"
 demo-paddle: env-paddle ## the demo in PaddlePaddle, without torch
 	$(PADDLE)/bin/polyak demo $(ARGS)
 
+experiments: env ## what averages bring, every claim at its quick size (ARGS="--today": the one whose turn it is)
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m experiments.quick $(ARGS)
+
 ocr: env-paddle  ## text-line recognition with and without an average (ARGS="--quick": minutes)
 	OMP_NUM_THREADS=1 $(PADDLE)/bin/python -W ignore -m experiments.ocr.run $(ARGS)
 
-.PHONY: env-paddle demo-paddle data ocr rebuild-paddle
+.PHONY: env-paddle demo-paddle data experiments ocr rebuild-paddle
 env-paddle:
 	@test -e $(PADDLE_STAMP) || $(MAKE) --no-print-directory rebuild-paddle
 

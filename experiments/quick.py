@@ -14,15 +14,19 @@ from datetime import date
 from experiments.results import NAMES
 
 
-def main() -> None:
-    """Run each in a process of its own, as a reader would."""
+def main(day: int) -> None:
+    """Run each in a process of its own, as a reader would.
+
+    Args:
+        day: counted from any beginning; whose turn it is.
+    """
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--today", action="store_true", help="only the one whose turn it is")
     options = parser.parse_args()
-    names = [NAMES[date.today().toordinal() % len(NAMES)]] if options.today else NAMES
+    names = [NAMES[day % len(NAMES)]] if options.today else NAMES
     for name in names:
         subprocess.run([sys.executable, "-m", f"experiments.{name}.run", "--quick"], check=True)
 
 
 if __name__ == "__main__":
-    main()
+    main(date.today().toordinal())

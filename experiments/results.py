@@ -12,17 +12,17 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any, get_args
 
 from experiments import harness
 from experiments.chinese import CHINESE
-from experiments.intervals import estimate
 from experiments.ocr.report import report as text_lines
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs"
 
-NAMES: tuple[str, ...] = ("tutorial", "halflife", "precision")
+NAMES: tuple[str, ...] = ("tutorial", "precision")
 """The folders that hold an experiment of the harness, in the order of the page."""
 
 ARTICLES = {
@@ -44,8 +44,9 @@ ENGLISH_PAGE = {
     "title": "What averages bring, measured",
     "articles": "**Of {total} figures in articles:** {counts}.",
     "claims": "**Of {total} claims on this page:** {counts}.",
-    "count": "{verdict}: {number}",
-    "comma": "; ",
+    "count": "*{verdict}* {number}",
+    "comma": ", ",
+    "colon": ": ",
     "by article": "## The articles' figures\n\n| published | here: difference, 95 % interval | verdict |"
     "\n|---|---|---|",
     "by claim": "## All claims\n\n| | headline | difference, 95 % interval | verdict |\n|---|---|---|---|",
@@ -57,15 +58,14 @@ ENGLISH_PAGE = {
 small as is honest, on a CPU; nothing here ran on a GPU. A small network is not theirs: a figure that is not
 reached here may be reached there, and the other way round. Differences are with minus without, paired by
 seed; the interval is Student's. The verdict follows from the interval of the row in bold, and from nothing
-else: *holds* if it lies on the claimed side and reaches the published figure, *holds, smaller* if it is below,
-*no difference seen* if it contains zero, *does not hold* on the other side. Where the claim is that two are
-equal, it holds if the whole interval is within the difference named.""",
+else: *holds* if it lies on the claimed side and reaches the published figure, *holds, smaller* if it does not
+reach it, *no difference seen* if it contains zero, *does not hold* on the other side. Where two are claimed
+to be equal, that holds if the whole interval is within the difference named.""",
     "when": """## When
 
-The last point of a curve says least. At a constant rate the raw weights go up and down from one evaluation to
-the next and the average does not; it is ahead all along, or it catches up once its window is short beside the
-run. Jump, below, is the mean change between evaluations; wobble is the distance from the middle of both
-neighbours; a moment is when a curve first reaches the best that the raw weights ever reach.
+The last point of a curve says least. Jump, below, is the mean change between evaluations; wobble is the
+distance from the middle of both neighbours, free of a steady rise; "when" is the moment at which a curve
+first reaches the best that the raw weights ever reach.
 
 ![{alt}](pictures/when.svg#only-light)
 ![{alt}](pictures/when-dark.svg#only-dark)""",
@@ -78,8 +78,9 @@ CHINESE_PAGE = {
     "title": "平均权重带来什么：实测",
     "articles": "**各文章中的 {total} 个数值：**{counts}。",
     "claims": "**本页的 {total} 项说法：**{counts}。",
-    "count": "{verdict} {number} 项",
-    "comma": "；",
+    "count": "*{verdict}* {number}",
+    "comma": "，",
+    "colon": "：",
     "by article": "## 各文章的数值\n\n| 文章中的说法 | 本处：差值与 95 % 区间 | 结论 |\n|---|---|---|",
     "by claim": "## 全部说法\n\n| | 判定所用指标 | 差值与 95 % 区间 | 结论 |\n|---|---|---|---|",
     "rows": "| | 不用 | 用 | 差值与 95 % 区间 |\n|---|---:|---:|---:|",
@@ -93,8 +94,7 @@ CHINESE_PAGE = {
     "包含零，即“未见差别”；在另一侧，即“不成立”。若说法是两者相等，则整个区间都在所说的差值之内才算成立。",
     "when": """## 何时
 
-曲线的最后一点说明得最少。学习率恒定时，原始权重在相邻两次评估之间忽上忽下，平均权重则不会；它或者一路领先，
-或者等窗口与训练长度相比足够短时赶上。下文的“跳动”是相邻评估之间变化的平均值；“抖动”是与前后两点中点的距离；
+曲线的最后一点说明得最少。下文的“跳动”是相邻评估之间变化的平均值；“抖动”是与前后两点中点的距离，不含平稳的上升；
 “时刻”是曲线首次达到原始权重最高水平的时间。
 
 ![{alt}](pictures/when.svg#only-light)
@@ -125,10 +125,15 @@ def headline(found: Found) -> dict[str, Any]:
     return row
 
 
+def rounded(value: float, digits: int = 4, sign: str = "") -> str:
+    """So many significant digits, and all those before the point."""
+    return f"{value:{sign},.0f}" if abs(value) >= 10**digits else f"{value:{sign}.{digits}g}"
+
+
 def change(row: Found) -> str:
     """``+0.86 (+0.12 … +1.6)``."""
-    found = row["difference"]
-    return f"{found['mean']:+.3g} ({found['low']:+.3g} … {found['high']:+.3g})"
+    mean, low, high = (rounded(row["difference"][key], 3, "+") for key in ("mean", "low", "high"))
+    return f"{mean} ({low} … {high})"
 
 
 def counted(verdicts: Sequence[str], words: Found, say: Say) -> str:
@@ -139,27 +144,32 @@ def counted(verdicts: Sequence[str], words: Found, say: Say) -> str:
         for verdict in VERDICTS
         if number[verdict] or verdict != UNTRIED
     ]
-    return words["comma"].join(counts)
+    return " · ".join(counts)
 
 
-def article_rows(found: Sequence[Found], say: Say) -> list[tuple[str, ...]]:
+def article_rows(found: Sequence[Found], words: Found, say: Say) -> list[tuple[str, ...]]:
     """Each published figure, what it is here, and the verdict."""
     by_name = {one["experiment"]: one for one in found}
     rows: list[tuple[str, ...]] = []
     for article, name in ARTICLES.items():
         if name in by_name:
             row = headline(by_name[name])
-            here = f"[{say(row['metric'])}](#{name}): {change(row)} {say(row['unit'])}"
+            here = f"{change(row)} [{measure(row, words, say)}](#{name})"
             rows.append((say(article), here, by_name[name]["verdict"]))
         else:
             rows.append((say(article), "", UNTRIED))
     return rows
 
 
-def claim_row(found: Found, say: Say) -> str:
+def measure(row: Found, words: Found, say: Say) -> str:
+    """What a row measures, and in which unit."""
+    return f"{say(row['metric'])}{words['comma']}{say(row['unit'])}"
+
+
+def claim_row(found: Found, words: Found, say: Say) -> str:
     """A line of the table of all claims."""
     row = headline(found)
-    cells = [f"[{say(found['claim'])}](#{found['experiment']})", f"{say(row['metric'])}, {say(row['unit'])}"]
+    cells = [f"[{say(found['claim'])}](#{found['experiment']})", measure(row, words, say)]
     return f"| {' | '.join([*cells, change(row), say(found['verdict'])])} |"
 
 
@@ -171,10 +181,10 @@ def section(found: Found, words: Found, say: Say) -> str:
     for row in found["rows"]:
         bold = "**" if row["headline"] else ""
         sides = (
-            f"{say(row[side]['what'])}: {estimate(row[side]['values'])['mean']:.4g}"
+            f"{say(row[side]['what'])}{words['colon']}{rounded(fmean(row[side]['values']))}"
             for side in ("without", "with")
         )
-        name = f"{bold}{say(row['metric'])}, {say(row['unit'])} {ARROWS[row['better']]}{bold}"
+        name = f"{bold}{measure(row, words, say)} {ARROWS[row['better']]}{bold}"
         lines.append(f"| {name} | {' | '.join(sides)} | {change(row)} |")
     facts = {key: found[key] for key in ("machine", "date", "folder")}
     facts |= {"seeds": len(found["seeds"]), "minutes": found["seconds"] / 60}
@@ -184,7 +194,7 @@ def section(found: Found, words: Found, say: Say) -> str:
 
 def page(found: Sequence[Found], words: Found, say: Say) -> str:
     """The whole page."""
-    articles = article_rows(found, say)
+    articles = article_rows(found, words, say)
     by_article, by_claim = [row[-1] for row in articles], [one["verdict"] for one in found]
     table = [f"| {here} | {figure} | {say(said)} |" for here, figure, said in articles]
     return (
@@ -195,7 +205,7 @@ def page(found: Sequence[Found], words: Found, say: Say) -> str:
                 words["claims"].format(total=len(found), counts=counted(by_claim, words, say)),
                 words["intro"],
                 "\n".join([words["by article"], *table]),
-                "\n".join([words["by claim"], *(claim_row(one, say) for one in found)]),
+                "\n".join([words["by claim"], *(claim_row(one, words, say) for one in found)]),
                 words["when"].format(alt=words["alt"]),
                 words["tables"],
                 *(section(one, words, say) for one in found),

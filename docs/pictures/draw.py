@@ -18,6 +18,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import polyak
+from experiments.results import reports as committed
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -72,15 +73,15 @@ def interval(values: Sequence[float]) -> float:
 
 def curves(ink: Ink, say: Say) -> Figure:
     """Raw and averaged weights of the same runs of the demo, at its constant learning rate."""
-    found = results("experiments/demo/results/fashion-mnist-*.json")
+    found = results("experiments/tutorial/results/tutorial.json")
     figure, (axes,) = canvas(ink, 7.2, 3.4)
     names = {
-        "accuracy": (ink.raw, say("raw weights", "原始权重")),
-        "ema_accuracy": (ink.average, say("their average", "平均权重")),
+        "raw": (ink.raw, say("raw weights", "原始权重")),
+        "average": (ink.average, say("their average", "平均权重")),
     }
-    epochs = np.arange(1, found["epochs"] + 1)
+    epochs = np.arange(1, found["settings"]["epochs"] + 1)
     for name, (colour, label) in names.items():
-        each = 100 * np.array([seed["curves"][name] for seed in found["runs"]["constant"].values()])
+        each = np.array([run[f"constant {name} accuracy curve"] for run in found["runs"].values()])
         axes.plot(epochs, each.T, color=colour, linewidth=0.8, alpha=0.45)
         axes.plot(epochs, each.mean(0), "o-", color=colour, linewidth=2.4, markersize=4)
         axes.annotate(
@@ -113,6 +114,36 @@ def sweep(ink: Ink, say: Say) -> Figure:
     axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
     axes.minorticks_off()
     axes.set_ylabel(say("test loss", "测试损失"))
+    return figure
+
+
+def when(ink: Ink, say: Say) -> Figure:
+    """Curves of raw weights and averages during the experiments: each seed, and the mean."""
+    reports = {found["experiment"]: found for found in committed()}
+    panels = (
+        (
+            "tutorial",
+            "constant raw accuracy curve",
+            "constant average accuracy curve",
+            82,
+            "tutorial",
+            "教程",
+        ),
+        ("ocr", "constant raw curve", "constant Warmup(0.999) curve", 50, "text lines", "文本行"),
+        ("ocr", "cosine raw curve", "cosine Warmup(0.999) curve", 50, "text lines, cosine", "文本行，余弦"),
+    )
+    figure, panes = canvas(ink, 7.2, 2.7, panels=len(panels))
+    for axes, (name, raw, average, bottom, *title) in zip(panes, panels, strict=True):
+        for curve, colour in ((raw, ink.raw), (average, ink.average)):
+            each = np.array([run[curve] for run in reports[name]["runs"].values()])
+            places = np.arange(1, each.shape[1] + 1)
+            axes.plot(places, each.T, color=colour, linewidth=0.6, alpha=0.4)
+            axes.plot(places, each.mean(0), color=colour, linewidth=2.2)
+        axes.set(title=say(*title), ylim=(bottom, None), xlabel=say("evaluation", "评估次数"))
+    panes[0].set_ylabel(say("accuracy, %", "准确率，%"))
+    labels = (say("raw weights", "原始权重"), ink.raw), (say("average", "平均权重"), ink.average)
+    for place, (label, colour) in enumerate(labels):
+        panes[0].text(0.95, 0.16 - 0.1 * place, label, color=colour, ha="right", transform=panes[0].transAxes)
     return figure
 
 
@@ -196,7 +227,7 @@ def swap(ink: Ink, say: Say) -> Figure:
     return figure
 
 
-PICTURES: tuple[Draw, ...] = (curves, sweep, decays, anneal, update, swap)
+PICTURES: tuple[Draw, ...] = (curves, when, sweep, decays, anneal, update, swap)
 
 
 def save(folder: Path) -> None:

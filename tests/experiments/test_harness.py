@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments.harness import Data, Experiment, Row, continued, difference, table, verdict
-from experiments.intervals import jump, second_half, wobble
+from experiments.intervals import jump, moment, second_half, wobble
 
 finite = st.floats(-1e3, 1e3)
 
@@ -115,6 +115,20 @@ def test_the_verdict_follows_from_the_interval_and_mirrors_with_the_direction(
         assert verdict(found, "higher", None) == "holds"
 
 
+@given(mean=finite, half=st.floats(0.0, 1e3), margin=st.floats(0.1, 100.0))
+def test_equality_holds_only_where_the_whole_interval_is_within_the_margin(
+    mean: float, half: float, margin: float
+) -> None:
+    found = {"mean": mean, "low": mean - half, "high": mean + half}
+    said = verdict(found, "equal", margin)
+    if max(abs(found["low"]), abs(found["high"])) <= margin:
+        assert said == "holds"
+    elif found["low"] <= 0 <= found["high"]:
+        assert said == "no difference seen", "too wide an interval proves nothing"
+    else:
+        assert said == "does not hold"
+
+
 def test_one_seed_says_nothing() -> None:
     assert verdict(difference([1.0], [9.0]), "higher", None) == "no difference seen"
 
@@ -129,3 +143,18 @@ def test_a_straight_line_jumps_by_its_slope_without_wobble(start: float, slope: 
 def test_the_second_half_begins_in_the_middle() -> None:
     assert second_half([1, 2, 3, 4, 5]) == [3, 4, 5]
     assert second_half([1, 2, 3, 4]) == [2, 3, 4]
+
+
+def test_the_moment_is_on_the_line_between_evaluations() -> None:
+    assert moment([1, 2, 4], 3) == 2.5
+    assert moment([1, 2, 4], 3, at=[100, 200, 400]) == 300
+    assert moment([5, 2, 4], 3) == 1, "from the beginning"
+    assert moment([1, 2, 1], 3, at=[10, 20, 30]) == 30, "never"
+
+
+@given(curve=st.lists(finite, min_size=2, max_size=20), share=st.floats(0.0, 1.0))
+def test_the_moment_is_the_first(curve: list[float], share: float) -> None:
+    level = curve[0] + share * (max(curve) - curve[0])
+    found = moment(curve, level)
+    assert 1 <= found <= len(curve)
+    assert all(value < level for value in curve[: int(found) - 1])

@@ -1,0 +1,141 @@
+"""The committed reports and the page of results that is written from them."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments import results
+from experiments.harness import Experiment, difference, verdict
+
+ROOT = Path(__file__).parents[2]
+REPORTS = {found["experiment"]: found for found in results.reports()}
+KEYS = {
+    "experiment": str,
+    "claim": str,
+    "published": str,
+    "gain": float | int | None,
+    "data": dict,
+    "machine": str,
+    "date": str,
+    "quick": bool,
+    "settings": dict,
+    "seeds": list,
+    "rows": list,
+    "verdict": str,
+    "seconds": float,
+    "curves": dict,
+    "runs": dict,
+}
+OWNER = "Owner: polyak's maintainers"
+
+
+def experiments(name: str) -> tuple[Experiment, ...]:
+    return importlib.import_module(f"experiments.{name}.run").EXPERIMENTS
+
+
+def test_the_pages_are_what_the_reports_say() -> None:
+    assert not results.stale(), "run python -m experiments.results"
+
+
+def test_a_stale_page_fails_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for path, text in results.pages().items():
+        (tmp_path / path.name).write_text(text.replace("±", "+-") + "?" * (path.name == "results.md"))
+    monkeypatch.setattr(results, "DOCS", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["results", "--check"])
+    with pytest.raises(SystemExit, match=r"^results\.md: run"):
+        results.main()
+    (tmp_path / "results.zh.md").unlink()
+    with pytest.raises(SystemExit, match=r"results\.zh\.md"):
+        results.main()
+    monkeypatch.setattr(sys, "argv", ["results"])
+    results.main()
+    monkeypatch.setattr(sys, "argv", ["results", "--check"])
+    with pytest.raises(SystemExit) as left:
+        results.main()
+    assert not left.value.code
+
+
+@pytest.mark.parametrize("name", REPORTS)
+def test_a_report_has_its_schema(name: str) -> None:
+    found = REPORTS[name]
+    assert {key for key, kind in KEYS.items() if not isinstance(found[key], kind)} == set()
+    assert set(found) == {*KEYS, "folder"}
+    assert set(found["data"]) == {"name", "licence"}
+    assert [str(seed) for seed in found["seeds"]] == list(found["runs"])
+    for row in found["rows"]:
+        assert set(row) == {"metric", "unit", "better", "headline", "without", "with", "difference"}
+        assert row["better"] in results.ARROWS
+        assert all(set(row[side]) == {"what", "values"} for side in ("without", "with"))
+        assert all(len(row[side]["values"]) == len(found["seeds"]) for side in ("without", "with"))
+    for curve in found["curves"]:
+        assert len({len(run[curve]) for run in found["runs"].values()}) == 1, curve
+
+
+@pytest.mark.parametrize("name", REPORTS)
+def test_intervals_and_verdict_follow_from_the_values_alone(name: str) -> None:
+    found = REPORTS[name]
+    for row in found["rows"]:
+        expected = difference(row["without"]["values"], row["with"]["values"])
+        assert row["difference"] == pytest.approx(expected), row["metric"]
+    row = results.headline(found)
+    assert found["verdict"] == verdict(row["difference"], row["better"], found["gain"])
+
+
+@pytest.mark.parametrize("name", results.NAMES)
+def test_a_name_has_a_full_report_of_its_present_settings(name: str) -> None:
+    for one in experiments(name):
+        path = ROOT / "experiments" / name / "results" / f"{one.name}.json"
+        found: dict[str, Any] = json.loads(path.read_text())
+        assert not found["quick"]
+        assert len(found["seeds"]) >= 5
+        assert found["settings"] == json.loads(json.dumps(asdict(one.full)))
+        assert (found["claim"], found["published"], found["gain"]) == (one.claim, one.published, one.gain)
+        shown = [(row["metric"], row["without"]["what"], row["with"]["what"]) for row in found["rows"]]
+        assert shown == [(row.metric, row.without[1], row.with_average[1]) for row in one.rows]
+    kept = {path.stem for path in (ROOT / "experiments" / name / "results").glob("*.json")}
+    assert kept == {one.name for one in experiments(name)}
+
+
+@pytest.mark.parametrize("name", results.NAMES)
+def test_a_name_has_a_readme(name: str) -> None:
+    page = (ROOT / "experiments" / name / "README.md").read_text()
+    assert f"python -m experiments.{name}.run" in page
+    assert "**What it does not show.**" in page
+    assert re.search(r"\*\*Claims?\.\*\*", page)
+    assert "**How.**" in page
+    assert OWNER in page
+
+
+def test_the_count_at_the_top_is_that_of_the_table() -> None:
+    page = (ROOT / "docs" / "results.md").read_text()
+    table = page.split("## The articles' figures")[1].split("## ")[0]
+    said = dict(re.findall(r"([a-z][a-z, ]+): (\d)", page.split("figures in articles:**")[1].split("\n")[0]))
+    shown = [line.split("|")[-2].strip() for line in table.strip().splitlines()[2:]]
+    assert len(shown) == len(results.ARTICLES) == 7
+    assert {verdict: int(number) for verdict, number in said.items() if int(number)} == {
+        verdict: shown.count(verdict) for verdict in shown
+    }
+
+
+def test_every_experiment_has_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    from experiments import quick
+
+    ran: list[str] = []
+    monkeypatch.setattr(subprocess, "run", lambda command, check: ran.append(command[2]))
+    for day in range(len(results.NAMES)):
+        monkeypatch.setattr(sys, "argv", ["quick", "--today"])
+        quick.main(day)
+    assert sorted(ran) == sorted(f"experiments.{name}.run" for name in results.NAMES)
+    ran.clear()
+    monkeypatch.setattr(sys, "argv", ["quick"])
+    quick.main(0)
+    assert ran == [f"experiments.{name}.run" for name in results.NAMES]
