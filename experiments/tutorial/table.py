@@ -23,8 +23,8 @@ WORDS = {
         "wobble": "wobble of the accuracy, points",
     },
     ".zh": {
-        "caption": "`python -m experiments.tutorial.run`，{data}，{epochs} 个 epoch，{seeds} 个种子，{machine}，"
-        "{date}。± 是 95 % 区间（学生 t 分布）的一半；最后一列按种子配对。",
+        "caption": "`python -m experiments.tutorial.run`，{data}，{epochs} 个 epoch，{seeds} 个种子，"
+        "{machine}，{date}。± 是 95 % 区间（学生 t 分布）的一半；最后一列按种子配对。",
         "head": "| 学习率 | | 原始权重 | 平均权重 | 平均 - 原始 |",
         "constant": "恒定 1e-3",
         "cosine": "余弦，1e-3 到 1e-4",
