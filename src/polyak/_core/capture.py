@@ -30,6 +30,9 @@ class SnapshotState:
         shared: tensors that training does not change; stored in the base only.
         aliases: further names of tied tensors, each with the name it is stored under.
         number: of the snapshot in its run, from 1; 0 for the base.
+        distances: ``‖avg-θ‖ / ‖θ‖`` of each parameter that is whole here, ``‖avg-θ‖`` where θ is 0.
+        skipped: updates so far in which some θ was not finite.
+        skipped_tensors: how many of them each tensor had.
     """
 
     apart: float = 0.0
@@ -38,6 +41,9 @@ class SnapshotState:
     shared: Sequence[str] = ()
     aliases: Mapping[str, str] = field(default_factory=dict[str, str])
     number: int = 0
+    distances: Mapping[str, float] = field(default_factory=dict[str, float])
+    skipped: int = 0
+    skipped_tensors: Mapping[str, int] = field(default_factory=dict[str, int])
 
     @classmethod
     def of(cls, header: Header) -> SnapshotState:
@@ -51,6 +57,9 @@ class SnapshotState:
             shared=state.get("shared", ()),
             aliases=state.get("aliases", {}),
             number=int(state.get("number", 0)),
+            distances=state.get("distances", {}),
+            skipped=int(state.get("skipped", 0)),
+            skipped_tensors=state.get("skipped_tensors", {}),
         )
 
 
@@ -92,17 +101,28 @@ def captured_track(
     values = [track.value(entry.name) for entry in parameters]
     lives, stored = [e.live for e in parameters], [tensors[e.name] for e in parameters]
     apart = ops.squared_distances(zip(values, lives, strict=True))
+    sizes = ops.squared_distances((live, None) for live in lives)
     rounded = ops.squared_distances(zip(values, stored, strict=True))
     squares = dict(zip([e.name for e in parameters], zip(apart, rounded, strict=True), strict=True))
     tensors |= {name: ops.on_host(averages.copies[name]) for name in copied}
     pieces = {entry.name: entry.piece for entry in saved if entry.piece is not None and entry.name in tensors}
     here = [each for name, each in squares.items() if name not in pieces]
+    relative = {
+        entry.name: math.sqrt(moved / size) if size else math.sqrt(moved)
+        for entry, moved, size in zip(parameters, apart, sizes, strict=True)
+        if entry.name not in pieces
+    }
+    skipped, named = averages.updater.skipped()
     state = SnapshotState(
         apart=sum(each for each, _ in here),
         rounded=sum(each for _, each in here),
         copied=copied,
         shared=[entry.name for entry in saved if entry.role == "share"],
         aliases={alias: entry.name for entry in saved for alias in entry.aliases},
+        # Five digits do for a plot; JSON has no NaN.
+        distances={name: float(f"{x:.5g}") for name, x in relative.items() if math.isfinite(x)},
+        skipped=skipped,
+        skipped_tensors=dict(named),
     )
     header = replace(track_header(track, step, run), state=asdict(state))
     return Content(tensors, header, pieces, squares=squares)

@@ -17,7 +17,7 @@ from polyak._files.checkpoint import Checkpoint, LazyTensor
 from polyak._files.weighted_sum import Input, TensorSum, shares
 from polyak.archive.snapshots import Snapshot
 from polyak.errors import CheckpointError
-from polyak.schedules import Profile, Solution, solve
+from polyak.schedules import Profile, Solution, solve_each
 from polyak.schedules.posthoc import Movement, movement_of
 
 # Indices of the snapshots that contain a tensor, and the step since which each has averaged it.
@@ -52,11 +52,8 @@ def mix(stored: Sequence[Stored], wanted: Profile) -> Mixture:
     newest = stored[-1]
     state = newest.snapshot.state
     copied = set(state.copied)
-    averaged = [name for name in newest.weights.tensors if name not in copied]
-    histories = {name: _history(stored, name) for name in averaged}
-    counted = Counter(histories.values())
-    movement = movement_in([s.snapshot for s in stored])
-    solved = {history: _solved(stored, history, wanted, movement) for history in counted}
+    histories = _histories(stored)
+    solved = {history: solutions[0] for history, solutions in _solved(stored, histories, [wanted]).items()}
     files = [s.weights.where for s in stored]
     sums: dict[str, TensorSum] = {}
     for name, history in histories.items():
@@ -66,11 +63,36 @@ def mix(stored: Sequence[Stored], wanted: Profile) -> Mixture:
     sums |= {name: _copied(name, newest.weights) for name in copied}
     sums |= {name: _frozen(stored, name) for name in state.shared}
     sums |= {alias: replace(sums[name], name=alias) for alias, name in state.aliases.items() if name in sums}
-    usual = counted.most_common(1)[0][0]
-    coefficients = np.zeros(len(stored))
+    solution, error = _overall(solved, histories, len(stored))
+    return Mixture(sums, solution, error)
+
+
+def solve_mixtures(stored: Sequence[Stored], wanted: Sequence[Profile]) -> list[Solution]:
+    """The coefficients, error and noise gain of ``mix`` for several targets, without the sums.
+
+    Returns:
+        One for each target: the coefficients of most tensors over the snapshots in order, and the largest
+        error of any tensor's history.
+    """
+    histories = _histories(stored)
+    solved = _solved(stored, histories, wanted)
+    found: list[Solution] = []
+    for i in range(len(wanted)):
+        of_target = {history: solutions[i] for history, solutions in solved.items()}
+        solution, error = _overall(of_target, histories, len(stored))
+        found.append(solution._replace(error=error))
+    return found
+
+
+def _overall(
+    solved: Mapping[_History, Solution], histories: Mapping[str, _History], count: int
+) -> tuple[Solution, float]:
+    """The solution of most tensors, with coefficients over all snapshots, and the largest error of any."""
+    usual = Counter(histories.values()).most_common(1)[0][0]
+    coefficients = np.zeros(count)
     coefficients[[i for i, _ in usual]] = solved[usual].coefficients
     error = max(solution.error for solution in solved.values())
-    return Mixture(sums, solved[usual]._replace(coefficients=coefficients), error)
+    return solved[usual]._replace(coefficients=coefficients), error
 
 
 def mixed(
@@ -96,6 +118,13 @@ def profile_of(snapshot: Snapshot) -> Profile:
     return snapshot.header.profile
 
 
+def _histories(stored: Sequence[Stored]) -> dict[str, _History]:
+    """The history of each averaged tensor."""
+    newest = stored[-1]
+    copied = set(newest.snapshot.state.copied)
+    return {name: _history(stored, name) for name in newest.weights.tensors if name not in copied}
+
+
 def _history(stored: Sequence[Stored], name: str) -> _History:
     """For each snapshot that contains a tensor, the step since which it was averaged; 0 for the start."""
     joined = stored[-1].snapshot.header.joined.get(name, 0)
@@ -108,10 +137,18 @@ def _history(stored: Sequence[Stored], name: str) -> _History:
     )
 
 
-def _solved(stored: Sequence[Stored], history: _History, wanted: Profile, movement: Movement) -> Solution:
-    profiles = [_since(profile_of(stored[i].snapshot), joined) for i, joined in history]
-    rounding = [stored[i].snapshot.state.rounded for i, _ in history]
-    return solve(profiles, _since(wanted, max(joined for _, joined in history)), movement, rounding)
+def _solved(
+    stored: Sequence[Stored], histories: Mapping[str, _History], wanted: Sequence[Profile]
+) -> dict[_History, list[Solution]]:
+    """For each history, the solutions for all targets, from one pass over its profiles."""
+    movement = movement_in([s.snapshot for s in stored])
+    solved: dict[_History, list[Solution]] = {}
+    for history in dict.fromkeys(histories.values()):
+        profiles = [_since(profile_of(stored[i].snapshot), joined) for i, joined in history]
+        rounding = [stored[i].snapshot.state.rounded for i, _ in history]
+        late = max(joined for _, joined in history)
+        solved[history] = solve_each(profiles, [_since(one, late) for one in wanted], movement, rounding)
+    return solved
 
 
 def _since(profile: Profile, joined: int) -> Profile:

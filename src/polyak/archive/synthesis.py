@@ -21,7 +21,7 @@ from polyak._files.weighted_sum import counted, in_memory, summed
 from polyak._files.write import write_safetensors
 from polyak._foreign.open_any import open_weights
 from polyak.archive.archive import Archive
-from polyak.archive.mixture import Stored, mix, movement_in, profile_of
+from polyak.archive.mixture import Stored, mix, movement_in, profile_of, solve_mixtures
 from polyak.archive.snapshots import Snapshot
 from polyak.errors import CheckpointError, ConfigError
 from polyak.schedules import Decay, HalfLife, Profile, as_decay, replay, solve_each
@@ -59,6 +59,20 @@ class Reach(NamedTuple):
     half_life: float
     error: float
     noise_gain: float
+
+
+class Preview(NamedTuple):
+    """What ``synthesize`` would give for one half-life, without its tensors.
+
+    half_life: in training steps.  error, noise_gain: as in ``Synthesis``.  profile: the exact profile of the
+    result.  target: that of the average with this half-life itself.
+    """
+
+    half_life: float
+    error: float
+    noise_gain: float
+    profile: Profile
+    target: Profile
 
 
 def synthesize(
@@ -178,6 +192,46 @@ def synthesizable(
     rounding = [s.state.rounded for s in stored]
     solutions = solve_each([profile_of(s) for s in stored], wanted, movement_in(stored), rounding)
     return [Reach(h, s.error, s.noise_gain) for h, s in zip(chosen, solutions, strict=True)]
+
+
+def preview(
+    archive: Archive | str | os.PathLike[str],
+    half_lives: Sequence[float],
+    at: int | None = None,
+) -> list[Preview]:
+    """The errors and profiles of the averages that ``synthesize`` would make, from the snapshots' headers.
+
+    Args:
+        archive: the archive or its folder.
+        half_lives: in training steps.
+        at: the training step of the average; by default the newest snapshot's.
+
+    Returns:
+        One row for each half-life.
+
+    Raises:
+        ConfigError: ``at`` lies outside the run.
+        CheckpointError: a snapshot is damaged.
+
+    Examples:
+        >>> import tempfile, torch, polyak
+        >>> ema = polyak.EMA(torch.nn.Linear(2, 1), {"a": polyak.Power(gamma=7), "b": polyak.Power(gamma=17)})
+        >>> with polyak.Archive(tempfile.mkdtemp(), ema, every=20) as archive:
+        ...     for _ in range(400):
+        ...         ema.update()
+        >>> [row] = preview(archive, [60])
+        >>> row.error == synthesize(archive, HalfLife(steps=60)).error
+        True
+    """
+    with ExitStack() as files:
+        snapshots, step, stored = _opened(archive, at, files)
+        wanted = [_target_profile(snapshots, HalfLife(steps=h), step, None) for h in half_lives]
+        solutions = solve_mixtures(stored, wanted)
+    profiles = [profile_of(s.snapshot) for s in stored]
+    return [
+        Preview(h, s.error, s.noise_gain, Profile.mix(profiles, s.coefficients.tolist()), target)
+        for h, s, target in zip(half_lives, solutions, wanted, strict=True)
+    ]
 
 
 def _opened(
