@@ -1,0 +1,95 @@
+"""Files with weights, as the header card and the profile show them. Only headers are read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from polyak._files.header import Header
+from polyak._files.open import header_of
+from polyak._foreign.open_any import open_weights
+from polyak._foreign.own import is_own
+from polyak._foreign.parts import Part
+from polyak._foreign.recognize import recognise
+from polyak.report.facts import AdaptiveFacts, Weights
+from polyak.report.shares import shares_of
+from polyak.schedules import Profile
+from polyak.schedules.adaptive import from_state
+
+ENDINGS = (
+    *(".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar", ".keras", ".weights.h5"),
+    *(".pdparams", ".pdema"),
+)
+_EFFORT = 20_000_000  # evaluations of a decay: about a second
+
+
+def weights_in(path: Path, name: str) -> tuple[list[Weights], AdaptiveFacts | None]:
+    """The sets of weights in a file, and what an ``Adaptive`` in a resumable state decided.
+
+    Args:
+        path: of a checkpoint of any kind.
+        name: how the report calls it.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    with open_weights(path) as weights:
+        found = recognise(weights)
+        own = header_of(weights) if is_own(weights) else None
+        parts = [_part(one, name, found.step) for one in found.parts if one.role != "optimizer"]
+        return parts, None if own is None else adaptive_in(own.state, name)
+
+
+def weights_of(header: Header, name: str, nbytes: int | None = None) -> Weights:
+    """A header's weights; the figures of a profile whose weights are unknown stay out."""
+    profile = header.profile
+    known = header.role != "raw" and profile is not None and profile.known and profile.effort < _EFFORT
+    plain = Weights(
+        file=name,
+        name=header.track,
+        role=header.role,
+        step=header.step,
+        run=header.run,
+        schedule=None if header.decay is None or header.role == "raw" else str(header.decay),
+        nbytes=nbytes,
+    )
+    return _with_figures(plain, profile, header) if known and profile is not None else plain
+
+
+def _with_figures(plain: Weights, profile: Profile, header: Header) -> Weights:
+    unit = None if header.decay is None or header.decay.unit == "steps" else header.decay.unit
+    rate = units_per_step(profile) if unit else None
+    return replace(
+        plain,
+        half_life=profile.half_life,
+        mean_age=profile.mean_age,
+        effective_samples=profile.effective_samples,
+        initial_weight=profile.initial_weight,
+        unit=unit,
+        half_life_units=None if rate is None else profile.half_life * rate,
+        profile=shares_of(profile),
+    )
+
+
+def units_per_step(profile: Profile) -> float | None:
+    """Samples or tokens in a training step, on average, by the history of an average that counts them."""
+    runs = [run for _, runs in profile.terms for run in runs]
+    steps = sum(run.count * run.stride for run in runs)
+    return sum(run.count * run.advance for run in runs) / steps if steps else None
+
+
+def _part(part: Part, name: str, step: int | None) -> Weights:
+    nbytes = sum(tensor.nbytes for tensor in part.tensors.values())
+    if part.header is None:
+        return Weights(name, part.name, part.role, step, "", nbytes=nbytes)
+    return weights_of(part.header, name, nbytes)
+
+
+def adaptive_in(state: Mapping[str, Any], name: str) -> AdaptiveFacts | None:
+    """The choice of an ``Adaptive`` in a resumable state, if there is one."""
+    if "adaptive" not in state:
+        return None
+    _, choice = from_state(state["adaptive"])
+    return AdaptiveFacts(name, choice.following, choice.switches, dict(choice.scores))

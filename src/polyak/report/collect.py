@@ -1,0 +1,270 @@
+"""From paths to records of runs: finds the files and gives each to the module for its kind.
+
+A ``Collector`` can be asked again while a run goes on: of logs it reads what is new, and of other files those
+that changed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias, TypeVar
+
+import numpy as np
+
+from polyak._foreign.open_any import is_checkpoint_folder
+from polyak.archive.snapshots import holds_snapshots
+from polyak.errors import ConfigError, PolyakError
+from polyak.report.archives import archive_facts
+from polyak.report.averages import ENDINGS, weights_in
+from polyak.report.decisions import ENDING, decision_facts
+from polyak.report.environment import FILE, read_environment
+from polyak.report.facts import Cost, Run, Series
+from polyak.report.logs import Column, Columns, Read, csv_lines, json_lines, trainer_state
+from polyak.report.metrics import metrics_of
+from polyak.report.sweeps import sweep_facts
+from polyak.report.tensorboard import events
+from polyak.report.thin import thinned
+from polyak.select.sweep import RECORD
+
+T = TypeVar("T")
+Progress: TypeAlias = Callable[[int, int], object]
+_DEPTH = 4  # folders below the one that was given
+_FILES = 200  # with weights, of one run: the newest
+_TOKENS = ("num_input_tokens_seen", "num_tokens", "tokens")
+_LEFT_OUT = ("abandoned", "trial.safetensors")
+
+
+class _Found(NamedTuple):
+    """The files of a run by kind."""
+
+    name: str
+    root: Path
+    archives: list[Path]
+    logs: list[Path]
+    sweeps: list[Path]
+    decisions: list[Path]
+    environments: list[Path]
+    weights: list[Path]
+
+
+def collect(paths: Sequence[str | os.PathLike[str]]) -> list[Run]:
+    """The records of runs.
+
+    Args:
+        paths: folders of runs, archives, and files; a folder is one run, and files in one folder are one.
+
+    Returns:
+        One record for each run, in the order given.
+
+    Raises:
+        ConfigError: a path does not exist, or nothing in it can be read.
+    """
+    return Collector(paths).collect()
+
+
+class Collector:
+    """Reads runs, and reads them again as they grow.
+
+    Args:
+        paths: as of ``collect``.
+
+    Raises:
+        ConfigError: a path does not exist.
+    """
+
+    def __init__(self, paths: Sequence[str | os.PathLike[str]]) -> None:
+        for path in paths:
+            if not Path(path).exists():
+                raise ConfigError(f"{path} does not exist: give the folder of a run, an archive or files.")
+        self._paths = list(map(Path, paths))
+        self._ends: dict[Path, int] = {}
+        self._columns: dict[Path, Columns] = {}
+        self._read: dict[Path, tuple[object, Any]] = {}
+
+    def collect(self) -> list[Run]:
+        """The records now.
+
+        Raises:
+            ConfigError: there is nothing that can be read.
+        """
+        runs = [self._run(found) for found in _grouped(self._paths)]
+        if not any(map(_says_something, runs)):
+            reasons = [problem for run in runs for problem in run.problems]
+            raise ConfigError(
+                f"{', '.join(map(str, self._paths))} holds no log, archive, sweep or average that can be "
+                f"read{': ' + '; '.join(reasons) if reasons else ''}."
+            )
+        return runs
+
+    def _run(self, found: _Found) -> Run:
+        problems: list[str] = []
+
+        def each(paths: list[Path], read: Callable[[Path, str], T]) -> list[T]:
+            """What reading gives, of the files that can be read."""
+            out: list[T] = []
+            for path in paths:
+                name = path.relative_to(found.root).as_posix()
+                try:
+                    out.append(self._once(path, lambda path=path, name=name: read(path, name)))
+                except (PolyakError, OSError, ValueError) as error:
+                    reason = str(error)
+                    problems.append(reason if name in reason else f"{name}: {reason}")
+            return out
+
+        weights = each(found.weights[:_FILES], weights_in)
+        if len(found.weights) > _FILES:
+            problems.append(f"{len(found.weights) - _FILES} older files with weights were left out")
+        columns = self._log_columns(found.logs, found.root, problems)
+        environment = {
+            k: v for one in each(found.environments, lambda p, _: read_environment(p)) for k, v in one.items()
+        }
+        rate = _tokens_per_step(columns)
+        return Run(
+            name=found.name,
+            metrics=tuple(metrics_of(columns)),
+            weights=tuple(one for parts, _ in weights for one in parts),
+            archives=tuple(each(found.archives, lambda path, name: archive_facts(path, name))),
+            sweeps=tuple(each(found.sweeps, sweep_facts)),
+            decisions=tuple(each(found.decisions, decision_facts)),
+            adaptive=tuple(one for _, one in weights if one is not None),
+            distance=_series(columns, "ema/distance"),
+            skipped=_series(columns, "ema/skipped"),
+            cost=_cost(columns, environment),
+            tokens_per_step=rate,
+            problems=tuple(problems),
+        )
+
+    def _once(self, path: Path, read: Callable[[], T]) -> T:
+        """What reading gives; again only if the file, or one in the folder, has changed."""
+        state = _state_of(path)
+        known = self._read.get(path)
+        if known is None or known[0] != state:
+            known = state, read()
+            self._read[path] = known
+        return known[1]
+
+    def _log_columns(self, logs: list[Path], root: Path, problems: list[str]) -> dict[str, Column]:
+        merged = Columns()
+        found: dict[str, Column] = {}
+        for path in logs:
+            try:
+                self._read_on(path)
+            except (OSError, ValueError) as error:
+                problems.append(f"{path.relative_to(root).as_posix()}: {error}")
+            found |= self._columns.get(path, merged).sorted()
+        return found
+
+    def _read_on(self, path: Path) -> None:
+        """Read what a log has gained since the last call; from its start if it was begun anew."""
+        read = _reader(path)
+        if path.name != "trainer_state.json" and self._ends.get(path, 0) > path.stat().st_size:
+            del self._ends[path], self._columns[path]
+        columns = self._columns.setdefault(path, Columns())
+        while True:
+            before = self._ends.get(path, 0)
+            rows, end = read(path, before)
+            columns.add(rows)
+            self._ends[path] = end
+            if end == before or read not in (json_lines, csv_lines):
+                return
+
+
+def _reader(path: Path) -> Callable[[Path, int], Read]:
+    if path.name == "trainer_state.json":
+        return trainer_state
+    if "tfevents" in path.name:
+        return events
+    return csv_lines if path.suffix == ".csv" else json_lines
+
+
+def _says_something(run: Run) -> bool:
+    return any((run.metrics, run.weights, run.archives, run.sweeps, run.decisions, run.cost.environment)) or (
+        run.distance is not None
+    )
+
+
+def _grouped(paths: Sequence[Path]) -> list[_Found]:
+    """The files of each run: folders as they are, single files and archives by the folder they are in."""
+    roots: dict[Path, list[Path]] = {}
+    for path in paths:
+        alone = path.is_file() or holds_snapshots(path) or is_checkpoint_folder(path)
+        roots.setdefault(path.resolve().parent if alone else path.resolve(), []).append(path.resolve())
+    names = [root.name or str(root) for root in roots]
+    return [
+        _sorted(str(root) if names.count(name) > 1 else name, root, given)
+        for name, (root, given) in zip(names, roots.items(), strict=True)
+    ]
+
+
+def _sorted(name: str, root: Path, given: Sequence[Path]) -> _Found:
+    found = _Found(name, root, [], [], [], [], [], [])
+    for path in dict.fromkeys(one for start in given for one in _walk(start, _DEPTH)):
+        if (kind := _kind(path, found)) is not None:
+            kind.append(path)
+    states = [path for path in found.logs if path.name == "trainer_state.json"]
+    for path in sorted(states, key=lambda path: path.stat().st_mtime)[:-1]:
+        found.logs.remove(path)  # each checkpoint holds the whole history up to it
+    found.weights.sort(key=lambda path: -path.stat().st_mtime)
+    return found
+
+
+def _walk(start: Path, depth: int) -> Iterator[Path]:
+    """Files below a folder, and archives and checkpoints that are folders."""
+    if start.is_file():
+        yield start
+        return
+    if holds_snapshots(start) or is_checkpoint_folder(start):
+        yield start
+        inner = [start / "sweep"] if (start / "sweep").is_dir() else []
+        inner += [path for path in start.glob("*") if path.suffix in (".json", ".jsonl")]
+    else:
+        inner = sorted(start.iterdir())
+    for path in inner if depth else ():
+        if not path.name.startswith(".") and path.name not in _LEFT_OUT:
+            yield from _walk(path, depth - 1)
+
+
+def _kind(path: Path, found: _Found) -> list[Path] | None:
+    """The list a file belongs in; None if a report says nothing of it."""
+    name = path.name
+    if path.is_dir():
+        return found.archives if holds_snapshots(path) else found.weights
+    if name == FILE:
+        return found.environments
+    if name == RECORD:
+        return found.sweeps
+    if name.endswith(ENDING):
+        return found.decisions
+    if name.endswith((".jsonl", ".csv")) or "tfevents" in name or name == "trainer_state.json":
+        return found.logs
+    return found.weights if name.endswith(ENDINGS) else None
+
+
+def _state_of(path: Path) -> object:
+    """What changes when a file does; of a folder, of each file in it."""
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    return [(file.name, (about := file.stat()).st_size, about.st_mtime_ns) for file in files]
+
+
+def _series(columns: dict[str, Column], name: str) -> Series | None:
+    found = columns.get(name)
+    return None if found is None else thinned(found.steps, found.values)
+
+
+def _cost(columns: dict[str, Column], environment: dict[str, str]) -> Cost:
+    train, update = columns.get("seconds/train"), columns.get("seconds/ema")
+    if train is None or update is None:
+        return replace(Cost(), environment=environment)
+    return Cost(
+        float(train.steps[-1]), float(np.max(train.values)), float(np.max(update.values)), environment
+    )
+
+
+def _tokens_per_step(columns: dict[str, Column]) -> float | None:
+    for name in _TOKENS:
+        if (column := columns.get(name)) is not None and column.axis != "epoch" and column.steps[-1] > 0:
+            return float(column.values[-1] / column.steps[-1])
+    return None
