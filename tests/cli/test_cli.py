@@ -119,7 +119,9 @@ def test_a_run_ends_with_the_table(tmp_path: Path) -> None:
         "With --lr cosine the falling learning rate does the averaging.",
         "of the training time",
         "accuracy: ○ raw, ● average",
-        "wrote runs/demo-1: average.safetensors, curves.png, metrics.jsonl, snapshots",
+        "wrote runs/demo-1: average.safetensors, curves.png, metrics.jsonl, polyak-run.json, report.html, "
+        "snapshots",
+        "open runs/demo-1/report.html in a browser",
         "polyak inspect runs/demo-1/average.safetensors --plot",
         "polyak doctor your_train.py",
     ):
@@ -160,7 +162,10 @@ def test_ctrl_c_leaves_a_usable_run(tmp_path: Path) -> None:
     assert f"{lines[-1]['step']}/2300000" in out
     average = load_file(tmp_path / "run" / "average.safetensors")
     assert sum(tensor.size for tensor in average.values()) == 62_006
-    left = ["average.safetensors", "curves.png", "metrics.jsonl", "snapshots"]
+    left = [
+        *("average.safetensors", "curves.png", "metrics.jsonl"),
+        *("polyak-run.json", "report.html", "snapshots"),
+    ]
     assert [path.name for path in sorted(metrics.parent.iterdir())] == left
 
 

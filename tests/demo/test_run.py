@@ -83,7 +83,10 @@ def test_what_is_written_is_what_happened(tmp_path: Path) -> None:
     options = Options(data="digits", epochs=2, out=tmp_path / "a" / "b")
     result = run(options, shown.append, lambda *tick: ticks.append(tick))
     assert result.folder == tmp_path / "a" / "b"
-    assert result.files == ["average.safetensors", "curves.png", "metrics.jsonl", "snapshots"]
+    assert result.files == [
+        *("average.safetensors", "curves.png", "metrics.jsonl"),
+        *("polyak-run.json", "report.html", "snapshots"),
+    ]
     assert polyak.Archive(result.folder / "snapshots").steps[-1] == 46
     assert (result.folder / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert result.curves["accuracy"][0][-1] == result.summary.raw.last

@@ -1,8 +1,6 @@
 """The documentation as a reader sees it: opened from its files, in Chromium, at three widths."""
 
-import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,12 +9,12 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
+from tests.browser import NEEDS_CHROMIUM, chromium, quiet_page
 from tests.docs.pages import ROOT
 
 DOCS = ROOT / "docs"
-CHROMIUM = shutil.which("chromium")
 PAGES = sorted(
     ("zh/" * path.stem.endswith(".zh") + str(path.relative_to(DOCS)).replace(".zh", "")).replace(
         ".md", ".html"
@@ -25,9 +23,7 @@ PAGES = sorted(
 )
 WIDTHS = (1440, 768, 375)  # a laptop, a tablet, a telephone
 
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None and "POLYAK_REQUIRE_CHROMIUM" not in os.environ, reason="no chromium here"
-)
+pytestmark = NEEDS_CHROMIUM
 
 # What is cut off: code or a table that does not fit, at 1440 pixels. On smaller screens these may scroll, but
 # nothing else, and no cell is so narrow that its words are broken.
@@ -75,27 +71,15 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        # No sandbox: containers of CI give it no namespaces, and the pages are our own.
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with chromium() as started:
         yield started
-        started.close()
 
 
 @pytest.fixture
 def page(browser: Browser) -> Iterator[Page]:
     """A page whose test fails on anything that the browser complains about."""
-    opened = browser.new_page()
-    complaints: list[str] = []
-    opened.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
-    opened.on("pageerror", lambda error: complaints.append(str(error)))
-    opened.on("requestfailed", lambda request: complaints.append(request.url))
-    opened.on(
-        "request", lambda request: complaints.append(request.url) if "http" in request.url[:4] else None
-    )
-    yield opened
-    opened.close()
-    assert not complaints
+    with quiet_page(browser) as opened:
+        yield opened
 
 
 @cache

@@ -17,6 +17,7 @@ from polyak.cli.demo import demo
 from polyak.cli.doctor import doctor
 from polyak.cli.gate import gate
 from polyak.cli.inspect import inspect
+from polyak.cli.report import report
 from polyak.cli.serve import serve
 from polyak.cli.sweep import sweep
 from polyak.cli.synthesize import synthesize
@@ -44,6 +45,7 @@ EXAMPLES: dict[Callable[..., None], tuple[str, ...]] = {
         'polyak gate new.pt a.pt b.pt --eval "python eval.py {weights}" --repeats 5',
     ),
     inspect: ("polyak inspect average.safetensors --plot", "polyak inspect step-*.pt snapshots"),
+    report: ("polyak report snapshots", "polyak report runs/a runs/b -o both.html --figures figures"),
     serve: ("polyak serve model.pt --half-life 500 --folder avg",),
     sweep: ('polyak sweep snapshots --eval "python eval.py {weights}" --mode min',),
     synthesize: (

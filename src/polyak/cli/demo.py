@@ -62,7 +62,8 @@ def demo(
         if result.summary.epochs:
             raw, average = result.curves["accuracy"]
             say("", *drawing(raw, average, min(width(), 100), ascii_only=ascii_only()).splitlines())
-        say("", f"wrote {result.folder}: {', '.join(result.files)}", "Next:")
+        say("", f"wrote {result.folder}: {', '.join(result.files)}")
+        say(f"open {result.folder / 'report.html'} in a browser to see all of it", "Next:")
         say(*(f"  {command}" for command in screen.next_commands(options, result.folder)))
     if result.interrupted:
         raise typer.Exit(130)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -14,10 +15,12 @@ from types import FrameType
 import polyak
 from polyak.demo import screen
 from polyak.demo.data import load
-from polyak.demo.learner import choose
+from polyak.demo.learner import Learner, choose
 from polyak.demo.options import Options
 from polyak.demo.summary import Summary, summarize
 from polyak.demo.training import EpochRecord, LossRecord, Record, Training
+from polyak.report import report
+from polyak.report.environment import environment, write_environment
 from polyak.report.epochs import picture
 
 
@@ -49,7 +52,7 @@ def run(
     """Train a network and its average.
 
     Writes `metrics.jsonl` line by line and snapshots of the average while training, then
-    `average.safetensors` and `curves.png`.
+    `average.safetensors`, `curves.png`, `polyak-run.json` and `report.html`.
 
     The first Ctrl-C ends the run after the current step, so that the average and its counters agree; a
     second one ends it at once.
@@ -95,7 +98,15 @@ def run(
     }
     if done:
         picture(curves, folder / "curves.png")
+    write_environment(folder, _environment(options, learner, training))
+    report([folder], folder / "report.html")
     return Result(summarize(records), curves, training.ema.step, total, folder, stop.is_set())
+
+
+def _environment(options: Options, learner: Learner, training: Training) -> dict[str, str]:
+    engine = training.ema.metrics()["engine"]
+    data = f"{options.data}, {options.lr} learning rate"
+    return environment(sys.modules, engine=engine, device=learner.where, seed=options.seed, data=data)
 
 
 def score(options: Options, weights: Path) -> float:

@@ -11,7 +11,8 @@ import numpy as np
 from polyak.archive.archive import Archive
 from polyak.archive.snapshots import Snapshot
 from polyak.archive.synthesis import Preview, preview
-from polyak.report.facts import ArchiveFacts, Choice, LayerDistances, Skipped
+from polyak.report.averages import weights_of
+from polyak.report.facts import ArchiveFacts, Choice, LayerDistances, Skipped, Weights
 from polyak.report.shares import edges_of, shares_of
 
 CHOICES = 41  # half-lives that the slider steps through
@@ -41,10 +42,16 @@ def archive_facts(folder: Path, name: str, choices: int = CHOICES) -> ArchiveFac
         steps=tuple(archive.steps),
         tracks=tuple(tracks),
         nbytes=sum(one.path.stat().st_size for one in archive.snapshots),
+        newest=tuple(_newest(snapshots, track, name) for track in tracks),
         choices=choices_of(archive, max(one.step for one in snapshots), choices) if snapshots else (),
         distances=distances_of(of_first),
         skipped=tuple(skips_of(of_first)),
     )
+
+
+def _newest(snapshots: Sequence[Snapshot], track: str, name: str) -> Weights:
+    last = [one for one in snapshots if one.header.track == track][-1]
+    return weights_of(last.header, f"{name}/{last.path.name}", last.path.stat().st_size)
 
 
 def half_lives(steps: int, count: int = CHOICES) -> list[float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from polyak._foreign.parts import Part
 from polyak._foreign.recognize import recognise
 from polyak.report.facts import AdaptiveFacts, Weights
 from polyak.report.shares import shares_of
-from polyak.schedules import Profile
+from polyak.schedules import Decay, Profile
 from polyak.schedules.adaptive import from_state
 
 ENDINGS = (
@@ -52,7 +52,7 @@ def weights_of(header: Header, name: str, nbytes: int | None = None) -> Weights:
         role=header.role,
         step=header.step,
         run=header.run,
-        schedule=None if header.decay is None or header.role == "raw" else str(header.decay),
+        schedule=None if header.decay is None or header.role == "raw" else schedule_of(header.decay),
         nbytes=nbytes,
     )
     return _with_figures(plain, profile, header) if known and profile is not None else plain
@@ -71,6 +71,25 @@ def _with_figures(plain: Weights, profile: Profile, header: Header) -> Weights:
         half_life_units=None if rate is None else profile.half_life * rate,
         profile=shares_of(profile),
     )
+
+
+def schedule_of(decay: Decay) -> str:
+    """A schedule with the arguments that are not its defaults.
+
+    Examples:
+        >>> from polyak import HalfLife, Warmup
+        >>> schedule_of(Warmup(0.9998)), schedule_of(HalfLife(steps=500))
+        ('Warmup(0.9998)', 'HalfLife(steps=500)')
+    """
+    config = {name: value for name, value in decay.to_config().items() if name != "kind"}
+    defaults = {one.name: one.default for one in fields(decay)} if is_dataclass(decay) else {}
+    given = {k: v for k, v in config.items() if k not in defaults or defaults[k] != v}
+    if not all(isinstance(value, int | float | str) for value in given.values()):
+        return str(decay)
+    first = next(iter(config), None)
+    texts = {k: f"{v:.6g}" if isinstance(v, float) else str(v) for k, v in given.items()}
+    shown = [text if k == first and k == "beta" else f"{k}={text}" for k, text in texts.items()]
+    return f"{type(decay).__name__}({', '.join(shown)})"
 
 
 def units_per_step(profile: Profile) -> float | None:

@@ -90,8 +90,9 @@ class Collector:
         Raises:
             ConfigError: there is nothing that can be read.
         """
-        runs = [self._run(found) for found in _grouped(self._paths)]
-        if not any(map(_says_something, runs)):
+        found = list(_grouped(self._paths))
+        runs = [self._run(one) for one in found]
+        if not any(any(one[2:]) for one in found) or not any(map(_was_read, found, runs)):
             reasons = [problem for run in runs for problem in run.problems]
             raise ConfigError(
                 f"{', '.join(map(str, self._paths))} holds no log, archive, sweep or average that can be "
@@ -180,10 +181,9 @@ def _reader(path: Path) -> Callable[[Path, int], Read]:
     return csv_lines if path.suffix == ".csv" else json_lines
 
 
-def _says_something(run: Run) -> bool:
-    return any((run.metrics, run.weights, run.archives, run.sweeps, run.decisions, run.cost.environment)) or (
-        run.distance is not None
-    )
+def _was_read(found: _Found, run: Run) -> bool:
+    """Whether some file of the run could be read, if only an empty log."""
+    return len(run.problems) < sum(map(len, found[2:]))
 
 
 def _grouped(paths: Sequence[Path]) -> list[_Found]:

@@ -25,7 +25,7 @@ class Series:
 class Summary:
     """The figures of one curve: before thinning.
 
-    jump: mean of ``|aₑ - (aₑ₋₁ + aₑ₊₁)/2|`` in the second half, which is free of the rise; None below 4 points.
+    jump: mean of ``|aₑ - (aₑ₋₁ + aₑ₊₁)/2|`` in the second half; None below three points there.
     best, best_at: the best value and its step; None where nothing says whether more is better.
     """
 
@@ -148,6 +148,7 @@ class ArchiveFacts:
     steps: tuple[int, ...]
     tracks: tuple[str, ...]
     nbytes: int
+    newest: tuple[Weights, ...]  # the newest snapshot of each track
     choices: tuple[Choice, ...]
     distances: LayerDistances | None
     skipped: tuple[Skipped, ...]

@@ -53,7 +53,8 @@ def csv_lines(path: Path, begin: int = 0) -> Read:
         begin: the ``end`` of the call before.
     """
     with path.open(encoding="utf-8", errors="replace", newline="") as file:
-        names = [name.strip() for name in next(csv.reader(file), [])]
+        first = next(csv.reader(file), list[str]())
+        names = [name.strip() for name in first]
     text, end = _new_lines(path, begin)
     lines = csv.reader(text.splitlines())
     if begin == 0:

@@ -19,8 +19,10 @@ _ABOUT = re.compile(
     r"(^|/)(lr|learning_rate|lr-\w+|time|seconds|runtime|grad_norm|epoch|hp_metric|total_flos|"
     r"num_input_tokens_seen|num_tokens|tokens|samples)(/|$|-)|_runtime$|_per_second$|^ema/|^lr/|^seconds/"
 )
-_LESS = re.compile(r"loss|error|perplexity|ppl|\bmse\b|\bmae\b|\brmse\b|\bfid\b|\bwer\b|\bcer\b|nll|bpb|bpc", re.I)
-_MORE = re.compile(r"acc|auc|f1|map|bleu|rouge|score|iou|dice|precision|recall|psnr|ssim|reward|top[15]|\br2\b", re.I)
+_LESS = re.compile(r"loss|error|perplexity|ppl|(?<![a-z])(r?mse|mae|fid|wer|cer|nll|bp[bc])(?![a-z])", re.I)
+_MORE = re.compile(
+    r"acc|auc|f1|map|bleu|rouge|score|iou|dice|precision|recall|psnr|ssim|reward|top[15]|(?<![a-z])r2", re.I
+)
 
 
 class _Name(NamedTuple):

@@ -16,13 +16,14 @@ def edges_of(steps: int, pieces: int = PIECES) -> list[int]:
 
     Examples:
         >>> edges_of(10, 4)
-        [0, 5, 8, 9, 10]
+        [0, 5, 7, 9, 10]
     """
     if steps < 1:
         return [0]
     ages = np.geomspace(1, steps, pieces // 2 + 1)
     even = np.linspace(0, steps, pieces // 2 + 1)
-    return sorted({0, steps, *(steps - np.round(ages)).astype(int).tolist(), *np.round(even).astype(int).tolist()})
+    inner = np.round(np.concatenate([steps - np.round(ages), even])).astype(int)
+    return sorted({0, steps, *inner.tolist()})
 
 
 def shares_of(profile: Profile, edges: list[int] | None = None) -> Shares:
@@ -66,9 +67,12 @@ class _Quantiles:
         """Take the next older window."""
         newer = self._newer + np.cumsum(window[::-1])
         for share in self._shares:
-            if share not in self._ages and len(newer) and newer.max() >= share * (1 - 1e-12):
+            if share not in self._ages and newer.max() >= share * (1 - 1e-12):
                 self._ages[share] = self._passed + int(np.argmax(newer >= share * (1 - 1e-12))) + 1
-        self._newer, self._passed = float(newer[-1]) if len(newer) else self._newer, self._passed + len(window)
+        self._newer, self._passed = (
+            float(newer[-1]),
+            self._passed + len(window),
+        )
 
     def found(self, steps: int) -> tuple[float, ...]:
         """The number of newest steps with each share."""

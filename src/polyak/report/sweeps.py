@@ -28,7 +28,8 @@ def sweep_facts(path: Path, name: str) -> SweepFacts:
             for one in trials
             if one["metric"] is not None
         ]
-        raw: Any = (fields.get("raw") or {}).get("metric")
+        of_raw: dict[str, Any] = fields.get("raw") or {"metric": None}
+        raw: float | None = of_raw["metric"]
         mode = fields["mode"]
         if mode not in ("max", "min"):
             raise ValueError(f"mode {mode!r} is neither max nor min")

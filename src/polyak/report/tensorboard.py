@@ -4,7 +4,7 @@ A file is a list of records: length (uint64), a checksum of it, that many bytes,
 little-endian. The bytes are a protocol buffer ``Event``: 2 step, 5 summary, whose field 1 is a value: 1 tag,
 2 simple_value, 8 tensor (4 dtype aside: 1 dtype, 4 tensor_content, 5 float_val, 6 double_val).
 
-Source: ``event.proto``, ``summary.proto`` and ``tensor.proto`` of TensorBoard; ``record_writer`` of TensorFlow.
+Source: ``event.proto``, ``summary.proto``, ``tensor.proto`` of TensorBoard; ``record_writer`` of TensorFlow.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
-"""Long curves with few points: the least and the largest value of each bucket are kept, so no spike is lost."""
+"""Long curves with few points: of each bucket the least and the largest value, so no spike is lost."""
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 import numpy as np
 
@@ -36,7 +38,7 @@ def _extremes(values: Array, points: int) -> Array:
     """The places of the least and the largest value of each bucket, of the first and of the last."""
     bounds = np.linspace(0, len(values), (points - 2) // 2 + 1).astype(np.intp)
     places = {0, len(values) - 1}
-    for low, high in zip(bounds[:-1], bounds[1:], strict=True):
+    for low, high in pairwise(bounds.tolist()):
         bucket = values[low:high]
         places |= {int(low + bucket.argmin()), int(low + bucket.argmax())}
     return np.array(sorted(places))
