@@ -43,6 +43,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ema.save(folder / "average.safetensors")
     (folder / "eval.py").write_text(EVALUATE)
     (folder / "mine.py").write_text("import torch\nfactory = lambda: torch.nn.Linear(2, 1)\n")
+    for run in ("a", "b"):
+        (folder / "runs" / run).mkdir(parents=True)
+        (folder / "runs" / run / "metrics.csv").write_text("step,val_loss,raw/val_loss\n1,0.5,0.6\n")
     for script in ("train.py", "src/train.py", "notebooks/train.ipynb"):
         (folder / script).parent.mkdir(exist_ok=True)
         (folder / script).write_text('{"cells": []}' if script.endswith("ipynb") else "pass\n")

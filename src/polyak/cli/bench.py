@@ -65,7 +65,7 @@ def bench(
     plan: Annotated[bool, typer.Option("--plan", help="Compute instead: params=1e12 gpus=4096 ...")] = False,
     as_json: Json = False,
 ) -> None:
-    """Measure what an average of a model costs on this machine, or compute it for a cluster."""
+    """Measure what an average costs here, or compute it for a cluster."""
     options = Options(model, engine, dtype, params, tracks, threads, rounds, device)
     if plan:
         if options != Options():
