@@ -9,11 +9,14 @@ TORCH := 2.13.0
 
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := demo,remote,plot,peers,docs,dev
+EXTRAS := demo,remote,plot,lightning,transformers,accelerate,ultralytics,ignite,keras,server
 # The environment is named by what it was made from, so a second call does nothing and an edit rebuilds it.
-INPUTS := pyproject.toml constraints.txt $(wildcard native/*)
-STAMP = $(VENV)/made-from-$(shell cat $(INPUTS) | cksum | tr ' ' '-')
-PIP = $(BIN)/python -m pip --disable-pip-version-check
+INPUTS := pyproject.toml $(wildcard setup.py native/*)
+made_from = made-from-$(shell cat $(INPUTS) $(1) | cksum | tr ' ' '-')
+STAMP = $(VENV)/$(call made_from,constraints.txt)
+# pip knows dependency groups from 25.1 on; a new environment has whatever Python came with.
+pip = $(1)/bin/python -m pip --disable-pip-version-check
+fresh = test -x $(1)/bin/python || $(PYTHON) -m venv $(1); $(call pip,$(1)) install --quiet "pip>=25.1"
 
 # Every core: not nproc, which answers OMP_NUM_THREADS. One file stays in one process, so that what its tests
 # share, such as a kernel compiled once, is made once; files of slow tests begin first.
@@ -29,9 +32,9 @@ env:             ## build .venv: pinned dependencies, every extra, polyak itself
 
 .PHONY: rebuild-env
 rebuild-env:
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(call fresh,$(VENV))
 	rm -f $(VENV)/made-from-*
-	PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt $(PIP) install --compile $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --editable ".[$(EXTRAS)]"
+	PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt $(call pip,$(VENV)) install --compile $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --editable ".[$(EXTRAS)]" --group dev
 	touch $(STAMP)
 
 demo: env        ## train a real model on real images, raw weights against their average (ARGS="--epochs 3")
@@ -44,7 +47,8 @@ test-fast: env   ## without the tests marked slow: minutes
 	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) -m "not slow" $(ARGS)
 
 PADDLE := .venv-paddle
-PADDLE_STAMP = $(PADDLE)/made-from-$(shell cat $(INPUTS) | cksum | tr ' ' '-')
+PADDLE_EXTRAS := paddle,images,server
+PADDLE_STAMP = $(PADDLE)/$(call made_from,constraints-paddle.txt)
 
 test-paddle: env-paddle ## all that holds for PaddlePaddle, in an environment without torch (ARGS="-k swap" for a part)
 	OMP_NUM_THREADS=1 $(PADDLE)/bin/python $(PYTEST) tests/paddle tests/newcomer tests/conformance tests/cross_framework tests/server/test_paddle.py src/polyak/paddle src/polyak/dropin/paddle_*.py src/polyak/trainers/hapi.py src/polyak/_core $(ARGS)
@@ -66,18 +70,18 @@ env-paddle:
 	@test -e $(PADDLE_STAMP) || $(MAKE) --no-print-directory rebuild-paddle
 
 rebuild-paddle:
-	test -x $(PADDLE)/bin/python || $(PYTHON) -m venv $(PADDLE)
+	$(call fresh,$(PADDLE))
 	rm -f $(PADDLE)/made-from-*
-	PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt $(PADDLE)/bin/python -m pip --disable-pip-version-check install --compile --editable ".[paddle,images,server]" pytest pytest-timeout pytest-xdist hypothesis "pyright[nodejs]"
+	PIP_CONSTRAINT=constraints-paddle.txt PIP_BUILD_CONSTRAINT=constraints-paddle.txt $(call pip,$(PADDLE)) install --compile --editable ".[$(PADDLE_EXTRAS)]" --group test
 	# Libraries whose averages are compared with ours, and a logger; what else these bring along is not needed for that.
-	$(PADDLE)/bin/python -m pip --disable-pip-version-check install --no-deps paddledet==2.6.0 paddleclas==2.6.0 paddleseg==2.8.0 paddlesci==1.4.0 visualdl==2.5.3
+	$(call pip,$(PADDLE)) install --no-deps paddledet==2.6.0 paddleclas==2.6.0 paddleseg==2.8.0 paddlesci==1.4.0 visualdl==2.5.3
 	$(PADDLE)/bin/pyright -p pyrightconfig.paddle.json
 	touch $(PADDLE_STAMP)
 
 test-bare:       ## polyak with no extra installed: imports and runs what needs no framework
 	rm -rf build/bare
 	$(PYTHON) -m venv build/bare
-	build/bare/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt . pytest hypothesis pytest-timeout
+	$(call pip,build/bare) install --quiet --constraint constraints.txt . pytest hypothesis pytest-timeout
 	cd build && bare/bin/python -m pytest -c ../pyproject.toml --rootdir .. ../tests/no_extras ../tests/schedules
 
 test-containers: env ## two containers, one seed, one average: needs root and debootstrap, takes minutes
@@ -85,12 +89,12 @@ test-containers: env ## two containers, one seed, one average: needs root and de
 
 newest:          ## trainers and drop-ins against the newest release of everything but torch: once a week
 	rm -rf build/newest
-	$(PYTHON) -m venv build/newest
-	build/newest/bin/python -m pip --disable-pip-version-check install --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch==$(TORCH) --editable ".[$(EXTRAS)]"
+	$(call fresh,build/newest)
+	$(call pip,build/newest) install --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch==$(TORCH) --editable ".[$(EXTRAS)]" --group dev
 	build/newest/bin/python -m pytest tests/trainers tests/dropin tests/docs $(ARGS)
 
 fuzz: env        ## fuzz the file readers, guided by coverage (ARGS="600" seconds each, "600 average" for one)
-	$(BIN)/python -c "import atheris" 2>/dev/null || $(PIP) install atheris
+	$(BIN)/python -c "import atheris" 2>/dev/null || $(call pip,$(VENV)) install atheris
 	$(BIN)/python -m tests.fuzz.run $(ARGS)
 
 gpu:             ## with a GPU: its tests, sanitizer and benchmarks, dated results; without: says so (GPU_PYTHON=python3: no .venv)
@@ -115,9 +119,13 @@ docs-serve: env  ## the documentation at http://127.0.0.1:8000, built again at e
 pictures: env    ## draw the pictures of README and documentation again, from committed results
 	$(BIN)/python -m docs.pictures.draw
 
-lock:            ## pin every version again, for Python 3.10 to 3.13 (needs uv)
-	echo 'torch==$(TORCH)' | uv pip compile --quiet --universal --python-version 3.10 --upgrade --all-extras \
-	  --no-emit-index-url --no-emit-find-links --no-annotate --no-header --constraint - --output-file constraints.txt pyproject.toml
+COMPILE = uv pip compile --quiet --universal --python-version 3.10 --upgrade --no-emit-index-url --no-emit-find-links --no-annotate --no-header pyproject.toml
+extras = $(foreach extra,$(subst $(comma), ,$(1)),--extra $(extra))
+comma := ,
+
+lock:            ## pin every version again, for Python 3.10 to 3.13, for torch and for Paddle (needs uv)
+	echo 'torch==$(TORCH)' | $(COMPILE) $(call extras,$(EXTRAS)) --group dev --constraint - --output-file constraints.txt
+	$(COMPILE) $(call extras,$(PADDLE_EXTRAS)) --group test --output-file constraints-paddle.txt
 
 clean:           ## remove what the targets made
 	rm -rf $(VENV) $(PADDLE) build dist site

@@ -18,7 +18,6 @@ fi
 flavour=${1-}
 prefix=${2:-/opt/polyak}
 sources=$(cd "$(dirname "$0")/.." && pwd)
-constraints=$prefix/constraints.txt
 
 run() {
     echo "+ $*"
@@ -26,19 +25,18 @@ run() {
 }
 
 locked() {
-    sed -n "s/^$1==\([^ ;]*\).*/\1/p" "$sources/constraints.txt"
+    sed -n "s/^$1==\([^ ;]*\).*/\1/p" "$constraints"
 }
 
-lock_all_but() {
-    grep -Ev "$1" "$sources/constraints.txt" >"$constraints"
-}
-
-# Paddle's builds for GPUs name the very CUDA they want, which is not the one locked for torch's.
-unlocked='^$'
+# Each framework has a lock of its own. Paddle's holds no CUDA: its builds for GPUs name the very packages they want.
+case $flavour in
+torch-*) constraints=$sources/constraints.txt ;;
+*) constraints=$sources/constraints-paddle.txt ;;
+esac
 case $flavour in
 torch-cpu | torch-cuda) framework="torch==$(locked torch)" ;;
-paddle-cpu) framework="paddlepaddle==$(locked paddlepaddle)" unlocked='^(nvidia|cuda)-' ;;
-paddle-gpu) framework="paddlepaddle-gpu==$(locked paddlepaddle)" unlocked='^(nvidia|cuda)-' ;;
+paddle-cpu) framework="paddlepaddle==$(locked paddlepaddle)" ;;
+paddle-gpu) framework="paddlepaddle-gpu==$(locked paddlepaddle)" ;;
 *)
     echo "FLAVOUR='$flavour' is not known; choose torch-cpu, torch-cuda, paddle-cpu or paddle-gpu" >&2
     exit 2
@@ -51,7 +49,6 @@ run apt-get install -qq --no-install-recommends \
     python3 python3-venv libgomp1 dataset-fashion-mnist gcc libc6-dev python3-dev
 
 run python3 -m venv "$prefix"
-run lock_all_but "$unlocked"
 export PIP_CONSTRAINT="$constraints" PIP_NO_CACHE_DIR=1
 run "$prefix/bin/pip" install ${WHEELS:+--extra-index-url "$WHEELS"} "$framework" "${sources}[images]"
 

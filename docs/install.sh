@@ -38,5 +38,5 @@ pip install "./polyak[torch,server]"
 # --8<-- [end:server]
 
 # --8<-- [start:peers]
-pip install "./polyak[peers]"
+pip install ./polyak --group ./polyak/pyproject.toml:peers
 # --8<-- [end:peers]
