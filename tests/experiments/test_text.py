@@ -93,19 +93,6 @@ def test_each_side_has_its_own_best_rate_and_both_reach_the_loss(monkeypatch: py
     assert (found["fast_raw"], found["fast_average"]) == (3.0, 3.1)
 
 
-@given(st.lists(st.floats(0, 10), min_size=1, max_size=10), st.floats(0, 10), st.integers(1, 50))
-def test_the_first_step_with_a_loss_is_where_the_line_crosses_it(
-    losses: list[float], extra: float, every: int
-) -> None:
-    goal = min(losses) + extra
-    step = masked.reached(losses, goal, every)
-    at = next(i for i, loss in enumerate(losses) if loss <= goal)
-    assert every * max(at, 1) <= step <= every * (at + 1)
-    if at:
-        share = step / every - at
-        assert losses[at - 1] + share * (losses[at] - losses[at - 1]) == pytest.approx(goal, abs=1e-6)
-
-
 @st.composite
 def sentences(draw: st.DrawFn) -> Sentence:
     lengths = draw(st.lists(st.tuples(st.integers(1, 4), st.none() | KINDS), max_size=8))
