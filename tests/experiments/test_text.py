@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments.text import entities, masked
+from experiments.text.averages import evaluated, tracked
 from experiments.text.data import (
     JAPANESE,
     SHAKESPEARE,
@@ -60,6 +61,19 @@ def test_averages_share_the_run_with_the_raw_weights_and_differ_by_their_decay_a
     assert found["h0.01"] == found["raw"]
     assert found["h50"] != found["raw"]
     assert run(package, 0, (3,))["raw"] == found["raw"], "what is averaged changes no training"
+
+
+def test_raw_weights_and_averages_are_evaluated_without_dropout_and_training_goes_on() -> None:
+    model = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.zeros_(model.weight)
+    ema = tracked(model, (1,))
+    for value in (1.0, 4.0):
+        torch.nn.init.constant_(model.weight, value)
+        ema.update()
+    found = evaluated(ema, lambda one: (one.training, one.weight.item()))
+    assert found == {"raw": (False, 4.0), "h1": (False, 3.0)}, "debiased: (1·½ + 4·1) / 1½"
+    assert model.training
+    assert model.weight.item() == 4.0
 
 
 def test_masked_characters_are_bert_s() -> None:
