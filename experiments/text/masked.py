@@ -162,7 +162,7 @@ ROWS = (
         ("fast_average", "h30"),
     ),
 )
-FULL = Size(steps=600, every=50)
+FULL = Size(steps=1200, every=60)
 MASKED = Experiment(
     name="masked",
     claim="BERT's task: an average reaches a loss in fewer steps than the raw weights.",
@@ -174,7 +174,7 @@ MASKED = Experiment(
     quick=Size(steps=250, every=50),
     full=FULL,
     curves={
-        f"{kind} at {times}": f"test loss every 50 steps, rate {times} × 0.002"
+        f"{kind} at {times}": f"test loss, twenty times in the run, rate {times} × 0.002"
         for times in FULL.rates
         for kind in ("raw", "h30", "h10", "h100")
     },
