@@ -6,7 +6,6 @@ import secrets
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from html import escape
 from threading import get_ident
 from typing import Any, Generic, TypeVar
 
@@ -78,6 +77,8 @@ class BaseEMA(Generic[ModelT_co, T]):
 
     def _repr_html_(self) -> str:
         """In a notebook: each track's numbers, and a small picture of its weights."""
+        from html import escape  # long to import
+
         title = f"<div><b>EMA of {escape(self._averages.class_name())} at step {self.step:,}</b></div>"
         return title + "".join(track._repr_html_() for track in self.tracks.values())  # pyright: ignore[reportPrivateUsage]
 

@@ -17,7 +17,6 @@ from polyak._files.boxes import Box, read_box
 from polyak._files.checkpoint import LazyTensor
 from polyak._files.header import Header
 from polyak._files.open import header_of
-from polyak._foreign.open_any import open_weights
 from polyak.errors import CheckpointError
 
 _COPIES = "copies"
@@ -60,6 +59,8 @@ def read_state(
     Raises:
         CheckpointError: the file is damaged, or is not a resumable state.
     """
+    from polyak._foreign.open_any import open_weights  # the readers of all formats: most runs need none
+
     with open_weights(path) as weights:
         header = header_of(weights)
         if header.role != "resumable":

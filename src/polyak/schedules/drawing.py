@@ -6,7 +6,6 @@ Own code, because tests compare every character, which plotext and uniplot may c
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
 from textwrap import wrap
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
@@ -180,6 +179,8 @@ def summary(profile: Profile) -> str:
 
 def html(title: str, rows: Sequence[tuple[str, str]], profile: Profile) -> str:
     """A table for a notebook: these rows, the numbers of the profile and a picture of its weights."""
+    from html import escape  # in a notebook only: its table of entities is long to import
+
     cells = "".join(
         f"<tr><th style='text-align:left'>{escape(name)}</th>"
         f"<td style='text-align:left'>{escape(value)}</td></tr>"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from decimal import Decimal
 from typing import Literal, SupportsFloat, TypeAlias
 
 from polyak.errors import ConfigError
@@ -45,5 +44,7 @@ def gain(new: float, best: float, mode: Mode) -> float:
         >>> gain(0.94, 0.93, "max"), 0.94 - 0.93
         (0.01, 0.009999999999999898)
     """
+    from decimal import Decimal  # a training run needs none
+
     difference = Decimal(repr(float(new))) - Decimal(repr(float(best)))
     return float(difference if mode == "max" else -difference)

@@ -79,7 +79,7 @@ def test_an_unknown_engine_is_refused_with_those_there_are() -> None:
 
 
 def test_triton_asked_for_where_it_is_not_installed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(select, "triton", None)
+    monkeypatch.setattr(select, "load_triton", lambda: None)
     with pytest.raises(polyak.ConfigError, match=r'engine="triton": .*triton 3.2 or newer'):
         polyak.EMA(nn.Linear(2, 2), 0.9, engine="triton")
 

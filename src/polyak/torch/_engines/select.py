@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from functools import cache
+from typing import TYPE_CHECKING, Literal, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -16,17 +17,24 @@ from polyak.torch._engines.blocked import Blocked
 from polyak.torch._engines.foreach import Foreach
 
 if TYPE_CHECKING:
-    from polyak.torch._engines.triton import Triton
+    from types import ModuleType
 
-try:
-    from polyak.torch._engines import triton
-except ImportError:
-    triton = None
+    from polyak.torch._engines.triton import Triton
 
 _NO_TRITON = "triton 3.2 or newer is not installed: it comes with torch 2.6, or pip install -U triton"
 
 EngineName: TypeAlias = Literal["auto", "foreach", "blocked", "native", "triton"]
 NAMES: tuple[EngineName, ...] = ("auto", "foreach", "blocked", "native", "triton")
+
+
+@cache
+def load_triton() -> ModuleType | None:
+    """The engine on Triton, imported when a tensor is on a GPU: importing it takes long."""
+    try:
+        from polyak.torch._engines import triton
+    except ImportError:
+        return None
+    return triton
 
 
 def check_engine(preferred: EngineName) -> None:
@@ -39,7 +47,7 @@ def check_engine(preferred: EngineName) -> None:
         raise ConfigError(f"engine={preferred!r}: must be one of {', '.join(NAMES)}.")
     if preferred == "native" and native is None:
         raise ConfigError(f'engine="native": {NO_KERNEL}.')
-    if preferred == "triton" and triton is None:
+    if preferred == "triton" and load_triton() is None:
         raise ConfigError(f'engine="triton": {_NO_TRITON}.')
 
 
@@ -72,10 +80,11 @@ def _native_runs(pair: Pair) -> bool:
 
 
 def _triton_runs(pair: Pair, preferred: EngineName, skip: bool, concurrent: bool) -> bool:
-    if triton is None or preferred == "foreach" or not triton.takes(pair):
+    if preferred == "foreach" or (pair.live.is_cpu and preferred != "triton"):
+        return False  # on the CPU it is Triton's interpreter, which is for debugging kernels
+    triton = load_triton()
+    if triton is None or not triton.takes(pair):
         return False
-    if pair.live.is_cpu and preferred != "triton":
-        return False  # Triton's interpreter, which is for debugging kernels
     why_not = triton.failure(pair, skip, concurrent)
     if why_not and preferred == "triton":
         raise ConfigError(f'engine="triton": {why_not}. engine="auto" takes another.')
@@ -88,6 +97,7 @@ def make_engine(name: EngineName, pairs: Sequence[Pair], seed: int, concurrent: 
         assert native is not None
         return native.Native(pairs, seed, Tensor.detach, torch.get_num_threads)
     if name == "triton":
+        triton = load_triton()
         assert triton is not None
         return triton.Triton(pairs, seed, concurrent)
     return Blocked(pairs, seed) if name == "blocked" else Foreach(pairs, seed)
@@ -99,16 +109,17 @@ def recordable(engine: Engine) -> Triton:
     Raises:
         ConfigError: it cannot, or the engine did not run before.
     """
-    if triton is None or not isinstance(engine, triton.Triton):
+    if engine.name != "triton":
         raise ConfigError(
             f"ema.update() of {engine.pairs[0].name} by the engine {engine.name} cannot be captured in a "
             "CUDA graph: only triton's can. Call it after graph.replay() instead."
         )
-    if not engine.ran:
+    triton = cast("Triton", engine)
+    if not triton.ran:
         raise ConfigError(
             "ema.update() was captured in a CUDA graph before it ran once: let some steps run first."
         )
-    return engine
+    return triton
 
 
 def describe(engine: Engine, preferred: EngineName, skip: bool) -> str:
@@ -123,6 +134,7 @@ def describe(engine: Engine, preferred: EngineName, skip: bool) -> str:
 
 def _no_triton(pair: Pair, skip: bool) -> str:
     if pair.live.is_cuda:
+        triton = load_triton()
         if triton is None:
             return _NO_TRITON
         if triton.takes(pair):
