@@ -1,4 +1,4 @@
-"""Importing polyak is cheap: no framework, no plotting, nothing a plain install lacks, no room it does not need.
+"""Importing polyak is cheap: no framework, no plotting, no room it does not need.
 
 What is counted is modules, not seconds; ``benchmarks/imports.py`` measures those.
 """
