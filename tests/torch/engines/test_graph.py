@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-pytest.importorskip("triton")
+pytest.importorskip("triton", minversion="3.2")
 
 from tests.torch.engines import graph_worker as worker
 from tests.torch.engines.test_triton import gpu, worked

@@ -18,7 +18,7 @@ from polyak.torch._engines.base import Pair, arithmetic_dtype
 from polyak.torch._engines.foreach import Foreach
 from polyak.torch._engines.rounding import join
 
-pytest.importorskip("triton")
+pytest.importorskip("triton", minversion="3.2")
 
 from polyak.torch._engines import triton
 from tests.torch.engines import triton_worker as worker

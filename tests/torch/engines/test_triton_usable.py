@@ -18,7 +18,7 @@ from polyak.torch._engines import select as select
 from polyak.torch._engines.base import Pair
 from polyak.torch._engines.foreach import Foreach
 
-pytest.importorskip("triton")
+pytest.importorskip("triton", minversion="3.2")
 
 from polyak.torch._engines import triton
 

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from torch.distributed.fsdp import FSDPModule
     from torch.distributed.tensor import DTensor
 
+# Where DTensor is: before torch 2.5 its public module held the functions of tensor parallelism alone.
+_HOME = f"torch.distributed.{'tensor' if TorchVersion(torch.__version__) >= '2.5' else '_tensor'}"
+
 
 def check_torch(what: str) -> None:
     """Refuse what is sharded on a torch in which ``fully_shard`` is not public, where nothing of it was run.
@@ -37,7 +40,7 @@ def check_torch(what: str) -> None:
 
 def is_dtensor(tensor: Tensor) -> TypeIs[DTensor]:
     """Whether this is a DTensor, of which this process holds a part."""
-    module = sys.modules.get("torch.distributed.tensor")
+    module = sys.modules.get(_HOME)
     return module is not None and isinstance(tensor, module.DTensor)
 
 
