@@ -93,6 +93,14 @@ newest:          ## trainers and drop-ins against the newest release of everythi
 	$(call pip,build/newest) install --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch==$(TORCH) --editable ".[$(EXTRAS)]" --group dev
 	build/newest/bin/python -m pytest tests/trainers tests/dropin tests/docs $(ARGS)
 
+.PHONY: release-check release-tools
+RELEASE := build/tools
+release-tools:
+	test -x $(RELEASE)/bin/uv || { $(call fresh,$(RELEASE)) && $(call pip,$(RELEASE)) install --quiet --group release; }
+
+release-check: release-tools ## build the last commit's sdist and wheels twice and try them on every Python here (ARGS=--no-torch)
+	$(RELEASE)/bin/python release/check.py $(ARGS)
+
 fuzz: env        ## fuzz the file readers, guided by coverage (ARGS="600" seconds each, "600 average" for one)
 	$(BIN)/python -c "import atheris" 2>/dev/null || $(call pip,$(VENV)) install atheris
 	$(BIN)/python -m tests.fuzz.run $(ARGS)

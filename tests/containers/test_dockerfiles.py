@@ -68,7 +68,8 @@ def test_an_offence_is_seen(right: str, wrong: str, words: str) -> None:
 def test_the_context_holds_what_the_script_needs() -> None:
     kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line[0] == "!"}
     locks = {"constraints.txt", "constraints-paddle.txt"}
-    assert kept == {"LICENSE", "pyproject.toml", "containers", "native", "src"} | locks
+    build = {"README.md", "LICENSE", "THIRD_PARTY_NOTICES.md", "pyproject.toml", "setup.py"}
+    assert kept == {"containers", "native", "src"} | build | locks
 
 
 def test_shellcheck_finds_nothing() -> None:

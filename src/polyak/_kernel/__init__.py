@@ -11,7 +11,11 @@ try:
 except ImportError:  # no C compiler was there when polyak was installed
     native = None
 
-NO_KERNEL = "the C kernel was not built: with a C compiler, pip install --force-reinstall --no-deps polyak"
+# pip would install the wheel it kept from last time, or one that was built without the kernel.
+NO_KERNEL = (
+    "the C kernel was not built: with a C compiler, "
+    "pip install --force-reinstall --no-deps --no-cache-dir --no-binary polyak polyak"
+)
 
 
 def why_not(pair: Pair[Any], device: object) -> str:

@@ -1,0 +1,295 @@
+"""Builds a release from the last commit and tries it as a user would. Each stage prints how long it took.
+
+    make release-check                    all of it, with the oldest and the newest torch: gigabytes
+    make release-check ARGS=--no-torch    without frameworks: what CI runs
+
+Stages end in an exception at the first thing that is wrong.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tarfile
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+WORK = ROOT / "build" / "release"
+DIST = ROOT / "dist"
+TOOLS = Path(sys.executable).parent  # of the environment that `make release-check` made
+PYTHONS = ("3.10", "3.11", "3.12", "3.13")
+# Whether it works at all, without a framework and with torch. `make test` has the rest.
+EVERYWHERE = [f"tests/{name}" for name in ("no_extras", "core", "schedules/test_decays.py")]
+WITH_TORCH = [f"tests/torch/{name}.py" for name in ("test_ema", "test_save", "test_swap", "test_resume")]
+LOCKED = ("--constraint", ROOT / "constraints.txt")
+GLIBC = "2.17"  # of manylinux2014
+PLATFORM = "manylinux2014_x86_64"
+
+
+@contextmanager
+def stage(name: str) -> Iterator[None]:
+    """Print how long it took."""
+    begun = time.monotonic()
+    yield
+    print(f"=== release: {name}: {time.monotonic() - begun:.0f} s", flush=True)
+
+
+def run(*command: str | Path, cwd: Path = ROOT, **environment: str) -> str:
+    """What a command prints; it is shown if the command fails."""
+    done = subprocess.run(
+        [str(part) for part in command],
+        cwd=cwd,
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise SystemExit(f"{done.stdout}\n{shlex.join(map(str, command))}: exit status {done.returncode}")
+    return done.stdout
+
+
+def uv(*arguments: str | Path, **environment: str) -> str:
+    """Run uv, which also looks where pip is told to look for wheels."""
+    links = os.environ.get("PIP_FIND_LINKS", "")
+    return run(TOOLS / "uv", *arguments, UV_FIND_LINKS=links.replace(" ", ","), **environment)
+
+
+def interpreter(version: str) -> str | None:
+    """Where this Python is, if it is here; pyenv's shims start it when told the version."""
+    try:
+        command = [f"python{version}", "-c", "import sys; print(sys.executable)"]
+        return subprocess.run(
+            command, env=os.environ | {"PYENV_VERSION": version}, capture_output=True, text=True, check=True
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def environment(name: str, python: str, *requirements: str | Path) -> Path:
+    """A new environment with these installed; its Python."""
+    folder = WORK / name
+    uv("venv", "--quiet", "--clear", "--python", python, folder)
+    inside = folder / "bin" / "python"
+    if requirements:
+        uv("pip", "install", "--quiet", "--python", inside, *requirements)
+    return inside
+
+
+def commit(folder: Path) -> Path:
+    """The files of the last commit, at the commit's time."""
+    folder.mkdir(parents=True)
+    archive = subprocess.run(["git", "archive", "HEAD"], cwd=ROOT, check=True, capture_output=True).stdout
+    subprocess.run(["tar", "-x", "-C", folder], input=archive, check=True)
+    return folder
+
+
+def same_bytes(sdist: Path, when: int) -> None:
+    """Write a source archive again with nothing in it that differs between two builds of the same files."""
+    with tarfile.open(sdist) as old:
+        members = sorted(old.getmembers(), key=lambda member: member.name)
+        held = [(member, old.extractfile(member) if member.isfile() else None) for member in members]
+        plain = sdist.with_suffix("")
+        with tarfile.open(plain, "w", format=tarfile.PAX_FORMAT) as new:
+            for member, content in held:
+                member.mtime, member.uid, member.gid, member.uname, member.gname = when, 0, 0, "", ""
+                member.mode, member.pax_headers = 0o755 if member.mode & 0o100 else 0o644, {}
+                new.addfile(member, content)
+    run("gzip", "--best", "--no-name", "--force", plain)
+
+
+def builds(folder: Path) -> list[Path]:
+    """A source archive, and from it a wheel with the kernel for old Linux systems and one without it."""
+    when = run("git", "log", "-1", "--format=%ct").strip()
+    source, out = commit(folder / "source"), folder / "dist"
+    lock = ("--build-constraint", ROOT / "constraints.txt", "--quiet", "--out-dir", out)
+    python = interpreter(PYTHONS[0]) or sys.executable
+    uv("build", "--sdist", source, *lock, SOURCE_DATE_EPOCH=when)
+    [sdist] = out.glob("*.tar.gz")
+    same_bytes(sdist, int(when))
+    # Zig's C compiler links against the glibc it is told, wherever it runs; manylinux's images need Docker.
+    zig = f"{sys.executable} -m ziglang cc -target x86_64-linux-gnu.{GLIBC}"
+    # Debugging symbols would hold the folder's name, and archives the time.
+    plainly = {"SOURCE_DATE_EPOCH": when, "CFLAGS": "-g0", "LDFLAGS": "-Wl,--strip-all"}
+    uv("build", "--wheel", sdist, "--python", python, *lock, **plainly, CC=zig, LDSHARED=f"{zig} -shared")
+    uv("build", "--wheel", sdist, "--python", python, *lock, **plainly, POLYAK_WITHOUT_KERNEL="1")
+    [native] = out.glob("*-cp310-abi3-linux_x86_64.whl")
+    tag = ("wheel", "tags", "--remove", "--platform-tag", PLATFORM)
+    run(sys.executable, "-m", *tag, native, SOURCE_DATE_EPOCH=when)  # it writes the archive anew
+    return sorted([*out.glob("*.tar.gz"), *out.glob("*.whl")])
+
+
+def hashes(files: list[Path]) -> dict[str, str]:
+    """Of each file by its name."""
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+def build_twice() -> list[Path]:
+    """The files of the release, whose bytes are those of a second build elsewhere."""
+    first, second = builds(WORK / "a"), builds(WORK / "another place")
+    if hashes(first) != hashes(second):
+        raise SystemExit(f"two builds of one commit differ:\n{hashes(first)}\n{hashes(second)}")
+    shutil.rmtree(DIST, ignore_errors=True)
+    DIST.mkdir()
+    for file in first:
+        print(f"{hashes([file])[file.name]}  {file.name}  {file.stat().st_size:,} bytes")
+    return [Path(shutil.copy(file, DIST)) for file in first]
+
+
+def glibc_of(library: Path) -> tuple[int, ...]:
+    """The newest version of glibc that a shared library asks for."""
+    symbols = run("objdump", "-T", library)
+    return max(tuple(map(int, found.split("."))) for found in re.findall(r"GLIBC_([\d.]+)", symbols))
+
+
+def examine(files: list[Path]) -> None:
+    """What an index, an old Linux and a distributor would complain about."""
+    run(TOOLS / "twine", "check", "--strict", *files)
+    rating = run(TOOLS / "pyroma", "--min", "10", next(file for file in files if file.suffix == ".gz"))
+    print(re.findall(r"(?m)^.*rating.*$", rating, re.IGNORECASE))
+    for wheel in (file for file in files if file.suffix == ".whl"):
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(WORK / wheel.stem)
+            names = set(archive.namelist())
+        tracked = run("git", "ls-files", "src/polyak").split()
+        missing = {name.removeprefix("src/") for name in tracked} - names
+        kernel = sorted(name for name in names if name.endswith(".so"))
+        if missing or bool(kernel) != (PLATFORM in wheel.name):
+            raise SystemExit(f"{wheel.name}: without {missing}, with {kernel}")
+        for name in kernel:
+            asked = glibc_of(WORK / wheel.stem / name)
+            size = (WORK / wheel.stem / name).stat().st_size
+            print(f"{name}: {size:,} bytes, asks for glibc {'.'.join(map(str, asked))}")
+            if asked > (2, 4):
+                raise SystemExit(f"{name} asks for glibc {asked}: what was it linked against?")
+            print(
+                run(TOOLS / "auditwheel", "show", wheel)
+                .split("following platform tag:")[1]
+                .split(".\n")[0]
+                .strip()
+            )
+    run(
+        TOOLS / "cibuildwheel",
+        "--platform",
+        "linux",
+        "--archs",
+        "x86_64",
+        "--print-build-identifiers",
+        "--allow-empty",
+        ROOT,
+    )
+
+
+def bill_of_materials(wheel: Path) -> None:
+    """What is installed with polyak, by name, version and licence."""
+    python = environment("bill", sys.executable, wheel, *LOCKED)
+    out = DIST / f"{'-'.join(wheel.name.split('-')[:2])}.cdx.json"
+    of = ("environment", python, "--pyproject", ROOT / "pyproject.toml", "--mc-type", "library")
+    run(TOOLS / "cyclonedx-py", *of, "--output-reproducible", "--output-file", out)
+    print(f"{out.name}: {out.stat().st_size:,} bytes")
+
+
+ENGINE = "from polyak._kernel import NO_KERNEL, native; print(native.VARIANT if native else NO_KERNEL)"
+
+
+def without_a_compiler() -> None:
+    """The source archive installs silently without a compiler, and its advice works where there is one."""
+    needed = ["numpy", "ml_dtypes", "typer", "rich", "setuptools", "pip"]
+    python = environment("no-compiler", sys.executable, *needed, *LOCKED)
+    pip, only = (python, "-m", "pip"), {"PIP_FIND_LINKS": str(DIST), "PIP_CACHE_DIR": str(WORK / "cache")}
+    first = ("install", "--no-build-isolation", "--no-deps", "--no-binary", "polyak", "polyak")
+    if re.search("(?i)warn|error", shown := run(*pip, *first, "--quiet", CC="false", **only)):
+        raise SystemExit(f"without a compiler it is not silent: {shown}")
+    said = run(python, "-c", ENGINE).strip()
+    advice = re.search(r"pip (install .+)", said)
+    if advice is None:
+        raise SystemExit(f"without a compiler: {said!r}")
+    run(*pip, *advice[1].split(), "--no-build-isolation", **only)
+    now = run(python, "-c", ENGINE).strip()
+    print(f"{said!r}, and then {now!r}")
+    if "not built" in now:
+        raise SystemExit("the advice does not bring the kernel")
+
+
+def tests(name: str, python: Path, *folders: str) -> None:
+    """Run tests against what is installed, away from the sources."""
+    place = WORK / f"{name}-tests"
+    commit(place)
+    shutil.rmtree(place / "src")
+    pytest = (python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow")
+    shown = run(*pytest, *folders, cwd=place, OMP_NUM_THREADS="1", PYTHONDONTWRITEBYTECODE="1")
+    version = run(python, "--version").strip()
+    print(f"{name}, {version}: {shown.strip().splitlines()[-1]}", flush=True)
+
+
+TESTERS = ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis"]
+
+
+def on_each_python(wheel: Path) -> None:
+    """The wheel, with the locked versions, on every Python that is here."""
+    for version in PYTHONS:
+        found = interpreter(version)
+        if found is None:
+            print(f"Python {version} is not on this machine")
+            continue
+        name = f"python-{version}"
+        tests(
+            name,
+            environment(name, found, wheel, "--constraint", ROOT / "constraints.txt", *TESTERS),
+            *EVERYWHERE,
+        )
+
+
+def at_lowest_bounds(name: str, wheel: Path, extras: str, *folders: str) -> None:
+    """The lowest version of everything that polyak names, on the oldest Python."""
+    asked = ("--resolution", "lowest-direct", f"polyak[{extras}] @ {wheel.as_uri()}")
+    python = environment(name, interpreter(PYTHONS[0]) or sys.executable, *asked)
+    uv("pip", "install", "--quiet", "--python", python, *TESTERS)
+    tests(name, python, *folders)
+
+
+def with_newest(name: str, wheel: Path, extras: str, *folders: str) -> None:
+    """Whatever is newest of everything, on the newest Python."""
+    asked = f"polyak[{extras}] @ {wheel.as_uri()}"
+    tests(name, environment(name, interpreter(PYTHONS[-1]) or sys.executable, asked, *TESTERS), *folders)
+
+
+def main(arguments: list[str]) -> None:
+    """All stages, in order."""
+    if changed := run("git", "status", "--short", "--untracked-files=no"):
+        print(f"not committed, so not in this release:\n{changed}")
+    shutil.rmtree(WORK, ignore_errors=True)
+    with stage("build twice"):
+        files = build_twice()
+    native = next(file for file in files if PLATFORM in file.name)
+    stages: list[tuple[str, Callable[[], object]]] = [
+        ("examine", lambda: examine(files)),
+        ("bill of materials", lambda: bill_of_materials(native)),
+        ("without a compiler", without_a_compiler),
+        ("each Python", lambda: on_each_python(native)),
+        ("lowest bounds", lambda: at_lowest_bounds("lowest", native, "remote,plot,images", *EVERYWHERE)),
+    ]
+    if "--no-torch" not in arguments:
+        stages += [
+            ("oldest torch", lambda: at_lowest_bounds("oldest-torch", native, "torch", *WITH_TORCH)),
+            ("newest torch", lambda: with_newest("newest-torch", native, "torch", *WITH_TORCH)),
+        ]
+    for name, do in stages:
+        with stage(name):
+            do()
+    if ".example" in (ROOT / "pyproject.toml").read_text():
+        print("Not ready to publish: [project] of pyproject.toml still has addresses at .example")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
