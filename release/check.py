@@ -206,7 +206,8 @@ def without_a_compiler() -> None:
     """The source archive installs silently without a compiler, and its advice works where there is one."""
     needed = ["numpy", "ml_dtypes", "typer", "rich", "setuptools", "pip"]
     python = environment("no-compiler", sys.executable, *needed, *LOCKED)
-    pip, only = (python, "-m", "pip"), {"PIP_FIND_LINKS": str(DIST), "PIP_CACHE_DIR": str(WORK / "cache")}
+    pip = (python, "-m", "pip")
+    only = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(DIST), "PIP_CACHE_DIR": str(WORK / "cache")}
     first = ("install", "--no-build-isolation", "--no-deps", "--no-binary", "polyak", "polyak")
     if re.search("(?i)warn|error", shown := run(*pip, *first, "--quiet", CC="false", **only)):
         raise SystemExit(f"without a compiler it is not silent: {shown}")

@@ -1,10 +1,11 @@
-"""Doctests are looked for in every file, and importing this one needs a Triton that polyak's kernels can use."""
+"""Doctests are looked for in every file, and importing these needs a Triton that polyak's kernels can use."""
 
 from importlib.metadata import PackageNotFoundError, version
 
 from torch.torch_version import TorchVersion
 
 try:
-    collect_ignore = ["triton_worker.py"] if TorchVersion(version("triton")) < "3.2" else []
+    usable = TorchVersion(version("triton")) >= "3.2"
 except PackageNotFoundError:
-    collect_ignore = ["triton_worker.py"]
+    usable = False
+collect_ignore = [] if usable else ["graph_worker.py", "triton_worker.py"]
