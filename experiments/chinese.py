@@ -96,8 +96,11 @@ CHINESE: dict[str, str] = {
     "float16": "float16",
     "split": "split",
     # ocr
-    "At a constant learning rate the average of the weights reads more lines of text right.": (
+    "At a constant learning rate an average reads more lines of text right.": (
         "学习率恒定时，平均权重能读对更多的文本行。"
+    ),
+    "Along a cosine to zero an average reads more lines of text right.": (
+        "学习率沿余弦降到零时，平均权重能读对更多的文本行。"
     ),
     "an article on PaddleOCR's SVTR: line accuracy +1.2 points": (
         "一篇关于 PaddleOCR 的 SVTR 的文章：整行准确率 +1.2 个百分点"
@@ -105,14 +108,10 @@ CHINESE: dict[str, str] = {
     "synthetic lines of Chinese text": "合成的中文文本行",
     "the lines are made here; fonts: OFL, GPL, Arphic": "文本行由本项目生成；字体：OFL、GPL、Arphic",
     "Warmup(0.999)": "Warmup(0.999)",
-    "lines read right at the end, constant rate": "最终读对的行，恒定学习率",
-    "when the raw weights' best is reached, constant rate": "达到原始权重最高水平的时刻，恒定学习率",
-    "jump between evaluations, constant rate": "相邻评估之间的跳动，恒定学习率",
-    "wobble between evaluations, constant rate": "评估之间的抖动，恒定学习率",
-    "lines read right at the end, cosine to zero": "最终读对的行，余弦降到零",
-    "when the raw weights' best is reached, cosine to zero": "达到原始权重最高水平的时刻，余弦降到零",
-    "jump between evaluations, cosine to zero": "相邻评估之间的跳动，余弦降到零",
-    "wobble between evaluations, cosine to zero": "评估之间的抖动，余弦降到零",
+    "lines read right at the end": "最终读对的行",
+    "when the raw weights' best is reached": "达到原始权重最高水平的时刻",
+    "jump between evaluations": "相邻评估之间的跳动",
+    "wobble between evaluations": "评估之间的抖动",
     # detection
     "Detection with Ultralytics, the rate falls to a hundredth: an average ends with the higher mAP50-95.": (
         "用 Ultralytics 做目标检测，学习率降到百分之一：平均权重最终的 mAP50-95 更高。"

@@ -10,7 +10,6 @@ import json
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any, NamedTuple
 
 import matplotlib as mpl
@@ -23,7 +22,6 @@ from experiments.results import reports as committed
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 ENGLISH, CHINESE = range(2)
-STUDENT = {5: 2.776}  # 97.5 % quantile for so many seeds
 
 
 class Ink(NamedTuple):
@@ -66,11 +64,6 @@ def canvas(ink: Ink, width: float, height: float, panels: int = 1) -> tuple[Figu
     return figure, panes
 
 
-def interval(values: Sequence[float]) -> float:
-    """Half of the 95 % interval of their mean."""
-    return STUDENT[len(values)] * stdev(values) / len(values) ** 0.5
-
-
 def curves(ink: Ink, say: Say) -> Figure:
     """Raw and averaged weights of the same runs of the demo, at its constant learning rate."""
     found = results("experiments/tutorial/results/tutorial.json")
@@ -97,23 +90,23 @@ def curves(ink: Ink, say: Say) -> Figure:
 
 
 def sweep(ink: Ink, say: Say) -> Figure:
-    """The loss of the averages of one training run over their half-life."""
-    found = results("experiments/half_life/results/digits-*.json")
+    """The loss of the averages of one training run over their half-life, as the run goes on."""
+    found = results("experiments/halflife/results/halflife.json")
     figure, (axes,) = canvas(ink, 7.2, 3.2)
-    each = np.array([run["computed"] for run in found["runs"]])
-    half = np.array([interval(list(column)) for column in each.T])
-    raw = mean([run["raw"] for run in found["runs"]])
-    lengths = found["half_lives"]
-    axes.fill_between(
-        lengths, each.mean(0) - half, each.mean(0) + half, color=ink.average, alpha=0.18, linewidth=0
-    )
-    axes.plot(lengths, each.mean(0), "o-", color=ink.average, linewidth=2, markersize=5)
-    axes.axhline(raw, color=ink.raw, linestyle="--", linewidth=1.5)
-    axes.text(32, raw, say("raw weights", "原始权重"), color=ink.raw, ha="center", va="bottom")
-    axes.set(xscale="log", ylim=(0.28, 0.4), xlabel=say("half-life, training steps", "半衰期，训练步"))
+    lengths, steps = found["settings"]["half_lives"], found["settings"]["looks"]
+    runs = list(found["runs"].values())
+    colours = (ink.others[0], ink.others[1], ink.average)
+    for look, step, colour in zip(("first", "second", "last"), steps, colours, strict=True):
+        each = np.array([[loss / run[f"{look} raw"] for loss in run[f"{look} curve"]] for run in runs])
+        label = say(f"after {step:,} steps", f"{step:,} 步之后")
+        axes.plot(lengths, 100 * each.mean(0), "o-", color=colour, linewidth=2, markersize=5, label=label)
+    axes.axhline(100, color=ink.raw, linestyle="--", linewidth=1.5)
+    axes.text(lengths[0], 100.2, say("raw weights", "原始权重"), color=ink.raw, va="bottom")
+    axes.set(xscale="log", ylim=(89, 106), xlabel=say("half-life, training steps", "半衰期，训练步"))
+    axes.legend(frameon=False, labelcolor=ink.text, loc="upper center")
     axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
     axes.minorticks_off()
-    axes.set_ylabel(say("test loss", "测试损失"))
+    axes.set_ylabel(say("test loss, % of the raw weights'", "测试损失，为原始权重的 %"))
     return figure
 
 
@@ -129,8 +122,8 @@ def when(ink: Ink, say: Say) -> Figure:
             "tutorial",
             "教程",
         ),
-        ("ocr", "constant raw curve", "constant Warmup(0.999) curve", 50, "text lines", "文本行"),
-        ("ocr", "cosine raw curve", "cosine Warmup(0.999) curve", 50, "text lines, cosine", "文本行，余弦"),
+        ("ocr", "raw curve", "Warmup(0.999) curve", 50, "text lines", "文本行"),
+        ("ocr-cosine", "raw curve", "Warmup(0.999) curve", 50, "text lines, cosine", "文本行，余弦"),
     )
     figure, panes = canvas(ink, 7.2, 2.7, panels=len(panels))
     for axes, (name, raw, average, bottom, *title) in zip(panes, panels, strict=True):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -118,12 +119,24 @@ def test_a_name_has_a_readme(name: str) -> None:
 def test_the_count_at_the_top_is_that_of_the_table() -> None:
     page = (ROOT / "docs" / "results.md").read_text()
     table = page.split("## The articles' figures")[1].split("## ")[0]
-    said = dict(re.findall(r"\*([a-z, ]+)\* (\d)", page.split("figures in articles:**")[1].split("\n")[0]))
+    said = dict(
+        re.findall(r"\*([a-z, ]+)\* (\d+)", re.split(r"tried in \d+ ways:\*\*", page)[1].split("\n")[0])
+    )
     shown = [line.split("|")[-2].strip() for line in table.strip().splitlines()[2:]]
-    assert len(shown) == len(results.ARTICLES) == 7
+    assert len(results.ARTICLES) == 7
+    assert all(article in table for article in results.ARTICLES)
     assert {verdict: int(number) for verdict, number in said.items() if int(number)} == {
         verdict: shown.count(verdict) for verdict in shown
     }
+
+
+def test_every_folder_with_a_harness_is_on_the_page() -> None:
+    using = {
+        path.parent.name
+        for path in (ROOT / "experiments").glob("*/run.py")
+        if "harness.main(" in path.read_text()
+    }
+    assert using == set(results.NAMES)
 
 
 def test_every_experiment_has_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,3 +152,31 @@ def test_every_experiment_has_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["quick"])
     quick.main(0)
     assert ran == [f"experiments.{name}.run" for name in results.NAMES]
+
+
+def test_what_the_pages_say_of_half_lives_is_so() -> None:
+    found = REPORTS["halflife"]
+    best = fmean(run["last best"] for run in found["runs"].values())
+    steps = found["settings"]["looks"][-1]
+    assert (round(best), round(steps / best), steps) == (45, 36, 1_600)
+    losses = dict(
+        zip(
+            found["settings"]["half_lives"],
+            map(fmean, zip(*(run["last curve"] for run in found["runs"].values()), strict=True)),
+            strict=True,
+        )
+    )
+    within = [h for h, loss in losses.items() if loss <= 1.01 * min(losses.values())]
+    assert within == [16, 32, 64, 128]
+    for language, share in (("", "a 36th of the run"), (".zh", "三十六分之一")):
+        page = (ROOT / "docs" / f"theory{language}.md").read_text()
+        assert "45 s" in page or "45 步" in page
+        assert share in page
+
+
+def test_the_table_of_half_lives_is_that_of_the_report() -> None:
+    from experiments.halflife.table import tables
+
+    for path, text in tables().items():
+        assert path.read_text() == text, "run python -m experiments.halflife.table"
+        assert text.count("\n| ") == 2 + 7
