@@ -27,12 +27,12 @@ NAMES: tuple[str, ...] = ("tutorial", "halflife", "precision")
 
 ARTICLES = {
     "PaddleOCR, SVTR: line accuracy +1.2 points": ("ocr", "ocr-cosine"),
-    "PaddleNLP, UIE: F1 +0.8 to +1.3 points": ("entities-newspaper", "entities-japanese"),
+    "PaddleNLP, UIE: F1 +0.8 to +1.3 points": ("entities", "entities-japanese"),
     "YOLO: mAP50-95 +0.5 to +1.2 points": ("detection", "detection-constant"),
     "ImageNet, self-distillation: accuracy +0.8 points": ("distillation",),
     "CIFAR-100: accuracy +1.2 points": ("longrun",),
     "PGD: attacks that succeed 42 → 34 %": ("adversarial",),
-    "BERT: the same loss in 15 % fewer steps": ("masked-characters",),
+    "BERT: the same loss in 15 % fewer steps": ("masked",),
 }
 """The figures of the articles that made people average weights, and the reports that try each."""
 

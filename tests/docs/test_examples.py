@@ -137,6 +137,4 @@ def test_every_page_is_there_in_chinese_with_the_same_code(page: Path) -> None:
     code = lambda p: [strip.sub("", block) for block in BLOCK.findall(p.read_text())]  # noqa: E731
     assert code(chinese) == code(page)
     for fence in (CONSOLE, FILE, PIPELINE, DIFF, INCLUDED):
-        assert fence.findall(chinese.read_text().replace("README.zh.md", "README.md")) == fence.findall(
-            page.read_text()
-        )
+        assert fence.findall(chinese.read_text().replace(".zh.md", ".md")) == fence.findall(page.read_text())
