@@ -170,4 +170,76 @@ CHINESE: dict[str, str] = {
     "h10, at the same rate": "h10，同一学习率",
     "h100, at the same rate": "h100，同一学习率",
     "h30": "h30",
+    # longrun
+    "After many epochs the average is more accurate than the raw weights, and calmer on the way.": (
+        "训练多轮之后，平均权重比原始权重更准确，过程也更平稳。"
+    ),
+    "an article on CIFAR-100: accuracy +1.2 points, loss -0.08": (
+        "一篇关于 CIFAR-100 的文章：准确率 +1.2 个百分点，损失 -0.08"
+    ),
+    "mean accuracy of the second half, constant rate": "后半程的平均准确率，恒定学习率",
+    "jump of the accuracy, constant rate": "准确率的跳动，恒定学习率",
+    "loss at the end, constant rate": "最终损失，恒定学习率",
+    "accuracy at the end, cosine to zero": "最终准确率，余弦降到零",
+    "mean accuracy of the second half, cosine to zero": "后半程的平均准确率，余弦降到零",
+    "jump of the accuracy, cosine to zero": "准确率的跳动，余弦降到零",
+    "wobble of the accuracy, cosine to zero": "准确率的抖动，余弦降到零",
+    "loss at the end, cosine to zero": "最终损失，余弦降到零",
+    "half-life of 100 steps": "半衰期 100 步",
+    # distillation
+    "An average that also taught its network is more accurate than one that did not.": (
+        "兼任教师的平均权重，比不任教师的更准确。"
+    ),
+    "an article on self-distillation, ImageNet: accuracy +0.8 points": (
+        "一篇关于自蒸馏的文章，ImageNet：准确率 +0.8 个百分点"
+    ),
+    "accuracy at the end": "最终准确率",
+    "loss at the end": "最终损失",
+    "jump of the accuracy": "准确率的跳动",
+    "wobble of the accuracy": "准确率的抖动",
+    "student without a teacher": "无教师的学生",
+    "student with a teacher": "有教师的学生",
+    "average without a teacher": "无教师时的平均权重",
+    "average with a teacher": "有教师时的平均权重",
+    # adversarial
+    "The average of adversarial training resists attacks that the raw weights do not.": (
+        "对抗训练的平均权重能抵御原始权重抵御不了的攻击。"
+    ),
+    "an article on PGD: attacks that succeed 42 → 34 %": "一篇关于 PGD 的文章：攻击成功率 42 → 34 %",
+    "robust accuracy, mean of the last three evaluations": "受攻击时的准确率，最后三次评估的平均",
+    "robust loss, mean of the last three evaluations": "受攻击时的损失，最后三次评估的平均",
+    "clean accuracy, mean of the last three evaluations": "未受攻击时的准确率，最后三次评估的平均",
+    "attacks that succeed, mean of the last three evaluations": "攻击成功率，最后三次评估的平均",
+    "robust accuracy at the end": "最终受攻击时的准确率",
+    "jump of the robust accuracy": "受攻击时准确率的跳动",
+    "wobble of the robust accuracy": "受攻击时准确率的抖动",
+    # byol
+    "BYOL learns better features if its teacher changes slowly.": "教师变化得慢，BYOL 就学到更好的特征。",
+    "Grill et al. 2020, table 5a: ImageNet, momentum 0 → 0.99, accuracy 0.3 → 72.5 %": (
+        "Grill 等 2020，表 5a：ImageNet，动量 0 → 0.99，准确率 0.3 → 72.5 %"
+    ),
+    "accuracy of a linear probe": "线性探针的准确率",
+    "spread of the answers, 0 if all are the same": "输出的离散程度，全部相同时为 0",
+    "of 1": "最大为 1",
+    "untrained": "未训练",
+    "its teacher": "它的教师",
+    "momentum 0": "动量 0",
+    "momentum 0.9": "动量 0.9",
+    "momentum 0.99": "动量 0.99",
+    "momentum 0.996 to 1": "动量 0.996 至 1",
+    "momentum 0, no BatchNorm": "动量 0，无 BatchNorm",
+    "momentum 0.99, no BatchNorm": "动量 0.99，无 BatchNorm",
+    # dino
+    "DINO's answers say more of an image if its teacher changes slowly.": (
+        "教师变化得慢，DINO 的输出就含有更多关于图像的信息。"
+    ),
+    "Caron et al. 2021, table 7: ImageNet, k-NN 0.1 % without momentum, 72.8 % with it": (
+        "Caron 等 2021，表 7：ImageNet，k-NN 无动量 0.1 %，有动量 72.8 %"
+    ),
+    "scikit-learn digits": "scikit-learn 手写数字",
+    "BSD-3-Clause": "BSD-3-Clause",
+    "what an answer says of its image": "输出所含的图像信息",
+    "entropy of the mean answer": "平均输出的熵",
+    "mean entropy of an answer": "单个输出的平均熵",
+    "no centre": "无中心",
 }
