@@ -14,16 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, cross_entropy
 
-from experiments.harness import Data, Row
+from experiments.fashion import CHUNK, Rate
+from experiments.harness import Row
 from experiments.intervals import jump, second_half, wobble
 from polyak.demo.data import CLASSES, SIDE
 from polyak.demo.data import Split as Bytes
 from polyak.demo.data import load as load_bytes
-
-FASHION_MNIST = Data("Fashion-MNIST", "MIT")
-
-Rate = Callable[[int], float]
-"""The learning rate of a step counted from 0."""
 
 
 class Split(NamedTuple):
@@ -74,30 +70,18 @@ def classifier(seed: int, train: Split) -> nn.Sequential:
     return nn.Sequential(encoder(train.images.shape[1]), nn.Linear(64, CLASSES))
 
 
-def constant(lr: float) -> Rate:
-    """The same rate at every step."""
-    return lambda step: lr
-
-
-def cosine(lr: float, steps: int) -> Rate:
-    """Half a cosine from ``lr`` to zero (Loshchilov and Hutter 2017, arXiv 1608.03983)."""
-    return lambda step: lr * (1 + math.cos(math.pi * step / steps)) / 2
-
-
-def batches(images: int, size: int, steps: int, seed: int) -> Iterator[Tensor]:
-    """Rows of each step's batch: epochs in an order of their own, from a generator of their own."""
-    order, rows = torch.Generator().manual_seed(seed), torch.empty(0, dtype=torch.int64)
-    for _ in range(steps):
-        if len(rows) < size:
-            rows = torch.randperm(images, generator=order)
-        yield rows[:size]
-        rows = rows[size:]
+def batches(images: int, size: int, steps: int, seed: int) -> list[Tensor]:
+    """Rows of each step's batch: every epoch in a new order, without a short last batch."""
+    order = torch.Generator().manual_seed(seed)
+    epochs = math.ceil(steps / (images // size))
+    orders = (torch.randperm(images, generator=order) for _ in range(epochs))
+    return [rows for epoch in orders for rows in epoch.split(size) if len(rows) == size][:steps]
 
 
 def fit(
     model: nn.Module,
     train: Split,
-    rows: Iterator[Tensor],
+    rows: Sequence[Tensor],
     rate: Rate,
     loss_of: Callable[[Tensor, Tensor], Tensor],
 ) -> Iterator[int]:
@@ -107,16 +91,16 @@ def fit(
         model: what is trained, in training mode at each step.
         train: what it is trained on.
         rows: of each batch.
-        rate: the learning rate of each step.
+        rate: the learning rate, given the step and how many there are.
         loss_of: from a batch's images and labels to the loss.
     """
     optimizer = torch.optim.AdamW(model.parameters())
     for step, batch in enumerate(rows):
         for group in optimizer.param_groups:
-            group["lr"] = rate(step)
+            group["lr"] = rate(step, len(rows))
         model.train()
         optimizer.zero_grad()
-        loss_of(train.images[batch], train.labels[batch]).backward()  # pyright: ignore[reportUnknownMemberType]
+        loss_of(train.images[batch], train.labels[batch]).backward()
         optimizer.step()
         yield step + 1
 
@@ -128,9 +112,9 @@ def moments(steps: int, evaluations: int) -> set[int]:
 
 @torch.no_grad()
 def answers(model: nn.Module, images: Tensor) -> Tensor:
-    """What a model answers in evaluation mode, in batches that stay in the cache."""
+    """What a model answers in evaluation mode."""
     model.eval()
-    return torch.cat([model(some) for some in images.split(250)])
+    return torch.cat([model(some) for some in images.split(CHUNK)])
 
 
 def score(logits: Tensor, labels: Tensor) -> Score:

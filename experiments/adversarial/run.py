@@ -17,16 +17,14 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import polyak
-from experiments import harness
+from experiments import fashion, harness
 from experiments.harness import Experiment, Numbers, Row
 from experiments.small_images import (
-    FASHION_MNIST,
     Curves,
     Split,
     answers,
     batches,
     classifier,
-    constant,
     fit,
     load,
     moments,
@@ -78,7 +76,9 @@ def judge(model: nn.Module, size: Size, test: Split) -> Callable[[Curves, str], 
         start = torch.Generator().manual_seed(0)
         clean = answers(model, test.images)
         found: list[Tensor] = []
-        for images, labels in zip(test.images.split(250), test.labels.split(250), strict=True):
+        for images, labels in zip(
+            test.images.split(fashion.CHUNK), test.labels.split(fashion.CHUNK), strict=True
+        ):
             harmed = pgd(model, images, labels, size.epsilon, size.test_attack_steps, start)
             found.append(answers(model, harmed))
         robust = torch.cat(found)
@@ -103,7 +103,7 @@ def run(seed: int, size: Size) -> Numbers:
 
     steps = batches(len(train.labels), size.batch, size.steps, seed)
     curves, when, add = Curves(), moments(size.steps, size.evaluations), judge(model, size, test)
-    for step in fit(model, train, steps, constant(size.lr), loss_of):
+    for step in fit(model, train, steps, fashion.constant(size.lr), loss_of):
         ema.update()
         if step in when:
             add(curves, "raw")
@@ -134,7 +134,7 @@ EXPERIMENTS = (
         claim="The average of adversarial training resists attacks that the raw weights do not.",
         published="an article on PGD: attacks that succeed 42 → 34 %",
         gain=8.0,
-        data=FASHION_MNIST,
+        data=fashion.DATA,
         rows=(
             late("robust accuracy", "robust accuracy", "points", higher=True, headline=True),
             late("robust loss", "robust loss", "nats", higher=False),

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 import polyak
+from experiments import fashion
 from experiments.byol.heads import head, probe
 from experiments.harness import Data, Experiment, Numbers, Row
-from experiments.small_images import Split, answers, batches, constant, fit, load, moments
+from experiments.small_images import Split, answers, batches, fit, load, moments
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def learn(seed: int, size: Size, arm: str, train: Split, test: Split) -> dict[st
     curve: list[tuple[float, float]] = []
     rows = batches(len(train.labels), size.batch, size.steps, seed)
     when = moments(size.steps, size.evaluations)
-    for step in fit(student, train, rows, constant(size.lr), loss_of):
+    for step in fit(student, train, rows, fashion.constant(size.lr), loss_of):
         teacher.update()
         if step in when:
             logits = (teacher(test.images) - loss.center) / loss.teacher_temperature

@@ -19,16 +19,14 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize, pad
 
 import polyak
-from experiments import harness
+from experiments import fashion, harness
 from experiments.byol.dino import DINO
 from experiments.byol.heads import head, probe
 from experiments.harness import Experiment, Numbers, Row
 from experiments.small_images import (
-    FASHION_MNIST,
     Split,
     answers,
     batches,
-    constant,
     encoder,
     fit,
     load,
@@ -113,7 +111,7 @@ def learn(seed: int, size: Size, arm: str, train: Split, test: Split) -> dict[st
     curve = [probed(online.projected[0])]
     rows = batches(len(train.labels), size.batch, size.steps, seed)
     when = moments(size.steps, size.evaluations)
-    for step in fit(online, train, rows, constant(size.lr), loss_of):
+    for step in fit(online, train, rows, fashion.constant(size.lr), loss_of):
         teacher.update()
         if step in when:
             curve.append(probed(online.projected[0]))
@@ -149,7 +147,7 @@ BYOL = Experiment(
     claim="BYOL learns better features if its teacher changes slowly.",
     published="Grill et al. 2020, table 5a: ImageNet, momentum 0 → 0.99, accuracy 0.3 → 72.5 %",
     gain=72.2,
-    data=FASHION_MNIST,
+    data=fashion.DATA,
     rows=(
         PROBE(*momenta("last", "0", "0.99"), headline=True),
         PROBE(*momenta("last", "0", "0.9")),

@@ -15,15 +15,13 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, mse_loss
 
 import polyak
-from experiments import harness
+from experiments import fashion, harness
 from experiments.harness import Experiment, Numbers
 from experiments.small_images import (
-    FASHION_MNIST,
     Curves,
     Split,
     batches,
     classifier,
-    constant,
     evaluate,
     fit,
     load,
@@ -60,7 +58,7 @@ def curves_of(seed: int, size: Size, weight: float, train: Split, test: Split, n
 
     steps = batches(len(train.labels), size.batch, size.steps, seed)
     found, when = Curves(), moments(size.steps, size.evaluations)
-    for step in fit(student, train, steps, constant(size.lr), loss_of):
+    for step in fit(student, train, steps, fashion.constant(size.lr), loss_of):
         teacher.update()
         if step in when:
             found.add(f"{name} student", evaluate(student, test))
@@ -86,7 +84,7 @@ EXPERIMENTS = (
         claim="An average that also taught its network is more accurate than one that did not.",
         published="an article on self-distillation, ImageNet: accuracy +0.8 points",
         gain=0.8,
-        data=FASHION_MNIST,
+        data=fashion.DATA,
         rows=(
             *rows(
                 "accuracy", "points", AVERAGE, TAUGHT_AVERAGE, {"last": "accuracy at the end"}, headline=True

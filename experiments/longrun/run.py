@@ -12,16 +12,13 @@ from dataclasses import dataclass
 from torch.nn.functional import cross_entropy
 
 import polyak
-from experiments import harness
+from experiments import fashion, harness
 from experiments.harness import Experiment, Numbers
 from experiments.small_images import (
-    FASHION_MNIST,
     Curves,
     Split,
     batches,
     classifier,
-    constant,
-    cosine,
     evaluate,
     fit,
     load,
@@ -51,7 +48,7 @@ def curves_of(seed: int, size: Size, schedule: str, train: Split, test: Split) -
     model = classifier(seed, train)
     short = polyak.Debiased(2 ** (-1 / size.half_life))
     ema = polyak.EMA(model, {"average": polyak.Warmup(size.beta), "short": short})
-    rate = constant(size.lr) if schedule == "constant" else cosine(size.lr, size.steps)
+    rate = fashion.constant(size.lr) if schedule == "constant" else fashion.cosine(size.lr)
     steps = batches(len(train.labels), size.batch, size.steps, seed)
     found, when = Curves(), moments(size.steps, size.evaluations)
     for step in fit(model, train, steps, rate, lambda x, y: cross_entropy(model(x), y)):
@@ -98,7 +95,7 @@ EXPERIMENTS = (
         claim="After many epochs the average is more accurate than the raw weights, and calmer on the way.",
         published="an article on CIFAR-100: accuracy +1.2 points, loss -0.08",
         gain=1.2,
-        data=FASHION_MNIST,
+        data=fashion.DATA,
         rows=(
             *compared("constant", "constant rate", headline=True),
             *compared("cosine", "cosine to zero"),

@@ -20,6 +20,7 @@ from experiments.adversarial import run as adversarial
 from experiments.byol import dino
 from experiments.byol import run as byol
 from experiments.distillation import run as distillation
+from experiments.fashion import constant
 from experiments.harness import Experiment, continued
 from experiments.longrun import run as longrun
 from experiments.small_images import Split, batches, classifier, evaluate, load
@@ -110,7 +111,7 @@ def test_a_longer_run_begins_like_a_shorter_one(found: dict[str, Mapping[str, An
 def test_batches_are_epochs_without_repetition(images: int, size: int, steps: int, seed: int) -> None:
     size = min(size, images)
     others = torch.get_rng_state()
-    rows = list(batches(images, size, steps, seed))
+    rows = batches(images, size, steps, seed)
     assert torch.equal(torch.get_rng_state(), others), (
         "dropout and noise elsewhere must not depend on the batches"
     )
@@ -120,7 +121,7 @@ def test_batches_are_epochs_without_repetition(images: int, size: int, steps: in
         epoch = torch.cat(rows[start : start + per_epoch]).tolist()
         assert len(set(epoch)) == len(epoch)
         assert set(epoch) <= set(range(images))
-    again = list(batches(images, size, steps, seed))
+    again = batches(images, size, steps, seed)
     assert all(torch.equal(a, b) for a, b in zip(rows, again, strict=True))
 
 
@@ -211,7 +212,7 @@ def test_byol_arms_see_the_same_and_begin_the_same(monkeypatch: pytest.MonkeyPat
     assert len(set(with_norm)) == len(set(without)) == 1, "the teacher begins as its student in all of them"
     settings = size("byol")
     train, _ = load("digits", settings.train, settings.test, settings.side)
-    images = train.images[next(batches(len(train.labels), settings.batch, 1, 0))]
+    images = train.images[batches(len(train.labels), settings.batch, 1, 0)[0]]
     for norm, answered in ((True, with_norm), (False, without)):
         torch.manual_seed(0)
         online, view = byol.Online(1, norm).train(), byol.views(0)
@@ -242,7 +243,7 @@ def test_momentum_0_is_a_teacher_that_is_the_student(found: dict[str, Mapping[st
 def test_an_attack_stays_near_and_harms_without_a_trace() -> None:
     train, _ = load("digits", 64, 10, 16)
     model = classifier(0, train)
-    rows, rate = batches(64, 32, 40, 0), small_images.constant(3e-3)
+    rows, rate = batches(64, 32, 40, 0), constant(3e-3)
     for _ in small_images.fit(model, train, rows, rate, lambda x, y: cross_entropy(model(x), y)):
         pass
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
