@@ -98,6 +98,7 @@ EXPERIMENTS = (
         run=run,
         quick=Size(train=5_000, test=2_000, steps=800, evaluations=8),
         full=Size(train=5_000, test=3_000, steps=1_500, evaluations=10),
+        seeds=6,
         curves={
             f"{arm} {weights} accuracy": "percent, at ten moments"
             for arm in ("alone", "taught")
