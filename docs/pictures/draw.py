@@ -47,11 +47,13 @@ def results(pattern: str) -> dict[str, Any]:
     return json.loads(max(ROOT.glob(pattern)).read_text())
 
 
-def canvas(ink: Ink, width: float, height: float, panels: int = 1) -> tuple[Figure, Sequence[Any]]:
-    """A figure with as many panels side by side, drawn with few lines."""
+def canvas(
+    ink: Ink, width: float, height: float, panels: int = 1, rows: int = 1
+) -> tuple[Figure, Sequence[Any]]:
+    """A figure with as many panels side by side, in so many rows, drawn with few lines."""
     figure = Figure(figsize=(width, height), layout="constrained")
     figure.set_facecolor("none")
-    panes = np.atleast_1d(figure.subplots(1, panels))
+    panes = np.ravel(figure.subplots(rows, panels))
     for axes in panes:
         axes.set_facecolor("none")
         axes.tick_params(colors=ink.text)
@@ -110,33 +112,53 @@ def sweep(ink: Ink, say: Say) -> Figure:
     return figure
 
 
+class Panel(NamedTuple):
+    """Two curves of a report: their names, the least value shown, and the title in both languages."""
+
+    report: str
+    raw: str
+    average: str
+    bottom: float
+    title: tuple[str, str]
+
+
+PANELS = (
+    Panel(
+        "tutorial", "constant raw accuracy curve", "constant average accuracy curve", 82, ("tutorial", "教程")
+    ),
+    Panel("ocr", "raw curve", "Warmup(0.999) curve", 50, ("text lines", "文本行")),
+    Panel("ocr-cosine", "raw curve", "Warmup(0.999) curve", 50, ("text lines, cosine", "文本行，余弦")),
+    Panel("longrun", "constant raw accuracy", "constant average accuracy", 79, ("long run", "长时间训练")),
+    Panel(
+        "longrun", "cosine raw accuracy", "cosine average accuracy", 79, ("long run, cosine", "长训练，余弦")
+    ),
+    Panel(
+        "adversarial", "raw robust accuracy", "average robust accuracy", 45, ("under attack", "受到攻击时")
+    ),
+)
+
+
 def when(ink: Ink, say: Say) -> Figure:
     """Curves of raw weights and averages during the experiments: each seed, and the mean."""
     reports = {found["experiment"]: found for found in committed()}
-    panels = (
-        (
-            "tutorial",
-            "constant raw accuracy curve",
-            "constant average accuracy curve",
-            82,
-            "tutorial",
-            "教程",
-        ),
-        ("ocr", "raw curve", "Warmup(0.999) curve", 50, "text lines", "文本行"),
-        ("ocr-cosine", "raw curve", "Warmup(0.999) curve", 50, "text lines, cosine", "文本行，余弦"),
-    )
-    figure, panes = canvas(ink, 7.2, 2.7, panels=len(panels))
-    for axes, (name, raw, average, bottom, *title) in zip(panes, panels, strict=True):
-        for curve, colour in ((raw, ink.raw), (average, ink.average)):
-            each = np.array([run[curve] for run in reports[name]["runs"].values()])
+    figure, panes = canvas(ink, 7.2, 4.6, panels=3, rows=2)
+    for axes, panel in zip(panes, PANELS, strict=True):
+        runs = reports[panel.report]["runs"].values()
+        for curve, colour in ((panel.raw, ink.raw), (panel.average, ink.average)):
+            each = np.array([run[curve] for run in runs])
             places = np.arange(1, each.shape[1] + 1)
             axes.plot(places, each.T, color=colour, linewidth=0.6, alpha=0.4)
             axes.plot(places, each.mean(0), color=colour, linewidth=2.2)
-        axes.set(title=say(*title), ylim=(bottom, None), xlabel=say("evaluation", "评估次数"))
-    panes[0].set_ylabel(say("accuracy, %", "准确率，%"))
+        axes.set(title=say(*panel.title), ylim=(panel.bottom, None))
+    for axes in panes[3:]:
+        axes.set_xlabel(say("evaluation", "评估次数"))
+    for axes in panes[::3]:
+        axes.set_ylabel(say("accuracy, %", "准确率，%"))
     labels = (say("raw weights", "原始权重"), ink.raw), (say("average", "平均权重"), ink.average)
     for place, (label, colour) in enumerate(labels):
-        panes[0].text(0.95, 0.16 - 0.1 * place, label, color=colour, ha="right", transform=panes[0].transAxes)
+        panes[0].text(
+            0.95, 0.16 - 0.11 * place, label, color=colour, ha="right", transform=panes[0].transAxes
+        )
     return figure
 
 
