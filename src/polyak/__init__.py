@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from polyak.merge.average import average_checkpoints as average_checkpoints
     from polyak.schedules import Adaptive as Adaptive
     from polyak.schedules import Anneal as Anneal
+    from polyak.schedules import ByName as ByName
     from polyak.schedules import Capped as Capped
     from polyak.schedules import Constant as Constant
     from polyak.schedules import Cosine as Cosine
@@ -80,6 +81,7 @@ _HOMES = {
     "polyak.schedules": (
         "Adaptive",
         "Anneal",
+        "ByName",
         "Capped",
         "Constant",
         "Cosine",
@@ -111,6 +113,7 @@ __all__ = [
     "Archive",
     "Average",
     "BestCheckpoint",
+    "ByName",
     "Capped",
     "CheckpointError",
     "ConfigError",

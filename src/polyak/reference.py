@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from polyak.schedules import Decay, as_decay, compose
+from polyak.schedules import ByName, Decay, as_decay, compose
 from polyak.schedules.decay import DecayLike
 
 Array: TypeAlias = NDArray[Any]
@@ -29,14 +29,14 @@ class State(NamedTuple):
     """An average between two updates.
 
     average: name to array; floating and complex ones averaged, others copied.
-    decay: the schedule, which counts in its own unit.
+    decay: the schedule, which counts in its own unit, or by name several that count in the same.
     step: training steps so far.  clock: the decay's time so far.
     waiting, elapsed: steps, and units of the decay, since the last step acted on.
     every, start: act on each k-th step; copy up to this step.
     """
 
     average: dict[str, Array]
-    decay: Decay
+    decay: Decay | ByName
     step: int = 0
     clock: int = 0
     waiting: int = 0
@@ -45,9 +45,10 @@ class State(NamedTuple):
     start: int = 0
 
 
-def init(parameters: Tensors, decay: DecayLike, *, every: int = 1, start: int = 0) -> State:
+def init(parameters: Tensors, decay: DecayLike | ByName, *, every: int = 1, start: int = 0) -> State:
     """``avg₀ = θ₀``, in float64 (complex128 for complex arrays)."""
-    return State({k: _wide(v) for k, v in parameters.items()}, as_decay(decay), every=every, start=start)
+    chosen = decay if isinstance(decay, ByName) else as_decay(decay)
+    return State({k: _wide(v) for k, v in parameters.items()}, chosen, every=every, start=start)
 
 
 def update(state: State, parameters: Tensors, steps: int = 1, units: int | None = None) -> State:
@@ -70,9 +71,18 @@ def update(state: State, parameters: Tensors, steps: int = 1, units: int | None 
     reached = copying and step >= state.start
     if waiting < state.every and not reached:
         return state
-    beta = 0.0 if copying else compose(state.decay, state.clock, elapsed)
-    average = {name: _blend(old, parameters[name], beta) for name, old in state.average.items()}
+
+    def blended(name: str, old: Array) -> Array:
+        if copying or not np.issubdtype(old.dtype, np.inexact):
+            return _blend(old, parameters[name], 0.0)
+        return _blend(old, parameters[name], compose(_decay_of(state.decay, name), state.clock, elapsed))
+
+    average = {name: blended(name, old) for name, old in state.average.items()}
     return state._replace(average=average, clock=state.clock + elapsed, waiting=0, elapsed=0)
+
+
+def _decay_of(decay: Decay | ByName, name: str) -> Decay:
+    return decay.decays[decay.pattern_of([name])] if isinstance(decay, ByName) else decay
 
 
 def _wide(value: Array) -> Array:

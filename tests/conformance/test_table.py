@@ -1,6 +1,7 @@
 """One table: every member does, step by step, what ``polyak.reference`` says."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -97,6 +98,59 @@ def test_several_tracks_are_as_if_each_were_alone(row: Row) -> None:
         states = {k: reference.update(s, theta) for k, s in states.items()}
     for track, state in states.items():
         agree(row, member.average(track), state)
+
+
+BY_NAME = polyak.ByName({"w": polyak.Warmup(0.99), "s*": 0.5, "*": polyak.HalfLife(steps=6)})
+
+
+@pytest.mark.parametrize(("every", "start"), [(1, 0), (4, 6)])
+def test_each_tensor_has_the_decay_of_its_name(row: Row, every: int, start: int) -> None:
+    points = trajectory(row)
+    first = next(points)
+    named: dict[str, Any] = {"parts": BY_NAME, "all": 0.9, "other": polyak.ByName({"[wb]": 0.8, "*": 0.95})}
+    member = row.make(first, decay=named, every=every, start=start)
+    states = {k: reference.init(first, d, every=every, start=start) for k, d in named.items()}
+    for theta in points:
+        member.step(theta)
+        states = {k: reference.update(s, theta) for k, s in states.items()}
+    for track, state in states.items():
+        agree(row, member.average(track), state)
+    raw = member.live()
+    with member.ema.average_parameters("parts"):
+        np.testing.assert_array_equal(member.live()["w"], row.rounded(member.average("parts")["w"]))
+    np.testing.assert_array_equal(member.live()["w"], raw["w"])
+
+
+@pytest.mark.parametrize("at", [1, 6, 11])
+def test_by_name_a_resumed_run_is_the_whole_one_bit_for_bit(row: Row, at: int) -> None:
+    points = list(trajectory(row, bad_at=3))
+    named: dict[str, Any] = {"parts": BY_NAME, "all": 0.9}
+    whole, first = (row.make(points[0], decay=named, every=2, start=3) for _ in range(2))
+    for theta in points[1:]:
+        whole.step(theta)
+    for theta in points[1 : at + 1]:
+        first.step(theta)
+    second = row.make(points[at], decay=named, every=2, start=3)
+    assert not second.ema.load_state_dict(first.ema.state_dict())
+    for theta in points[at + 1 :]:
+        second.step(theta)
+    for track in named:
+        assert second.ema.tracks[track].profiles == whole.ema.tracks[track].profiles
+        for name, value in second.average(track).items():
+            np.testing.assert_array_equal(value, whole.average(track)[name], err_msg=name)
+    assert second.ema.metrics()["skipped"] == whole.ema.metrics()["skipped"] == 1
+
+
+def test_by_name_every_weight_of_a_profile_is_the_one_applied(row: Row) -> None:
+    points = list(trajectory(row))
+    member = row.make(points[0], decay=BY_NAME, every=2)
+    for theta in points[1:]:
+        member.step(theta)
+    average, track = member.average(), member.ema.tracks["average"]
+    for name in ("w", "b", "scalar"):
+        weights = track.profile_of(name).weights()
+        expected = sum(weight * point[name] for weight, point in zip(weights, points, strict=False))
+        np.testing.assert_allclose(average[name], expected, rtol=0, atol=8 * row.tolerance, err_msg=name)
 
 
 def test_several_steps_at_once_keep_the_half_life(row: Row) -> None:

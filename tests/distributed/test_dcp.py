@@ -164,6 +164,24 @@ def test_other_layouts_are_continued_under_fully_shard(
         assert_same(one, uninterrupted(OPTIONS))
 
 
+BY_NAME: dict[str, Any] = {
+    "decay": {"named": polyak.ByName({"head.*": 0.7, "inner.*": polyak.Debiased(0.9), "*": 0.5}), "all": 0.9},
+    "every": 3,
+}
+
+
+@pytest.mark.parametrize(
+    ("saved", "layout", "world"), [("fully_shard", "shard=", 3), ("one", "fully_shard", 2)]
+)
+def test_averages_by_name_are_continued_on_any_layout(
+    saved: str, layout: str, world: int, four: Ranks, tmp_path: Path
+) -> None:
+    """``head`` is frozen at first, so nobody averages it when its pattern is checked."""
+    four.run(1 if saved == "one" else 2, save, saved, BY_NAME, str(tmp_path / "checkpoint"))
+    for one in four.run(world, resume, layout, BY_NAME, str(tmp_path / "checkpoint")):
+        assert_same(one, uninterrupted(BY_NAME))
+
+
 @pytest.mark.parametrize("storage", ["bfloat16", "split"])
 def test_every_storage_is_continued(storage: str, four: Ranks, tmp_path: Path) -> None:
     dtype: Any = torch.bfloat16 if storage == "bfloat16" else storage

@@ -23,7 +23,7 @@ from polyak.torch._sharding.stream import Stream
 from tests.distributed import models
 from tests.distributed.ranks import TIMEOUT, Ranks, ranks
 
-DECAYS = {"short": 0.7, "long": 0.9}
+DECAYS: dict[str, Any] = {"short": 0.7, "long": polyak.ByName({"inner.*": 0.9, "*": 0.8})}
 MODES = ("shard=", "fully_shard", "bfloat16", "hybrid", "tensor parallel", "fully_shard and tensor parallel")
 
 

@@ -14,7 +14,7 @@ from typing import Any, Generic
 from polyak._core.averaged_module import AveragedModule, ModelT
 from polyak._core.framework import Models, Swapper, TensorStore, UpdaterFactory
 from polyak._core.load_state import Loaded, fill
-from polyak._core.nonfinite import NonFinitePolicy, refuse_start
+from polyak._core.nonfinite import NonFinitePolicy
 from polyak._core.swap_guard import Exchange, finished
 from polyak._core.tensor_map import (
     Patterns,
@@ -22,17 +22,17 @@ from polyak._core.tensor_map import (
     TensorEntry,
     TensorMap,
     as_patterns,
+    check_patterns,
     match_averages,
     refuse_unmatched,
 )
 from polyak._core.tensors import T, TensorOps
-from polyak._core.track import Track
+from polyak._core.track import Track, timelines_of
+from polyak._core.unfit import UnfitAverages
 from polyak._core.updater import Skipped
 from polyak._core.written_tensors import WrittenTensors
 from polyak.errors import PlanError
-from polyak.schedules import Decay
-
-_LOOK = 100  # see ``fill_nonfinite``
+from polyak.schedules import ByName, Decay
 
 
 class AverageSet(Generic[ModelT, T]):
@@ -46,7 +46,7 @@ class AverageSet(Generic[ModelT, T]):
         models, store, updaters, swapper: the framework's parts; see ``framework``.
 
     Raises:
-        ConfigError: a glob matches nothing.
+        ConfigError: a glob matches nothing, or a ``ByName`` leaves a tensor without a decay.
         PlanError: nothing to average.
         NonFiniteError: θ₀ is not finite, under "raise".
     """
@@ -54,7 +54,7 @@ class AverageSet(Generic[ModelT, T]):
     def __init__(
         self,
         model: ModelT,
-        decays: Mapping[str, Decay],
+        decays: Mapping[str, Decay | ByName],
         selection: Selection,
         policy: NonFinitePolicy,
         models: Models[ModelT, T],
@@ -62,16 +62,18 @@ class AverageSet(Generic[ModelT, T]):
         updaters: UpdaterFactory[T],
         swapper: Swapper[T],
     ) -> None:
-        self.model, self._policy = model, policy
+        self.model = model
         self._models, self._store, self.updaters, self._swapper = models, store, updaters, swapper
-        self.unfit: set[str] = set()  # averages that still contain NaN or infinity
-        self._filled = 0  # updates with such tensors
+        self.unfit = UnfitAverages[T](policy)
         self.tracks = {name: Track(name, decay, self.ops.value_of) for name, decay in decays.items()}
         self._selection = selection
         self.copies: dict[str, T] = {}
         self.updater = updaters.make((), (), {}, (), (0, {}))
         self.plan = self._map(())
         selection.check_against(self.plan.entries)
+        for decay in decays.values():
+            if isinstance(decay, ByName):
+                check_patterns(decay, self.plan)
         self._adopt(self.plan, {}, 0)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -106,7 +108,7 @@ class AverageSet(Generic[ModelT, T]):
     # The state of a copy; the model first, so that the plan's tensors are those of its copy.
     _copied = (
         *("model", "_models", "_store", "updaters", "_swapper", "tracks", "copies", "plan"),
-        *("_selection", "_policy", "unfit", "_filled"),
+        *("timelines", "_selection", "unfit"),
     )
 
     @property
@@ -182,21 +184,9 @@ class AverageSet(Generic[ModelT, T]):
             self._prepare(self.updater.skipped())
 
     def fill_nonfinite(self) -> None:
-        """Set elements of the averages that are still NaN or infinite to θ.
-
-        Whether any are left is checked after 1, 2, 4, 8 … updates and then each hundredth: the check waits
-        for the device.
-        """
+        """Set elements of the averages that are still NaN or infinite to θ."""
         self.synchronize()
-        for name in self.unfit:
-            for track in self.tracks.values():
-                self.ops.fill_nonfinite(
-                    track.tensors[name], track.residuals.get(name), self.plan.entries[name].live
-                )
-        self._filled += 1
-        power_of_two = self._filled & (self._filled - 1) == 0
-        if power_of_two or self._filled % _LOOK == 0:
-            self._look(self.unfit)
+        self.unfit.fill(self.tracks.values(), self.plan.entries, self.ops)
 
     def restart(self, names: Patterns, step: int) -> Callable[[], None]:
         """Restart matching tensors from the model; with None, all of them and the schedules.
@@ -206,7 +196,8 @@ class AverageSet(Generic[ModelT, T]):
         """
         if names is None:
             plan = self._map(())
-            self._check_start(self._averaged(plan))  # before the old averages are given up
+            averaged = self._averaged(plan)
+            self.unfit.check_start(averaged, self._store, self.ops)  # before the old averages are given up
 
             def start() -> None:
                 for track in self.tracks.values():
@@ -230,10 +221,15 @@ class AverageSet(Generic[ModelT, T]):
         joined = dict.fromkeys([entry.name for entry in frozen], step) if step else {}
         heirs, tracks = {name: name for name in self.first.tensors}, dict[str, Track[T]]()
         for name, track in self.tracks.items():
-            tensors, residuals = self._tensors(plan.having("average"), track, heirs)
-            later = track.joined | joined
+            averaged = plan.having("average")
+            tensors, residuals = self._tensors(averaged, track, heirs)
             tracks[name] = replace(
-                track, tensors=tensors, residuals=residuals, joined=later, module_cache=None
+                track,
+                tensors=tensors,
+                residuals=residuals,
+                joined=track.joined | joined,
+                patterns=track.patterns_after(averaged, heirs),
+                module_cache=None,
             )
         return plan, tracks
 
@@ -270,7 +266,7 @@ class AverageSet(Generic[ModelT, T]):
         self.plan = plan
         self.tracks.update({**tracks, **loaded.tracks})
         self._prepare(loaded.state.skipped)
-        self._look(self.first.tensors)
+        self._look(list(self.first.tensors))
         for track in self.tracks.values():
             if track.module_cache is not None:
                 track.module_cache.forget()
@@ -325,19 +321,25 @@ class AverageSet(Generic[ModelT, T]):
         averaged = self._averaged(plan)
         names = [entry.name for entry in averaged]
         newcomers = [entry for entry in averaged if entry.name not in heirs]
-        self._check_start(newcomers)
+        self.unfit.check_start(newcomers, self._store, self.ops)
         self.synchronize()
         made = [
-            (track, *self._tensors(averaged, track, heirs), track.joined_after(names, heirs, step))
+            (
+                track,
+                *self._tensors(averaged, track, heirs),
+                track.joined_after(names, heirs, step),
+                track.patterns_after(averaged, heirs),
+            )
             for track in self.tracks.values()
         ]
 
         def take_over() -> None:
-            for track, tensors, residuals, joined in made:
+            for track, tensors, residuals, joined, patterns in made:
                 track.tensors, track.residuals, track.joined = tensors, residuals, joined
-                track.module_cache = None
+                track.patterns, track.module_cache = patterns, None
             self.plan = plan
-            self._look([entry.name for entry in newcomers] + [n for n in self.unfit if n in names])
+            unfit = [name for name in self.unfit.names if name in names]
+            self._look([entry.name for entry in newcomers] + unfit)
             buffers = plan.having("copy")
             self.copies = {e.name: self._store.buffer(e.live, self.copies.get(e.name)) for e in buffers}
             self._prepare(self.updater.skipped())
@@ -346,6 +348,7 @@ class AverageSet(Generic[ModelT, T]):
 
     def _prepare(self, skipped: Skipped) -> None:
         averaged, copied = self.plan.having("average"), self.plan.having("copy")
+        self.timelines = timelines_of(self.tracks.values())
         self._swapper.forget()
         self.updater = self.updaters.make(averaged, copied, self.copies, list(self.tracks.values()), skipped)
         self._written = WrittenTensors(self._written_tensors(), self.ops)
@@ -360,17 +363,8 @@ class AverageSet(Generic[ModelT, T]):
             kept |= {f"the low part of {track.name!r} of {name}": t for name, t in track.residuals.items()}
         return kept
 
-    def _check_start(self, entries: Sequence[TensorEntry[T]]) -> None:
-        if self._policy == "raise":
-            finite = [self.ops.all_finite([self._store.initial(entry.live)[0]])[0] for entry in entries]
-            refuse_start([entry.name for entry, fit in zip(entries, finite, strict=True) if not fit])
-
-    def _look(self, names: Collection[str]) -> None:
-        """Remember which of these averages already contain NaN or infinity."""
-        if self._policy == "skip":
-            places = [(name, track.tensors[name]) for name in names for track in self.tracks.values()]
-            finite = self.ops.all_finite([tensor for _, tensor in places])
-            self.unfit = {name for (name, _), fit in zip(places, finite, strict=True) if not fit}
+    def _look(self, names: Sequence[str]) -> None:
+        self.unfit.look(names, self.tracks.values(), self.ops)
 
     def _averaged(self, plan: TensorMap[T]) -> list[TensorEntry[T]]:
         if averaged := plan.having("average"):

@@ -3,32 +3,25 @@
 from __future__ import annotations
 
 import secrets
-import threading
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from threading import get_ident
-from typing import Any, Generic, TypeVar
+from typing import Any
 
+from polyak._core.advance import AdvancingEMA, ModelT_co
 from polyak._core.average_set import AverageSet
-from polyak._core.clock import Clock
 from polyak._core.initial_weight import warn_if_mostly_initial
-from polyak._core.lent_tensors import LentTensors
 from polyak._core.metrics import metrics_of
 from polyak._core.optimizer_hook import Attachment, MissedStepDetector, OptimizerT, averaged_of
-from polyak._core.swap_guard import Block, Exchange, active_exchanges, finished
+from polyak._core.swap_guard import Block, Exchange, finished
 from polyak._core.tensor_map import Patterns
 from polyak._core.tensors import T
 from polyak._core.track import Decays, Track, check_counts_steps, refuse_decay
-from polyak._core.watch import Watch
-from polyak.errors import ConfigError, PlanError, SwapError
-from polyak.schedules import Adaptive, Decay
+from polyak.errors import ConfigError, SwapError
+from polyak.schedules import Adaptive, ByName, Decay
 from polyak.schedules.adaptive import Choice
-from polyak.schedules.drawing import summary
-
-ModelT_co = TypeVar("ModelT_co", covariant=True)
 
 
-class BaseEMA(Generic[ModelT_co, T]):
+class BaseEMA(AdvancingEMA[ModelT_co, T]):
     """An EMA without its constructor, saving and loading; see ``polyak.EMA``.
 
     Args:
@@ -42,17 +35,11 @@ class BaseEMA(Generic[ModelT_co, T]):
     def __init__(
         self, averages: AverageSet[ModelT_co, T], decay: Decays, every: int, start: int, seed: int
     ) -> None:
-        self._averages = averages
+        super().__init__(averages, every, start)
         self._adaptive = decay if isinstance(decay, Adaptive) else None
         self._choice = self._first_choice()
-        self.every, self.start, self._seed = every, start, seed
+        self._seed = seed
         self.run = secrets.token_hex(8)
-        self._clock = Clock.at(0, {track.decay.unit for track in averages.tracks.values()})
-        # The update in progress: the clock after it, each track's β, whether it copies, its thread.
-        self._pending: tuple[Clock, list[float], bool, int] | None = None
-        self._lent: LentTensors[T] | None = None
-        self._watches: list[Watch] = []
-        self._attachment: Attachment | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """A copied or unpickled EMA averages its own copy of the model and is independent of this one.
@@ -72,7 +59,7 @@ class BaseEMA(Generic[ModelT_co, T]):
         return f"EMA({self._averages.class_name()}, decay={decay}, step={self.step})"
 
     def __str__(self) -> str:
-        tracks = [f"  {name}: {track.decay}, {summary(track.profile)}" for name, track in self.tracks.items()]
+        tracks = [f"  {name}: {track.decay}, {track.summary}" for name, track in self.tracks.items()]
         return "\n".join([f"EMA of {self._averages.class_name()} at step {self.step:,}", *tracks])
 
     def _repr_html_(self) -> str:
@@ -86,11 +73,6 @@ class BaseEMA(Generic[ModelT_co, T]):
     def model(self) -> ModelT_co:
         """The live model."""
         return self._averages.model
-
-    @property
-    def step(self) -> int:
-        """Training steps so far."""
-        return self._clock.step
 
     @property
     def tracks(self) -> dict[str, Track[T]]:
@@ -109,7 +91,7 @@ class BaseEMA(Generic[ModelT_co, T]):
         return self._choice.following
 
     @property
-    def decay(self) -> Decay:
+    def decay(self) -> Decay | ByName:
         """The schedule of the followed track; it cannot be changed, since the profile depends on it."""
         return self._averages.tracks[self.following].decay
 
@@ -156,101 +138,6 @@ class BaseEMA(Generic[ModelT_co, T]):
         ):  # a target network is used from the first steps on, and lags by design
             warn_if_mostly_initial(self._averages.tracks, chosen, "module", 3)
         return self._averages.module_of(chosen, self.step)
-
-    def update(self, steps: int = 1, *, samples: int | None = None, tokens: int | None = None) -> None:
-        """Update every average with the model's current parameters. Call it after ``optimizer.step()``.
-
-        Args:
-            steps: training steps since the last call.
-            samples: samples since then, for decays counted in samples.
-            tokens: tokens since then, for decays counted in tokens.
-
-        Raises:
-            ConfigError: a count is missing or not positive, or the EMA is attached and updates itself.
-            PlanError: a tensor was resized since averaging began.
-            NonFiniteError: θ is not finite and ``on_nonfinite="raise"``.
-            SwapError: the model holds an average now.
-        """
-        if self._attachment is not None:
-            self._attachment.refuse_update()
-        self._update(steps, samples, tokens)
-
-    def _update(self, steps: int = 1, samples: int | None = None, tokens: int | None = None) -> None:
-        """``update``, by hand or by an attached optimizer."""
-        if active_exchanges or self._pending is not None or self._lent is not None:  # in few updates
-            self._refuse_while_swapped("update")
-        if self._averages.updater.capturing():
-            self._averages.record()
-        else:
-            self._advance(steps, samples, tokens)
-
-    def _advance(
-        self,
-        steps: int,
-        samples: int | None,
-        tokens: int | None,
-        average: Callable[[Sequence[float], int], None] | None = None,
-    ) -> bool:
-        """Count steps and, if an update is due, ``average(betas, step)``; returns whether it was.
-
-        After a training step none of this code is cached, so each line costs about a microsecond.
-        """
-        averages, copying = self._averages, self._clock.step < self.start
-        clock = self._clock.later(steps, samples, tokens, copying)
-        if clock.waiting < self.every and not (copying and clock.step >= self.start):
-            self._clock = clock
-            return False
-        if not averages.intact():
-            averages.sync_with_model(clock.step)
-        betas = [0.0 if copying else track.next_beta(clock) for track in averages.tracks.values()]
-        self._pending = clock, betas, copying, get_ident()
-        try:
-            (average or averages.updater.update)(betas, clock.step)
-            if averages.unfit:  # after it, not before: an infinity moved towards itself is NaN
-                averages.fill_nonfinite()
-            self._count()
-        except BaseException:
-            self._resolve()
-            raise
-        if self._watches:
-            for watch in tuple(self._watches):
-                watch.call()
-        return True
-
-    def _count(self) -> None:
-        """Advance the counters after the averages were updated. Twice is the same as once."""
-        if self._pending is not None:
-            clock, betas, copying, _ = self._pending
-            for track, beta in zip(self._averages.tracks.values(), betas, strict=True):
-                track.record(beta, clock, copying)
-            self._clock, self._pending = clock.acted(), None
-
-    def _resolve(self) -> None:
-        """After an interrupted update: count it if all averages were updated, forget it if none was."""
-        if (pending := self._interrupted()) is not None:
-            applied = self._averages.updater.applied(pending.step)
-            if applied:
-                self._count()
-            elif applied is False:
-                self._pending = None
-
-    def _interrupted(self) -> Clock | None:
-        """The counters after an update that was interrupted; not one that runs in another thread now."""
-        pending = self._pending  # read once: another thread may clear it
-        if pending is None:
-            return None
-        clock, *_, thread = pending
-        elsewhere = thread != get_ident() and any(t.ident == thread for t in threading.enumerate())
-        return None if elsewhere else clock
-
-    def _refuse_while_torn(self, verb: str) -> None:
-        self._resolve()
-        if (pending := self._interrupted()) is not None:
-            raise PlanError(
-                f"{verb}: the update at step {pending.step} was interrupted after some averages were "
-                "updated and others were not. Continue from a saved state with ema.load(…) or "
-                "load_state_dict(…), or start again from the model with ema.reset()."
-            )
 
     def average_parameters(self, track: str | None = None) -> Block[ModelT_co]:
         """A block in which the live model holds the average; afterwards the raw weights, whatever happens.
@@ -308,10 +195,6 @@ class BaseEMA(Generic[ModelT_co, T]):
             self._choice = self._first_choice()
 
         finished(start) if names is None else restart()
-
-    def watch(self, watcher: Callable[[], None]) -> Watch:
-        """Call ``watcher()`` after each update; the handle's ``remove()`` ends it."""
-        return Watch(self._watches, watcher)
 
     def metrics(self) -> dict[str, Any]:
         """Numbers to log. Synchronises with the device; call it when you log, not every step.
@@ -375,25 +258,6 @@ class BaseEMA(Generic[ModelT_co, T]):
                 f"track {exchange.track!r} is live; leave its block before entering {chosen.name!r}."
             )
         return exchange
-
-    def _refuse_while_swapped(self, verb: str) -> None:
-        exchange = self._averages.plan.exchange(self._averages, collect=True) if active_exchanges else None
-        if exchange is not None:
-            mine = exchange.owner is self._averages
-            whose = f"the average {exchange.track!r}" if mine else "the average of another EMA"
-            raise SwapError(
-                f"{verb}: the model holds {whose} now, not the raw weights. "
-                "Leave the average_parameters() block first."
-            )
-        if self._pending is not None and verb not in ("reset", "load_state_dict"):
-            self._refuse_while_torn(verb)
-        if verb not in ("reset", "load_state_dict", "state_dict"):
-            self._refuse_half_loaded(verb)
-
-    def _refuse_half_loaded(self, verb: str) -> None:
-        if self._lent is not None:
-            self._lent.check(verb)
-            self._lent = None
 
     def _sync_with_model(self) -> None:
         if self._averages.plan.exchange(self._averages) is None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from polyak._core.track import Track
-from polyak.schedules import Decay
+from polyak.schedules import Constant, Decay
 
 MOSTLY = 0.5  # share of θ₀ above which an average reflects the start more than the training
 EARLY = 100  # fewer steps are a sanity check, for which no warning is due
@@ -30,16 +30,31 @@ def warn_if_mostly_initial(
     """
     if chosen.trusted or chosen.steps_averaged < EARLY:
         return
-    profile = chosen.profile
-    weight = profile.initial_weight if profile.known else 0.0
+    pattern, weight = most_initial(chosen)
     if weight > MOSTLY:
+        timeline = chosen.timelines[pattern]
+        of_pattern = f" of {pattern}" if chosen.by_name else ""
         warnings.warn(
-            f"{use}: {weight:.0%} of the average {chosen.name!r} is still the weights it began with, after "
-            f"{profile.steps:,} steps of {chosen.decay}{half_of_it(chosen.decay)}. {CURES}.",
+            f"{use}: {weight:.0%} of the average {chosen.name!r}{of_pattern} is still the weights it began "
+            f"with, after {timeline.profile.steps:,} steps of {timeline.decay}{half_of_it(timeline.decay)}. "
+            f"{CURES}.",
             stacklevel=stacklevel + 1,
         )
     for track in tracks.values() if weight > MOSTLY else (chosen,):
         track.trusted = True
+
+
+def most_initial(track: Track[Any]) -> tuple[str, float]:
+    """The pattern whose tensors are θ₀ most, and the weight of θ₀ in them; 0 where it is not known.
+
+    A ``ByName`` that keeps some tensors as they were, by a decay of 1, means that, so they do not count.
+    """
+    weights = {
+        pattern: timeline.profile.initial_weight if timeline.profile.known else 0.0
+        for pattern, timeline in track.timelines.items()
+        if not (track.by_name and timeline.decay == Constant(1))
+    }
+    return max(weights.items(), key=lambda item: item[1], default=("", 0.0))
 
 
 def warn_if_older_than_the_run(tracks: Mapping[str, Track[Any]], steps: float) -> None:
@@ -49,9 +64,10 @@ def warn_if_older_than_the_run(tracks: Mapping[str, Track[Any]], steps: float) -
         tracks: of a new EMA.
         steps: number of steps to average.
     """
-    for track in tracks.values():
-        decay = track.decay
-        if not decay.constant or decay.unit != "steps" or not EARLY <= steps < math.inf:
+    if not EARLY <= steps < math.inf:
+        return
+    for track, decay in [(one, line.decay) for one in tracks.values() for line in one.timelines.values()]:
+        if not decay.constant or decay.unit != "steps" or (track.by_name and decay == Constant(1)):
             continue
         if (weight := decay(1) ** steps) > MOSTLY:
             warnings.warn(

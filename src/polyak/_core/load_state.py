@@ -7,13 +7,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Generic
 
 from polyak._core.clock import Clock
-from polyak._core.state_dict import EMAState, Stored, TrackState, refusing_malformed
+from polyak._core.state_dict import EMAState, Stored, TimelineState, TrackState, refusing_malformed
 from polyak._core.tensors import T, TensorOps, alike
-from polyak._core.track import Track
+from polyak._core.timeline import Timeline
+from polyak._core.track import ALL, Track, timelines_of
 from polyak.errors import CheckpointError
 from polyak.schedules import Adaptive, Decay, History, Profile, Run, compose
 from polyak.schedules.adaptive import Choice
-from polyak.schedules.decay import Custom, decay_in_file
+from polyak.schedules.decay import Custom, Unit, decay_in_file
 
 
 @dataclass
@@ -93,9 +94,10 @@ def check(
                 joining |= left & set(state.frozen)
                 # The state's history does not apply to a tensor it does not contain: such a tensor joins now.
                 joined = dict.fromkeys(left, state.clock.step)
-                restored[name] = _restored(track, state.tracks[name], joined, report)
+                restored[name] = _restored(track, state.tracks[name], state.clock.step, joined, report)
         _compare(copies, state.copies, state.stored, "", report, ops, form)
-        elapsed = {track.unit: state.clock.elapsed.get(track.unit, 0) for track in tracks.values()}
+        units: set[Unit] = {timeline.unit for timeline in timelines_of(tracks.values())}
+        elapsed = {unit: state.clock.elapsed.get(unit, 0) for unit in units}
         return Loaded(state, restored, Clock.of(*state.clock[:2], elapsed), joining, choice), report
 
 
@@ -119,40 +121,69 @@ def fill(
 
 
 def _restored(
-    track: Track[T], state: TrackState[T], joining: Mapping[str, int], report: LoadReport
+    track: Track[T], state: TrackState[T], step: int, joining: Mapping[str, int], report: LoadReport
 ) -> Track[T]:
+    patterns = dict(track.patterns)
+    if state.timelines.keys() == track.timelines.keys():  # a tensor that was renamed has kept its pattern
+        patterns |= {n: p for n, p in state.patterns.items() if n in patterns and n not in joining}
+    track, timelines = replace(track, patterns=patterns), dict[str, Timeline]()
+    for pattern, timeline in track.timelines.items():
+        label = f"{track.name}/{pattern}" if track.by_name else track.name
+        found = _pattern_in_state(track, pattern, state, joining)
+        if found is None:
+            report.missing.append(f"the schedule {label}")
+            timelines[pattern] = Timeline(timeline.decay)
+            timelines[pattern].restart(step)
+        else:
+            timelines[pattern] = _continued(label, timeline.decay, state.timelines[found], report)
+    return replace(track, timelines=timelines, joined={**state.joined, **joining})
+
+
+def _pattern_in_state(
+    track: Track[T], pattern: str, state: TrackState[T], joining: Collection[str]
+) -> str | None:
+    """The pattern under which a state has the history of this pattern's tensors; of no tensors, its own.
+
+    Raises:
+        CheckpointError: there they have several histories.
+    """
+    mine = [name for name in track.tensors if track.pattern_of(name) == pattern and name not in joining]
+    found = {state.patterns.get(name, ALL): name for name in mine if name in state.stored}
+    if len(found) > 1:
+        (one, first), (other, second), *_ = found.items()
+        raise CheckpointError(
+            f"track {track.name!r}: {first} and {second} have the decays of {one!r} and {other!r} in the "
+            f"state, and one decay, of {pattern!r}, in this EMA, which has one history for both. Give this "
+            "EMA a pattern for each of those in the state."
+        )
+    return next(iter(found), pattern if pattern in state.timelines else None)
+
+
+def _continued(label: str, mine: Decay, state: TimelineState, report: LoadReport) -> Timeline:
+    """The state's history, to be continued with this EMA's decay."""
     decay = decay_in_file(state.decay)
-    if not _same(decay, track.decay):
-        report.schedules.append(f"{track.name}: {track.decay} (state: {decay})")
+    if not _same(decay, mine):
+        report.schedules.append(f"{label}: {mine} (state: {decay})")
     profile = Profile.from_json(state.profile)
     if len(profile.terms) != 1:
         raise CheckpointError(
-            f"track {track.name!r}: its profile has {len(profile.terms)} terms; a track has one."
+            f"track {label!r}: its profile has {len(profile.terms)} terms; a track has one."
         )
-    _refuse_unknown(track, [decay, *(run.decay for run in profile.terms[0][1])])
+    _refuse_unknown(label, mine, [decay, *(run.decay for run in profile.terms[0][1])])
     # With the track's own decay object the next update extends the last run instead of starting another.
-    runs = [
-        run._replace(decay=track.decay) if _same(run.decay, track.decay) else run
-        for run in profile.terms[0][1]
-    ]
+    runs = [run._replace(decay=mine) if _same(run.decay, mine) else run for run in profile.terms[0][1]]
     if not 0 <= state.beta <= 1:
-        raise CheckpointError(f"track {track.name!r}: the state says beta={state.beta}: must lie in [0, 1].")
-    report.schedules += _another_function(track, runs, state.beta)
-    return replace(
-        track,
-        clock=state.clock,
-        beta=state.beta,
-        joined={**state.joined, **joining},
-        history=History(runs, profile.within),
-    )
+        raise CheckpointError(f"track {label!r}: the state says beta={state.beta}: must lie in [0, 1].")
+    report.schedules += _another_function(label, mine, runs, state.beta)
+    return Timeline(mine, state.clock, state.beta, History(runs, profile.within))
 
 
-def _refuse_unknown(track: Track[Any], decays: Sequence[Decay]) -> None:
+def _refuse_unknown(label: str, mine: Decay, decays: Sequence[Decay]) -> None:
     """A state contains no functions, which strict=False accepts; a class has to be imported."""
     for decay in decays:
-        if not (decay.known or _same(decay, track.decay) or decay.to_config()["kind"] == "Custom"):
+        if not (decay.known or _same(decay, mine) or decay.to_config()["kind"] == "Custom"):
             raise CheckpointError(
-                f"track {track.name!r}: its decay is {decay}. Import the module that defines it first."
+                f"track {label!r}: its decay is {decay}. Import the module that defines it first."
             )
 
 
@@ -161,17 +192,15 @@ def _same(theirs: Decay, mine: Decay) -> bool:
     return theirs == mine or theirs.to_config() == mine.to_config()
 
 
-def _another_function(track: Track[Any], runs: Sequence[Run], beta: float) -> list[str]:
+def _another_function(label: str, mine: Decay, runs: Sequence[Run], beta: float) -> list[str]:
     """A different function of the same name is detected by the last decay it gave."""
-    if not isinstance(track.decay, Custom) or not runs or runs[-1].decay != track.decay:
+    if not isinstance(mine, Custom) or not runs or runs[-1].decay != mine:
         return []
     last = runs[-1]
-    now = compose(track.decay, last.clock + (last.count - 1) * last.advance, last.advance)
+    now = compose(mine, last.clock + (last.count - 1) * last.advance, last.advance)
     if now == beta:
         return []
-    return [
-        f"{track.name}: {track.decay} gives {now:.9g} where the state's function of that name gave {beta:.9g}"
-    ]
+    return [f"{label}: {mine} gives {now:.9g} where the state's function of that name gave {beta:.9g}"]
 
 
 def _compare_track(

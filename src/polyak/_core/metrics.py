@@ -8,7 +8,7 @@ from typing import Any
 
 from polyak._core.average_set import AverageSet
 from polyak._core.tensors import T
-from polyak._core.track import Track
+from polyak._core.timeline import Timeline
 from polyak.schedules.adaptive import Choice
 
 
@@ -25,18 +25,20 @@ def metrics_of(averages: AverageSet[Any, T], step: int, choice: Choice | None) -
         out |= {"following": choice.following, "switches": choice.switches}
     for (name, track), distance in zip(averages.tracks.items(), distances(averages), strict=True):
         prefix = f"{name}/" if len(averages.tracks) > 1 else ""
-        out |= {prefix + key: value for key, value in track_metrics(track).items()}
+        for pattern, timeline in track.timelines.items():
+            of_pattern = f"{pattern}/" if track.by_name else ""
+            out |= {prefix + of_pattern + key: value for key, value in numbers_of(timeline).items()}
         out[prefix + "distance"] = distance
     return out
 
 
-def track_metrics(track: Track[Any]) -> dict[str, float]:
-    """decay, mean_age, half_life and initial_weight of one average."""
-    profile = track.profile
+def numbers_of(timeline: Timeline) -> dict[str, float]:
+    """decay, mean_age, half_life and initial_weight of the tensors with one schedule."""
+    profile = timeline.profile
     if not profile.known:  # resumed from a file that another function made
-        return {"decay": track.beta} | dict.fromkeys(("mean_age", "half_life", "initial_weight"), math.nan)
+        return {"decay": timeline.beta} | dict.fromkeys(("mean_age", "half_life", "initial_weight"), math.nan)
     return {
-        "decay": track.beta,
+        "decay": timeline.beta,
         "mean_age": profile.mean_age,
         "half_life": profile.half_life,
         "initial_weight": profile.initial_weight,

@@ -11,7 +11,6 @@ from polyak._core.average_set import AverageSet
 from polyak._core.tensor_map import Piece
 from polyak._core.tensors import T
 from polyak._core.track import Track
-from polyak.schedules.drawing import summary
 
 
 def report_of(averages: AverageSet[Any, T], step: int, seed: int, digest: Callable[[T], str]) -> Report:
@@ -74,6 +73,8 @@ def _histories(averages: AverageSet[Any, Any]) -> dict[str, str]:
 
 
 def _history(track: Track[Any]) -> str:
-    """Schedule and profile: in words, and as a digest, since the words are rounded."""
-    exact = f"{track.decay.to_config()} {track.profile.to_json()}"
-    return f"{track.decay}, {summary(track.profile)} (history {zlib.crc32(exact.encode()):08x})"
+    """Schedules and profiles: in words, and as a digest, since the words are rounded."""
+    exact = " ".join(
+        f"{timeline.decay.to_config()} {timeline.profile.to_json()}" for timeline in track.timelines.values()
+    )
+    return f"{track.decay}, {track.summary} (history {zlib.crc32(exact.encode()):08x})"

@@ -17,7 +17,7 @@ from polyak._core.sharded_files import Load, Ranks, Stream
 from polyak._core.tensor_map import Piece, TensorMap
 from polyak._core.tensors import T, TensorOps
 from polyak._core.track import Track
-from polyak._files.header import Header
+from polyak._files.header import Header, Rule
 from polyak._files.layout import Spec
 from polyak._files.shards import write_sharded
 from polyak._files.write import Pieces, sweep
@@ -52,7 +52,13 @@ def check_name(path: str | os.PathLike[str]) -> None:
 
 def track_header(track: Track[Any], step: int, run: str) -> Header:
     """The header of a track's file."""
-    return Header(track.name, step, track.decay, track.profile, "average", run, dict(track.joined))
+    joined, rules = dict(track.joined), list[Rule]()
+    for pattern, timeline in track.timelines.items():
+        tensors = tuple([name for name, its in track.patterns.items() if its == pattern])
+        rules.append(Rule(pattern, timeline.decay, timeline.profile, tensors))
+    if track.by_name:
+        return Header(track.name, step, None, None, "average", run, joined, rules=tuple(rules))
+    return Header(track.name, step, rules[0].decay, rules[0].profile, "average", run, joined)
 
 
 def raw_header(step: int, run: str) -> Header:

@@ -18,11 +18,13 @@ from typing import Any, Generic, TypeAlias
 
 from polyak._core.clock import Clock
 from polyak._core.tensors import T, TensorLike
-from polyak._core.track import Track
+from polyak._core.timeline import Timeline
+from polyak._core.track import ALL, Track
 from polyak._core.updater import Skipped
 from polyak.errors import CheckpointError
-from polyak.schedules import Adaptive
+from polyak.schedules import Adaptive, ByName, Decay
 from polyak.schedules.adaptive import Choice, from_state, to_state
+from polyak.schedules.decay import decay_in_file
 
 State: TypeAlias = dict[str, Any]
 Stored: TypeAlias = Mapping[str, Sequence[str]]  # the dtypes of each tensor's parts, by name
@@ -31,37 +33,60 @@ TEXT = "polyak"  # the key of the text
 
 
 @dataclass(frozen=True)
-class TrackState(Generic[T]):
-    """One track. ``decay`` and ``profile`` are as ``to_config`` and ``to_json`` write them.
-
-    stored: what was saved; ``tensors`` can lack some of it, and hold others that were not loaded.
-    """
+class TimelineState:
+    """One schedule in use. ``decay`` and ``profile`` are as ``to_config`` and ``to_json`` write them."""
 
     decay: Mapping[str, Any]
     clock: int
     beta: float
-    joined: Mapping[str, int]
     profile: str
+
+    @classmethod
+    def of(cls, timeline: Timeline) -> TimelineState:
+        decay, profile = timeline.decay.to_config(), timeline.profile.to_json()
+        return cls(decay, timeline.clock, timeline.beta, profile)
+
+    @classmethod
+    def from_dict(cls, state: Mapping[str, Any]) -> TimelineState:
+        clock, beta = _count("clock", state["clock"]), float(state["beta"])
+        return cls(dict(state["decay"]), clock, beta, state["profile"])
+
+
+@dataclass(frozen=True)
+class TrackState(Generic[T]):
+    """One track.
+
+    timelines: by pattern; "*" for all tensors.
+    patterns: of each tensor, if its decay is by name.
+    stored: what was saved; ``tensors`` can lack some of it, and hold others that were not loaded.
+    """
+
+    timelines: Mapping[str, TimelineState]
+    patterns: Mapping[str, str]
+    joined: Mapping[str, int]
     tensors: Mapping[str, T]
     residuals: Mapping[str, T]
     stored: Stored
 
     @classmethod
     def of(cls, track: Track[T]) -> TrackState[T]:
-        decay, profile, joined = track.decay.to_config(), track.profile.to_json(), dict(track.joined)
+        timelines = {pattern: TimelineState.of(one) for pattern, one in track.timelines.items()}
         tensors, residuals = dict(track.tensors), dict(track.residuals)
         stored = stored_of(tensors, residuals)
-        return cls(decay, track.clock, track.beta, joined, profile, tensors, residuals, stored)
+        patterns, joined = dict(track.patterns), dict(track.joined)
+        return cls(timelines, patterns, joined, tensors, residuals, stored)
 
     @classmethod
     def from_dict(cls, state: Mapping[str, Any]) -> TrackState[T]:
         tensors, residuals = dict(state["tensors"]), dict(state.get("lows", {}))
+        timelines = state.get("timelines", {ALL: state})
+        patterns = dict(state.get("patterns", {}))
+        if lost := [pattern for pattern in patterns.values() if pattern not in timelines]:
+            raise CheckpointError(f"the state has tensors of the pattern {lost[0]!r}, and no schedule of it.")
         return cls(
-            decay=state["decay"],
-            clock=_count("clock", state["clock"]),
-            beta=float(state["beta"]),
+            timelines={str(name): TimelineState.from_dict(one) for name, one in timelines.items()},
+            patterns=patterns,
             joined=_counts(state["joined"]),
-            profile=state["profile"],
             tensors=tensors,
             residuals=residuals,
             stored=state.get("stored", dict.fromkeys(tensors, ())),
@@ -69,8 +94,16 @@ class TrackState(Generic[T]):
 
     def values(self) -> State:
         """All but the tensors and their dtypes."""
-        others = ("tensors", "residuals", "stored")
-        return {key: value for key, value in vars(self).items() if key not in others}
+        if self.patterns:
+            timelines = {pattern: dict(vars(one)) for pattern, one in self.timelines.items()}
+            return {"timelines": timelines, "patterns": self.patterns, "joined": self.joined}
+        decay, clock, beta, profile = vars(self.timelines[ALL]).values()
+        return {"decay": decay, "clock": clock, "beta": beta, "joined": self.joined, "profile": profile}
+
+    def decay(self) -> Decay | ByName:
+        """The decay it was made with; ``Unknown`` ones where they cannot be computed here."""
+        decays = {pattern: decay_in_file(one.decay) for pattern, one in self.timelines.items()}
+        return ByName(decays) if self.patterns else decays[ALL]
 
 
 @dataclass(frozen=True)

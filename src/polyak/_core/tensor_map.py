@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from typing import Any, Generic, Literal, TypeAlias, TypeVar, get_args
 
 from polyak._core.change_detection import (
@@ -19,6 +18,7 @@ from polyak._core.sharded_files import Ranks
 from polyak._core.swap_guard import Exchange, exchange_in
 from polyak._core.tensors import T, TensorLike, alike
 from polyak.errors import ConfigError, PlanError
+from polyak.schedules.by_name import ByName, matches
 
 ModuleT = TypeVar("ModuleT")
 
@@ -105,7 +105,7 @@ class Selection:
         return cls(given, as_patterns(exclude or ()), (*rules, ("*", "auto")))
 
     def takes(self, names: Sequence[str]) -> bool:
-        return (self.include is None or _matches(self.include, names)) and not _matches(self.exclude, names)
+        return (self.include is None or matches(self.include, names)) and not matches(self.exclude, names)
 
     def policy_of(self, names: Sequence[str]) -> BufferPolicy:
         """The policy of a buffer with these names."""
@@ -139,7 +139,7 @@ class Selection:
                 )
 
     def _rule_of(self, names: Sequence[str]) -> int:
-        return next(i for i, (pattern, _) in enumerate(self.buffers) if _matches((pattern,), names))
+        return next(i for i, (pattern, _) in enumerate(self.buffers) if matches((pattern,), names))
 
 
 @dataclass(frozen=True)
@@ -327,11 +327,6 @@ def as_patterns(given: str | Sequence[str]) -> tuple[str, ...]:
     return (given,) if isinstance(given, str) else tuple(given)
 
 
-def _matches(patterns: Sequence[str], names: Sequence[str]) -> bool:
-    """Whether a pattern equals one of the names, which may contain brackets, or matches it as a glob."""
-    return any(name == pattern or fnmatchcase(name, pattern) for pattern in patterns for name in names)
-
-
 def refuse_unmatched(argument: str, patterns: Sequence[str], names: Sequence[str], what: str) -> None:
     """Refuse a pattern that matches no name.
 
@@ -339,9 +334,31 @@ def refuse_unmatched(argument: str, patterns: Sequence[str], names: Sequence[str
         ConfigError: with the pattern and some of the names.
     """
     for pattern in patterns:
-        if _matches((pattern,), names):
+        if matches((pattern,), names):
             continue
         few = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
         literal = pattern.replace("[", "[[]")
-        meant = f" A [ in a glob begins a set of characters: write {literal!r}." * _matches((literal,), names)
+        meant = f" A [ in a glob begins a set of characters: write {literal!r}." * matches((literal,), names)
         raise ConfigError(f"{argument}={pattern!r} matches no {what}; the model's names are {few}.{meant}")
+
+
+def check_patterns(decay: ByName, plan: TensorMap[T]) -> None:
+    """Check that each averaged tensor has a decay, and each pattern decides one that is or may be averaged.
+
+    Raises:
+        ConfigError: one does not; it is named.
+    """
+    averaged = plan.having("average")
+    for entry in averaged:
+        decay.pattern_of(entry.names)
+    candidates = [*averaged, *plan.frozen()]
+    names = [name for entry in candidates for name in entry.names]
+    refuse_unmatched("ByName", [pattern for pattern, _ in decay.rules], names, "averaged tensor")
+    matched = [entry for entry in candidates if matches(decay.decays, entry.names)]
+    deciding = {decay.pattern_of(entry.names) for entry in matched}
+    for pattern, _ in decay.rules:
+        if pattern not in deciding:
+            raise ConfigError(
+                f"ByName({{{pattern!r}: …}}) has no effect: the first matching pattern decides, and an "
+                "earlier one matches each of its tensors. Put it before that one."
+            )

@@ -16,6 +16,24 @@ FORMAT = 1
 KEY = "polyak"
 
 
+class Rule(NamedTuple):
+    """The tensors of an average by name that share a decay: the decay, their profile and all their names."""
+
+    pattern: str
+    decay: Decay
+    profile: Profile
+    tensors: Sequence[str]
+
+    def to_config(self) -> dict[str, Any]:
+        decay, profile = self.decay.to_config(), self.profile.to_config()
+        return {"pattern": self.pattern, "decay": decay, "profile": profile, "tensors": list(self.tensors)}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Rule:
+        decay, profile = decay_in_file(config["decay"]), Profile.from_config(config["profile"])
+        return cls(str(config["pattern"]), decay, profile, tuple(map(str, config["tensors"])))
+
+
 @dataclass(frozen=True)
 class Header:
     """The description of a file's weights.
@@ -23,13 +41,14 @@ class Header:
     Args:
         track: the average's name.
         step: training steps when it was written; None if unknown.
-        decay: the schedule; None for a mixture.
-        profile: the weight of each point of the trajectory; None if unknown.
+        decay: the schedule; None for a mixture, or if each tensor has its own.
+        profile: the weight of each point of the trajectory; None if unknown, or if each tensor has its own.
         role: of the weights.
         run: the training run; "" if there are several or it is unknown.
         joined: the step at which a tensor joined the average, for those that joined late.
         state: for "resumable", the state besides tensors; of a snapshot of an archive, its number and
             measurements; of weights from other files, their ``Origin``.
+        rules: of an average by name, in the order in which they were tried.
     """
 
     track: str
@@ -40,16 +59,18 @@ class Header:
     run: str
     joined: Mapping[str, int] = field(default_factory=dict[str, int])
     state: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    rules: Sequence[Rule] = ()
 
     def profile_of(self, name: str) -> Profile | None:
-        """The profile of one tensor: the file's, from the step at which the tensor joined."""
-        if self.profile is None or name not in self.joined:
-            return self.profile
-        return self.profile.since(self.joined[name])
+        """The profile of one tensor: the file's or its rule's, from the step at which the tensor joined."""
+        profile = next((rule.profile for rule in self.rules if name in rule.tensors), self.profile)
+        if profile is None or name not in self.joined:
+            return profile
+        return profile.since(self.joined[name])
 
     def to_metadata(self) -> dict[str, str]:
         """The safetensors metadata with this header."""
-        fields = {
+        fields: dict[str, Any] = {
             "format": FORMAT,
             "track": self.track,
             "step": self.step,
@@ -60,6 +81,8 @@ class Header:
             "joined": dict(self.joined),
             "state": dict(self.state),
         }
+        if self.rules:  # beside the fields that readers without them know
+            fields["rules"] = [rule.to_config() for rule in self.rules]
         return {KEY: json.dumps(fields, separators=(",", ":"))}
 
     @classmethod
@@ -89,6 +112,7 @@ class Header:
                 run=str(fields["run"]),
                 joined={name: _count(f"joined/{name}", at) for name, at in fields["joined"].items()},
                 state=dict(fields["state"]),
+                rules=tuple(map(Rule.from_config, fields.get("rules", ()))),
             )
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
             raise CheckpointError(f"{path}: the {KEY!r} header cannot be read: {error!r}") from error

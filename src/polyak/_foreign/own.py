@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, cast
 
 from polyak._files.checkpoint import Checkpoint
-from polyak._files.header import KEY, Header
+from polyak._files.header import KEY, Header, Rule
 from polyak._files.layout import SUMS, crc_of_both, is_dict, parse_json
 from polyak._files.open import INDEX
 from polyak._files.source import Source, Where, exists, is_folder, open_source
@@ -102,15 +102,31 @@ def _averages(state: Mapping[Any, object], tracks: Mapping[str, _Track], copies:
 
 def _header(name: str, track: _Track, step: int | None, run: str) -> Header:
     """The header that ``ema.save`` would write for a track."""
-    joined = cast("Mapping[str, object]", track.fields["joined"])
+    fields = cast("Mapping[str, Any]", track.fields)
+    rules = _rules(fields) if "timelines" in fields else ()
     return Header(
         track=name,
         step=step,
-        decay=decay_in_file(cast("Mapping[str, Any]", track.fields["decay"])),
-        profile=Profile.from_json(str(track.fields["profile"])),
+        decay=None if rules else decay_in_file(fields["decay"]),
+        profile=None if rules else Profile.from_json(str(fields["profile"])),
         role="average",
         run=run,
-        joined={tensor: at for tensor, value in joined.items() if (at := count_in(value)) is not None},
+        joined={str(t): at for t, value in fields["joined"].items() if (at := count_in(value)) is not None},
+        rules=rules,
+    )
+
+
+def _rules(fields: Mapping[str, Any]) -> tuple[Rule, ...]:
+    """The rules of an average by name."""
+    patterns = cast("Mapping[str, str]", fields["patterns"])
+    return tuple(
+        Rule(
+            pattern,
+            decay_in_file(timeline["decay"]),
+            Profile.from_json(str(timeline["profile"])),
+            tuple([name for name, its in patterns.items() if its == pattern]),
+        )
+        for pattern, timeline in fields["timelines"].items()
     )
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 Store: TypeAlias = tuple[str, str | None]
+Pick: TypeAlias = Callable[[Sequence[float]], Sequence[float]]
 
 
 class TensorLike(Protocol):
@@ -32,6 +34,7 @@ class Pair(Generic[T]):
         ("compensated"), or none.
     buffer: θ is a buffer, which forward passes write too, not only the optimizer.
     offset: of the first element in the whole tensor, where this is a piece of one.
+    places: of the averages' decays among those of an update; () if they are all of them, in order.
     key: a hash of the name, which makes the random bits of each tensor different.
     """
 
@@ -41,6 +44,7 @@ class Pair(Generic[T]):
     residuals: tuple[T, ...] = ()
     buffer: bool = False
     offset: int = 0
+    places: tuple[int, ...] = ()
     key: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -64,6 +68,11 @@ class Pair(Generic[T]):
     def store(self) -> Store:
         """The names of the averages' dtype and of the residuals'."""
         return _name(self.averages[0]), _name(self.residuals[0]) if self.residuals else None
+
+
+def pick(places: Sequence[int]) -> Pick | None:
+    """The weights at these places among those of an update; None if there are no others."""
+    return (lambda weights: tuple([weights[place] for place in places])) if places else None
 
 
 def describe(name: str, preferred: str, why_no_faster: str) -> str:

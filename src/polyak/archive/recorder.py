@@ -12,7 +12,7 @@ from polyak._core.persistence import PersistentEMA, capture, decided_by_first, w
 from polyak._files.locks import Lock, lock_folder
 from polyak._files.write import sweep_all
 from polyak.archive.snapshots import Keep, Snapshot, SnapshotFolder, superfluous, write_snapshot
-from polyak.errors import CheckpointError
+from polyak.errors import CheckpointError, ConfigError
 
 ABANDONED = "abandoned"
 _PATIENCE = 0.2  # seconds to wait for the lock: a run holds it until it ends, a reader never does
@@ -34,6 +34,7 @@ class Recorder:
         dtype: str,
         keep: Keep,
     ) -> None:
+        _refuse_by_name(ema)
         self._snapshots, self._ema, self._dtype = snapshots, ema, dtype
         self._folder = snapshots.path
         self._every: int | None = None if every == "auto" else every
@@ -159,3 +160,14 @@ class Recorder:
         if self._writes and self._keep != "all":
             for path in superfluous(self._snapshots.scan(), self._keep):
                 path.unlink(missing_ok=True)
+
+
+def _refuse_by_name(ema: PersistentEMA[Any, Any]) -> None:
+    """Refuse averages from which none could be synthesized: one mixture is for all tensors."""
+    for name, track in ema.tracks.items():
+        if track.by_name:
+            raise ConfigError(
+                f"the track {name!r} averages its tensors by several decays, {track.decay}, and an archive "
+                "mixes snapshots of one decay. Archive a second EMA of the model, with a decay for all "
+                "tensors."
+            )

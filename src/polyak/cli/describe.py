@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast
 
 from polyak._files.checkpoint import Checkpoint, FileTensor, LazyTensor
-from polyak._files.header import FileShare, Header, Origin
+from polyak._files.header import FileShare, Header, Origin, Rule
 from polyak._files.open import INDEX, header_of
 from polyak._files.source import Where, is_url
 from polyak._foreign.open_any import is_checkpoint_folder, open_weights
@@ -63,6 +63,7 @@ class Weighting:
     """One set of weights in a file: a part of a foreign file, a track of polyak's.
 
     role: "average", "raw", "optimizer" or "unknown".  path: where in the file; "" for all of it.
+    rules: of an average by name, the tensors of each pattern.
     """
 
     name: str
@@ -73,6 +74,7 @@ class Weighting:
     profile: Profile | None = field(default=None, repr=False)
     figures: Figures | None = None
     notes: tuple[str, ...] = ()
+    rules: tuple[Weighting, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -233,7 +235,14 @@ def _weighting(part: Part, decay: Decay | None) -> Weighting:
         return Weighting(part.name, part.role, part.path, tensors, known, notes=part.notes)
     figures = None if header.profile is None else figures_of(header.profile)
     notes = (*part.notes, *_shorter(header), *_exactness(header.profile))
-    return Weighting(part.name, part.role, part.path, tensors, header.decay, header.profile, figures, notes)
+    about = header.decay, header.profile, figures, notes, tuple([_rule(part, one) for one in header.rules])
+    return Weighting(part.name, part.role, part.path, tensors, *about)
+
+
+def _rule(part: Part, rule: Rule) -> Weighting:
+    tensors = size_of([part.tensors[name] for name in rule.tensors if name in part.tensors])
+    about = rule.decay, rule.profile, figures_of(rule.profile), _exactness(rule.profile)
+    return Weighting(f"{part.name}, {rule.pattern}", part.role, part.path, tensors, *about)
 
 
 def _counters(state: Mapping[str, Any]) -> dict[str, Any]:

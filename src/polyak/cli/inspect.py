@@ -80,7 +80,12 @@ def _print(found: CheckpointSummary | Snapshots) -> None:
 
 
 def _profiles(found: CheckpointSummary | Snapshots) -> list[Weighting]:
-    return [] if isinstance(found, Snapshots) else [one for one in found.parts if one.figures is not None]
+    return [] if isinstance(found, Snapshots) else [one for one in _each(found) if one.figures is not None]
+
+
+def _each(found: CheckpointSummary) -> list[Weighting]:
+    """Each set of weights, followed by the patterns of an average by name."""
+    return [one for part in found.parts for one in (part, *part.rules)]
 
 
 def _rows(found: CheckpointSummary | Snapshots) -> Iterator[tuple[str, ...]]:
@@ -89,8 +94,8 @@ def _rows(found: CheckpointSummary | Snapshots) -> Iterator[tuple[str, ...]]:
         yield found.where, f"archive, {found.files} files", f"{found.steps[-1]:,}", "", "", ""
         return
     step = "" if found.step is None else f"{found.step:,}"
-    for i, one in enumerate(found.parts):
-        what = f"{one.role} {one.name}" if len(found.parts) > 1 and one.name != one.role else one.role
+    for i, one in enumerate(every := _each(found)):
+        what = f"{one.role} {one.name}" if len(every) > 1 and one.name != one.role else one.role
         half_life, initial = "", ""
         if one.figures is not None:
             half_life, initial = f"{one.figures.half_life:,.4g}", f"{one.figures.initial_weight:.1%}"
@@ -109,7 +114,7 @@ def _checkpoint(found: CheckpointSummary) -> Iterator[str]:
     counts = [(found.step, f"step {found.step:,}" if found.step is not None else "")]
     counts += [(found.updates, f"updated {found.updates:,} times" if found.updates is not None else "")]
     yield ", ".join([f"{found.where}: {kind}", *(text for count, text in counts if count is not None)])
-    for one in found.parts:
+    for one in _each(found):
         yield f"{one.name}"
         yield from (f"  {name:<18}{value}" for name, value in _weighting(one))
     yield "file"

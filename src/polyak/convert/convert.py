@@ -116,7 +116,12 @@ def _metadata(weights: Checkpoint, found: Recognised, plan: Plan) -> dict[str, s
     if header is not None:
         places = plan.renamed.places.items()
         joined = {new: header.joined[old] for new, (old, _) in places if old in header.joined}
-        described = replace(header, joined=joined).to_metadata()
+        new_names = {old: new for new, (old, _) in places}
+        rules = [
+            rule._replace(tensors=tuple([new_names[old] for old in rule.tensors if old in new_names]))
+            for rule in header.rules
+        ]
+        described = replace(header, joined=joined, rules=rules).to_metadata()
     if is_own(weights):
         return described
     others = {key: value for key, value in weights.metadata.items() if key not in (KEY, SUMS)}

@@ -13,7 +13,7 @@ from polyak.dropin._follower import Follower, parameters_only
 from polyak.dropin._modules import HostCounter, copied, without_gradients
 from polyak.errors import ConfigError
 from polyak.schedules import Uniform
-from polyak.schedules.decay import check_integer
+from polyak.schedules.decay import check_integer, refuse_several
 
 
 class _Refused(ConfigError, AssertionError):
@@ -144,6 +144,7 @@ class ExponentialMovingAverage(_ByDecay):
         update_buffers: bool = False,
     ) -> None:
         super().__init__(model, interval, device, update_buffers)
+        refuse_several("momentum", momentum)
         if not 0 < momentum < 1:
             raise _Refused(f"momentum must be in range (0, 1), for it is 1-β: {momentum} is not.")
         if momentum > 0.5:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from polyak.dropin._follower import Follower, parameters_only
 from polyak.dropin._modules import copied, without_gradients
 from polyak.schedules import Warmup
-from polyak.schedules.decay import beta_at
+from polyak.schedules.decay import beta_at, refuse_several
 
 
 class ModelEmaV3(nn.Module):
@@ -54,6 +54,7 @@ class ModelEmaV3(nn.Module):
         self.module = copied(model).eval()
         if device is not None or dtype is not None:
             self.module.to(device=device, dtype=dtype)
+        refuse_several("decay", decay)
         self.decay, self.min_decay = decay, min_decay
         self.update_after_step, self.use_warmup = update_after_step, use_warmup
         self.warmup_gamma, self.warmup_power = warmup_gamma, warmup_power
@@ -113,6 +114,7 @@ class ModelEmaV2(nn.Module):
     ) -> None:
         super().__init__()
         self.module = copied(model).eval()
+        refuse_several("decay", decay)
         self.decay, self.device = decay, device
         if device is not None:
             self.module.to(device=device)
@@ -147,6 +149,7 @@ class ModelEma:
     def __init__(self, model: nn.Module, decay: float = 0.9999, device: str = "", resume: str = "") -> None:
         self.ema = without_gradients(copied(model).eval())
         self.ema_has_module = "module" in dict(self.ema.named_children())
+        refuse_several("decay", decay)
         self.decay, self.device = decay, device
         if device:
             self.ema.to(device=device)

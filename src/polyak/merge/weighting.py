@@ -112,7 +112,7 @@ def _solved(weighting: Profile | Decay, inputs: Sequence[MergeInput]) -> tuple[f
         point = _as_point(one)
         if point is None and one.role == "average":
             raise CheckpointError(
-                f"{one.weights.where} holds an average whose profile is unknown, so that of a mixture with "
+                f"{one.weights.where} holds an average {_why_unknown(one)}, so that of a mixture with "
                 'it would be too. Take the raw weights with part="raw" (--part raw), or weigh the '
                 "files by age with Recency(steps) (--recency) or by numbers (--weights)."
             )
@@ -121,6 +121,12 @@ def _solved(weighting: Profile | Decay, inputs: Sequence[MergeInput]) -> tuple[f
     newest = max(profile.steps for profile in profiles)
     wanted = Profile.from_decay(weighting, newest) if isinstance(weighting, Decay) else weighting
     return tuple(solve(profiles, wanted).coefficients.tolist())
+
+
+def _why_unknown(one: MergeInput) -> str:
+    if one.header is not None and one.header.rules:
+        return "by name, whose tensors have several profiles and no common one"
+    return "whose profile is unknown"
 
 
 def _as_point(one: MergeInput) -> Profile | None:

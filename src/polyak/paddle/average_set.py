@@ -17,13 +17,13 @@ from polyak.paddle.store import Settings, TensorStore
 from polyak.paddle.swap import Swapper
 from polyak.paddle.tensor_map import TensorMap, unwrap
 from polyak.paddle.update import Updates
-from polyak.schedules import Decay
+from polyak.schedules import ByName, Decay
 
 LayerT = TypeVar("LayerT", bound=nn.Layer)
 
 
 def average_set(
-    layer: LayerT, decays: Mapping[str, Decay], selection: Selection, settings: Settings
+    layer: LayerT, decays: Mapping[str, Decay | ByName], selection: Selection, settings: Settings
 ) -> AverageSet[LayerT, Tensor]:
     """The averages of a layer; see ``AverageSet``.
 

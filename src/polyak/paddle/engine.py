@@ -14,7 +14,7 @@ from polyak._core.nonfinite import refuse_nonfinite
 from polyak._core.updater import Skipped
 from polyak._kernel import NO_KERNEL, native, why_not
 from polyak._kernel.pair import Pair as KernelPair
-from polyak._kernel.pair import describe
+from polyak._kernel.pair import describe, pick
 from polyak._kernel.several import Several
 from polyak.errors import ConfigError
 from polyak.paddle.store import EngineName, Settings
@@ -86,25 +86,36 @@ class Operators(Several):
 
 
 class NonFiniteCounter:
-    """Counts the updates in which some θ could not be stored, on the device."""
+    """Counts the updates in which some θ could not be stored, on the device.
 
-    def __init__(self) -> None:
-        self._updates: Tensor | None = None
-        self._tensors: Tensor | None = None
+    Args:
+        engines: those whose updates are counted.
+    """
 
-    def add(self, found: Tensor | Sequence[int]) -> None:
-        """One update: which tensors had such elements."""
+    def __init__(self, engines: Sequence[Engine]) -> None:
+        self._engines, self._step = engines, 0
+        self._tensors: list[Tensor | None] = [None] * len(engines)
+        # Of the steps before the last one that was counted, and whether in that one.
+        self._updates, self._last = paddle.zeros([], "int32"), paddle.zeros([], "int32")
+
+    def add(self, place: int, found: Tensor | Sequence[int], step: int) -> None:
+        """What an engine found in an update: which of its tensors had such elements."""
         marks = (found if isinstance(found, Tensor) else paddle.to_tensor(found)).astype("int32")
-        updates = marks.any().astype("int32")
-        self._tensors = marks if self._tensors is None else self._tensors + marks
-        self._updates = updates if self._updates is None else self._updates + updates
+        before, bad = self._tensors[place], marks.max()
+        self._tensors[place] = marks if before is None else before + marks
+        if step == self._step:  # another engine's
+            self._last = paddle.maximum(self._last, bad)
+        else:
+            self._updates, self._last, self._step = self._updates + self._last, bad, step
 
-    def read(self, pairs: Sequence[Pair]) -> Skipped:
+    def read(self) -> Skipped:
         """The number of such updates, and of those per tensor. Synchronises."""
-        if self._updates is None or self._tensors is None:
-            return 0, {}
-        counts = cast_type("list[int]", self._tensors.tolist())
-        return int(self._updates), {pair.name: n for pair, n in zip(pairs, counts, strict=True) if n}
+        named: dict[str, int] = {}
+        for engine, tensors in zip(self._engines, self._tensors, strict=True):
+            if tensors is not None:
+                counts = cast_type("list[int]", tensors.tolist())
+                named |= {pair.name: n for pair, n in zip(engine.pairs, counts, strict=True) if n}
+        return int(self._updates + self._last), named
 
 
 class Updater:
@@ -125,21 +136,27 @@ class Updater:
         skipped: Skipped,
     ) -> None:
         self._settings, self._copies, self._skipped = settings, copies, skipped
-        self._engines = engines(pairs, settings.engine, settings.seed)
-        self._counters = [NonFiniteCounter() for _ in self._engines]
+        groups: dict[tuple[int, ...], list[Pair]] = {}
+        for pair in pairs:
+            groups.setdefault(pair.places, []).append(pair)
+        made = {places: engines(group, settings.engine, settings.seed) for places, group in groups.items()}
+        self._engines = [engine for group in made.values() for engine in group]
+        picks = [pick(places) for places, group in made.items() for _ in group]
+        self._steps = list(enumerate(zip(self._engines, picks, strict=True)))
+        self._counter = NonFiniteCounter(self._engines)
 
     @property
     def name(self) -> str:
-        return "; ".join(self._describe(engine) for engine in self._engines)
+        return "; ".join(dict.fromkeys(map(self._describe, self._engines)))
 
     def update(self, betas: Sequence[float], step: int) -> None:
         if self._settings.policy == "raise":
             refuse_nonfinite([name for engine in self._engines for name in engine.bad()], step)
         weights = tuple([1 - beta for beta in betas])
-        for engine, counter in zip(self._engines, self._counters, strict=True):
-            marks = engine.update(weights, step, self._settings.policy == "skip")
+        for place, (engine, at) in self._steps:
+            marks = engine.update(at(weights) if at else weights, step, self._settings.policy == "skip")
             if marks is not None:
-                counter.add(marks)
+                self._counter.add(place, marks, step)
         self._copy()
 
     def applied(self, step: int) -> bool | None:
@@ -157,10 +174,8 @@ class Updater:
 
     def skipped(self) -> Skipped:
         updates, named = self._skipped
-        for engine, counter in zip(self._engines, self._counters, strict=True):
-            more, counts = counter.read(engine.pairs)
-            updates, named = updates + more, {n: named.get(n, 0) + counts.get(n, 0) for n in named | counts}
-        return updates, dict(named)
+        more, counts = self._counter.read()
+        return updates + more, {n: named.get(n, 0) + counts.get(n, 0) for n in named | counts}
 
     def _describe(self, engine: Engine) -> str:
         pair = engine.pairs[0]

@@ -23,6 +23,7 @@ from polyak.paddle.batchnorm import BatchNorm
 from polyak.paddle.ema import EMA
 from polyak.paddle.tensor_map import NotAveraged
 from polyak.paddle.tensors import duplicate
+from polyak.schedules import ByName
 from polyak.schedules.decay import DecayLike
 
 LayerT = TypeVar("LayerT", bound=nn.Layer, default=nn.Layer)
@@ -73,7 +74,7 @@ class Teacher(NotAveraged, Generic[LayerT]):
     def __init__(
         self,
         student: LayerT,
-        decay: DecayLike = 0.996,
+        decay: DecayLike | ByName = 0.996,
         *,
         batchnorm: BatchNormMode = "average",
         **options: Any,

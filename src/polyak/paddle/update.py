@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from paddle import Tensor
 
 from polyak._core.tensor_map import TensorEntry, TensorMap
-from polyak._core.track import Track, averages_in
+from polyak._core.track import Track, averages_in, places_of
 from polyak._core.updater import Skipped
 from polyak.paddle.engine import Pair, Updater
 from polyak.paddle.store import Settings
@@ -29,7 +29,9 @@ class Updates:
         skipped: Skipped,
     ) -> Updater:
         pairs = [
-            Pair(e.name, e.live, *averages_in(tracks, e.name)) for e in averaged if 0 not in e.live.shape
+            Pair(e.name, e.live, *averages_in(tracks, e.name), places=places_of(tracks, e.name))
+            for e in averaged
+            if 0 not in e.live.shape
         ]
         buffers = [(copies[e.name], e.live) for e in copied]
         return Updater(pairs, buffers, self.settings, skipped)

@@ -1,6 +1,7 @@
 """Decays, the profiles of the averages they produce, and mixtures with a target profile. NumPy only."""
 
 from polyak.schedules.adaptive import Adaptive as Adaptive
+from polyak.schedules.by_name import ByName as ByName
 from polyak.schedules.decay import Constant as Constant
 from polyak.schedules.decay import Custom as Custom
 from polyak.schedules.decay import Decay as Decay

@@ -13,14 +13,14 @@ from functools import cached_property
 from typing import Any, SupportsFloat
 
 from polyak.errors import ConfigError
-from polyak.schedules.decay import Config, check
+from polyak.schedules.decay import Config, SeveralDecays, check
 from polyak.schedules.golden_section import grid
 from polyak.schedules.metric import Mode, as_number, check_min_gain, check_mode
 from polyak.schedules.schedules import Debiased
 
 
 @dataclass(frozen=True)
-class Adaptive:
+class Adaptive(SeveralDecays):
     """Several half-lives side by side, and the rule that chooses the best of them by validation.
 
     The tracks are ``Debiased(2^(-1/h))`` for h evenly spaced on a logarithmic scale, named ``h30``,

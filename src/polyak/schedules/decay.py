@@ -11,6 +11,7 @@ resumed one continues exactly.
 from __future__ import annotations
 
 import json
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
@@ -112,6 +113,18 @@ class _UnknownKindError(ConfigError):
 DecayLike: TypeAlias = float | Decay | Callable[[int], float]
 
 
+class SeveralDecays:
+    """A value that means several decays, so only an EMA takes it: ``ByName``, ``Adaptive``."""
+
+
+def refuse_several(name: str, value: object) -> None:
+    """Refuse several decays where one is needed."""
+    if isinstance(value, SeveralDecays):
+        raise ConfigError(
+            f"{name}={value} is several decays, which polyak.EMA(…, decay=…) and trainers take: give one."
+        )
+
+
 def as_decay(decay: DecayLike) -> Decay:
     """Convert a float to ``Constant`` and a function of t to ``Custom``; a ``Decay`` is returned as it is.
 
@@ -124,6 +137,7 @@ def as_decay(decay: DecayLike) -> Decay:
         raise ConfigError(f"decay={decay!r} is a class: make an object, {decay.__name__}(…).")
     if callable(decay):
         return Custom(decay)
+    refuse_several("decay", decay)
     if not isinstance(decay, Real) or isinstance(decay, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ConfigError(
             f"decay={decay!r}: must be a number in [0, 1], a polyak.Decay or a function of the step t."
@@ -202,6 +216,20 @@ def _block(decay: Decay, block: int) -> list[float]:
     return composed(decay, block * _BLOCK, 1, _BLOCK).tolist()
 
 
+def warn_if_rate(given: DecayLike, stacklevel: int) -> None:
+    """Warn of a plain β so small that it is probably 1-β, which others call momentum, rate or τ.
+
+    Zero, which copies the model, and ``Constant``, which is explicit, give no warning.
+    """
+    if not callable(given) and 0 < given < 0.5:
+        warnings.warn(
+            f"decay={given!r} keeps only {given:.3g} of the average at each step. If it is a momentum, "
+            f"rate or τ, which is 1-decay, did you mean {1 - given:.12g}? If not, "
+            f"polyak.Constant({given!r}) says so without this warning.",
+            stacklevel=stacklevel + 1,
+        )
+
+
 def check(name: str, value: float, rule: str, holds: bool) -> None:
     """Refuse an argument that breaks its rule, naming both."""
     if not holds:  # NaN fails every comparison, so it is refused as well
@@ -216,6 +244,7 @@ def check_integer(name: str, value: int, least: int) -> None:
 
 def check_beta(name: str, value: float) -> None:
     """Refuse a decay outside [0, 1]."""
+    refuse_several(name, value)
     check(
         name,
         value,

@@ -14,6 +14,7 @@ from typing import overload
 import numpy as np
 
 from polyak.errors import ConfigError
+from polyak.schedules.by_name import ByName
 from polyak.schedules.decay import Array, Config, Constant, Decay, DecayLike, as_decay, check
 from polyak.schedules.half_life import HalfLife
 from polyak.schedules.power import Power, Uniform
@@ -111,20 +112,23 @@ def _snapped(t: Array) -> Array:
 def scale_decay(decay: float, batch_ratio: float) -> float: ...
 @overload
 def scale_decay(decay: Decay | Callable[[int], float], batch_ratio: float) -> Decay: ...
-def scale_decay(decay: DecayLike, batch_ratio: float) -> float | Decay:
+@overload
+def scale_decay(decay: ByName, batch_ratio: float) -> ByName: ...
+def scale_decay(decay: DecayLike | ByName, batch_ratio: float) -> float | Decay | ByName:
     """The decay that keeps an average the same when the batch size changes by a factor k.
 
     A step of k times the batch goes through k times the samples, so ``β → βᵏ`` and ``h → h/k``. The rule is
     the same for SGD, whose learning rate is scaled by k, and for Adam, scaled by √k.
 
     Args:
-        decay: a number, a schedule, or a function of the step.
+        decay: a number, a schedule, a function of the step, or a ``ByName``.
         batch_ratio: k > 0, the new batch size over the old one; below 1 for a smaller batch.
 
     Returns:
         A number for a number. ``Constant``, ``Debiased`` and ``HalfLife(steps=…)`` of the scaled value. As it
         is what is measured in samples, tokens or shares of the run: ``HalfLife(samples=…)``, ``Uniform``,
-        ``Power``. For all others ``Scaled``, one step of which is k steps of the old.
+        ``Power``. For all others ``Scaled``, one step of which is k steps of the old. For a ``ByName`` one
+        with each of its decays scaled.
 
     Raises:
         ConfigError: k is not positive, or the decay is none.
@@ -139,6 +143,8 @@ def scale_decay(decay: DecayLike, batch_ratio: float) -> float | Decay:
     Source: Busbridge et al. 2023, "How to Scale Your EMA", arXiv 2307.13813.
     """
     _check_ratio("batch_ratio", batch_ratio)
+    if isinstance(decay, ByName):
+        return ByName({pattern: scale_decay(one, batch_ratio) for pattern, one in decay.rules})
     old = as_decay(decay)
     match old:
         case Constant(beta):

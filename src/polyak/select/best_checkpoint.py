@@ -18,12 +18,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, SupportsFloat
 
-from polyak._core.initial_weight import CURES, EARLY
+from polyak._core.initial_weight import CURES, EARLY, most_initial
 from polyak._core.persistence import PersistentEMA, decided_by_first
+from polyak._core.track import Track
 from polyak._files.layout import SUMS
 from polyak._foreign.open_any import open_weights
 from polyak.errors import CheckpointError, ConfigError
-from polyak.schedules import Profile
 from polyak.schedules.decay import check_integer
 from polyak.schedules.metric import Mode, as_number, check_min_gain, check_mode, gain
 
@@ -170,7 +170,7 @@ class BestCheckpoint:
         value = as_number("metric", metric)
         self._check_run(ema.run)
         best, finite = self.metric, value if math.isfinite(value) else None
-        objection = self._objection(value, ema.step, ema.tracks[name].profile)
+        objection = self._objection(value, ema.step, ema.tracks[name])
         if objection is None:
             why = "the first" if best is None else f"{value} beats {best}"
             self._begin_log()
@@ -196,7 +196,7 @@ class BestCheckpoint:
         self._record, self._known = None if record is None else Decision(**record), True
         return Decision(**decision)
 
-    def _objection(self, value: float, step: int, profile: Profile) -> str | None:
+    def _objection(self, value: float, step: int, track: Track[Any]) -> str | None:
         """The reason not to save, if there is one."""
         if not math.isfinite(value):
             return f"the metric is {value}"
@@ -207,8 +207,9 @@ class BestCheckpoint:
             )
         if self.after is not None:
             return f"step {step} comes before step {self.after}" if step < self.after else None
-        if profile.initial_weight >= _FORGOTTEN:
-            return f"{profile.initial_weight:.0%}{_INITIAL}"
+        _, weight = most_initial(track)
+        if weight >= _FORGOTTEN:
+            return f"{weight:.0%}{_INITIAL}"
         return None
 
     def _say_why(self, ema: PersistentEMA[Any, Any], track: str, objection: str) -> None:

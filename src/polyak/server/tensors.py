@@ -12,6 +12,7 @@ import numpy as np
 
 from polyak._core.tensor_map import Selection
 from polyak._dtypes import NAMES, Array
+from polyak._files.header import Header
 from polyak._files.source import Where
 from polyak._foreign.load import Average
 from polyak._foreign.open_any import open_weights
@@ -44,7 +45,7 @@ def values_of(model: Model) -> Values:
     if isinstance(model, str | Path):
         return _file(model)
     if isinstance(model, Average):
-        profile = model.header.profile if model.header.role == "average" else None
+        profile = _profile_of(model.header) if model.header.role == "average" else None
         return Values(model.tensors, profile=profile, step=model.header.step)
     if isinstance(model, Mapping):
         tensors = cast(Mapping[str, Any], model)
@@ -99,9 +100,19 @@ def _file(path: Where) -> Values:
         if not found.models:
             raise ServerError(f"{path} holds no weights of a model.")
         part = found.models[0]
-        profile = part.header.profile if part.header and part.role == "average" else None
+        profile = _profile_of(part.header) if part.header and part.role == "average" else None
         arrays = {name: tensor.read() for name, tensor in part.tensors.items()}
         return Values(arrays, profile=profile, step=found.step)
+
+
+def _profile_of(header: Header) -> Profile | None:
+    if header.rules:
+        patterns = ", ".join(rule.pattern for rule in header.rules)
+        raise ServerError(
+            f"the average {header.track!r} has a profile for each of {patterns}, and a push has one. Push an "
+            "average with one decay, or the raw weights."
+        )
+    return header.profile
 
 
 def _array(name: str, tensor: Any) -> Array:

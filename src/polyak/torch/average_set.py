@@ -13,7 +13,7 @@ from polyak._core.average_set import AverageSet
 from polyak._core.tensor_map import Selection, TensorEntry
 from polyak._core.tensors import TensorOps
 from polyak.errors import ConfigError, PlanError
-from polyak.schedules import Decay
+from polyak.schedules import ByName, Decay
 from polyak.torch import tensors
 from polyak.torch._sharding.kinds import check_torch, fsdp_modules, is_dtensor
 from polyak.torch.clone import clone_onto
@@ -32,7 +32,7 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 def average_set(
     model: ModuleT,
-    decays: Mapping[str, Decay],
+    decays: Mapping[str, Decay | ByName],
     selection: Selection,
     settings: Settings,
     updates: Updates,

@@ -48,9 +48,10 @@ class EMA(PersistentEMA[ModuleT, Tensor]):
     Args:
         model: any ``nn.Module``, on any device, wrapped by DDP or ``torch.compile`` or not.
         decay: β, a schedule, a function of the step t, or several by name, kept side by side (``{"short":
-            0.999, "long": HalfLife(steps=5000)}``), or an ``Adaptive``, which chooses among several. By
-            default ``Warmup(0.9999)``, which suits runs of every length; a plain 0.9999 keeps 90 % of θ₀
-            after 1000 steps. What others call momentum, rate or τ is 1-β: a plain β below 0.5 warns.
+            0.999, "long": HalfLife(steps=5000)}``), or an ``Adaptive``, which chooses among several. A
+            ``ByName`` gives the tensors of one average different decays. By default ``Warmup(0.9999)``, which
+            suits runs of every length; a plain 0.9999 keeps 90 % of θ₀ after 1000 steps. What others call
+            momentum, rate or τ is 1-β: a plain β below 0.5 warns.
         include: names or globs of them (``"head.*"``); only tensors that match are averaged.
         exclude: names or globs; tensors that match are not. A pattern that matches nothing is an error.
         buffers: "auto" averages BatchNorm-style statistics and copies every other buffer bit by bit;

@@ -22,6 +22,7 @@ from polyak._core.persistence import state_without_tensors
 from polyak._core.state_dict import with_tensors
 from polyak._core.track import check_single
 from polyak.errors import CheckpointError, ConfigError, SwapError
+from polyak.schedules import ByName
 from polyak.schedules.decay import DecayLike
 from polyak.torch.ema import EMA
 from polyak.torch.tensor_map import NotAveraged
@@ -76,7 +77,7 @@ class Teacher(NotAveraged, Generic[ModuleT]):
     def __init__(
         self,
         student: ModuleT,
-        decay: DecayLike = 0.996,
+        decay: DecayLike | ByName = 0.996,
         *,
         batchnorm: BatchNormMode = "average",
         **options: Any,

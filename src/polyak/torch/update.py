@@ -8,7 +8,7 @@ from typing import Any, cast
 from torch import Tensor
 
 from polyak._core.tensor_map import TensorEntry, TensorMap
-from polyak._core.track import Track, averages_in
+from polyak._core.track import Track, averages_in, places_of
 from polyak._core.updater import Skipped
 from polyak.errors import ConfigError
 from polyak.torch._engines.base import Pair
@@ -83,8 +83,9 @@ def _pairs(entry: TensorEntry[Tensor], tracks: Sequence[Track[Tensor]]) -> list[
     The random bits of an element depend on its place there, so that every layout rounds alike.
     """
     averages, residuals = averages_in(tracks, entry.name)
+    places = places_of(tracks, entry.name)
     if entry.piece is None or averages[0].dtype.itemsize > 2:
-        return [Pair(entry.name, entry.live, averages, residuals, entry.kind == "buffer")]
+        return [Pair(entry.name, entry.live, averages, residuals, entry.kind == "buffer", places=places)]
     from polyak.torch._sharding.layout import ShardedPiece, stretches  # see ``_sharding.kinds``
 
     return [
@@ -95,6 +96,7 @@ def _pairs(entry: TensorEntry[Tensor], tracks: Sequence[Track[Tensor]]) -> list[
             tuple(residual[place] for residual in residuals),
             entry.kind == "buffer",
             offset,
+            places,
         )
         for offset, place in stretches(cast(ShardedPiece, entry.piece))
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any, ClassVar, Generic, ParamSpec, TypeVar, cast
@@ -14,7 +15,6 @@ from polyak._files.header import Header
 from polyak._files.source import Where
 from polyak._foreign.own import write_note
 from polyak.errors import PlanError
-from polyak.schedules.decay import decay_in_file
 from polyak.trainers._evaluations import FOLLOWING, Evaluate, evaluable, evaluations
 
 P = ParamSpec("P")
@@ -22,6 +22,7 @@ R = TypeVar("R")
 V = TypeVar("V")
 EmaT = TypeVar("EmaT", bound=BaseEMA[Any, Any])
 OptionsT = TypeVar("OptionsT", bound=Mapping[str, Any])
+_REFUSED = re.compile(r"[^\w./ :-]")  # by MLflow
 _LOGGED = ("decay", "mean_age", "initial_weight", "distance", "skipped")
 
 
@@ -83,9 +84,12 @@ class AnyAveraging(Generic[EmaT]):
 
 
 def numbers(ema: BaseEMA[Any, Any], group: str = "ema") -> dict[str, float]:
-    """``ema/decay``, ``ema/initial_weight`` and so on; ``ema/short/decay`` with several tracks."""
+    """``ema/decay``, ``ema/initial_weight`` and so on; ``ema/short/decay`` with several tracks.
+
+    Patterns of a ``ByName`` have ``_`` for what loggers refuse in a name: ``ema/_.attn._/decay``.
+    """
     return {
-        f"{group}/{key}": float(value)
+        f"{group}/{_REFUSED.sub('_', key)}": float(value)
         for key, value in ema.metrics().items()
         if key.rpartition("/")[2] in _LOGGED
     }
@@ -135,6 +139,6 @@ def arguments_in(state: Mapping[str, Any], options: OptionsT) -> tuple[Decays, O
         CheckpointError: the state is malformed.
     """
     theirs = EMAState[Any].from_dict(state)
-    decays = {name: decay_in_file(track.decay) for name, track in theirs.tracks.items()}
+    decays = {name: track.decay() for name, track in theirs.tracks.items()}
     rule, _ = theirs.observed or (None, None)
     return rule or decays, cast(OptionsT, {**theirs.settings, **options})

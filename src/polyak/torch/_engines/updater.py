@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
 from polyak._core.nonfinite import refuse_nonfinite
 from polyak._core.updater import Skipped
+from polyak._kernel.pair import Pick, pick
 from polyak.errors import ConfigError
 from polyak.torch._engines.async_update import AsyncUpdate, CudaWorker, Offload, Overlapped, StreamWorker
 from polyak.torch._engines.base import Engine, Pair
@@ -51,15 +52,21 @@ class Updater:
         self._settings, self._counter = settings, counter
         self._skip = settings.policy == "skip"
         groups = _grouped(pairs, settings.overlap)
-        offloaded = {device for how, device, _ in groups if how == "offload"}
-        for device in offloaded & {source.device for _, source in copies}:
-            groups.setdefault(("offload", device, True), [])
+        offloaded = {group.device for group in groups if group.how == "offload"}
+        to_host = {device: [c for c in copies if c[1].device == device] for device in offloaded}
+        with_buffers = {group.device for group in groups if group.how == "offload" and group.buffers}
+        for device in offloaded - with_buffers:
+            if to_host[device]:
+                groups[_Group("offload", device, True, ())] = []
         self._guardable: list[AsyncUpdate] = []
         self._engines: list[Engine] = []
-        for (how, device, buffers), members in groups.items():
-            copied = [copy for copy in copies if buffers and copy[1].device == device]
+        self._steps: list[tuple[Engine, Pick | None]] = []  # an engine, and which of the weights it takes
+        for group, members in groups.items():
+            how, device, buffers, places = group
+            copied = to_host.pop(device, []) if how == "offload" and buffers else []
             engines = self._made(how, device, members, copied)
             self._engines += engines
+            self._steps += [(engine, pick(places)) for engine in engines]
             self._guardable += [e for e in engines if isinstance(e, AsyncUpdate) and not buffers]
         inline = [copy for copy in copies if copy[1].device not in offloaded]
         self._async_updates = [engine for engine in self._engines if isinstance(engine, AsyncUpdate)]
@@ -73,10 +80,11 @@ class Updater:
     def name(self) -> str:
         """The engines in use and why no faster one is."""
         averaging = [engine for engine in self._engines if engine.pairs]  # one may only copy buffers
-        return "; ".join(describe(engine, self._settings.engine, self._skip) for engine in averaging)
+        named = [describe(engine, self._settings.engine, self._skip) for engine in averaging]
+        return "; ".join(dict.fromkeys(named))
 
     def update(self, betas: Sequence[float], step: int) -> None:
-        """One update of every track; ``betas[k]`` is the composed decay of track k.
+        """One update of every track; ``betas`` are the composed decays to which the pairs' places refer.
 
         Raises:
             NonFiniteError: under "raise", before anything is changed.
@@ -84,7 +92,7 @@ class Updater:
         if self._settings.policy == "raise":
             refuse_nonfinite([name for engine in self._engines for name in engine.bad()], step)
         weights = tuple([1 - beta for beta in betas])
-        marks = [engine.update(weights, step, self._skip) for engine in self._engines]
+        marks = [one.update(at(weights) if at else weights, step, self._skip) for one, at in self._steps]
         if marks != self._nothing:
             self._counter.add(marks)
         self._copies.run()
@@ -128,9 +136,9 @@ class Updater:
     def replay(self, graph: Graph, betas: Sequence[float], step: int) -> None:
         """The update that was recorded, with these decays, and all else in the graph."""
         weights = tuple([1 - beta for beta in betas])
-        for engine in self._recorded:
+        for engine, (_, at) in zip(self._recorded, self._steps, strict=True):
             engine.began = step
-            engine.prepare(weights, step)
+            engine.prepare(at(weights) if at else weights, step)
         graph.replay()
         for engine in self._recorded:
             engine.ended = step
@@ -194,13 +202,25 @@ def worker_of(device: torch.device) -> StreamWorker:
     return CudaWorker(device)
 
 
-def _grouped(pairs: Sequence[Pair], overlap: bool) -> dict[tuple[Placement, torch.device, bool], list[Pair]]:
-    """Buffers in groups of their own when not inline: the next forward pass writes them, so it must wait."""
-    groups: dict[tuple[Placement, torch.device, bool], list[Pair]] = {}
+class _Group(NamedTuple):
+    """Pairs that are updated alike, with decays at the same places.
+
+    Buffers are apart when not inline: the next forward pass writes them, so it must wait.
+    """
+
+    how: Placement
+    device: torch.device
+    buffers: bool
+    places: tuple[int, ...]
+
+
+def _grouped(pairs: Sequence[Pair], overlap: bool) -> dict[_Group, list[Pair]]:
+    groups: dict[_Group, list[Pair]] = {}
     for pair in pairs:
         if pair.live.numel():
             how = placement(pair, overlap)
-            groups.setdefault((how, pair.live.device, pair.buffer and how != "inline"), []).append(pair)
+            group = _Group(how, pair.live.device, pair.buffer and how != "inline", pair.places)
+            groups.setdefault(group, []).append(pair)
     return groups
 
 
