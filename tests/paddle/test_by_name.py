@@ -63,6 +63,7 @@ def test_patterns_are_checked_when_the_average_is_made() -> None:
         EMA(network(), ByName({"*": 0.9, "0.*": 0.5}))
 
 
+@pytest.mark.filterwarnings("ignore:The program will return to single-card operation")
 def test_names_have_no_prefix_of_a_wrapper() -> None:
     ema = EMA(paddle.DataParallel(network()), ByName({"0.weight": 0.9, "*": 0.5}))
     assert [name for name, pattern in ema.tracks["average"].patterns.items() if pattern != "*"] == [
