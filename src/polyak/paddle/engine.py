@@ -96,7 +96,8 @@ class NonFiniteCounter:
         self._engines, self._step = engines, 0
         self._tensors: list[Tensor | None] = [None] * len(engines)
         # Of the steps before the last one that was counted, and whether in that one.
-        self._updates, self._last = paddle.zeros([], "int32"), paddle.zeros([], "int32")
+        self._updates: Tensor = paddle.zeros([], "int32")
+        self._last: Tensor = paddle.zeros([], "int32")
 
     def add(self, place: int, found: Tensor | Sequence[int], step: int) -> None:
         """What an engine found in an update: which of its tensors had such elements."""
@@ -115,7 +116,7 @@ class NonFiniteCounter:
             if tensors is not None:
                 counts = cast_type("list[int]", tensors.tolist())
                 named |= {pair.name: n for pair, n in zip(engine.pairs, counts, strict=True) if n}
-        return int(self._updates + self._last), named
+        return int(self._updates) + int(self._last), named
 
 
 class Updater:
