@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import polyak
-from experiments.detection.garments import NAMES, drawn, prepared
-from polyak.demo.data import FASHION_MNIST, find, load
+from experiments.detection.garments import drawn, prepared
+from polyak.demo.data import FASHION_MNIST, Split, find
 from tests.shims import torchvision_with_nms
 
 needs_images = pytest.mark.skipif(find(FASHION_MNIST, None) is None, reason="Fashion-MNIST is not here")
@@ -43,22 +43,23 @@ def test_a_seed_repeats_and_a_track_differs_from_the_raw_weights_by_its_decay_al
     assert constant["raw_loss"] != found["raw_loss"]
 
 
-@needs_images
-def test_boxes_hold_their_garments() -> None:
+def test_boxes_fit_their_garments() -> None:
     rng = np.random.default_rng(0)
-    split = load("fashion-mnist", None).test
+    tall = np.zeros((1, 1, 32, 32), np.uint8)
+    tall[..., 2:30, 10:18] = 255
     for _ in range(20):
-        pixels, lines = drawn(split, 64, rng)
+        pixels, lines = drawn(Split(tall, np.array([7])), 96, rng)
         assert 1 <= len(lines) <= 3
-        kind, *box = lines[-1].split()  # the one in front
-        assert 0 <= int(kind) < len(NAMES)
-        x, y, width, height = (float(value) * 64 for value in box)
-        left, top, right, low = (
-            round(v) for v in (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
-        )
-        assert 0 <= left < right <= 64
-        assert 0 <= top < low <= 64
-        assert pixels[top:low, left:right].max() > 100
+        covered = np.zeros((96, 96), bool)
+        for line in lines:
+            kind, *box = line.split()
+            x, y, width, height = (float(value) * 96 for value in box)
+            assert kind == "7"
+            assert 2.5 < height / width < 4, "28 to 8, and a border where its edges are blurred"
+            left, top = round(x - width / 2), round(y - height / 2)
+            covered[top : top + round(height), left : left + round(width)] = True
+        assert (pixels[~covered] < 150).all(), "ground"
+        assert (pixels[covered] > 150).mean() > 0.7
 
 
 @needs_images
