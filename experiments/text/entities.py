@@ -210,7 +210,7 @@ NEWSPAPER = Experiment(
     ),
     rows=rows(Size.half_lives, {kind: f"{kind}s" for kind in ("person", "place", "organisation")}),
     run=from_newspaper,
-    quick=Size(train=2000, test=200, steps=320, every=80),
+    quick=Size(train=2000, test=200, steps=360, every=60),
     full=Size(train=4000, test=400, steps=1200, every=200),
     curves=dict.fromkeys(("raw", "h50", "h15"), "F1 in points, at six evaluations"),
 )
@@ -222,7 +222,7 @@ JAPANESE = Experiment(
     data=Data("500 Japanese sentences (package hironsancorpus)", "MIT"),
     rows=rows(Size.half_lives, {"LOC": "places", "DAT": "dates", "ORG": "organisations", "PSN": "persons"}),
     run=in_japanese,
-    quick=Size(train=360, test=100, steps=240, every=80),
+    quick=Size(train=360, test=100, steps=240, every=40),
     full=Size(train=360, test=100, steps=720, every=120),
     seeds=20,
     curves=dict.fromkeys(("raw", "h50", "h15"), "F1 in points, at six evaluations"),
