@@ -9,6 +9,7 @@ of it is here.
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 from dataclasses import asdict, dataclass, replace
@@ -74,6 +75,7 @@ def detector(size: Size, folder: Path) -> Any:
     from ultralytics import YOLO  # which reads these when it is imported, and is needed by nothing else here
     from ultralytics.utils import ROOT
 
+    logging.getLogger("ultralytics").setLevel(logging.WARNING)  # a line a step is too much for several runs
     described = yaml.safe_load((ROOT / "cfg" / "models" / "v8" / "yolov8.yaml").read_text())
     depth, _, most = described["scales"]["n"]
     described["scales"] = {"n": [depth, size.width, most]}
@@ -160,7 +162,7 @@ ROWS = (
     row("wobble of mAP50-95, second half", "_wobble", better="lower"),
     *(row("mAP50-95 at the end", "_last", track) for track in ("h100", "ramp", "tenth")),
 )
-QUICK = Size(train=160, test=60, epochs=8, every=2, last_rate=0.01)
+QUICK = Size(train=320, test=60, epochs=8, every=2, last_rate=0.01)
 FULL = Size(train=320, test=100, epochs=12, every=2, last_rate=0.01)
 
 
