@@ -224,6 +224,6 @@ JAPANESE = Experiment(
     run=in_japanese,
     quick=Size(train=360, test=100, steps=240, every=40),
     full=Size(train=360, test=100, steps=720, every=120),
-    seeds=20,
+    seeds=10,
     curves=dict.fromkeys(("raw", "h50", "h15"), "F1 in points, at six evaluations"),
 )
