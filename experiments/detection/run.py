@@ -1,7 +1,7 @@
 """Detection with Ultralytics: raw weights, its own average, and averages that fit the length of the run.
 
     python -m experiments.detection.run --quick      # minutes
-    python -m experiments.detection.run              # half an hour or more
+    python -m experiments.detection.run              # five minutes or more
 
 Ultralytics is under AGPL-3.0. It is imported, its description of YOLOv8 is read when this runs, and nothing
 of it is here.
@@ -166,7 +166,8 @@ QUICK = Size(train=320, test=60, epochs=8, every=2, last_rate=0.01)
 FULL = Size(train=320, test=100, epochs=12, every=2, last_rate=0.01)
 DETECTION = Experiment(
     name="detection",
-    claim="Detection with Ultralytics, the rate falls to a hundredth: an average ends with the higher mAP50-95.",
+    claim="Detection with Ultralytics, the rate falls to a hundredth: "
+    "an average ends with the higher mAP50-95.",
     published="YOLO: mAP50-95 +0.5 to +1.2 points",
     gain=0.5,
     data=Data("garments of Fashion-MNIST on a grey ground, with boxes", "MIT"),

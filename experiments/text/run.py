@@ -1,7 +1,7 @@
 """Text: masked characters of Shakespeare, and names in Japanese sentences and in a Chinese newspaper.
 
 python -m experiments.text.run --quick      # minutes
-python -m experiments.text.run              # ten minutes or more
+python -m experiments.text.run              # ten minutes
 """
 
 from __future__ import annotations
