@@ -22,7 +22,17 @@ from experiments.ocr.report import reports as text_lines
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs"
 
-NAMES: tuple[str, ...] = ("tutorial", "detection", "distillation", "adversarial", "longrun", "byol", "halflife", "precision")
+NAMES: tuple[str, ...] = (
+    "tutorial",
+    "detection",
+    "distillation",
+    "adversarial",
+    "longrun",
+    "text",
+    "byol",
+    "halflife",
+    "precision",
+)
 """The folders that hold an experiment of the harness, in the order of the page."""
 
 ARTICLES = {

@@ -130,11 +130,9 @@ PANELS = (
     Panel("ocr-cosine", "raw curve", "Warmup(0.999) curve", 50, ("text lines, cosine", "文本行，余弦")),
     Panel("longrun", "constant raw accuracy", "constant average accuracy", 79, ("long run", "长时间训练")),
     Panel(
-        "longrun", "cosine raw accuracy", "cosine average accuracy", 79, ("long run, cosine", "长训练，余弦")
-    ),
-    Panel(
         "adversarial", "raw robust accuracy", "average robust accuracy", 45, ("under attack", "受到攻击时")
     ),
+    Panel("entities", "raw", "h50", 15, ("names in text, F1", "文本中的名称，F1")),
 )
 
 

@@ -126,6 +126,15 @@ def test_the_count_at_the_top_is_that_of_the_table() -> None:
     }
 
 
+def test_every_folder_with_a_harness_is_on_the_page() -> None:
+    using = {
+        path.parent.name
+        for path in (ROOT / "experiments").glob("*/run.py")
+        if "harness.main(" in path.read_text()
+    }
+    assert using == set(results.NAMES)
+
+
 def test_every_experiment_has_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     from experiments import quick
 
