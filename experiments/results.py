@@ -87,8 +87,8 @@ equal. `python -m experiments.NAME.run` repeats one, `--quick` in minutes and sm
 }
 CHINESE_PAGE = {
     "title": "平均权重带来什么：实测",
-    "articles": "**各文章中的 {total} 个数值，共 {ways} 次重做：**{counts}。",
-    "claims": "**本页的 {total} 项说法：**{counts}。",
+    "articles": "**各文章中的 {total} 个数值，共重做 {ways} 次：** {counts}。",
+    "claims": "**本页的 {total} 项说法：** {counts}。",
     "count": "*{verdict}* {number}",
     "comma": "，",
     "colon": "：",
