@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -137,6 +139,28 @@ def test_the_average_is_what_a_hand_written_loop_gives(tmp_path: Path) -> None:
         ema.update()
     assert average.ema.step == 16
     assert same(averages(average.ema), averages(ema))
+
+
+@pytest.mark.parametrize("logger", ["CSVLogger", "TensorBoardLogger"])
+def test_a_report_shows_both_curves_and_the_average_in_memory(logger: str, tmp_path: Path) -> None:
+    average = WeightAveraging({"short": 0.9, "long": 0.99}, evaluate="both", report=True)
+    made = getattr(pl.loggers, logger)(tmp_path, name="logs")
+    run = trainer(tmp_path, average, logger=made, log_every_n_steps=2)
+    run.fit(Digits(), loader(), loader())
+    text = (Path(run.log_dir) / "report.html").read_text()
+    facts = json.loads(re.findall(r'id="facts">(.*?)</script>', text)[0])
+    both = [plot for plot in facts["plots"] if len(plot.get("lines", ())) == 2]
+    assert [line["label"] for plot in both for line in plot["lines"]][:2] == ["raw", "average"]
+    assert [len(line["y"]) for line in both[0]["lines"]] == [3, 3]
+    assert any(plot["name"].startswith("distance") for plot in facts["plots"])
+    assert "Half-life" in text
+    assert all(f"Constant({beta})" in text for beta in (0.9, 0.99))
+    assert "engine" in json.loads((Path(run.log_dir) / "polyak-run.json").read_text())
+
+
+def test_no_report_is_written_that_nobody_asked_for(tmp_path: Path) -> None:
+    trainer(tmp_path, WeightAveraging(0.9)).fit(Digits(), loader())
+    assert not list(tmp_path.rglob("report.html"))
 
 
 def module_like(module: Digits) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -175,6 +176,19 @@ def test_each_checkpoint_holds_both(tmp_path: Path) -> None:
     assert same(
         BertForSequenceClassification.from_pretrained(tmp_path / "out").state_dict(), mean.state_dict()
     )
+
+
+def test_a_report_shows_the_evaluations_of_both(tmp_path: Path) -> None:
+    run = trainer(tmp_path, eval_strategy="steps", eval_steps=4, logging_strategy="steps", logging_steps=4)
+    WeightAveraging(0.9, evaluate="both", report=True).attach(run)
+    run.train()
+    text = (tmp_path / "report.html").read_text()
+    facts = json.loads(re.findall(r'id="facts">(.*?)</script>', text)[0])
+    [plot] = [plot for plot in facts["plots"] if plot["title"] == "eval_loss"]
+    logged = [row["eval_loss"] for row in run.state.log_history if "eval_loss" in row]
+    assert [line["label"] for line in plot["lines"]] == ["raw", "average"]
+    assert plot["lines"][1]["y"] == pytest.approx(logged, rel=1e-5)
+    assert "Constant(0.9)" in text
 
 
 def test_the_best_model_is_the_best_average(tmp_path: Path) -> None:

@@ -132,9 +132,12 @@ def test_a_loss_that_is_no_number_goes_back_to_the_raw_weights_and_their_average
 )
 def test_files_hold_the_average_and_the_raw_weights(kind: str, tmp_path: Path) -> None:
     model = YOLO(kind)
-    average = WeightAveraging(polyak.Warmup(0.99)).attach(model)
+    average = WeightAveraging(polyak.Warmup(0.99), report=True).attach(model)
     train(tmp_path, model, epochs=1)
     assert average.ema.step == 4
+    report = (tmp_path / "runs" / "report.html").read_text()
+    assert "Warmup(0.99)" in report
+    assert "metric-val/" in report, "the losses in results.csv"
     weights, mean = tmp_path / "runs" / "weights", average.ema.module.state_dict()
     last = YOLO(weights / "last.pt").model.state_dict()
     assert all(torch.equal(last[name].half(), mean[name].half()) for name in mean)

@@ -7,6 +7,7 @@ that changed.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -34,7 +35,10 @@ Progress: TypeAlias = Callable[[int, int], object]
 _DEPTH = 4  # folders below the one that was given
 _FILES = 200  # with weights, of one run: the newest
 _TOKENS = ("num_input_tokens_seen", "num_tokens", "tokens")
-_LEFT_OUT = ("abandoned", "trial.safetensors")
+# Trials of a sweep, and what trainers keep beside weights.
+_LEFT_OUT = re.compile(
+    r"abandoned|trial\.safetensors|(optimizer|scheduler|scaler|rng_state|training_args|random_states)\b.*"
+)
 
 
 class _Found(NamedTuple):
@@ -223,7 +227,7 @@ def _walk(start: Path, depth: int) -> Iterator[Path]:
     else:
         inner = sorted(start.iterdir())
     for path in inner if depth else ():
-        if not path.name.startswith(".") and path.name not in _LEFT_OUT:
+        if not path.name.startswith(".") and not _LEFT_OUT.fullmatch(path.name):
             yield from _walk(path, depth - 1)
 
 

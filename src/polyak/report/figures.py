@@ -6,6 +6,7 @@ The same ``Plot`` records as on the page, drawn by matplotlib, which needs no br
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -52,17 +53,20 @@ def write_figures(runs: Sequence[Run], folder: Path, language: Language = "en") 
     Raises:
         CheckpointError: a file cannot be written.
     """
-    plots = [plot for part in sections(runs, Words(language)) for plot in part.plots]
+    chinese = _chinese_fonts() if language == "zh" else []
+    # Text in SVG is set in the reader's fonts; that of a PNG in English if there is no font for Chinese here.
+    of_png: Language = language if language == "en" or chinese else "en"
+    written: list[Path] = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CheckpointError(f"{folder} cannot be made: {error}") from error
-    written: list[Path] = []
-    for plot, name in zip(plots, _file_names(plots), strict=True):
-        for ending in ("svg", "png"):
-            path = folder / f"{name}.{ending}"
-            _write(plot, path, language)
-            written.append(path)
+    endings: dict[str, Language] = {"svg": language, "png": of_png}
+    for ending, chosen in endings.items():
+        plots = [plot for part in sections(runs, Words(chosen)) for plot in part.plots]
+        for plot, name in zip(plots, _file_names(plots), strict=True):
+            written.append(folder / f"{name}.{ending}")
+            _write(plot, written[-1], [*chinese, "DejaVu Sans"])
     return written
 
 
@@ -76,14 +80,14 @@ def _file_names(plots: Sequence[Plot]) -> list[str]:
     return found
 
 
-def _write(plot: Plot, path: Path, language: Language) -> None:
-    fonts = [*(_installed() if language == "zh" else ()), "DejaVu Sans"]
+def _write(plot: Plot, path: Path, fonts: list[str]) -> None:
     with mpl.rc_context({"svg.fonttype": "none", "font.family": fonts, "svg.hashsalt": "polyak"}):
         figure: Any = Figure(figsize=(6, 3.6), layout="constrained")
         axes: Any = figure.add_subplot()
         _draw(plot, axes)
         options: dict[str, Any] = {"metadata": {"Date": None}} if path.suffix == ".svg" else {"dpi": 200}
-        with atomic(path) as temporary:
+        with atomic(path) as temporary, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)  # in names from files
             figure.savefig(temporary, format=path.suffix[1:], **options)
 
 
@@ -142,7 +146,13 @@ def _plain(text: str) -> str:
     return text.lstrip("_") if text.startswith("_") else text
 
 
-def _installed() -> list[str]:
-    """Fonts with Chinese characters on this machine."""
-    known: set[str] = {font.name for font in font_manager.fontManager.ttflist}
+def _chinese_fonts() -> list[str]:
+    """Fonts with Chinese characters on this machine; matplotlib's own list may be older than they are."""
+    manager = font_manager.fontManager
+    if not any(font.name in _CHINESE for font in manager.ttflist):
+        wanted = {name.replace(" ", "").removesuffix("SC").removesuffix("JP") for name in _CHINESE}
+        for path in font_manager.findSystemFonts():
+            if Path(path).stem.partition("-")[0] in wanted:
+                manager.addfont(path)
+    known = {font.name for font in manager.ttflist}
     return [name for name in _CHINESE if name in known]

@@ -66,6 +66,7 @@ def html(runs: Sequence[Run], language: Language = "en", today: date | None = No
             *_numbered(parts),
             "</main>",
             f"<footer>{escape(words('made by', version=version('polyak'), day=day))}</footer>",
+            f"<!--\n{_asset('plot.LICENSE.txt')}\n{_asset('d3.LICENSE.txt')}-->",
             f'<script type="application/json" id="facts">{_inert(facts)}</script>',
             *(f"<script>{script}</script>" for script in scripts),
             "</body></html>",

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
+from pathlib import Path
 from typing import Any, ClassVar, Generic, ParamSpec, TypeVar, cast
 
 from polyak._core.ema import BaseEMA
@@ -15,6 +17,8 @@ from polyak._files.header import Header
 from polyak._files.source import Where
 from polyak._foreign.own import write_note
 from polyak.errors import PlanError
+from polyak.report.environment import environment
+from polyak.report.training import report_training
 from polyak.trainers._evaluations import FOLLOWING, Evaluate, evaluable, evaluations
 
 P = ParamSpec("P")
@@ -34,6 +38,7 @@ class AnyAveraging(Generic[EmaT]):
         evaluate: see ``evaluations``.
         options: of the framework's ``EMA``.
         known: the names of all such options.
+        report: write ``report.html`` into the trainer's folder when training ends.
 
     Raises:
         ConfigError: ``decay`` or ``evaluate`` is invalid.
@@ -43,7 +48,12 @@ class AnyAveraging(Generic[EmaT]):
     _begins: ClassVar[str]  # when there is an average
 
     def __init__(
-        self, decay: Decays, evaluate: Evaluate, options: Mapping[str, Any], known: Collection[str]
+        self,
+        decay: Decays,
+        evaluate: Evaluate,
+        options: Mapping[str, Any],
+        known: Collection[str],
+        report: bool = False,
     ) -> None:
         if unknown := sorted(options.keys() - set(known)):
             raise TypeError(f"WeightAveraging has no argument {unknown[0]!r}.")
@@ -51,7 +61,7 @@ class AnyAveraging(Generic[EmaT]):
         self._plain, *self._others = (
             self._evaluations
         )  # the weights whose metrics keep their names, and the others
-        self._decay = decay
+        self._decay, self._reports = decay, report
         self._ema: EmaT | None = None
 
     @property
@@ -81,6 +91,23 @@ class AnyAveraging(Generic[EmaT]):
         """The track to save by default: the first that is evaluated, otherwise the followed one."""
         weights = track or next(one for one in [*self._evaluations, FOLLOWING] if one != "raw")
         return self._track_of(weights)
+
+    def _report(self, folder: Path, writes: bool = True) -> None:
+        """Write the report of this run, if wanted; of a sharded average every process calls this.
+
+        Args:
+            folder: of the run's logs.
+            writes: whether this process writes files.
+        """
+        if not self._reports or self._ema is None:
+            return
+        ema = self._ema
+        metrics = ema.metrics()
+        named: Mapping[str, int] = metrics["skipped_tensors"]
+        skipped = f"{metrics['skipped']}{''.join(f', {name} ({n})' for name, n in named.items())}"
+        facts = environment(sys.modules, engine=metrics["engine"]) | {"skipped updates": skipped}
+        if writes:
+            report_training(folder, [header_of(ema, track) for track in ema.tracks], facts)
 
 
 def numbers(ema: BaseEMA[Any, Any], group: str = "ema") -> dict[str, float]:

@@ -50,6 +50,7 @@ class Averaging(AnyAveraging[EMA]):
         decay: β, a schedule, several by name, or an ``Adaptive``.
         evaluate: the track to evaluate on; the first if None. "raw" for the raw weights.
         options: of ``polyak.EMA``.
+        report: write ``report.html`` into the trainer's folder when training ends.
 
     Raises:
         ConfigError: ``decay`` or ``evaluate`` is invalid.
@@ -58,8 +59,8 @@ class Averaging(AnyAveraging[EMA]):
 
     _saves_parts: ClassVar[bool] = False  # whether every process takes part in the trainer's checkpoints
 
-    def __init__(self, decay: Decays, evaluate: Evaluate, options: EMAOptions) -> None:
-        super().__init__(decay, evaluate, options, EMAOptions.__annotations__)
+    def __init__(self, decay: Decays, evaluate: Evaluate, options: EMAOptions, report: bool = False) -> None:
+        super().__init__(decay, evaluate, options, EMAOptions.__annotations__, report)
         self._options = options
         self._attachment: Attachment | None = None
 

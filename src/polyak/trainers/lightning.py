@@ -25,12 +25,14 @@ from polyak.trainers.checkpoint import load as load
 if TYPE_CHECKING:
     from lightning.pytorch import Callback, LightningModule, Trainer
     from lightning.pytorch.callbacks import ProgressBar
+    from lightning.pytorch.loggers import TensorBoardLogger
     from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
     from typing_extensions import Unpack
 else:
     try:
         from lightning.pytorch import Callback, LightningModule, Trainer
         from lightning.pytorch.callbacks import ProgressBar
+        from lightning.pytorch.loggers import TensorBoardLogger
         from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
     except ModuleNotFoundError as missing:
         if missing.name != "lightning":
@@ -38,6 +40,7 @@ else:
         try:  # the same classes under their older name
             from pytorch_lightning import Callback, LightningModule, Trainer
             from pytorch_lightning.callbacks import ProgressBar
+            from pytorch_lightning.loggers import TensorBoardLogger
             from pytorch_lightning.strategies import DeepSpeedStrategy, FSDPStrategy
         except ModuleNotFoundError as error:
             if error.name != "pytorch_lightning":
@@ -62,6 +65,8 @@ class WeightAveraging(Averaging, Callback):
         optimizer: the index of the optimizer whose steps count, if the module has several.
         name: distinguishes several of these callbacks, for a generator and a critic, or one module twice:
             ``"polyak.name"`` in checkpoints, ``ema/name/…`` in logs.
+        report: write ``report.html`` into ``trainer.log_dir`` at the end, with the curves of its CSV or
+            TensorBoard logger.
         options: every other argument of ``polyak.EMA``.
 
     Raises:
@@ -78,9 +83,10 @@ class WeightAveraging(Averaging, Callback):
         evaluate: Evaluate = None,
         optimizer: int | None = None,
         name: str = "",
+        report: bool = False,
         **options: Unpack[EMAOptions],
     ) -> None:
-        super().__init__(decay, evaluate, options)
+        super().__init__(decay, evaluate, options, report)
         self.name, self._key, self._group = name, key_of(name), f"ema/{name}" if name else "ema"
         self._optimizer = optimizer
         self._live = ExitStack()  # open while the average is in the module
@@ -153,6 +159,13 @@ class WeightAveraging(Averaging, Callback):
             self._logged, logs = step, numbers(self.ema, self._group)
             for logger in trainer.loggers:
                 logger.log_metrics(logs, step=trainer.global_step - 1)  # Lightning's own count begins at 0
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for logger in trainer.loggers if self._reports else ():
+            logger.save()
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.flush()
+        self._report(Path(trainer.log_dir or trainer.default_root_dir), trainer.is_global_zero)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._has_average_of(pl_module):

@@ -58,6 +58,7 @@ class WeightAveraging(Averaging, TrainerCallback):
         evaluate: the track to evaluate and predict on, or "raw"; the first track if None. "both" and lists
             evaluate each: metrics of all but the first are ``eval_raw/loss`` or ``eval_ema=long/loss``. With
             ``metric_for_best_model``, ``best/raw`` and ``best/average`` are then the best of each kind.
+        report: write ``report.html`` at the end: in ``args.output_dir``, with the curves of its log.
         options: every other argument of ``polyak.EMA``.
 
     Raises:
@@ -68,9 +69,14 @@ class WeightAveraging(Averaging, TrainerCallback):
     _begins = "trainer.train() begins"
 
     def __init__(
-        self, decay: Decays = DEFAULT_DECAY, *, evaluate: Evaluate = None, **options: Unpack[EMAOptions]
+        self,
+        decay: Decays = DEFAULT_DECAY,
+        *,
+        evaluate: Evaluate = None,
+        report: bool = False,
+        **options: Unpack[EMAOptions],
     ) -> None:
-        super().__init__(decay, evaluate, options)
+        super().__init__(decay, evaluate, options, report)
         self._trainer: Trainer | None = None
         self._resume: Path | None = None
 
@@ -176,6 +182,11 @@ class WeightAveraging(Averaging, TrainerCallback):
         self._unfollow()
         if args.load_best_model_at_end and state.best_model_checkpoint is not None:
             self._load(Path(state.best_model_checkpoint))
+        folder, writes = Path(str(args.output_dir)), state.is_world_process_zero
+        if self._reports and writes:
+            folder.mkdir(parents=True, exist_ok=True)
+            state.save_to_json(str(folder / "trainer_state.json"))  # as ``trainer.save_state()`` does
+        self._report(folder, writes)
 
     def _load(self, folder: Path) -> None:
         if not (folder / FILE).exists():

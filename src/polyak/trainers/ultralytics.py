@@ -51,6 +51,7 @@ class WeightAveraging(Averaging):
         evaluate: the track that is validated and saved; the first if None. "both" and lists validate each:
             metrics of all but the first begin with ``raw/`` or ``ema=long/``, and ``best-raw.pt`` or
             ``best-long.pt`` is the best of that kind.
+        report: write ``report.html`` at the end: in ``trainer.save_dir``, with the curves of ``results.csv``.
         options: every other argument of ``polyak.EMA``.
 
     Raises:
@@ -60,9 +61,14 @@ class WeightAveraging(Averaging):
     _begins = "model.train() begins"
 
     def __init__(
-        self, decay: Decays = DEFAULT_DECAY, *, evaluate: Evaluate = None, **options: Unpack[EMAOptions]
+        self,
+        decay: Decays = DEFAULT_DECAY,
+        *,
+        evaluate: Evaluate = None,
+        report: bool = False,
+        **options: Unpack[EMAOptions],
     ) -> None:
-        super().__init__(decay, evaluate, options)
+        super().__init__(decay, evaluate, options, report)
         if self._plain == "raw":
             raise ConfigError(
                 f"evaluate={evaluate!r}: best.pt and last.pt hold an average; name a track first."
@@ -183,6 +189,7 @@ class WeightAveraging(Averaging):
         for path in (trainer.last, trainer.best):
             if path.exists() and _beside(path).exists():
                 self._note(path)
+        self._report(Path(trainer.save_dir))
 
     def _note(self, path: Path) -> None:
         """Write a note beside a file of Ultralytics: the header of the average in polyak's file beside it."""
