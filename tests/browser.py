@@ -31,6 +31,7 @@ def chromium() -> Generator[Browser]:
 def quiet_page(browser: Browser, **options: Any) -> Generator[Page]:
     """A page that fails at its end if the browser complained about anything, or if it asked the network."""
     opened = browser.new_page(**options)
+    opened.set_default_timeout(120_000)  # where many tests share few cores
     complaints: list[str] = []
     opened.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
     opened.on("pageerror", lambda error: complaints.append(str(error)))

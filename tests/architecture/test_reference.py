@@ -17,7 +17,17 @@ PACKAGES = (
     "polyak",
     *(
         f"polyak.{room}"
-        for room in ("torch", "paddle", "schedules", "archive", "merge", "select", "server", "doctor")
+        for room in (
+            "torch",
+            "paddle",
+            "schedules",
+            "archive",
+            "merge",
+            "select",
+            "server",
+            "report",
+            "doctor",
+        )
     ),
 )
 FILES = ("polyak.errors", "polyak.reference", "polyak.losses", "polyak.bench.cost", "polyak.bench.plan")

@@ -95,7 +95,8 @@ def test_a_schedule_in_tokens_has_its_half_life_in_tokens(tmp_path: Path) -> Non
 
 def test_the_choices_of_an_archive_are_what_synthesize_makes(run: Path) -> None:
     facts = archive_facts(run / "snapshots", "snapshots", choices=5)
-    assert [one.half_life for one in facts.choices] == half_lives(STEPS, 5)
+    own = [float(f"{one.half_life:.4g}") for one in facts.newest if one.half_life is not None]
+    assert [one.half_life for one in facts.choices] == sorted([*half_lives(STEPS, 5), *own])
     for choice in facts.choices:
         made = polyak.synthesize(
             run / "snapshots", polyak.HalfLife(steps=choice.half_life), max_error=math.inf
@@ -140,7 +141,7 @@ def test_layers_say_how_far_they_are_and_what_was_skipped(tmp_path: Path) -> Non
     facts = archive_facts(tmp_path, "a", choices=2)
     assert facts.distances is not None
     assert facts.distances.named["0.weight"][-2] == pytest.approx(float(expected), rel=1e-4)
-    assert facts.distances.named["1.bias"][-1] is None, "a layer with NaN has no distance"
+    assert "1.bias" not in facts.distances.named, "a layer with NaN has no distance"
     [skipped] = facts.skipped
     assert (skipped.step, skipped.updates, dict(skipped.tensors)) == (6, 1, {"1.bias": 1})
 
@@ -309,9 +310,9 @@ def test_what_cannot_be_read_is_named_and_the_rest_is_shown(tmp_path: Path) -> N
     broken.write_text('{"mode": "max"}')
     [found] = collect([tmp_path])
     assert len(found.sweeps) == 1
-    for problem, name in zip(found.problems, ("sweep.json", "bad.safetensors", "bad.jsonl"), strict=False):
-        assert name in problem
-    assert len(found.problems) == 3
+    starts = ("bad.jsonl: ", "bad.safetensors is not", "broken/sweep.json: ")
+    assert all(map(str.startswith, sorted(found.problems), starts)), found.problems
+    assert len(found.problems) == len(starts)
     with pytest.raises(ValueError, match="no record of a sweep"):
         sweep_facts(broken, "sweep.json")
 

@@ -128,7 +128,7 @@ def test_the_slider_says_what_synthesize_says(
         figure = page.locator("figure:has(input[type=range])")
         before = figure.locator("svg path").evaluate_all("all => all.map(one => one.getAttribute('d'))")
         slider = figure.locator("input")
-        assert slider.get_attribute("max") == "40"
+        assert slider.get_attribute("max") == str(len(plot["frames"]) - 1)
         page.evaluate(
             "n => { const s = document.querySelector('input[type=range]'); s.value = n;"
             " s.dispatchEvent(new Event('input')) }",

@@ -27,7 +27,8 @@ def archive_facts(folder: Path, name: str, choices: int = CHOICES) -> ArchiveFac
     Args:
         folder: that ``polyak.Archive`` wrote.
         name: how the report calls it.
-        choices: half-lives on a logarithmic scale from a thousandth of the run to all of it.
+        choices: half-lives on a logarithmic scale from a thousandth of the run to all of it; those of the
+            archive's own averages are added.
 
     Raises:
         CheckpointError: it holds no snapshots, or a damaged one.
@@ -36,14 +37,17 @@ def archive_facts(folder: Path, name: str, choices: int = CHOICES) -> ArchiveFac
     snapshots = [one for one in archive.snapshots if one.number]
     tracks = list(dict.fromkeys(one.header.track for one in snapshots))
     of_first = [one for one in snapshots if one.header.track == tracks[0]] if tracks else []
+    newest = tuple(_newest(snapshots, track, name) for track in tracks)
+    step = max((one.step for one in snapshots), default=0)
+    grid = {*half_lives(step, choices), *(float(f"{one.half_life:.4g}") for one in newest if one.half_life)}
     return ArchiveFacts(
         name=name,
         run=archive.run,
         steps=tuple(archive.steps),
         tracks=tuple(tracks),
         nbytes=sum(one.path.stat().st_size for one in archive.snapshots),
-        newest=tuple(_newest(snapshots, track, name) for track in tracks),
-        choices=choices_of(archive, max(one.step for one in snapshots), choices) if snapshots else (),
+        newest=newest,
+        choices=choices_of(archive, step, sorted(grid)) if snapshots else (),
         distances=distances_of(of_first),
         skipped=tuple(skips_of(of_first)),
     )
@@ -65,10 +69,10 @@ def half_lives(steps: int, count: int = CHOICES) -> list[float]:
     return [float(f"{h:.4g}") for h in grid.tolist()]
 
 
-def choices_of(archive: Archive, step: int, count: int) -> tuple[Choice, ...]:
+def choices_of(archive: Archive, step: int, grid: Sequence[float]) -> tuple[Choice, ...]:
     """What ``polyak.synthesize`` would give for each half-life; none where a schedule is unknown."""
     known = all(one.header.profile is not None and one.header.profile.known for one in archive.snapshots)
-    rows = preview(archive, half_lives(step, count)) if known else []
+    rows = preview(archive, grid) if known else []
     edges = edges_of(step)
     return tuple(_choice(row, edges) for row in rows)
 

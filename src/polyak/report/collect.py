@@ -115,7 +115,7 @@ class Collector:
                 try:
                     out.append(self._once(path, lambda path=path, name=name: read(path, name)))
                 except (PolyakError, OSError, ValueError) as error:
-                    reason = str(error)
+                    reason = str(error).replace(f"{found.root}{os.sep}", "")
                     problems.append(reason if name in reason else f"{name}: {reason}")
             return out
 
@@ -135,8 +135,8 @@ class Collector:
             sweeps=tuple(each(found.sweeps, sweep_facts)),
             decisions=tuple(each(found.decisions, decision_facts)),
             adaptive=tuple(one for _, one in weights if one is not None),
-            distance=_series(columns, "ema/distance"),
-            skipped=_series(columns, "ema/skipped"),
+            distances=_logged(columns, "distance"),
+            skipped=next(iter(_logged(columns, "skipped").values()), None),
             cost=_cost(columns, environment),
             tokens_per_step=rate,
             problems=tuple(problems),
@@ -253,9 +253,14 @@ def _state_of(path: Path) -> object:
     return [(file.name, (about := file.stat()).st_size, about.st_mtime_ns) for file in files]
 
 
-def _series(columns: dict[str, Column], name: str) -> Series | None:
-    found = columns.get(name)
-    return None if found is None else thinned(found.steps, found.values)
+def _logged(columns: dict[str, Column], name: str) -> dict[str, Series]:
+    """The columns ``ema/NAME`` and ``ema/TRACK/NAME`` that trainers log, by track."""
+    found = {column: re.fullmatch(rf"ema/(?:(.+)/)?{name}", column) for column in columns}
+    return {
+        match[1] or "": thinned(columns[column].steps, columns[column].values)
+        for column, match in found.items()
+        if match is not None
+    }
 
 
 def _cost(columns: dict[str, Column], environment: dict[str, str]) -> Cost:

@@ -224,7 +224,8 @@ class Run:
     sweeps: tuple[SweepFacts, ...] = ()
     decisions: tuple[DecisionFacts, ...] = ()
     adaptive: tuple[AdaptiveFacts, ...] = ()
-    distance: Series | None = None  # of the whole model, as trainers log it
+    # of the whole model from each average, as trainers log it; "" if there is one average
+    distances: Mapping[str, Series] = field(default_factory=dict[str, Series])
     skipped: Series | None = None  # updates skipped so far, as trainers log them
     cost: Cost = Cost()
     tokens_per_step: float | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -113,15 +113,19 @@ def distance_plot(facts: LayerDistances, name: str, words: Words, run: str = "")
     )
 
 
-def logged_distance_plot(distance: Series, name: str, words: Words, run: str = "") -> Plot:
-    """The distance of the whole model as a trainer logged it."""
-    line = Line(words("whole model"), "average", distance.steps, distance.values)
+def logged_distance_plot(distances: Mapping[str, Series], name: str, words: Words, run: str = "") -> Plot:
+    """The distances of the whole model as a trainer logged them, by track."""
+    lines = [
+        Line(track or words("whole model"), f"run{i % 6}", series.steps, series.values)
+        for i, (track, series) in enumerate(distances.items())
+    ]
+    last = next(iter(distances.values())).values[-1]
     return Plot(
         name=f"distance-log-{name}",
         title=f"{run}{words('whole model')}",
-        alt=words("distance alt all", last=number(distance.values[-1])),
+        alt=words("distance alt all", last=number(last)),
         note="",
         x=words("x step"),
         y=words("y distance"),
-        lines=(line,),
+        lines=tuple(lines),
     )

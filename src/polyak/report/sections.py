@@ -220,8 +220,8 @@ def distance(runs: Sequence[Run], words: Words) -> Section:
         of = _of(run, runs)
         measured = [(one.distances, one.name) for one in run.archives]
         drawn += [profile_plots.distance_plot(d, name, words, of) for d, name in measured if d is not None]
-        if run.distance is not None and run.distance.values:
-            drawn.append(profile_plots.logged_distance_plot(run.distance, run.name, words, of))
+        if logged := {track: one for track, one in run.distances.items() if one.values}:
+            drawn.append(profile_plots.logged_distance_plot(logged, run.name, words, of))
     before = "" if drawn else _muted(words("no distance"))
     rows = [
         (

@@ -75,13 +75,15 @@
 
   function curves(spec, node) {
     const width = node.clientWidth, narrow = width < NARROW, height = narrow ? 250 : 320;
-    const lines = spec.lines || [], bands = spec.bands || [], dots = spec.dots || [], rules = spec.rules || [];
+    const lines = spec.lines || [], bands = spec.bands || [], rules = spec.rules || [];
     const named = lines.filter((line) => line.label && line.y.some((v) => v !== null));
     const every = lines.flatMap(pointsOf).filter((p) => p.y !== null);
-    const ys = [...every.map((p) => p.y), ...dots.flatMap((d) => [d.y, d.low, d.high]), ...rules.map((r) => r.y)];
+    const all = spec.dots || [];
+    const ys = [...every.map((p) => p.y), ...all.flatMap((d) => [d.y, d.low, d.high]), ...rules.map((r) => r.y)];
     const edge = bands.flatMap((b) => [...b.low, ...b.high]);
-    const xs = [...every.map((p) => p.x), ...dots.map((d) => d.x)];
+    const xs = [...every.map((p) => p.x), ...all.map((d) => d.x)];
     const yDomain = spec.domain || extent([...ys, ...edge].filter((v) => v !== undefined), 0.06);
+    const dots = all.filter((d) => d.y >= yDomain[0] && d.y <= yDomain[1]);
     let xDomain = d3.extent(xs);
     if (xDomain[0] === xDomain[1])
       xDomain = spec.log_x ? [xDomain[0] / 2, xDomain[0] * 2] : [xDomain[0] - 1, xDomain[0] + 1];
@@ -111,7 +113,7 @@
         Plot.ruleX(dots.filter((d) => d.low !== undefined && d.low !== null),
           {x: "x", y1: "low", y2: "high", stroke: (d) => color(d.ink), strokeWidth: 1.6}),
         Plot.dot(dots, {x: "x", y: "y", r: (d) => (d.label ? 6 : 4), stroke: (d) => color(d.ink), strokeWidth: 1.6,
-          fill: (d) => (d.hollow ? "var(--paper)" : color(d.ink)), clip: spec.domain ? true : null}),
+          fill: (d) => (d.hollow ? "var(--paper)" : color(d.ink))}),
         ...dots.filter((d) => d.label).map((d) => Plot.text([d], {x: "x", y: "y", text: "label", dy: -16,
           fontWeight: 600, fill: "var(--text)", stroke: "var(--paper)", strokeWidth: 4,
           textAnchor: side(d.x, xDomain, spec.log_x)})),
