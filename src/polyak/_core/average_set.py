@@ -108,7 +108,7 @@ class AverageSet(Generic[ModelT, T]):
     # The state of a copy; the model first, so that the plan's tensors are those of its copy.
     _copied = (
         *("model", "_models", "_store", "updaters", "_swapper", "tracks", "copies", "plan"),
-        *("timelines", "_selection", "unfit"),
+        *("_selection", "unfit"),
     )
 
     @property

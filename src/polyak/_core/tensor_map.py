@@ -343,15 +343,12 @@ def refuse_unmatched(argument: str, patterns: Sequence[str], names: Sequence[str
 
 
 def check_patterns(decay: ByName, plan: TensorMap[T]) -> None:
-    """Check that each averaged tensor has a decay, and each pattern decides one that is or may be averaged.
+    """Check that each pattern decides a tensor that is averaged, or would be if it were trained.
 
     Raises:
         ConfigError: one does not; it is named.
     """
-    averaged = plan.having("average")
-    for entry in averaged:
-        decay.pattern_of(entry.names)
-    candidates = [*averaged, *plan.frozen()]
+    candidates = [*plan.having("average"), *plan.frozen()]
     names = [name for entry in candidates for name in entry.names]
     refuse_unmatched("ByName", [pattern for pattern, _ in decay.rules], names, "averaged tensor")
     matched = [entry for entry in candidates if matches(decay.decays, entry.names)]

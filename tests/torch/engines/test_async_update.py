@@ -102,6 +102,7 @@ OPTIONS: list[dict[str, object]] = [
     {"compensated": True},
     {"every": 3},
     {"decay": polyak.Debiased(0.9)},
+    {"decay": polyak.ByName({"0.*": 0.9, "*.bias": polyak.Debiased(0.9), "*": 0.5})},
 ]
 
 
@@ -127,9 +128,10 @@ def test_the_bits_are_those_of_the_plain_path(
     assert simulated[:7] in ema.metrics()["engine"]
 
 
-def test_copied_buffers_come_along(simulated: str) -> None:
+@pytest.mark.parametrize("decay", [0.9, polyak.ByName({"*running_mean": 0.5, "*": 0.9})], ids=str)
+def test_copied_buffers_come_along(simulated: str, decay: float | polyak.ByName) -> None:
     model = network()
-    ema = polyak.EMA(model, 0.9)
+    ema = polyak.EMA(model, decay)
     train(model, torch.optim.SGD(model.parameters(), 0.5), 3, ema.update)
     assert int(ema.module[1].num_batches_tracked) == 3
 
