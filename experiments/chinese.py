@@ -55,6 +55,7 @@ CHINESE: dict[str, str] = {
     "no figure; articles name 0.999 or 0.9999 for runs of every length": (
         "没有数值；各文章对任何长度的训练都推荐 0.999 或 0.9999"
     ),
+    "test loss after a quarter of the run, constant rate": "训练四分之一之后的测试损失，恒定学习率",
     "best of all half-lives, chosen on these images": "所有半衰期中最好的，就在这些图像上选出",
     "default, Warmup(0.9999)": "默认值 Warmup(0.9999)",
     "best half-life": "最佳半衰期",

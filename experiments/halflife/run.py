@@ -169,6 +169,13 @@ ROWS = (
         headline=True,
     ),
     Row(
+        "test loss after a quarter of the run, constant rate",
+        "nats",
+        "equal",
+        ("first lowest", "best of all half-lives, chosen on these images"),
+        ("first default", "default, Warmup(0.9999)"),
+    ),
+    Row(
         "test loss at the end, constant rate",
         "nats",
         "lower",

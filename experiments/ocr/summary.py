@@ -6,7 +6,7 @@ from itertools import pairwise
 from statistics import fmean
 from typing import Any
 
-from experiments.intervals import estimate
+from experiments.intervals import estimate, jump, wobble
 
 
 def distance(a: list[int], b: list[int]) -> int:
@@ -20,20 +20,15 @@ def distance(a: list[int], b: list[int]) -> int:
 
 
 def numbers(rows: list[dict[str, Any]], name: str) -> dict[str, float]:
-    """One seed's curve in six numbers, jumps and wobble of its second half.
-
-    A jump is ``|aₜ₊₁-aₜ|``, the rise included; wobble is the mean of ``|aₜ-(aₜ₋₁+aₜ₊₁)/2|``, without it.
-    """
+    """One seed's curve in six numbers, jumps and wobble of its second half."""
     late = [row[name]["accuracy"] for row in rows if 2 * row["step"] >= rows[-1]["step"]]
-    jumps = [abs(after - before) for before, after in pairwise(late)]
-    wobbles = [abs(b - (a + c) / 2) for a, b, c in zip(late, late[1:], late[2:], strict=False)]
     return {
         "best": max(row[name]["accuracy"] for row in rows),
         "last": rows[-1][name]["accuracy"],
         "edit": rows[-1][name]["edit"],
-        "jump_mean": fmean(jumps),
-        "jump_largest": max(jumps),
-        "wobble": fmean(wobbles),
+        "jump_mean": jump(late),
+        "jump_largest": max(abs(after - before) for before, after in pairwise(late)),
+        "wobble": wobble(late),
     }
 
 
