@@ -29,7 +29,7 @@ TOOLS = Path(sys.executable).parent  # of the environment that `make release-che
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 # Whether it works at all, without a framework and with torch. `make test` has the rest.
 EVERYWHERE = [f"tests/{name}" for name in ("no_extras", "core", "schedules/test_decays.py")]
-WITH_TORCH = [f"tests/torch/{name}.py" for name in ("test_ema", "test_save", "test_swap", "test_resume")]
+WITH_TORCH = [f"tests/torch/{name}.py" for name in ("test_ema", "test_save", "test_swap", "engines/test_native")]
 LOCKED = ("--constraint", ROOT / "constraints.txt")
 GLIBC = "2.17"  # of manylinux2014
 PLATFORM = "manylinux2014_x86_64"
@@ -118,6 +118,7 @@ def builds(folder: Path) -> list[Path]:
     [sdist] = out.glob("*.tar.gz")
     same_bytes(sdist, int(when))
     # Zig's C compiler links against the glibc it is told, wherever it runs; manylinux's images need Docker.
+    # Its runtime library does not say what the processor can do: the kernel then runs its baseline variant.
     zig = f"{sys.executable} -m ziglang cc -target x86_64-linux-gnu.{GLIBC}"
     # Debugging symbols would hold the folder's name, and archives the time.
     plainly = {"SOURCE_DATE_EPOCH": when, "CFLAGS": "-g0", "LDFLAGS": "-Wl,--strip-all"}
@@ -233,7 +234,7 @@ def tests(name: str, python: Path, *folders: str) -> None:
     print(f"{name}, {version}: {shown.strip().splitlines()[-1]}", flush=True)
 
 
-TESTERS = ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis"]
+TESTERS = ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "safetensors", "setuptools"]
 
 
 def on_each_python(wheel: Path) -> None:
