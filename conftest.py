@@ -66,6 +66,7 @@ SLOW = (
     "tests/paddle/test_ocr.py",
     "tests/paddle/test_pages.py",
     "tests/report/test_page.py",
+    "tests/platforms/",
     "tests/schedules/test_posthoc.py::test_100_profiles_of_a_million_steps",
     "tests/server/test_chaos.py",
     "tests/server/test_recipes.py",

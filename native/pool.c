@@ -8,6 +8,9 @@
  * runtime, and while another process keeps its threads from their cores, they are threads that sleep between
  * jobs; there one job runs at a time, a second caller works alone, and a job never waits for a thread that has
  * not begun. */
+#ifdef _WIN32
+#error "the kernel needs POSIX threads; without it polyak runs in plain torch"
+#else
 #define _GNU_SOURCE
 #include "pool.h"
 
@@ -169,3 +172,4 @@ void polyak_run(void (*work)(void *, int64_t), void *context, int64_t units, int
         pthread_mutex_unlock(&pool.busy);
     }
 }
+#endif

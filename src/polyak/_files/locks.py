@@ -4,7 +4,7 @@ A lock is a separate file that exists only while it is held, so processes that o
 for other purposes, do not interfere. The system releases it when its holder dies; the next holder takes over
 the remaining file and removes it. A forked child does not hold its parent's locks.
 
-Without locks of the system or the disk (Windows, some network file systems) there is no exclusion.
+Where a disk has no locks (some network file systems) there is no exclusion.
 Not the library ``filelock``: it names no holder, leaves its files behind and cannot lock an open file.
 """
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import sys
 import time
 import weakref
 from contextlib import suppress
@@ -22,13 +23,14 @@ from typing import Any
 
 from polyak.errors import CheckpointError
 
-try:
+if sys.platform == "win32":
+    import msvcrt
+else:
     import fcntl
-except ImportError:  # Windows
-    fcntl = None
 
 _POLL = 0.02  # seconds between two attempts
 _NO_LINKS: int = getattr(os, "O_NOFOLLOW", 0)  # a lock's content is overwritten: never that of another file
+_BEHIND = 1 << 30  # the byte that Windows locks: what is locked nobody else can read, so none of the content
 _held: set[int] = set()  # descriptors of this process; a child must not keep their locks alive
 
 
@@ -44,8 +46,6 @@ class Lock:
 
     def take(self, patience: float) -> None:
         """Take the lock, waiting for at most this long; an ``OSError`` if the file cannot be created."""
-        if fcntl is None:
-            return
         until = time.monotonic() + patience
         while (handle := _attempt(self.path)) is None:
             if time.monotonic() >= until:
@@ -79,14 +79,26 @@ def lock_folder(folder: Path, name: str, patience: float, what: str, advice: str
 
 def try_lock(handle: int) -> OSError | None:
     """Lock an open file as long as it stays open in this process; returns the obstacle, if any."""
-    if fcntl is None:
-        return OSError("no locks")
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if sys.platform == "win32":
+            _lock_on_windows(handle)
+        else:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         return error
     _held.add(handle)
     return None
+
+
+def _lock_on_windows(handle: int) -> None:
+    if sys.platform == "win32":
+        os.lseek(handle, _BEHIND, os.SEEK_SET)
+        try:
+            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
+        except PermissionError as error:  # its word for a lock that another holds
+            raise BlockingIOError(*error.args) from error
+        finally:
+            os.lseek(handle, 0, os.SEEK_SET)
 
 
 def close(handle: int) -> None:
@@ -132,10 +144,14 @@ def _names(path: Path, handle: int) -> bool:
 def _unlock(path: Path, handle: int, process: int) -> None:
     if os.getpid() != process:  # a forked child: its descriptor is closed, the lock its parent's
         return
+    if sys.platform == "win32":  # which removes no open file, so neither this one nor the next one's
+        with suppress(OSError):
+            close(handle)
     with suppress(OSError):
         path.unlink()  # before it is unlocked: afterwards it may be the next one's
-    with suppress(OSError):
-        close(handle)
+    if sys.platform != "win32":
+        with suppress(OSError):
+            close(handle)
 
 
 def _holder(path: Path) -> str:
@@ -153,5 +169,5 @@ def _close_all() -> None:
     _held.clear()
 
 
-if hasattr(os, "register_at_fork"):
+if sys.platform != "win32":
     os.register_at_fork(after_in_child=_close_all)

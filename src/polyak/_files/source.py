@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 import threading
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -105,7 +106,7 @@ class _Local(Source):
 
     def _read_some(self, offset: int, buffer: memoryview) -> int:
         with _FILES.lend(self) as file:
-            if hasattr(os, "preadv"):
+            if sys.platform != "win32" and hasattr(os, "preadv"):
                 return os.preadv(file.fileno(), [buffer], offset)
             with self._lock:  # Windows and older macOS
                 file.seek(offset)

@@ -7,6 +7,8 @@ import hashlib
 import os
 import secrets
 import stat
+import sys
+import time
 import zlib
 from collections.abc import Callable, Generator, Iterable, Mapping
 from concurrent.futures import Future, wait
@@ -20,14 +22,18 @@ import numpy as np
 from polyak._dtypes import Array
 from polyak._files.checkpoint import as_bytes
 from polyak._files.layout import Layout, Spec, arrange
-from polyak._files.locks import close, fcntl, try_lock
+from polyak._files.locks import close, try_lock
 from polyak.errors import CheckpointError
+
+if sys.platform == "darwin":
+    import fcntl
 
 _RANDOM = 6  # random bytes in the name of a temporary file
 _LONGEST = 100  # bytes of a name from which others are derived: with additions they stay below any limit
 _BLOCK = 1 << 20  # bytes copied, summed and written at a time: they stay in the processor's cache
 _SYNC_EVERY = 1 << 26  # bytes written before they are forced to disk in the background
 _sync_data = getattr(os, "fdatasync", os.fsync)  # macOS and Windows have only the latter
+_PATIENCE = 2.0  # seconds until a file that is open on Windows is not replaced
 
 # The values of one tensor, in row-major order, in pieces of any size.
 Pieces: TypeAlias = Callable[[str], Iterable[Array]]
@@ -72,10 +78,37 @@ def claimed(target: Path, rights: Rights | None) -> Generator[Path]:
 def place(temporary: Path, target: Path, rights: Rights | None) -> None:
     """Rename a finished file that is safely on disk, with the rights of the file it replaces."""
     with temporary.open("r+b") as file:
-        os.fsync(file.fileno())
+        to_disk(file.fileno())
     if rights is not None:
         rights.give(temporary)
-    temporary.replace(target)
+    rename_over(temporary, target)
+
+
+def to_disk(handle: int) -> None:
+    """Force an open file to disk; on macOS ``fsync`` leaves it in the disk's own cache, so more is asked."""
+    if sys.platform == "darwin":
+        with suppress(OSError):  # a disk that knows no F_FULLFSYNC, such as one on the network
+            fcntl.fcntl(handle, fcntl.F_FULLFSYNC)
+            return
+    os.fsync(handle)
+
+
+def rename_over(source: Path, target: Path) -> None:
+    """Rename a file in place of another.
+
+    Windows refuses while any program has the other open; virus scanners and indexers do for a moment.
+    """
+    until = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            source.replace(target)
+            return
+        except PermissionError as error:
+            if sys.platform != "win32":
+                raise
+            if time.monotonic() >= until:
+                raise OSError(f"{error}. Windows replaces no open file: close it first") from error
+        time.sleep(_PATIENCE / 100)
 
 
 @contextmanager
@@ -203,7 +236,7 @@ def sweep_all(folder: Path) -> None:
 
 
 def _sweep(pattern: str) -> None:
-    if fcntl is None:
+    if sys.platform == "win32":  # temporary files are not locked there, so litter cannot be told from work
         return
     for name in glob.glob(pattern):
         with suppress(OSError):
@@ -220,7 +253,7 @@ def sync_folder(path: Path) -> None:
     with suppress(OSError):  # Windows and some network file systems sync no folder
         descriptor = os.open(path, os.O_RDONLY)
         try:
-            os.fsync(descriptor)
+            to_disk(descriptor)
         finally:
             os.close(descriptor)
 
@@ -232,7 +265,7 @@ def _claim(target: Path, private: bool) -> tuple[int | None, Path]:
         temporary = hidden(target, f"{secrets.token_hex(_RANDOM)}.part")
         # Not by mkstemp: it makes private files, and to read the umask is to set it, for all threads.
         handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
-        if fcntl is None:  # Windows renames no open file
+        if sys.platform == "win32":  # which renames no open file
             os.close(handle)
             return None, temporary
         # Another writer may take it for litter between its making and its lock.
@@ -253,7 +286,7 @@ class Rights(NamedTuple):
 
         Where the group cannot be preserved, the file's own group gets only the rights of all other users.
         """
-        if os.name != "posix":
+        if sys.platform == "win32":
             return
         now, mode = path.stat(), self.mode
         if (now.st_uid, now.st_gid) != (self.user, self.group):

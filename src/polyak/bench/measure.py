@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import random
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -207,10 +208,12 @@ def peak(run: Callable[[], object], device: torch.device) -> int | None:
         run()
         return torch.cuda.max_memory_allocated(device) - before
     gc.collect()
+    if sys.platform != "linux":
+        run()
+        return None
     try:
-        ctypes.CDLL(None).malloc_trim(
-            0
-        )  # otherwise memory freed by an earlier call would be reused unnoticed
+        # Otherwise memory freed by an earlier call would be reused unnoticed.
+        ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")  # reset the peak
         before = _resident("VmRSS")
         run()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import polyak
@@ -69,12 +71,13 @@ def next_commands(options: Options, folder: Path) -> list[str]:
     """Commands to try on the files of a run."""
     score = ["polyak", "demo", "--data", options.data, "--framework", options.chosen]
     score += ["--root", str(options.root)] if options.root else []
-    evaluate = f"{shlex.join(score)} --score {{weights}}"
+    join = subprocess.list2cmdline if sys.platform == "win32" else shlex.join
+    evaluate = f"{join(score)} --score {{weights}}"
     return [
         "# what the average is made of",
-        shlex.join(["polyak", "inspect", str(folder / "average.safetensors"), "--plot"]),
+        join(["polyak", "inspect", str(folder / "average.safetensors"), "--plot"]),
         "# the best half-life, found after training",
-        shlex.join(["polyak", "sweep", str(folder / "snapshots"), "--mode", "min", "--eval", evaluate]),
+        join(["polyak", "sweep", str(folder / "snapshots"), "--mode", "min", "--eval", evaluate]),
         "# mistakes with averages in a script of yours",
         "polyak doctor your_train.py",
     ]

@@ -22,6 +22,7 @@ from polyak._core.initial_weight import CURES, EARLY, most_initial
 from polyak._core.persistence import PersistentEMA, decided_by_first
 from polyak._core.track import Track
 from polyak._files.layout import SUMS
+from polyak._files.write import rename_over, to_disk
 from polyak._foreign.open_any import open_weights
 from polyak.errors import CheckpointError, ConfigError
 from polyak.schedules.decay import check_integer
@@ -251,7 +252,7 @@ class BestCheckpoint:
     def _rename(self) -> None:
         # No fsync: after a power cut the two files are found as after a kill.
         try:
-            self._temporary.replace(self.path)
+            rename_over(self._temporary, self.path)
         except OSError as error:
             raise CheckpointError(f"{self.path} cannot be written: {error}") from error
 
@@ -272,7 +273,7 @@ class BestCheckpoint:
                 file.truncate(end)
                 file.seek(end)
                 file.write(line)
-                os.fsync(file.fileno())
+                to_disk(file.fileno())
         except OSError as error:
             with suppress(OSError):  # a decision that is not on disk was not made
                 os.truncate(self._log, end)

@@ -13,11 +13,12 @@ import os
 import shlex
 import signal
 import subprocess
+import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any, BinaryIO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from polyak._files.locks import Lock, lock_folder
 from polyak._files.write import atomic
@@ -71,7 +72,7 @@ class EvalCommand:
         if self.timeout is not None and not self.timeout > 0:
             raise ConfigError(f"timeout={self.timeout}: must be a number of seconds above 0.")
         try:
-            shlex.split(self.line)
+            _split(self.line)
         except ValueError as error:
             raise ConfigError(f"the command {self.line!r} cannot be split: {error}.") from error
 
@@ -85,7 +86,7 @@ class EvalCommand:
                 metric, failure = _metric(_tail(out))
         return Measured(metric, failure, time.monotonic() - begun)
 
-    def _run(self, arguments: list[str] | str, out: BinaryIO, err: BinaryIO) -> str | None:
+    def _run(self, arguments: list[str] | str, out: IO[bytes], err: IO[bytes]) -> str | None:
         """Run the command; the reason if it failed."""
         # Files instead of pipes: a child that outlives the command would hold a pipe open forever.
         # A session of its own, so that a timeout or Ctrl-C also ends the command's children.
@@ -111,8 +112,9 @@ class EvalCommand:
     def _arguments(self, weights: Path, repeat: int) -> list[str] | str:
         path, line = str(weights.absolute()), self.line.replace(_REPEAT, str(repeat))
         if self.shell:
-            return line.replace(PLACE, shlex.quote(path))
-        return [part.replace(PLACE, path) for part in shlex.split(line)]
+            quoted = subprocess.list2cmdline([path]) if sys.platform == "win32" else shlex.quote(path)
+            return line.replace(PLACE, quoted)
+        return [part.replace(PLACE, path) for part in _split(line)]
 
 
 @dataclass(frozen=True)
@@ -222,18 +224,29 @@ def alone_in(folder: Path) -> Lock:
     return lock_folder(folder, ".lock", 0, f"{folder} is being written to", advice)
 
 
+def _split(line: str) -> list[str]:
+    """The words of a command line; on Windows a backslash separates folders and escapes nothing."""
+    words = shlex.shlex(line, posix=True, punctuation_chars=False)
+    words.whitespace_split, words.commenters = True, ""
+    if sys.platform == "win32":
+        words.escape = ""
+    return list(words)
+
+
 def _end(process: subprocess.Popen[bytes]) -> None:
     """Kill the command and its children, unless it ended by itself."""
     if process.poll() is not None:
         return
-    if os.name == "posix":
-        os.killpg(process.pid, signal.SIGKILL)
-    else:
+    if sys.platform == "win32":
+        ending = ["taskkill", "/F", "/T", "/PID", str(process.pid)]
+        subprocess.run(ending, stdin=subprocess.DEVNULL, capture_output=True, check=False)
         process.kill()
+    else:
+        os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 
-def _tail(file: BinaryIO) -> list[str]:
+def _tail(file: IO[bytes]) -> list[str]:
     """The last non-empty lines of an output."""
     size = file.seek(0, os.SEEK_END)
     file.seek(max(0, size - _TAIL))
