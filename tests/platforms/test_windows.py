@@ -125,7 +125,8 @@ if "HELD" in os.environ:
 
 def other():
     command = [sys.executable, *sys.orig_argv[1:]]
-    return subprocess.run(command, env=os.environ | {"HELD": "1"}, check=True, capture_output=True, text=True).stdout
+    variables = os.environ | {"HELD": "1"}
+    return subprocess.run(command, env=variables, check=True, capture_output=True, text=True).stdout
 
 lock = take()
 assert f"it is written to by process {os.getpid()} on " in other()

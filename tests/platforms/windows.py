@@ -1,4 +1,4 @@
-"""As much of Windows as can be had on Linux: what its Python lacks, and files that are not replaced while open.
+"""As much of Windows as can be had on Linux: what its Python lacks, and no open file is replaced.
 
     python tests/platforms/windows.py JOB
 
