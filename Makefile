@@ -113,6 +113,8 @@ lint: env        ## ruff, ruff format, pyright strict
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+	$(BIN)/pyright --pythonplatform Windows src
+	$(BIN)/pyright --pythonplatform Darwin src
 
 format: env      ## let ruff fix and format what it can
 	$(BIN)/ruff check --fix .
