@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -325,7 +326,7 @@ def test_where_there_are_no_locks_one_can_still_write(
 def test_where_no_open_file_can_be_renamed_one_can_still_write(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on Windows: no fcntl, and no handle of polyak's is open when a file gets its name."""
+    """As on Windows: no handle of polyak's is open when a file gets its name."""
     replace = Path.replace
 
     def rename(self: Path, target: Path) -> Path:
@@ -333,8 +334,9 @@ def test_where_no_open_file_can_be_renamed_one_can_still_write(
             assert not (handle.is_symlink() and os.path.realpath(handle) == str(self)), "open while renamed"
         return replace(self, target)
 
-    for module in (write, locks):
-        monkeypatch.setattr(module, "fcntl", None)
+    monkeypatch.setattr(sys, "platform", "win32")
+    msvcrt = SimpleNamespace(LK_NBLCK=2, locking=lambda *_: None)
+    monkeypatch.setattr(locks, "msvcrt", msvcrt, raising=False)
     monkeypatch.setattr(Path, "replace", rename)
     for i, sharded in enumerate([False, True, True, False]):
         save(tmp_path, i, sharded)
@@ -344,7 +346,7 @@ def test_where_no_open_file_can_be_renamed_one_can_still_write(
 
 def test_what_another_writer_swept_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A sweeper can lock a temporary file, and remove it, between its making and its own lock."""
-    if locks.fcntl is None:
+    if sys.platform == "win32":
         pytest.skip("no locks")
     flock, times = locks.fcntl.flock, 0
 
