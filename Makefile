@@ -22,7 +22,7 @@ fresh = test -x $(1)/bin/python || $(PYTHON) -m venv $(1); $(call pip,$(1)) inst
 # share, such as a kernel compiled once, is made once; files of slow tests begin first.
 PYTEST = -m pytest -n $(shell getconf _NPROCESSORS_ONLN) --dist loadfile --no-loadscope-reorder
 
-.PHONY: help env demo test test-fast test-paddle test-bare test-containers newest fuzz gpu lint format docs docs-serve pictures lock clean
+.PHONY: help env demo test test-fast test-paddle test-bare test-containers newest fuzz gpu lint lint-platforms format docs docs-serve pictures lock clean
 
 help:            ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 24
@@ -113,6 +113,8 @@ lint: env        ## ruff, ruff format, pyright strict
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+lint-platforms: env ## types as they are on Windows and macOS: before a release
 	$(BIN)/pyright --pythonplatform Windows src
 	$(BIN)/pyright --pythonplatform Darwin src
 
