@@ -38,7 +38,7 @@ NAMES: tuple[str, ...] = (
 ARTICLES = {
     "PaddleOCR, SVTR: line accuracy +1.2 points": ("ocr", "ocr-cosine"),
     "PaddleNLP, UIE: F1 +0.8 to +1.3 points": ("entities", "entities-japanese"),
-    "YOLO: mAP50-95 +0.5 to +1.2 points": ("detection", "detection-constant"),
+    "YOLO: mAP50-95 +0.5 to +1.2 points": ("detection",),
     "ImageNet, self-distillation: accuracy +0.8 points": ("distillation",),
     "CIFAR-100: accuracy +1.2 points": ("longrun",),
     "PGD: attacks that succeed 42 → 34 %": ("adversarial",),

@@ -139,7 +139,8 @@ def test_every_experiment_has_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     from experiments import quick
 
     ran: list[str] = []
-    monkeypatch.setattr(subprocess, "run", lambda command, check: ran.append(command[2]))
+    monkeypatch.setattr(subprocess, "run", lambda command, check: ran.append(command[-2]))
+    monkeypatch.setattr(quick, "torchvision_loads", lambda: True)
     for day in range(len(results.NAMES)):
         monkeypatch.setattr(sys, "argv", ["quick", "--today"])
         quick.main(day)
@@ -148,6 +149,18 @@ def test_every_experiment_has_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["quick"])
     quick.main(0)
     assert ran == [f"experiments.{name}.run" for name in results.NAMES]
+
+
+def test_a_detector_is_started_with_a_stand_in_only_where_torchvision_does_not_load(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from experiments import quick
+
+    monkeypatch.setattr(quick, "torchvision_loads", lambda: False)
+    assert quick.module("detection") == ["-m", "tests.with_torchvision", "experiments.detection.run"]
+    assert quick.module("tutorial") == ["-m", "experiments.tutorial.run"]
+    monkeypatch.setattr(quick, "torchvision_loads", lambda: True)
+    assert quick.module("detection") == ["-m", "experiments.detection.run"]
 
 
 def test_what_the_pages_say_of_half_lives_is_so() -> None:
