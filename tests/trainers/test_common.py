@@ -12,7 +12,13 @@ from tests.shims import torchvision_without_ops
 
 torchvision_without_ops()
 
-OWN = {"lightning": {"optimizer", "name"}, "ignite": {"model", "optimizer", "log_every"}}
+# Besides those of all; trainers that have a folder of their own write a report into it.
+OWN = {
+    "lightning": {"optimizer", "name", "report"},
+    "transformers": {"report"},
+    "ultralytics": {"report"},
+    "ignite": {"model", "optimizer", "log_every"},
+}
 TRAINERS = ("lightning", "transformers", "ultralytics", "ignite", "keras")
 
 
