@@ -14,6 +14,7 @@ import torch
 import polyak
 from polyak.cli import EXAMPLES
 from polyak.cli.serve import serve
+from polyak.cli.watch import watch
 from tests.command_line import polyak as polyak_command
 
 EVALUATE = """
@@ -52,9 +53,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-# `serve` ends at a signal: tests/server/test_recipes.py runs it.
+# These end at a signal: tests/server/test_recipes.py and tests/cli/test_watch.py run them.
 @pytest.mark.parametrize(
-    "line", [line for command in EXAMPLES if command is not serve for line in EXAMPLES[command]]
+    "line", [line for command in EXAMPLES if command not in (serve, watch) for line in EXAMPLES[command]]
 )
 def test_an_example_runs(folder: Path, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", sys.path.copy())  # bench looks for the user's module where it is run

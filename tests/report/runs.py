@@ -65,7 +65,7 @@ def write_run(folder: Path, seed: int = 0, steps: int = STEPS) -> Path:
 
 def write_sweep(folder: Path, at: int, raw: float | None) -> Path:
     """A sweep of five half-lives, of which one failed."""
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     trials = [
         {"half_life": h, "metric": m, "failure": f, "error": e, "noise_gain": 1.2, "seconds": 0.1}
         for h, m, f, e in (

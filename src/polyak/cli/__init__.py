@@ -21,6 +21,7 @@ from polyak.cli.report import report
 from polyak.cli.serve import serve
 from polyak.cli.sweep import sweep
 from polyak.cli.synthesize import synthesize
+from polyak.cli.watch import watch
 from polyak.errors import PolyakError
 
 # What --help shows below the options of each command; a test runs every line.
@@ -52,15 +53,18 @@ EXAMPLES: dict[Callable[..., None], tuple[str, ...]] = {
         "polyak synthesize snapshots",
         "polyak synthesize snapshots --half-life 600 -o average.safetensors",
     ),
+    watch: ("polyak watch runs/a", "polyak watch runs/a runs/b --terminal"),
 }
 
 
 class _Commands(TyperGroup):
     def get_params(self, ctx: Any) -> Any:
-        """``--show-completion`` works without a place in the help, which fits a screen."""
+        """``--show-completion`` has no place in the help, and its sister one line: it fits a screen."""
         params: list[Any] = super().get_params(ctx)
         for one in params:
             one.hidden = one.name == "show_completion"
+            if one.name == "install_completion":
+                one.help = "Install completion for this shell."
         return params
 
 

@@ -1,7 +1,8 @@
 """From paths to records of runs: finds the files and gives each to the module for its kind.
 
 A ``Collector`` can be asked again while a run goes on: of logs it reads what is new, and of other files those
-that changed.
+that changed. A log that is shorter than it was, is another file, or has other bytes where the last look ended
+was begun anew.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
@@ -34,6 +35,7 @@ T = TypeVar("T")
 Progress: TypeAlias = Callable[[int, int], object]
 _DEPTH = 4  # folders below the one that was given
 _FILES = 200  # with weights, of one run: the newest
+_TAIL = 256  # bytes by which a log is known again
 _TOKENS = ("num_input_tokens_seen", "num_tokens", "tokens")
 # Trials of a sweep, and what trainers keep beside weights.
 _LEFT_OUT = re.compile(
@@ -52,6 +54,17 @@ class _Found(NamedTuple):
     decisions: list[Path]
     environments: list[Path]
     weights: list[Path]
+
+
+@dataclass
+class _Log:
+    """A log as far as it was read. ``tail``: the last bytes before ``end``."""
+
+    state: tuple[int, ...] = ()
+    columns: Columns = field(default_factory=Columns)
+    end: int = 0
+    tail: bytes = b""
+    torn: int = 0
 
 
 def collect(paths: Sequence[str | os.PathLike[str]]) -> list[Run]:
@@ -84,8 +97,7 @@ class Collector:
             if not Path(path).exists():
                 raise ConfigError(f"{path} does not exist: give the folder of a run, an archive or files.")
         self._paths = list(map(Path, paths))
-        self._ends: dict[Path, int] = {}
-        self._columns: dict[Path, Columns] = {}
+        self._logs: dict[Path, _Log] = {}
         self._read: dict[Path, tuple[object, Any]] = {}
 
     def collect(self) -> list[Run]:
@@ -103,6 +115,15 @@ class Collector:
                 f"read{': ' + '; '.join(reasons) if reasons else ''}."
             )
         return runs
+
+    def state(self) -> list[object]:
+        """What differs once a file that ``collect`` reads has changed, appeared or gone; opens none.
+
+        Raises:
+            OSError: a file went while the folder was listed.
+        """
+        files = (path for one in _grouped(self._paths) for kind in one[2:] for path in kind)
+        return [(path, _state_of(path)) for path in files]
 
     def _run(self, found: _Found) -> Run:
         problems: list[str] = []
@@ -153,28 +174,52 @@ class Collector:
 
     def _log_columns(self, logs: list[Path], root: Path, problems: list[str]) -> dict[str, Column]:
         merged = Columns()
-        found: dict[str, Column] = {}
-        for path in logs:
+        for path in sorted(
+            logs, key=lambda path: path.stat().st_mtime_ns
+        ):  # of a resumed run the newest last
+            name = path.relative_to(root).as_posix()
             try:
                 self._read_on(path)
             except (OSError, ValueError) as error:
-                problems.append(f"{path.relative_to(root).as_posix()}: {error}")
-            found |= self._columns.get(path, merged).sorted()
-        return found
+                problems.append(f"{name}: {error}")
+            if (log := self._logs.get(path)) is not None:
+                merged.join(log.columns)
+                if log.torn:
+                    problems.append(f"{name}: lines that are no JSON objects were left out: {log.torn}")
+        return merged.sorted()
 
     def _read_on(self, path: Path) -> None:
         """Read what a log has gained since the last call; from its start if it was begun anew."""
-        read = _reader(path)
-        if path.name != "trainer_state.json" and self._ends.get(path, 0) > path.stat().st_size:
-            del self._ends[path], self._columns[path]
-        columns = self._columns.setdefault(path, Columns())
+        about = path.stat()
+        state = (about.st_ino, about.st_size, about.st_mtime_ns)
+        read, log = _reader(path), self._logs.get(path, _Log())
+        if state == log.state:
+            return
+        if read is trainer_state or (log.state and _begun_anew(path, log)):
+            log = _Log()
+        self._logs[path] = log
         while True:
-            before = self._ends.get(path, 0)
-            rows, end = read(path, before)
-            columns.add(rows)
-            self._ends[path] = end
-            if end == before or read not in (json_lines, csv_lines):
-                return
+            before = log.end
+            rows, log.end, torn = read(path, before)
+            log.columns.add(rows)
+            log.torn += torn
+            if log.end == before or read not in (json_lines, csv_lines):
+                break
+        # After an error the next call tries again; and the state is that before reading, so that it sees what
+        # was written meanwhile.
+        log.tail, log.state = _tail(path, log.end), state
+
+
+def _begun_anew(path: Path, log: _Log) -> bool:
+    about = path.stat()
+    return about.st_ino != log.state[0] or about.st_size < log.end or _tail(path, log.end) != log.tail
+
+
+def _tail(path: Path, end: int) -> bytes:
+    """The bytes before a place, of which a line of a log that was written again has others."""
+    with path.open("rb") as file:
+        file.seek(max(0, end - _TAIL))
+        return file.read(min(end, _TAIL))
 
 
 def _reader(path: Path) -> Callable[[Path, int], Read]:
@@ -187,7 +232,7 @@ def _reader(path: Path) -> Callable[[Path, int], Read]:
 
 def _was_read(found: _Found, run: Run) -> bool:
     """Whether some file of the run could be read, if only an empty log."""
-    return len(run.problems) < sum(map(len, found[2:]))
+    return bool(run.metrics) or len(run.problems) < sum(map(len, found[2:]))
 
 
 def _grouped(paths: Sequence[Path]) -> list[_Found]:

@@ -1,4 +1,4 @@
-"""A metric over the half-life: in the terminal, and as a PNG with the ``plot`` extra.
+"""A metric over the half-life, in the terminal and as a PNG with the ``plot`` extra; curves over steps.
 
 Drawn by our own code: tests hold every character, which plotext and uniplot do not promise between releases.
 """
@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from polyak._files.write import atomic
 from polyak.errors import MissingExtraError
+from polyak.report.facts import Series
 from polyak.select.evaluate import SweepRecord, Trial
 
 
@@ -70,6 +73,94 @@ def drawing(record: SweepRecord, width: int = 80, height: int = 12, ascii_only: 
     return "\n".join(
         [*lines, f"{indent}{symbols.corner}{symbols.floor * room}", f"{indent} {'raw ' * len(raw)}{axis}"]
     )
+
+
+def over_steps(
+    curves: Mapping[str, Series], width: int = 80, height: int = 12, ascii_only: bool = False
+) -> str:
+    """Curves over training steps as text, each with its mark; the last is on top.
+
+    A column that several points fall into has their mean.
+
+    Args:
+        curves: by their labels, at least one, each with a point; from the fifth on marks are used again.
+        width: columns of the terminal, at least 40.
+        height: lines of the plot, at least 3.
+        ascii_only: for a terminal without Unicode.
+
+    Returns:
+        Lines of text.
+
+    Examples:
+        >>> raw, average = Series((1, 2, 3), (0.5, 0.9, 0.7)), Series((1, 2, 3), (0.6, 0.9, 0.9))
+        >>> print(over_steps({"raw": raw, "average": average}, width=40, height=5))
+        0.9 ┤               ··●················●
+            │         ······       ········
+            │   ········                   ····○
+            │●······
+        0.5 ┤○··
+            └───────────────────────────────────
+             1         ○ raw, ● average        3
+    """
+    symbols = _ASCII if ascii_only else _UNICODE
+    marks = [("o@#*" if ascii_only else "○●◆■")[i % 4] for i in range(len(curves))]
+    low, high = limits([curve.values for curve in curves.values()])
+    labels = {0: f"{high:.4g}", height - 1: f"{low:.4g}"}
+    margin = max(map(len, labels.values()))
+    room = width - margin - 2
+    first = min(curve.steps[0] for curve in curves.values())
+    last = max(curve.steps[-1] for curve in curves.values())
+    canvas = [[" "] * room for _ in range(height)]
+
+    def put(column: int, value: float, mark: str) -> None:
+        if low <= value <= high:
+            canvas[round((high - value) / ((high - low) or 1) * (height - 1))][column] = mark
+
+    drawn = [_by_column(curve, first, last, room) for curve in curves.values()]
+    for columns, values in drawn:
+        between = range(columns[0], columns[-1] + 1)
+        for column, value in zip(between, np.interp(between, columns, values).tolist(), strict=True):
+            put(column, value, symbols.between)
+    for mark, (columns, values) in zip(marks, drawn, strict=True):
+        for column, value in zip(columns, values, strict=True):
+            put(column, value, mark)
+    sides = [
+        f"{labels.get(y, ''):>{margin}} {symbols.tick if y in labels else symbols.side}"
+        for y in range(height)
+    ]
+    start, end = f"{first:,.6g}", f"{last:,.6g}" if last > first else ""
+    legend = ", ".join(f"{mark} {label}" for mark, label in zip(marks, curves, strict=True))
+    indent = " " * (margin + 1)
+    return "\n".join(
+        [
+            *((side + "".join(line)).rstrip() for side, line in zip(sides, canvas, strict=True)),
+            f"{indent}{symbols.corner}{symbols.floor * room}",
+            f"{indent} {start}{legend.center(room - len(start) - len(end))}{end}".rstrip(),
+        ]
+    )
+
+
+def _by_column(curve: Series, first: float, last: float, room: int) -> tuple[list[int], list[float]]:
+    """The columns in which a curve has points, and the mean of each."""
+    share = (np.array(curve.steps) - first) / ((last - first) or 1)
+    columns, places, counts = np.unique(
+        np.round(share * (room - 1)).astype(int), return_inverse=True, return_counts=True
+    )
+    return columns.tolist(), (np.bincount(places, curve.values) / counts).tolist()
+
+
+def limits(curves: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """The ends of an axis: at most five times what the second halves span, lest the rise flatten it.
+
+    Examples:
+        >>> limits([[9.0, 1.0, 0.5, 0.4, 0.5]])
+        (0.4, 0.7)
+    """
+    late = np.concatenate([curve[(len(curve) - 1) // 2 :] for curve in curves])
+    whole = np.concatenate(curves)
+    span = np.ptp(late) or np.ptp(whole)
+    low, high = max(whole.min(), late.min() - 2 * span), min(whole.max(), late.max() + 2 * span)
+    return float(low), float(high)
 
 
 def picture(record: SweepRecord, path: str | os.PathLike[str]) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib import figure as matplotlib_figure
 
 from polyak._files.write import atomic
+from polyak.report.curve import limits
 
 _UNICODE, _ASCII = "○●·┤│└─", "o@.+|+-"
 
@@ -46,7 +47,7 @@ def drawing(
                 1  accuracy: ○ raw, ● average  3
     """
     marks = _ASCII if ascii_only else _UNICODE
-    low, high = _scale(raw, average)
+    low, high = limits([raw, average])
     labels = {0: f"{high:.2%}", height - 1: f"{low:.2%}"}
     margin = max(map(len, labels.values())) + 1
     room = width - margin - 1
@@ -75,14 +76,6 @@ def drawing(
     )
 
 
-def _scale(*curves: Sequence[float]) -> tuple[float, float]:
-    """The ends of the axis: at most five times what the second half spans, lest the rise flatten it."""
-    values = np.array(curves)
-    late = values[:, (values.shape[1] - 1) // 2 :]
-    span = np.ptp(late) or np.ptp(values)
-    return max(values.min(), late.min() - 2 * span), min(values.max(), late.max() + 2 * span)
-
-
 def picture(
     panels: Mapping[str, tuple[Sequence[float], Sequence[float]]], path: str | os.PathLike[str]
 ) -> None:
@@ -100,7 +93,7 @@ def picture(
         numbers = range(1, len(raw) + 1)
         axes.plot(numbers, raw, "o-", color="tab:gray", markersize=4, linewidth=1, label="raw weights")
         axes.plot(numbers, average, "o-", color="tab:blue", markersize=4, linewidth=2, label="average")
-        low, high = _scale(raw, average)
+        low, high = limits([raw, average])
         margin = 0.05 * (high - low) or 0.01
         axes.set(xlabel="epoch", title=f"{name} on the test images", ylim=(low - margin, high + margin))
         axes.grid(visible=True, alpha=0.25)

@@ -1,7 +1,8 @@
 """Logs of training as columns: JSON lines, CSV files, and the state that the Hugging Face Trainer keeps.
 
 Each reader takes the place at which the last call ended and returns the new one, so that a log that grows is
-read once. A last line without its end is left for the next call.
+read once. A last line without its end is left for the next call. A line that a killed process left half
+written, and its successor went on with, is counted and left out.
 """
 
 from __future__ import annotations
@@ -25,10 +26,11 @@ STEPS = ("step", "global_step", "trainer/global_step", "iteration", "iter", "epo
 
 
 class Read(NamedTuple):
-    """Rows, and the place in the file after them."""
+    """Rows, the place in the file after them, and the number of lines that were none."""
 
     rows: list[Row]
     end: int
+    torn: int = 0
 
 
 def json_lines(path: Path, begin: int = 0) -> Read:
@@ -37,12 +39,16 @@ def json_lines(path: Path, begin: int = 0) -> Read:
     Args:
         path: of the file.
         begin: the ``end`` of the call before.
-
-    Raises:
-        ValueError: a complete line is no JSON object.
     """
     text, end = _new_lines(path, begin)
-    return Read([row for line in text.splitlines() if line.strip() and (row := _numbers(_object(line)))], end)
+    rows: list[Row] = []
+    torn = 0
+    for line in filter(str.strip, text.split("\n")):
+        try:
+            rows.append(_numbers(_object(line)))
+        except ValueError:
+            torn += 1
+    return Read([row for row in rows if row], end, torn)
 
 
 def csv_lines(path: Path, begin: int = 0) -> Read:
@@ -112,6 +118,15 @@ class Columns:
                     _, steps, values = self._found[name]
                     steps.append(row[axis or ""])
                     values.append(value)
+
+    def join(self, later: Columns) -> None:
+        """Take the rows of a log that was begun later; one that counts otherwise takes the column over."""
+        for name, (axis, steps, values) in later._found.items():
+            if name in self._found and self._found[name][0] == axis:
+                self._found[name][1].extend(steps)
+                self._found[name][2].extend(values)
+            else:
+                self._found[name] = axis, steps[:], values[:]
 
     def sorted(self) -> dict[str, Column]:
         """The columns, each step once."""

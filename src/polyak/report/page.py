@@ -18,6 +18,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from datetime import date
+from functools import cache
 from html import escape
 from importlib.metadata import version
 from importlib.resources import files
@@ -29,10 +30,12 @@ from polyak.report.sections import Section, sections
 from polyak.report.words import Language, Words
 
 _SCRIPTS = ("d3.min.js", "plot.min.js", "page.js")
+_LIVE_SCRIPTS = ("live.js", *_SCRIPTS)  # first: it keeps the sections as they were sent
 _SPOKEN = (
     *("half-life", "error", "noise gain", "mean age", "weight on start", "half of it", "most of it"),
     *("made", "target", "steps", "copied", "slider"),
 )
+_LIVE_SPOKEN = ("live", "changed at", "lost")
 
 
 def html(runs: Sequence[Run], language: Language = "en", today: date | None = None) -> str:
@@ -43,24 +46,56 @@ def html(runs: Sequence[Run], language: Language = "en", today: date | None = No
         language: "en" or "zh".
         today: shown at the foot.
     """
+    return _page(runs, language, body(runs, language, today), _SCRIPTS)
+
+
+def live_html(runs: Sequence[Run], language: Language, tag: str, every: float) -> str:
+    """The page with a script that asks for ``parts`` beside it, and puts in what has changed.
+
+    Args:
+        runs: from ``collect``.
+        language: "en" or "zh".
+        tag: that of ``body`` as it is now.
+        every: seconds between two questions.
+    """
     words = Words(language)
-    parts = sections(runs, words)
-    plots = [plot for part in parts for plot in part.plots]
-    scripts = [_asset(name) for name in _SCRIPTS]
-    spoken = {key: words(key) for key in _SPOKEN}
-    facts = {"plots": [_compact(asdict(plot)) for plot in plots], "words": spoken}
-    title, day = words("title"), today or date.today()
-    names = " · ".join(run.name for run in runs)
+    spoken = {key: words(key) for key in _LIVE_SPOKEN}
+    live = {"tag": tag, "every": every, "words": spoken}
+    start = f'<script type="application/json" id="live">{_inert(live)}</script>'
+    return _page(runs, language, f"{body(runs, language)}\n{start}", _LIVE_SCRIPTS)
+
+
+def _page(runs: Sequence[Run], language: Language, inner: str, names: Sequence[str]) -> str:
+    live = names is _LIVE_SCRIPTS
+    icon = ['<link rel="icon" href="data:,">'] if live else []  # else a browser would ask the server for one
     return "\n".join(
         [
             "<!doctype html>",
             f'<html lang="{"zh-CN" if language == "zh" else "en"}">',
             '<head><meta charset="utf-8">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f'<meta http-equiv="Content-Security-Policy" content="{_policy(scripts)}">',
-            f"<title>{escape(names)} – {escape(title)}</title>",
-            f"<style>{_asset('page.css')}</style></head>",
-            f"<body><header><p class=kicker>{escape(title)}</p><h1>{escape(names)}</h1>",
+            f'<meta http-equiv="Content-Security-Policy" content="{policy(live)}">',
+            *icon,
+            f"<title>{escape(_names(runs))} – {escape(Words(language)('title'))}</title>",
+            f"<style>{_asset('page.css')}</style></head><body>",
+            inner,
+            *(f"<script>{_asset(name)}</script>" for name in names),
+            "</body></html>",
+            "",
+        ]
+    )
+
+
+def body(runs: Sequence[Run], language: Language = "en", today: date | None = None) -> str:
+    """What of the page the runs decide: its text, and what its scripts draw."""
+    words = Words(language)
+    parts = sections(runs, words)
+    spoken = {key: words(key) for key in _SPOKEN}
+    facts = {"plots": [_compact(asdict(plot)) for part in parts for plot in part.plots], "words": spoken}
+    title, names, day = words("title"), _names(runs), today or date.today()
+    return "\n".join(
+        [
+            f"<header><p class=kicker>{escape(title)}</p><h1>{escape(names)}</h1>",
             _contents(parts),
             "</header><main>",
             *_numbered(parts),
@@ -68,11 +103,12 @@ def html(runs: Sequence[Run], language: Language = "en", today: date | None = No
             f"<footer>{escape(words('made by', version=version('polyak'), day=day))}</footer>",
             f"<!--\n{_asset('plot.LICENSE.txt')}\n{_asset('d3.LICENSE.txt')}-->",
             f'<script type="application/json" id="facts">{_inert(facts)}</script>',
-            *(f"<script>{script}</script>" for script in scripts),
-            "</body></html>",
-            "",
         ]
     )
+
+
+def _names(runs: Sequence[Run]) -> str:
+    return " · ".join(run.name for run in runs)
 
 
 def _contents(parts: Sequence[Section]) -> str:
@@ -112,10 +148,14 @@ def _figure(plot: Plot, place: int) -> str:
     return f'<figure data-plot="{place}">{title}{slider}{numbers}<div class=plot></div>{note}</figure>'
 
 
-def _policy(scripts: Sequence[str]) -> str:
+@cache
+def policy(live: bool) -> str:
+    """What the page may do: run its own scripts, and if it is live ask its own server."""
+    scripts = map(_asset, _LIVE_SCRIPTS if live else _SCRIPTS)
     digests = (base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts)
     allowed = " ".join(f"'sha256-{digest}'" for digest in digests)
-    return f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data:"
+    rules = f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data:"
+    return f"{rules}; connect-src 'self'" if live else rules
 
 
 def _inert(facts: Any) -> str:

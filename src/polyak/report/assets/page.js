@@ -2,7 +2,8 @@
 // only. A figure is drawn again when its width changes, and a profile when its slider moves.
 "use strict";
 (() => {
-  const {plots, words} = JSON.parse(document.getElementById("facts").textContent);
+  const read = () => JSON.parse(document.getElementById("facts").textContent);
+  const {words} = read();
   const color = (ink) => `var(--${ink})`;
   const dash = {solid: null, dashed: "5,4", dotted: "1.5,3.5"};
   const NARROW = 460;
@@ -190,7 +191,13 @@
     }
   }
 
-  for (const figure of document.querySelectorAll("figure[data-plot]")) {
+  function fill(root) {
+    const {plots} = read();
+    for (const figure of root.querySelectorAll("figure[data-plot]")) start(figure, plots);
+    root.querySelectorAll("button.copy").forEach(copies);
+  }
+
+  function start(figure, plots) {
     const spec = plots[Number(figure.dataset.plot)], node = figure.querySelector(".plot");
     const slider = figure.querySelector("input[type=range]"), list = figure.querySelector(".numbers");
     let place = spec.start || 0, drawn = 0;
@@ -216,7 +223,7 @@
     new ResizeObserver(() => node.clientWidth !== drawn && draw()).observe(node);
   }
 
-  for (const button of document.querySelectorAll("button.copy")) {
+  function copies(button) {
     button.addEventListener("click", () => {
       const text = button.parentElement.querySelector("p");
       getSelection().selectAllChildren(text); // also where the clipboard is closed to files
@@ -224,4 +231,7 @@
       button.textContent = words.copied;
     });
   }
+
+  fill(document);
+  document.addEventListener("polyak:fill", (event) => fill(event.target)); // a live page put in new sections
 })();
