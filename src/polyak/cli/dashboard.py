@@ -110,7 +110,7 @@ def _metrics(run: Run) -> Table:
             values = (_last(raw), _last(curve), _gap(metric)) if others and not i else ("", _last(curve), "")
             if not others:
                 values = (_last(curve), "", "")
-            name = metric.name if not curve.weights or curve is raw else f"{metric.name} · {_label(curve)}"
+            name = f"{metric.name} · {_label(curve)}" if len(others) > 1 else metric.name
             _add(table, name, number(_last_step(metric)), *values, _best(curve))
     return table
 
