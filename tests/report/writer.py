@@ -1,7 +1,7 @@
 """A training that does as ordered: `python -m tests.report.writer FOLDER`, an order on each line of stdin.
 
-``steps N`` trains so many steps, with a line of the log and a snapshot at every twentieth; ``half`` writes half
-of a line and ``rest`` what it lacks; ``again`` begins anew. Each order is answered with the step.
+``steps N`` trains so many steps, with a line of the log and a snapshot at every twentieth; ``half`` writes
+half of a line and ``rest`` what it lacks; ``again`` begins anew. Each order is answered with the step.
 """
 
 from __future__ import annotations
