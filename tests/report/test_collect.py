@@ -177,9 +177,9 @@ def test_half_an_event_is_left_for_the_next_look(tmp_path: Path) -> None:
     [file] = tmp_path.iterdir()
     whole = file.read_bytes()
     file.write_bytes(whole[:-7])
-    rows, end = events(file)
+    rows, end, _ = events(file)
     file.write_bytes(whole)
-    more, last = events(file, end)
+    more, last, _ = events(file, end)
     assert [row["loss"] for row in [*rows, *more]] == list(range(20))
     assert len(more) == 1
     assert last == len(whole)
