@@ -146,3 +146,51 @@ def test_the_page_follows_a_training_and_keeps_what_its_reader_did(browser: Brow
         assert page.locator("figure svg").count() == len(facts(page)), "the page stays as it was"
         assert watch.wait(60) == 0
         page.close()
+
+
+def test_a_slider_that_is_held_is_not_taken_away(browser: Browser, tmp_path: Path) -> None:
+    with training(tmp_path) as train, watching(tmp_path, "--every", "0.3") as watch:
+        train("steps 200")
+        assert watch.stdout is not None
+        page = patient(browser)
+        page.goto(watch.stdout.readline().strip())
+        page.locator(SLIDER).scroll_into_view_if_needed()
+        box = page.locator(SLIDER).bounding_box()
+        assert box is not None
+        page.evaluate(f"window.mine = document.querySelector('{SLIDER}')")
+        page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+        page.mouse.down()
+        with page.expect_response(lambda one: one.url.endswith("parts") and one.status == 200):
+            train("steps 200")
+        page.mouse.move(box["x"] + box["width"] / 4, box["y"] + box["height"] / 2)
+        assert page.evaluate(f"window.mine === document.querySelector('{SLIDER}')")
+        half_life = float(page.locator(HALF_LIFE).get_attribute("data-value") or 0)
+        page.mouse.up()
+        wait_for_step(page, 400)
+        assert page.evaluate(f"window.mine !== document.querySelector('{SLIDER}')")
+        now = float(page.locator(HALF_LIFE).get_attribute("data-value") or 0)
+        assert abs(now / half_life - 1) < 0.2
+        page.close()
+
+
+def test_a_page_that_nobody_looks_at_asks_nothing(browser: Browser, tmp_path: Path) -> None:
+    with watching(tmp_path, "--every", "0.2", "--lang", "zh") as watch:
+        assert watch.stdout is not None
+        page = patient(browser)
+        page.goto(watch.stdout.readline().strip())
+        assert page.locator(".live").inner_text().strip() == "实时"
+        asked: list[str] = []
+        page.on("request", lambda one: asked.append(one.url))
+        with page.expect_response(lambda one: one.url.endswith("parts")):
+            pass
+        page.evaluate(
+            "Object.defineProperty(document, 'hidden', {value: true, configurable: true});"
+            "document.dispatchEvent(new Event('visibilitychange'))"
+        )
+        asked.clear()
+        page.wait_for_timeout(2_000)
+        assert asked == []
+        page.evaluate("delete document.hidden; document.dispatchEvent(new Event('visibilitychange'))")
+        with page.expect_response(lambda one: one.url.endswith("parts")):
+            pass
+        page.close()
