@@ -144,7 +144,7 @@ EXPERIMENTS = (
         ),
         run=run,
         quick=Size(train=5_000, test=500, steps=600),
-        full=Size(train=5_000, test=500, steps=1_200),
+        full=Size(train=5_000, test=1_000, steps=1_200, side=32),
         curves={
             f"{side} {kind} accuracy": "percent, at six moments"
             for side in SIDES

@@ -102,7 +102,7 @@ EXPERIMENTS = (
         ),
         run=run,
         quick=Size(train=5_000, test=2_000, steps=780, evaluations=10),
-        full=Size(train=5_000, test=3_000, steps=2_340, evaluations=15),
+        full=Size(train=5_000, test=3_000, steps=2_340, evaluations=15, side=32),
         curves={
             f"{schedule} {weights} accuracy": "percent, every second epoch"
             for schedule in ("constant", "cosine")

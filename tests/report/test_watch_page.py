@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page
 
 from tests.browser import NEEDS_CHROMIUM, chromium
@@ -193,4 +194,22 @@ def test_a_page_that_nobody_looks_at_asks_nothing(browser: Browser, tmp_path: Pa
         page.evaluate("delete document.hidden; document.dispatchEvent(new Event('visibilitychange'))")
         with page.expect_response(lambda one: one.url.endswith("parts")):
             pass
+        page.close()
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(375, "dark"), (1440, "light")])
+def test_the_live_page_fits_and_axe_finds_nothing(
+    browser: Browser, tmp_path: Path, width: int, scheme: Any
+) -> None:
+    with training(tmp_path) as train, watching(tmp_path, "--every", "0.3") as watch:
+        train("steps 200")
+        assert watch.stdout is not None
+        page = patient(browser, viewport={"width": width, "height": 900}, color_scheme=scheme)
+        page.goto(watch.stdout.readline().strip())
+        train("steps 200")
+        wait_for_step(page, 400)
+        page.locator("details").evaluate_all("all => all.forEach(one => { one.open = true })")
+        assert page.evaluate(CLIPPED) == []
+        found = Axe().run(page)
+        assert found.violations_count == 0, found.generate_report()
         page.close()
