@@ -7,7 +7,13 @@
 # PREFIX     the virtual environment to make; /opt/polyak unless given
 # --dry-run  print the commands, run none
 #
-# WHEELS, in the environment, is one more package index, for frameworks that the usual one does not have.
+# In the environment, all optional:
+#
+# POLYAK         the polyak to install: a released version, or a wheel under dist/; unless given, this clone
+# JUPYTER        1 for JupyterLab, too
+# WHEELS         one more package index, for frameworks that the usual one does not have
+# PIP_INDEX_URL  pip's own: another index instead of the usual one
+# APT_MIRROR     the server that replaces http://deb.debian.org
 set -eu
 
 dry=false
@@ -24,6 +30,11 @@ run() {
     "$dry" || "$@"
 }
 
+refuse() {
+    echo "$*" >&2
+    exit 2
+}
+
 locked() {
     sed -n "s/^$1==\([^ ;]*\).*/\1/p" "$constraints"
 }
@@ -34,28 +45,51 @@ torch-*) constraints=$sources/constraints.txt ;;
 *) constraints=$sources/constraints-paddle.txt ;;
 esac
 case $flavour in
-torch-cpu | torch-cuda) framework="torch==$(locked torch)" ;;
+# PyTorch's own index labels its builds; without the label pip would take CUDA from the usual one.
+torch-cpu) framework="torch==$(locked torch)+cpu" ;;
+torch-cuda) framework="torch==$(locked torch)" ;;
 paddle-cpu) framework="paddlepaddle==$(locked paddlepaddle)" ;;
 paddle-gpu) framework="paddlepaddle-gpu==$(locked paddlepaddle)" ;;
-*)
-    echo "FLAVOUR='$flavour' is not known; choose torch-cpu, torch-cuda, paddle-cpu or paddle-gpu" >&2
-    exit 2
+*) refuse "FLAVOUR='$flavour' is not known; choose torch-cpu, torch-cuda, paddle-cpu or paddle-gpu" ;;
+esac
+
+compiler=
+case ${POLYAK-} in
+'') polyak="${sources}[images]" compiler=yes ;;
+*.whl)
+    polyak="$sources/${POLYAK}[images]"
+    [ -f "$sources/$POLYAK" ] || refuse "POLYAK='$POLYAK' is not a file of the clone; put the wheel into dist/"
     ;;
+*) polyak="polyak[images]==$POLYAK" ;;
+esac
+# Triton builds its launcher on the GPU it first meets.
+[ "$flavour" != torch-cuda ] || compiler=yes
+
+case ${APT_MIRROR-} in
+'' | http://*) ;;
+*) refuse "APT_MIRROR='$APT_MIRROR' does not begin with http://; a bare Debian has no certificates for https" ;;
 esac
 
 export DEBIAN_FRONTEND=noninteractive
+[ -z "${APT_MIRROR-}" ] || run sed -i "s|http://deb.debian.org|${APT_MIRROR%/}|" /etc/apt/sources.list.d/debian.sources
 run apt-get update -qq
 run apt-get install -qq --no-install-recommends \
-    python3 python3-venv libgomp1 dataset-fashion-mnist gcc libc6-dev python3-dev
+    python3 python3-venv libgomp1 dataset-fashion-mnist ${compiler:+gcc libc6-dev python3-dev}
 
 run python3 -m venv "$prefix"
 export PIP_CONSTRAINT="$constraints" PIP_NO_CACHE_DIR=1
-run "$prefix/bin/pip" install ${WHEELS:+--extra-index-url "$WHEELS"} "$framework" "${sources}[images]"
+[ -z "${WHEELS-}" ] || export PIP_EXTRA_INDEX_URL="$WHEELS${PIP_EXTRA_INDEX_URL:+ $PIP_EXTRA_INDEX_URL}"
+run "$prefix/bin/python" "$sources/containers/offered.py" "$flavour" "$framework" "$constraints"
+run "$prefix/bin/pip" install "$framework" "$polyak"
+# It is in no lock; what it shares with the rest stays as locked.
+[ "${JUPYTER-}" != 1 ] || run "$prefix/bin/pip" install "jupyterlab>=4"
 
-# Only the C kernel needed these. Triton needs them again: it builds its launcher on the GPU it first meets.
-[ "$flavour" = torch-cuda ] || run apt-get purge -qq --auto-remove gcc libc6-dev python3-dev
+# Only the C kernel needed these.
+[ "$flavour" = torch-cuda ] || [ -z "$compiler" ] || run apt-get purge -qq --auto-remove gcc libc6-dev python3-dev
 run rm -rf /var/lib/apt/lists /var/cache/apt
-run useradd --system --create-home --home-dir /var/lib/polyak polyak
+# A number that is known beforehand: owners of mounted folders and Kubernetes are told it.
+run useradd --uid 10001 --create-home --home-dir /var/lib/polyak polyak
+run cp -R "$sources/experiments" /var/lib/polyak/
 
 "$dry" && exit
 # CUDA comes in packages named nvidia-…; without the right index pip takes the other kind of build.

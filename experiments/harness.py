@@ -3,6 +3,8 @@
 An experiment is a function from a seed to numbers, and rows that say which two of the numbers to compare.
 The report is written after each seed, so a run that was stopped goes on where it stopped, and a second call
 with the same ``--out`` computes nothing. Further seeds (``--seeds 10``) are added to those that are there.
+``--seed 3`` computes that seed alone into a report of its own, so that machines can share the work; a call
+without it takes those reports in.
 """
 
 from __future__ import annotations
@@ -159,8 +161,10 @@ def compared(row: Row, runs: Sequence[Numbers]) -> dict[str, Any]:
     return facts | sides | {"difference": difference(sides["without"]["values"], sides["with"]["values"])}
 
 
-def report(claim: Claim, size: Size, settings: Any, runs: Mapping[str, Numbers]) -> dict[str, Any]:
-    """The report of the seeds there are."""
+def report(
+    claim: Claim, size: Size, settings: Any, runs: Mapping[str, Numbers], where: str | None = None
+) -> dict[str, Any]:
+    """The report of the seeds there are, computed ``where``: on this machine unless said."""
     ordered = list(runs.values())
     rows = [compared(row, ordered) for row in claim.rows]
     (headline,) = [row for row in rows if row["headline"]]
@@ -170,7 +174,7 @@ def report(claim: Claim, size: Size, settings: Any, runs: Mapping[str, Numbers])
         "published": claim.published,
         "gain": claim.gain,
         "data": asdict(claim.data),
-        "machine": machine(),
+        "machine": where or machine(),
         "date": date.today().isoformat(),
         "quick": size == "quick",
         "settings": asdict(settings),
@@ -197,6 +201,7 @@ def continued(
     seeds: int,
     folder: Path,
     say: Callable[[str], None] = print,
+    only: int | None = None,
 ) -> dict[str, Any]:
     """The report with at least so many seeds: what ``folder`` has of them, and the others computed.
 
@@ -206,28 +211,45 @@ def continued(
         seeds: how many.
         folder: where ``NAME-quick.json`` or ``NAME.json`` is, or will be.
         say: where a line about each seed goes.
+        only: the one seed to compute, into ``NAME.seed-3.json``, from which a call without it takes the seed.
 
     Returns:
         The report, as written.
     """
-    path = folder / f"{experiment.name}{'-quick' if size == 'quick' else ''}.json"
+    name = f"{experiment.name}{'-quick' if size == 'quick' else ''}"
     settings = getattr(experiment, size)
+    path = folder / (f"{name}.json" if only is None else f"{name}.seed-{only}.json")
+    parts = sorted(folder.glob(f"{name}.seed-*.json")) if only is None else []
+    found: dict[str, Any] = {"runs": {}}
     runs: dict[str, Numbers] = {}
-    found: dict[str, Any] = {}
-    if path.exists():
-        found = json.loads(path.read_text())
-        if found["settings"] == json.loads(json.dumps(asdict(settings))):  # with other settings: begun anew
-            runs = found["runs"]
-    for seed in range(seeds):
+    machines: list[str] = []
+    for there in [path, *parts]:
+        kept = json.loads(there.read_text()) if there.exists() else {"settings": None}
+        if kept["settings"] != json.loads(json.dumps(asdict(settings))):  # with other settings: begun anew
+            continue
+        found = kept if there == path else found
+        if not kept["runs"].keys() <= runs.keys():
+            machines += kept["machine"].split("; ")
+        runs = kept["runs"] | runs
+
+    def write() -> dict[str, Any]:
+        ordered = {seed: runs[seed] for seed in sorted(runs, key=int)}
+        made = report(experiment, size, settings, ordered, "; ".join(dict.fromkeys(machines)))
+        folder.mkdir(parents=True, exist_ok=True)
+        with atomic(path) as temporary:
+            temporary.write_text(json.dumps(made, indent=1) + "\n")
+        return made
+
+    if runs.keys() != found["runs"].keys():
+        found = write()
+    for seed in range(seeds) if only is None else [only]:
         if str(seed) in runs:
             continue
         begun = perf_counter()
         numbers = experiment.run(seed, settings)
         runs[str(seed)] = {**numbers, "seconds": perf_counter() - begun}
-        found = report(experiment, size, settings, runs)
-        folder.mkdir(parents=True, exist_ok=True)
-        with atomic(path) as temporary:
-            temporary.write_text(json.dumps(found, indent=1) + "\n")
+        machines.append(machine())
+        found = write()
         say(f"{experiment.name}, seed {seed}: {runs[str(seed)]['seconds']:.0f} s")
     return found
 
@@ -251,16 +273,18 @@ def table(found: Mapping[str, Any]) -> str:
 
 
 def main(*experiments: Experiment, arguments: Sequence[str] | None = None) -> None:
-    """``python -m experiments.NAME.run [--quick] [--seeds N] [--out FOLDER]``."""
+    """``python -m experiments.NAME.run [--quick] [--seeds N | --seed K] [--out FOLDER]``."""
     import torch
 
     parser = argparse.ArgumentParser(description=" ".join(one.claim for one in experiments))
     parser.add_argument("--quick", action="store_true", help="a smaller size and two seeds: minutes")
-    parser.add_argument("--seeds", type=int, help="how many")
+    some = parser.add_mutually_exclusive_group()
+    some.add_argument("--seeds", type=int, help="how many")
+    some.add_argument("--seed", type=int, help="this one alone, counted from 0, in a report of its own")
     parser.add_argument("--out", type=Path, default=RUNS, help=f"folder of the report, {RUNS} unless named")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)  # small networks: a second thread costs more than it brings
     for one in experiments:
         size: Size = "quick" if options.quick else "full"
         seeds = options.seeds or (2 if options.quick else one.seeds)
-        print(table(continued(one, size, seeds, options.out)))
+        print(table(continued(one, size, seeds, options.out, only=options.seed)))

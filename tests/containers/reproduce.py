@@ -21,7 +21,7 @@ import pytest
 import polyak
 from polyak import Average
 from polyak._files.header import KEY
-from tests.containers.images import ROOT, dockerfile, instructions
+from tests.containers.images import ROOT, dockerfile, in_context, instructions
 
 SUITE = "bookworm"  # Debian 12, as the Dockerfiles' tag says
 # A command in a root, with folders of this machine that it may read. In namespaces of their own the mounts
@@ -83,13 +83,14 @@ class Container:
         said = instructions(dockerfile(flavour))
         self.words = dict(said)
         subprocess.run(["cp", "-a", bare, root], check=True)
-        files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout
+        listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout
+        files = b"\0".join(name for name in listed.split(b"\0") if name and in_context(name.decode()))
         (root / "src").mkdir()
         tar = subprocess.run(
             ["tar", "-c", "--null", "-T", "-"], cwd=ROOT, input=files, capture_output=True, check=True
         )
         subprocess.run(["tar", "-x", "-C", root / "src"], input=tar.stdout, check=True)
-        build = re.sub(r"--mount=\S+ ", "", self.words["RUN"]).replace('"$WHEELS"', "")
+        build = re.sub(r"--mount=\S+ ", "", self.words["RUN"])
         self.enter([], ["sh", "-c", build], pip_settings())
         shutil.rmtree(root / "src")  # Docker only lent it
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments.harness import Data, Experiment, Row, continued, difference, table, verdict
+from experiments.harness import Data, Experiment, Row, continued, difference, machine, table, verdict
 from experiments.intervals import jump, moment, second_half, wobble
 
 finite = st.floats(-1e3, 1e3)
@@ -82,6 +82,37 @@ def test_other_settings_begin_anew(tmp_path: Path) -> None:
     assert counted.seeds == [0, 1, 0]
     assert found["seeds"] == [0]
     assert found["settings"] == {"steps": 4}
+
+
+def test_seeds_computed_apart_are_gathered_by_a_call_for_all(tmp_path: Path) -> None:
+    whole = continued(experiment(Counted().run), "quick", 12, tmp_path / "whole", lambda _: None)
+    counted = Counted()
+    for seed in (11, 2, 2, *range(10)):  # one of them twice, as a pod that is started again
+        alone = continued(experiment(counted.run), "quick", 2, tmp_path, lambda _: None, only=seed)
+        assert alone["seeds"] == [seed]
+    assert sorted(counted.seeds) == [*range(10), 11]
+    assert not (tmp_path / "trial-quick.json").exists()
+    continued(experiment(counted.run, steps=4), "quick", 1, tmp_path, lambda _: None, only=10)
+    gathered = continued(experiment(counted.run), "quick", 2, tmp_path, lambda _: None)
+    assert gathered["seeds"] == [*range(10), 11], "seed 10 has other settings"
+    assert json.loads((tmp_path / "trial-quick.json").read_text()) == gathered
+    more = continued(experiment(counted.run), "quick", 12, tmp_path, lambda _: None)
+    assert counted.seeds[-2:] == [10, 10], "what was missing"
+    assert more["rows"] == whole["rows"]
+    assert more["machine"] == whole["machine"]
+
+
+def test_a_report_of_seeds_from_several_machines_names_each(tmp_path: Path) -> None:
+    counted = Counted()
+    for seed, name in enumerate(("one", "two", "one")):
+        alone = continued(experiment(counted.run), "full", 1, tmp_path, lambda _: None, only=seed)
+        (tmp_path / f"trial.seed-{seed}.json").write_text(json.dumps(alone | {"machine": name}))
+    assert continued(experiment(counted.run), "full", 3, tmp_path, lambda _: None)["machine"] == "one; two"
+    again = continued(experiment(counted.run), "full", 3, tmp_path, lambda _: None)
+    assert again["machine"] == "one; two"
+    assert again["seeds"] == counted.seeds == [0, 1, 2]
+    more = continued(experiment(counted.run), "full", 4, tmp_path, lambda _: None)
+    assert more["machine"] == f"one; two; {machine()}"
 
 
 def test_the_report_holds_both_sides_and_their_paired_difference(tmp_path: Path) -> None:
