@@ -77,7 +77,7 @@ def test_each_pod_computes_its_seed_and_the_job_as_many_as_the_experiment_has(
     arguments = [word.replace(SEED["volumeMounts"][0]["mountPath"], str(tmp_path)) for word in command[3:]]
     for pod in range(JOB["spec"]["completions"]):
         harness.main(experiment, arguments=[word.replace("$(SEED)", str(pod)) for word in arguments])
-    assert seeds == list(range(experiment.seeds))
+        assert seeds == list(range(pod + 1))
     harness.main(experiment, arguments=["--out", str(tmp_path)])
     assert len(seeds) == experiment.seeds, "gathering computes nothing"
     assert json.loads((tmp_path / f"{experiment.name}.json").read_text())["seeds"] == seeds
