@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from threading import Event
+from queue import Empty, SimpleQueue
 from typing import Annotated
 
 import typer
@@ -61,7 +62,7 @@ def serve(
     """Serve one average that many workers push to."""
     schedule = Options(decay, half_life, uniform).schedule()
     token = None if token_file is None else token_file.read_text().strip()
-    stopped = Event()
+    stopped: SimpleQueue[None] = SimpleQueue()
     _on_signals(stopped)
     server = start(
         first,
@@ -84,18 +85,23 @@ def serve(
     say(f"wrote {folder / f'{name}.safetensors'}: version {last.version} at step {last.step}")
 
 
-def _on_signals(stopped: Event) -> None:
+def _on_signals(stopped: SimpleQueue[None]) -> None:
+    """A signal puts something into the queue, whose ``put`` may interrupt its ``get``; an Event's may not."""
+
     def stop(*_: object) -> None:
-        stopped.set()
+        stopped.put(None)
 
     for one in (signal.SIGINT, signal.SIGTERM):
         signal.signal(one, stop)
 
 
-def _report(server: Server, every: float, stopped: Event) -> None:
+def _report(server: Server, every: float, stopped: SimpleQueue[None]) -> None:
     """A line of figures from time to time, until a signal comes."""
     client, before = server.client(), 0.0
-    while not stopped.wait(every):
+    while True:
+        with suppress(Empty):
+            stopped.get(timeout=every)
+            return
         figures = client.metrics()
         say(_line(figures, figures["version"] - before))
         before = figures["version"]
