@@ -425,3 +425,10 @@ def test_the_followed_track_is_evaluated_and_a_callback_may_change_it(tmp_path: 
     assert watching.told[-1]["acc"] == expected[-1] == accuracy(average.ema.module_of("h1"))
     model.save(str(tmp_path / "model"))
     assert load(str(tmp_path / "model"), prepared()).ema.following == "h1"
+
+
+def test_a_report_is_written_into_the_folder_named(tmp_path: Path) -> None:
+    fit(prepared(), WeightAveraging(0.9, report=tmp_path / "logs"), epochs=1)
+    assert "Constant(0.9)" in (tmp_path / "logs" / "report.html").read_text()
+    with pytest.raises(polyak.ConfigError, match="this trainer has no folder of its own"):
+        WeightAveraging(0.9, report=True)  # pyright: ignore[reportArgumentType]

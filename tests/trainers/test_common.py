@@ -12,11 +12,8 @@ from tests.shims import torchvision_without_ops
 
 torchvision_without_ops()
 
-# Besides those of all; trainers that have a folder of their own write a report into it.
 OWN = {
-    "lightning": {"optimizer", "name", "report"},
-    "transformers": {"report"},
-    "ultralytics": {"report"},
+    "lightning": {"optimizer", "name"},
     "ignite": {"model", "optimizer", "log_every"},
 }
 TRAINERS = ("lightning", "transformers", "ultralytics", "ignite", "keras")
@@ -42,7 +39,7 @@ def test_each_trainer_takes_the_same_arguments(trainer: str) -> None:
     parameters = inspect.signature(weight_averaging(trainer)).parameters
     first, *others = parameters.values()
     assert (first.name, first.default) == ("decay", polyak.Warmup(0.9999))
-    assert {p.name for p in others} == {"evaluate", "options"} | OWN.get(trainer, set())
+    assert {p.name for p in others} == {"evaluate", "report", "options"} | OWN.get(trainer, set())
     assert {p.kind for p in others} == {inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD}
 
 

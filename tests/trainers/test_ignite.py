@@ -233,3 +233,10 @@ def test_the_followed_track_is_evaluated_and_a_handler_may_change_it() -> None:
     run.go()
     assert evaluated == [True] * 3
     assert (ema.following, ema.metrics()["switches"]) == ("h1", 3)
+
+
+def test_a_report_is_written_into_the_folder_named(tmp_path: Path) -> None:
+    Run(report=tmp_path / "logs").go()
+    assert "Constant(0.9)" in (tmp_path / "logs" / "report.html").read_text()
+    with pytest.raises(polyak.ConfigError, match="this trainer has no folder of its own"):
+        Run(report=True)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -489,3 +491,14 @@ def test_the_followed_track_is_validated_saved_and_loaded(tmp_path: Path) -> Non
     assert np.array_equal(kernel(keras.saving.load_model(tmp_path / "average.keras")), mean(average, "h1"))
     model.save(tmp_path / "model.keras")
     assert load(tmp_path / "model.keras", network()).ema.following == "h1"
+
+
+def test_a_report_shows_both_curves_of_the_log_beside_it(tmp_path: Path) -> None:
+    sided(tmp_path, "both", report=tmp_path)
+    text = (tmp_path / "report.html").read_text()
+    facts = json.loads(re.findall(r'id="facts">(.*?)</script>', text)[0])
+    both = [plot for plot in facts["plots"] if len(plot.get("lines", ())) == 2]
+    assert [line["label"] for line in both[0]["lines"]] == ["raw", "average"]
+    assert all(f"Constant({beta})" in text for beta in (0.5, 0.9))
+    with pytest.raises(polyak.ConfigError, match="this trainer has no folder of its own"):
+        WeightAveraging(0.9, report=True)  # pyright: ignore[reportArgumentType]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
-from typing import Any, ClassVar, Generic, ParamSpec, TypeVar, cast
+from typing import Any, ClassVar, Generic, ParamSpec, TypeAlias, TypeVar, cast
 
 from polyak._core.ema import BaseEMA
 from polyak._core.save import raw_header, track_header
@@ -16,7 +17,7 @@ from polyak._core.track import Decays
 from polyak._files.header import Header
 from polyak._files.source import Where
 from polyak._foreign.own import write_note
-from polyak.errors import PlanError
+from polyak.errors import ConfigError, PlanError
 from polyak.report.environment import environment
 from polyak.report.training import report_training
 from polyak.trainers._evaluations import FOLLOWING, Evaluate, evaluable, evaluations
@@ -26,6 +27,7 @@ R = TypeVar("R")
 V = TypeVar("V")
 EmaT = TypeVar("EmaT", bound=BaseEMA[Any, Any])
 OptionsT = TypeVar("OptionsT", bound=Mapping[str, Any])
+Folder: TypeAlias = str | os.PathLike[str] | None
 _REFUSED = re.compile(r"[^\w./ :-]")  # by MLflow
 _LOGGED = ("decay", "mean_age", "initial_weight", "distance", "skipped")
 
@@ -38,14 +40,15 @@ class AnyAveraging(Generic[EmaT]):
         evaluate: see ``evaluations``.
         options: of the framework's ``EMA``.
         known: the names of all such options.
-        report: write ``report.html`` into the trainer's folder when training ends.
+        report: write ``report.html`` when training ends: True for the trainer's own folder, or a folder.
 
     Raises:
-        ConfigError: ``decay`` or ``evaluate`` is invalid.
+        ConfigError: ``decay`` or ``evaluate`` is invalid, or ``report`` True where the trainer has no folder.
         TypeError: an option is unknown.
     """
 
     _begins: ClassVar[str]  # when there is an average
+    _has_folder: ClassVar[bool] = False  # whether the trainer writes its logs into a folder of its own
 
     def __init__(
         self,
@@ -53,15 +56,21 @@ class AnyAveraging(Generic[EmaT]):
         evaluate: Evaluate,
         options: Mapping[str, Any],
         known: Collection[str],
-        report: bool = False,
+        report: bool | Folder = None,
     ) -> None:
+        if report is True and not self._has_folder:
+            raise ConfigError(
+                "report=True: this trainer has no folder of its own. Give the one with its logs, "
+                'report="runs/a".'
+            )
         if unknown := sorted(options.keys() - set(known)):
             raise TypeError(f"WeightAveraging has no argument {unknown[0]!r}.")
         self._evaluations = evaluations(evaluate, evaluable(decay))
         self._plain, *self._others = (
             self._evaluations
         )  # the weights whose metrics keep their names, and the others
-        self._decay, self._reports = decay, report
+        self._decay, self._reports = decay, bool(report)
+        self._logs = None if report is None or isinstance(report, bool) else Path(report)
         self._ema: EmaT | None = None
 
     @property
@@ -92,14 +101,15 @@ class AnyAveraging(Generic[EmaT]):
         weights = track or next(one for one in [*self._evaluations, FOLLOWING] if one != "raw")
         return self._track_of(weights)
 
-    def _report(self, folder: Path, writes: bool = True) -> None:
+    def _report(self, folder: Path | None = None, writes: bool = True) -> None:
         """Write the report of this run, if wanted; of a sharded average every process calls this.
 
         Args:
-            folder: of the run's logs.
+            folder: the trainer's own, with its logs, if it has one.
             writes: whether this process writes files.
         """
-        if not self._reports or self._ema is None:
+        folder = folder or self._logs
+        if not self._reports or self._ema is None or folder is None:
             return
         ema = self._ema
         metrics = ema.metrics()

@@ -18,7 +18,7 @@ from polyak.errors import ConfigError
 from polyak.torch import EMA
 from polyak.torch._engines.select import EngineName
 from polyak.torch.store import DType
-from polyak.trainers._averaging import AnyAveraging, Decays
+from polyak.trainers._averaging import AnyAveraging, Decays, Folder
 from polyak.trainers._evaluations import Evaluate
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Averaging(AnyAveraging[EMA]):
         decay: β, a schedule, several by name, or an ``Adaptive``.
         evaluate: the track to evaluate on; the first if None. "raw" for the raw weights.
         options: of ``polyak.EMA``.
-        report: write ``report.html`` into the trainer's folder when training ends.
+        report: write ``report.html`` when training ends: True for the trainer's own folder, or a folder.
 
     Raises:
         ConfigError: ``decay`` or ``evaluate`` is invalid.
@@ -59,7 +59,9 @@ class Averaging(AnyAveraging[EMA]):
 
     _saves_parts: ClassVar[bool] = False  # whether every process takes part in the trainer's checkpoints
 
-    def __init__(self, decay: Decays, evaluate: Evaluate, options: EMAOptions, report: bool = False) -> None:
+    def __init__(
+        self, decay: Decays, evaluate: Evaluate, options: EMAOptions, report: bool | Folder = None
+    ) -> None:
         super().__init__(decay, evaluate, options, EMAOptions.__annotations__, report)
         self._options = options
         self._attachment: Attachment | None = None

@@ -15,7 +15,7 @@ from polyak._core.nonfinite import NonFinitePolicy
 from polyak._core.tensor_map import Buffers, Patterns
 from polyak._core.track import Decays
 from polyak.paddle.store import EngineName
-from polyak.trainers._averaging import AnyAveraging
+from polyak.trainers._averaging import AnyAveraging, Folder
 from polyak.trainers._evaluations import Evaluate
 
 
@@ -41,14 +41,15 @@ class Averaging(AnyAveraging[EMA]):
         decay: β, a schedule, several by name, or an ``Adaptive``.
         evaluate: see ``evaluations``.
         options: of ``polyak.paddle.EMA``.
+        report: the folder to write ``report.html`` into when training ends.
 
     Raises:
         ConfigError: ``decay`` or ``evaluate`` is invalid.
         TypeError: an option is unknown.
     """
 
-    def __init__(self, decay: Decays, evaluate: Evaluate, options: EMAOptions) -> None:
-        super().__init__(decay, evaluate, options, EMAOptions.__annotations__)
+    def __init__(self, decay: Decays, evaluate: Evaluate, options: EMAOptions, report: Folder = None) -> None:
+        super().__init__(decay, evaluate, options, EMAOptions.__annotations__, report)
         self._options = options
 
     def _make(self, layer: nn.Layer) -> EMA:

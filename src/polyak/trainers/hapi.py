@@ -24,7 +24,7 @@ from polyak._core.track import DEFAULT_DECAY, Decays, check_counts_steps
 from polyak.errors import CheckpointError, ConfigError, SwapError
 from polyak.paddle import tensors
 from polyak.paddle.random_numbers import same_random_numbers
-from polyak.trainers._averaging import arguments_in, numbers, say_beside
+from polyak.trainers._averaging import Folder, arguments_in, numbers, say_beside
 from polyak.trainers._evaluations import Evaluate
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ class WeightAveraging(Averaging, Callback):
         decay: β, a schedule, several by name, or an ``Adaptive``.
         evaluate: the track to validate, evaluate and predict on, or "raw"; the first track if None. "both"
             and lists validate each: the metrics of all but the first are ``raw/acc`` or ``ema=long/acc``.
+        report: the folder to write ``report.html`` into at the end, with the curves of the logs there.
         options: every other argument of ``polyak.paddle.EMA``.
 
     Raises:
@@ -54,9 +55,14 @@ class WeightAveraging(Averaging, Callback):
     _begins = "model.fit() begins"
 
     def __init__(
-        self, decay: Decays = DEFAULT_DECAY, *, evaluate: Evaluate = None, **options: Unpack[EMAOptions]
+        self,
+        decay: Decays = DEFAULT_DECAY,
+        *,
+        evaluate: Evaluate = None,
+        report: Folder = None,
+        **options: Unpack[EMAOptions],
     ) -> None:
-        Averaging.__init__(self, decay, evaluate, options)
+        Averaging.__init__(self, decay, evaluate, options, report)
         Callback.__init__(self)
         self.apart: dict[str, Any] = {}  # the last evaluation's metrics of all weights but the first
         self._attachment: Attachment | None = None
@@ -97,6 +103,9 @@ class WeightAveraging(Averaging, Callback):
         if self._ema is None or self._ema.model is not network:
             check_counts_steps(self._make(network).tracks.values())
             self._attachment = None
+
+    def on_train_end(self, logs: Any = None) -> None:
+        self._report()
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         logs.update(numbers(self.ema))

@@ -13,7 +13,7 @@ from polyak._core.track import DEFAULT_DECAY, Decays
 from polyak.errors import MissingExtraError
 from polyak.schedules.decay import check_integer
 from polyak.torch.random_numbers import same_random_numbers
-from polyak.trainers._averaging import closing, numbers
+from polyak.trainers._averaging import Folder, closing, numbers
 from polyak.trainers._common import Averaging, EMAOptions
 from polyak.trainers._evaluations import Evaluate
 
@@ -44,6 +44,7 @@ class WeightAveraging(Averaging):
             once on each: metrics of all but the first are ``raw/accuracy`` or ``ema=long/accuracy``, and
             ``COMPLETED`` comes once, when all are there.
         log_every: iterations between two sets of ``ema/…`` numbers in ``trainer.state.metrics``.
+        report: the folder to write ``report.html`` into at the end, with the curves of the logs there.
         options: every other argument of ``polyak.EMA``.
 
     Raises:
@@ -58,10 +59,11 @@ class WeightAveraging(Averaging):
         optimizer: Optimizer,
         evaluate: Evaluate = None,
         log_every: int = 100,
+        report: Folder = None,
         **options: Unpack[EMAOptions],
     ) -> None:
         check_integer("log_every", log_every, 1)
-        super().__init__(decay, evaluate, options)
+        super().__init__(decay, evaluate, options, report)
         self._log_every = log_every
         self._now = self._plain  # whose weights are evaluated now, or next
         self._make(model)
@@ -75,6 +77,7 @@ class WeightAveraging(Averaging):
             evaluators: the engines that run on the average.
         """
         trainer.add_event_handler(Events.ITERATION_COMPLETED(every=self._log_every), self._log)
+        trainer.add_event_handler(Events.COMPLETED, lambda: self._report())
         for evaluator in evaluators:
             live = ExitStack()
             evaluator.add_event_handler(Events.EPOCH_STARTED, self._enter, live)

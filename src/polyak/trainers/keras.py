@@ -19,7 +19,7 @@ from polyak._files.header import Header
 from polyak._foreign.keras import MARK, mark
 from polyak.errors import CheckpointError, ConfigError, MissingExtraError, PlanError
 from polyak.torch.random_numbers import same_random_numbers
-from polyak.trainers._averaging import arguments_in, closing, header_of, numbers, start_in
+from polyak.trainers._averaging import Folder, arguments_in, closing, header_of, numbers, start_in
 from polyak.trainers._common import Averaging, EMAOptions
 from polyak.trainers._evaluations import Evaluate
 
@@ -55,6 +55,8 @@ class WeightAveraging(Averaging, Callback):
         evaluate: the track to validate, evaluate and predict on, or "raw"; the first track if None. "both"
             and lists validate each, and evaluate each with ``return_dict=True``: metrics of all but the first
             are ``raw/val_loss`` or ``ema=long/val_loss``, without ``val_`` outside ``fit``.
+        report: the folder to write ``report.html`` into at the end, with the curves of the logs there,
+            such as those of ``CSVLogger``.
         options: every other argument of ``polyak.EMA``.
 
     Raises:
@@ -68,9 +70,10 @@ class WeightAveraging(Averaging, Callback):
         decay: Decays = DEFAULT_DECAY,
         *,
         evaluate: Evaluate = None,
+        report: Folder = None,
         **options: Unpack[EMAOptions],
     ) -> None:
-        Averaging.__init__(self, decay, evaluate, options)
+        Averaging.__init__(self, decay, evaluate, options, report)
         Callback.__init__(self)
         if cast(str, backend()) != "torch":
             raise ConfigError(
@@ -122,6 +125,7 @@ class WeightAveraging(Averaging, Callback):
 
     def on_train_end(self, logs: Any = None) -> None:
         self.begin()  # a run restored at its end has begun no epoch
+        self._report()
 
     def on_test_begin(self, logs: Any = None) -> None:
         if self._evaluations.keys() == {"raw"}:

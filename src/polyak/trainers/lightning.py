@@ -65,7 +65,7 @@ class WeightAveraging(Averaging, Callback):
         optimizer: the index of the optimizer whose steps count, if the module has several.
         name: distinguishes several of these callbacks, for a generator and a critic, or one module twice:
             ``"polyak.name"`` in checkpoints, ``ema/name/…`` in logs.
-        report: write ``report.html`` into ``trainer.log_dir`` at the end, with the curves of its CSV or
+        report: write ``report.html`` at the end into ``trainer.log_dir``, with the curves of its CSV or
             TensorBoard logger.
         options: every other argument of ``polyak.EMA``.
 
@@ -75,6 +75,7 @@ class WeightAveraging(Averaging, Callback):
 
     _saves_parts = True
     _begins = "fit() begins or a checkpoint that holds one is tested"
+    _has_folder = True
 
     def __init__(
         self,

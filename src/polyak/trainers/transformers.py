@@ -67,6 +67,7 @@ class WeightAveraging(Averaging, TrainerCallback):
 
     _saves_parts = True
     _begins = "trainer.train() begins"
+    _has_folder = True
 
     def __init__(
         self,

@@ -59,6 +59,7 @@ class WeightAveraging(Averaging):
     """
 
     _begins = "model.train() begins"
+    _has_folder = True
 
     def __init__(
         self,
