@@ -175,6 +175,7 @@ DETECTION = Experiment(
     run=run,
     quick=QUICK,
     full=FULL,
+    seeds=10,
     curves=dict.fromkeys(WORDS, "mAP50-95 in points, at each evaluation"),
 )
 EXPERIMENTS = (DETECTION,)
