@@ -37,5 +37,5 @@ def test_an_update_enters_few_files() -> None:
     for _ in range(3):
         ema.update()
     files = entered(ema)
-    assert {"/_core/ema.py", "/_kernel/native.py"} < files
+    assert {"/_core/advance.py", "/_kernel/native.py"} < files
     assert len(files) <= MOST, sorted(files)
