@@ -30,12 +30,14 @@
     const fresh = sectionsOf(page).filter((one) => known.get(one.id) !== keyOf(one, next));
     document.getElementById("facts").textContent = page.getElementById("facts").textContent;
     facts = next;
-    const top = scrollY;
+    // What is in view stays there, however much longer the sections above it have become.
+    const seen = [...document.querySelectorAll("main > section")].find((one) => one.getBoundingClientRect().bottom > 0);
+    const top = seen?.getBoundingClientRect().top;
     for (const section of fresh) {
       known.set(section.id, keyOf(section, next));
       replace(document.getElementById(section.id), section);
     }
-    scrollTo({top, behavior: "instant"});
+    if (seen) scrollBy({top: document.getElementById(seen.id).getBoundingClientRect().top - top, behavior: "instant"});
     changed.textContent = words["changed at"].replace("{time}", new Date().toLocaleTimeString(document.documentElement.lang));
   }
 
