@@ -370,7 +370,7 @@ def test_the_arguments_are_those_of_the_ema() -> None:
     assert taken == {*EMAOptions.__annotations__}
     first, *others = inspect.signature(WeightAveraging).parameters.values()
     assert (first.name, first.default) == ("decay", polyak.Warmup(0.9999))
-    assert {p.name for p in others} == {"evaluate", "options"}
+    assert {p.name for p in others} == {"evaluate", "report", "options"}
 
 
 def test_hapis_loss_of_an_evaluation_is_that_of_its_last_batch() -> None:

@@ -82,7 +82,8 @@ def test_the_page_follows_a_training_and_keeps_what_its_reader_did(browser: Brow
         train("steps 200")
         assert watch.stdout is not None
         address = watch.stdout.readline().strip()
-        page = patient(browser, color_scheme="dark", viewport={"width": 1000, "height": 500})
+        size = {"width": 1000, "height": 500}
+        page = patient(browser, color_scheme="dark", viewport=size, reduced_motion="reduce")
         complaints: list[str] = []
         elsewhere: list[str] = []
         page.on("console", lambda said: complaints.append(said.text) if said.type == "error" else None)
