@@ -50,7 +50,7 @@ def results(pattern: str) -> dict[str, Any]:
 def canvas(
     ink: Ink, width: float, height: float, panels: int = 1, rows: int = 1
 ) -> tuple[Figure, Sequence[Any]]:
-    """A figure with as many panels side by side, in so many rows, drawn with few lines."""
+    """A figure with this many panels side by side and this many rows, in a plain style."""
     figure = Figure(figsize=(width, height), layout="constrained")
     figure.set_facecolor("none")
     panes = np.ravel(figure.subplots(rows, panels))

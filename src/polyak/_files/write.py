@@ -85,7 +85,7 @@ def place(temporary: Path, target: Path, rights: Rights | None) -> None:
 
 
 def to_disk(handle: int) -> None:
-    """Force an open file to disk; on macOS ``fsync`` leaves it in the disk's own cache, so more is asked."""
+    """Force an open file to disk; on macOS with ``F_FULLFSYNC``, which empties the disk's cache too."""
     if sys.platform == "darwin":
         with suppress(OSError):  # a disk that knows no F_FULLFSYNC, such as one on the network
             fcntl.fcntl(handle, fcntl.F_FULLFSYNC)
@@ -236,7 +236,7 @@ def sweep_all(folder: Path) -> None:
 
 
 def _sweep(pattern: str) -> None:
-    if sys.platform == "win32":  # temporary files are not locked there, so litter cannot be told from work
+    if sys.platform == "win32":  # temporary files are not locked there: a leftover looks like one in use
         return
     for name in glob.glob(pattern):
         with suppress(OSError):

@@ -1,8 +1,8 @@
 """From paths to records of runs: finds the files and gives each to the module for its kind.
 
-A ``Collector`` can be asked again while a run goes on: of logs it reads what is new, and of other files those
+A ``Collector`` can be called again while a run goes on: of logs it reads what is new, of other files those
 that changed. A log that is shorter than it was, is another file, or has other bytes where the last look ended
-was begun anew.
+was restarted.
 """
 
 from __future__ import annotations
@@ -189,7 +189,7 @@ class Collector:
         return merged.sorted()
 
     def _read_on(self, path: Path) -> None:
-        """Read what a log has gained since the last call; from its start if it was begun anew."""
+        """Read what a log has gained since the last call; from its start if it was restarted."""
         about = path.stat()
         state = (about.st_ino, about.st_size, about.st_mtime_ns)
         read, log = _reader(path), self._logs.get(path, _Log())

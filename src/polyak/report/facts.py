@@ -88,7 +88,7 @@ class Shares:
     """A profile in pieces: the share of the average that the steps of each piece have.
 
     edges: steps, ascending; piece i has the steps above edges[i] up to edges[i + 1].
-    initial: the share of θ₀.  median, most: the last so many steps have 50 % and 90 %.
+    initial: the share of θ₀.  median, most: how many of the last steps have 50 % and 90 %.
     """
 
     edges: tuple[int, ...]
@@ -100,7 +100,7 @@ class Shares:
 
 @dataclass(frozen=True)
 class Choice:
-    """One half-life that an archive can be asked for: what ``polyak.synthesize`` would give.
+    """What ``polyak.synthesize`` would give for one half-life.
 
     error: as ``Synthesis.error``.  made: the profile of the result.  target: that of the half-life itself.
     """
