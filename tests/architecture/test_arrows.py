@@ -66,7 +66,7 @@ PACKAGES: dict[str, set[str]] = {
     "ml_dtypes": {"_dtypes", "_files"},
     "fsspec": {"_files"},
     "torch": {"torch", "losses", "dropin", "trainers", "demo", "bench"},
-    "typing_extensions": {"torch", "paddle", "trainers"},  # both frameworks bring it
+    "typing_extensions": {"_core", "torch", "paddle", "trainers"},  # both frameworks bring it
     "paddle": {"paddle", "dropin", "trainers", "demo"},
     "triton": {"torch"},
     "lightning": {"trainers"},

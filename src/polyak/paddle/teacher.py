@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any, Generic, Literal, TypeAlias, cast, get_args
+from typing import Any, Generic, cast
 
 import paddle
 from paddle import Tensor, nn
@@ -17,8 +17,8 @@ from typing_extensions import TypeVar  # whose type variables have defaults
 from polyak._core.optimizer_hook import Attachment
 from polyak._core.persistence import state_without_tensors
 from polyak._core.state_dict import State, with_tensors
-from polyak._core.track import check_single
-from polyak.errors import ConfigError, SwapError
+from polyak._core.teacher import BaseTeacher, BatchNormMode, check_teacher
+from polyak.errors import SwapError
 from polyak.paddle.batchnorm import BatchNorm
 from polyak.paddle.ema import EMA
 from polyak.paddle.tensor_map import NotAveraged
@@ -27,10 +27,9 @@ from polyak.schedules import ByName
 from polyak.schedules.decay import DecayLike
 
 LayerT = TypeVar("LayerT", bound=nn.Layer, default=nn.Layer)
-BatchNormMode: TypeAlias = Literal["average", "batch"]
 
 
-class Teacher(NotAveraged, Generic[LayerT]):
+class Teacher(BaseTeacher[EMA[LayerT]], NotAveraged, Generic[LayerT]):
     """The average of a student as a layer: put it beside the student and learn from its answers.
 
     ``teacherₜ = βₜ·teacherₜ₋₁ + (1-βₜ)·studentₜ``, ``teacher₀ = student₀``
@@ -69,8 +68,6 @@ class Teacher(NotAveraged, Generic[LayerT]):
     Source: Tarvainen & Valpola 2017, arXiv 1703.01780; Grill et al. 2020, arXiv 2006.07733.
     """
 
-    ema: EMA[LayerT]  # the average: metrics, save, profile. Not a layer, so the student is not registered.
-
     def __init__(
         self,
         student: LayerT,
@@ -80,12 +77,8 @@ class Teacher(NotAveraged, Generic[LayerT]):
         **options: Any,
     ) -> None:
         super().__init__()
-        check_single(decay)
-        if batchnorm not in get_args(BatchNormMode):
-            raise ConfigError(f'batchnorm={batchnorm!r}: must be "average" or "batch".')
-        self.batchnorm = batchnorm
-        self.ema = EMA(student, decay, **options)
-        self.ema.tracks["average"].trusted = True  # it lags by design, so θ₀ in it is no mistake
+        check_teacher(decay, batchnorm)
+        self._begin(EMA(student, decay, **options), batchnorm)
         self._norms: Sequence[BatchNorm] = ()
         self._wide: Any = None  # the dtype to cast inputs to, where the student computes in another
         self._current()
@@ -121,16 +114,6 @@ class Teacher(NotAveraged, Generic[LayerT]):
                 for norm in self._norms:
                     norm.training = False
 
-    def update(self, steps: int = 1, *, samples: int | None = None, tokens: int | None = None) -> None:
-        """Move towards the student; call it after ``optimizer.step()``. See ``EMA.update``.
-
-        Args:
-            steps: training steps since the last call.
-            samples: samples since then, for decays counted in samples.
-            tokens: tokens since then, for decays counted in tokens.
-        """
-        self.ema.update(steps, samples=samples, tokens=tokens)
-
     def attach(self, optimizer: Optimizer | Sequence[Optimizer]) -> Attachment:
         """Update after each step that the optimizer takes, instead of calling ``update``. See ``EMA.attach``.
 
@@ -141,31 +124,6 @@ class Teacher(NotAveraged, Generic[LayerT]):
             A handle whose ``remove()`` ends it.
         """
         return self.ema.attach(optimizer)
-
-    def train(self, mode: bool = True) -> Teacher[LayerT]:
-        """Does nothing: a teacher answers in evaluation mode."""
-        return self
-
-    def eval(self) -> Teacher[LayerT]:
-        """Does nothing: a teacher answers in evaluation mode."""
-        return self
-
-    def requires_grad_(self, requires_grad: bool = True) -> Teacher[LayerT]:
-        """Does nothing if False: a teacher is not trained.
-
-        Raises:
-            ConfigError: ``requires_grad`` is True.
-        """
-        if requires_grad:
-            raise ConfigError(
-                "requires_grad_(True): a teacher is the average of its student and is never trained itself. "
-                "To train from it, copy it: copy.deepcopy(teacher.module).requires_grad_(True)."
-            )
-        return self
-
-    def extra_repr(self) -> str:
-        """What ``repr`` shows besides the layers."""
-        return f"decay={self.ema.decay}, step={self.ema.step}, batchnorm={self.batchnorm!r}"
 
     def named_sublayers(self, *args: Any, **kwargs: Any) -> Any:
         """As of any layer; the averaged one is made current first."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
-from typing import Any, Generic, Literal, TypeAlias, get_args
+from typing import Any, Generic
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +20,8 @@ from typing_extensions import TypeVar  # whose type variables have defaults
 from polyak._core.optimizer_hook import Attachment
 from polyak._core.persistence import state_without_tensors
 from polyak._core.state_dict import with_tensors
-from polyak._core.track import check_single
-from polyak.errors import CheckpointError, ConfigError, SwapError
+from polyak._core.teacher import BaseTeacher, BatchNormMode, check_teacher
+from polyak.errors import CheckpointError, SwapError
 from polyak.schedules import ByName
 from polyak.schedules.decay import DecayLike
 from polyak.torch.ema import EMA
@@ -29,11 +29,10 @@ from polyak.torch.tensor_map import NotAveraged
 from polyak.torch.untraced import untraced_methods
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module, default=nn.Module)
-BatchNormMode: TypeAlias = Literal["average", "batch"]
 
 
 @untraced_methods("_current")
-class Teacher(NotAveraged, Generic[ModuleT]):
+class Teacher(BaseTeacher[EMA[ModuleT]], NotAveraged, Generic[ModuleT]):
     """The average of a student as a module: put it beside the student and learn from its answers.
 
     ``teacherₜ = βₜ·teacherₜ₋₁ + (1-βₜ)·studentₜ``, ``teacher₀ = student₀``
@@ -72,8 +71,6 @@ class Teacher(NotAveraged, Generic[ModuleT]):
     Source: Tarvainen & Valpola 2017, arXiv 1703.01780; Grill et al. 2020, arXiv 2006.07733.
     """
 
-    ema: EMA[ModuleT]  # the average: metrics, save, profile. Not a module, so the student is not registered.
-
     def __init__(
         self,
         student: ModuleT,
@@ -83,12 +80,9 @@ class Teacher(NotAveraged, Generic[ModuleT]):
         **options: Any,
     ) -> None:
         super().__init__()
-        check_single(decay)
-        if batchnorm not in get_args(BatchNormMode):
-            raise ConfigError(f'batchnorm={batchnorm!r}: must be "average" or "batch".')
-        self.batchnorm, self.training = batchnorm, False
-        self.ema = EMA(student, decay, **options)
-        self.ema.tracks["average"].trusted = True  # it lags by design, so θ₀ in it is no mistake
+        check_teacher(decay, batchnorm)
+        self.training = False
+        self._begin(EMA(student, decay, **options), batchnorm)
         self._norms: Sequence[_BatchNorm] = ()
         # Set where the student computes in another dtype: to autocast to, or to cast inputs to.
         self._half: torch.dtype | None = None
@@ -124,16 +118,6 @@ class Teacher(NotAveraged, Generic[ModuleT]):
                 for norm in self._norms:
                     norm.training, norm.track_running_stats = False, True
 
-    def update(self, steps: int = 1, *, samples: int | None = None, tokens: int | None = None) -> None:
-        """Move towards the student; call it after ``optimizer.step()``. See ``EMA.update``.
-
-        Args:
-            steps: training steps since the last call.
-            samples: samples since then, for decays counted in samples.
-            tokens: tokens since then, for decays counted in tokens.
-        """
-        self.ema.update(steps, samples=samples, tokens=tokens)
-
     def attach(self, optimizer: Optimizer | Sequence[Optimizer]) -> Attachment:
         """Update after each step that the optimizer takes, instead of calling ``update``. See ``EMA.attach``.
 
@@ -144,27 +128,6 @@ class Teacher(NotAveraged, Generic[ModuleT]):
             A handle whose ``remove()`` ends it.
         """
         return self.ema.attach(optimizer)
-
-    def train(self, mode: bool = True) -> Teacher[ModuleT]:
-        """Does nothing: a teacher answers in evaluation mode."""
-        return self
-
-    def requires_grad_(self, requires_grad: bool = True) -> Teacher[ModuleT]:
-        """Does nothing if False: a teacher is not trained.
-
-        Raises:
-            ConfigError: ``requires_grad`` is True.
-        """
-        if requires_grad:
-            raise ConfigError(
-                "requires_grad_(True): a teacher is the average of its student and is never trained itself. "
-                "To train from it, copy it: copy.deepcopy(teacher.module).requires_grad_(True)."
-            )
-        return self
-
-    def extra_repr(self) -> str:
-        """What ``repr`` shows besides the modules."""
-        return f"decay={self.ema.decay}, step={self.ema.step}, batchnorm={self.batchnorm!r}"
 
     def get_extra_state(self) -> Tensor:
         """Counters, schedule and history: bytes in a tensor, since safetensors files hold nothing else."""
