@@ -85,8 +85,11 @@ def every_line(
 
 def random_moments(run: Callable[[], object], count: int = MOMENTS) -> Iterator[int]:
     """After each of so many interrupts of ``run``, out of a signal handler, the number of the interrupt."""
+    arrived = False
 
     def interrupt(*_: object) -> None:
+        nonlocal arrived
+        arrived = True
         raise Interrupt
 
     run()
@@ -96,9 +99,10 @@ def random_moments(run: Callable[[], object], count: int = MOMENTS) -> Iterator[
     before = signal.signal(signal.SIGALRM, interrupt)
     try:
         for hits in range(1, count + 1):
+            arrived = False
             try:
                 signal.setitimer(signal.ITIMER_REAL, max(1e-6, chance.random() * usual))
-                while True:
+                while not arrived:  # Python drops what is raised in a finalizer, and `run` goes on to its end
                     run()
             except Interrupt:
                 pass
