@@ -161,7 +161,7 @@ BYOL = Experiment(
     ),
     run=run,
     quick=Size(train=20_000, test=4_000, steps=150, evaluations=2),
-    full=Size(train=20_000, test=4_000, steps=300, evaluations=3),
+    full=Size(train=20_000, test=4_000, steps=600, evaluations=6),
     curves={f"{arm} probe": "percent, before the first step and at evenly spread moments" for arm in ARMS},
 )
 
