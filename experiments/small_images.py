@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, NamedTuple
 
@@ -27,6 +28,31 @@ class Split(NamedTuple):
 
     images: Tensor
     labels: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """Images, and how long a model is trained on them with which batches and rate.
+
+    Args:
+        train: images to train on.
+        test: images to test on.
+        steps: of the optimizer.
+        evaluations: over the run, evenly spread.
+        batch: images in a step.
+        lr: the highest learning rate.
+        side: of an image, in pixels.
+        data: a name that ``polyak demo`` knows.
+    """
+
+    train: int
+    test: int
+    steps: int
+    evaluations: int
+    batch: int = 64
+    lr: float = 1e-3
+    side: int = 16
+    data: str = "fashion-mnist"
 
 
 class Score(NamedTuple):

@@ -22,6 +22,7 @@ from experiments.harness import Experiment, Numbers, Row
 from experiments.small_images import (
     Curves,
     Split,
+    Training,
     answers,
     batches,
     classifier,
@@ -33,22 +34,17 @@ from experiments.small_images import (
 )
 
 
-@dataclass(frozen=True)
-class Size:
-    """Images, length, and the attack: ε in units of the whole range of a pixel."""
+@dataclass(frozen=True, kw_only=True)
+class Size(Training):
+    """A training, the average, and the attack: ε in units of the whole range of a pixel."""
 
-    train: int
-    test: int
-    steps: int
     evaluations: int = 6
+    batch: int = 32
+    lr: float = 2e-3
     epsilon: float = 0.1
     attack_steps: int = 10
     test_attack_steps: int = 20
-    batch: int = 32
-    lr: float = 2e-3
     beta: float = 0.999
-    side: int = 16
-    data: str = "fashion-mnist"
 
 
 def pgd(

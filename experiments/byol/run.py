@@ -25,6 +25,7 @@ from experiments.byol.heads import head, probe
 from experiments.harness import Experiment, Numbers, Row
 from experiments.small_images import (
     Split,
+    Training,
     answers,
     batches,
     encoder,
@@ -34,19 +35,13 @@ from experiments.small_images import (
 )
 
 
-@dataclass(frozen=True)
-class Size:
-    """Images, length and evaluations; the probe knows 2,000 labels."""
+@dataclass(frozen=True, kw_only=True)
+class Size(Training):
+    """A training, and how many labels the probe knows."""
 
-    train: int
-    test: int
-    steps: int
-    evaluations: int
     batch: int = 128
     lr: float = 2e-3
     known: int = 2_000
-    side: int = 16
-    data: str = "fashion-mnist"
 
 
 ARMS: dict[str, tuple[Callable[[int], Any], bool]] = {

@@ -20,6 +20,7 @@ from experiments.harness import Experiment, Numbers
 from experiments.small_images import (
     Curves,
     Split,
+    Training,
     batches,
     classifier,
     evaluate,
@@ -30,20 +31,12 @@ from experiments.small_images import (
 )
 
 
-@dataclass(frozen=True)
-class Size:
-    """Images, length, and the weight of what the teacher says."""
+@dataclass(frozen=True, kw_only=True)
+class Size(Training):
+    """A training, the weight of what the teacher says, and the teacher's decay."""
 
-    train: int
-    test: int
-    steps: int
-    evaluations: int
     weight: float = 0.5
-    batch: int = 64
-    lr: float = 1e-3
     beta: float = 0.999
-    side: int = 16
-    data: str = "fashion-mnist"
 
 
 def curves_of(seed: int, size: Size, weight: float, train: Split, test: Split, name: str) -> Curves:

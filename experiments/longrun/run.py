@@ -17,6 +17,7 @@ from experiments.harness import Experiment, Numbers
 from experiments.small_images import (
     Curves,
     Split,
+    Training,
     batches,
     classifier,
     evaluate,
@@ -27,20 +28,12 @@ from experiments.small_images import (
 )
 
 
-@dataclass(frozen=True)
-class Size:
-    """Images, and how long a run is; 30 epochs of them in the full size."""
+@dataclass(frozen=True, kw_only=True)
+class Size(Training):
+    """A training, 30 epochs in the full size, and both averages."""
 
-    train: int
-    test: int
-    steps: int
-    evaluations: int
-    batch: int = 64
-    lr: float = 1e-3
     beta: float = 0.999
     half_life: int = 100
-    side: int = 16
-    data: str = "fashion-mnist"
 
 
 def curves_of(seed: int, size: Size, schedule: str, train: Split, test: Split) -> Curves:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal, overload
+from typing import Any, Literal, TypeAlias, TypeVar, overload
 
 from polyak._core.agreement import Report
 from polyak._core.background_save import (
@@ -266,12 +266,16 @@ class PersistentEMA(ObservedEMA[ModelT_co, T]):
         return self._clock.step - self._clock.waiting if self._pending is None else None
 
 
-def state_without_tensors(ema: PersistentEMA[Any, Any]) -> State:
+ResultT = TypeVar("ResultT")
+AnyEMA: TypeAlias = PersistentEMA[Any, Any]  # of either framework
+
+
+def state_without_tensors(ema: AnyEMA) -> State:
     """The state of an EMA, with names in place of tensors; see ``with_tensors``."""
     return without_tensors(ema._state("state_dict").to_dict())  # pyright: ignore[reportPrivateUsage]
 
 
-def capture(ema: PersistentEMA[Any, Any], track: str, dtype: str) -> Captured[Any]:
+def capture(ema: AnyEMA, track: str, dtype: str) -> Captured[Any]:
     """A copy of a track for an archive, rounded to ``dtype`` and without tensors that never change.
 
     Args:
@@ -286,15 +290,15 @@ def capture(ema: PersistentEMA[Any, Any], track: str, dtype: str) -> Captured[An
     return ema._capture(track, dtype)  # pyright: ignore[reportPrivateUsage]
 
 
-def writes_files(ema: PersistentEMA[Any, Any]) -> bool:
+def writes_files(ema: AnyEMA) -> bool:
     """Whether this process writes the files of an average: of a sharded one rank 0 does."""
     ranks = ema._averages.plan.ranks  # pyright: ignore[reportPrivateUsage]
     return ranks is None or ranks.is_first
 
 
 def decided_by_first(
-    ema: PersistentEMA[Any, Any], act: Callable[[], Any], check: Callable[[], None] = lambda: None
-) -> Any:
+    ema: AnyEMA, act: Callable[[], ResultT], check: Callable[[], None] = lambda: None
+) -> ResultT:
     """The result of ``act``, which rank 0 of a sharded average calls for every rank.
 
     Args:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from polyak._core.agreement import Report
 from polyak._core.tensors import T, TensorLike
 from polyak.errors import CheckpointError, PolyakError
 
+ValueT = TypeVar("ValueT")
+JudgementT = TypeVar("JudgementT")
 T_co = TypeVar("T_co", bound=TensorLike, covariant=True)
 
 
@@ -64,11 +66,11 @@ class Ranks(Protocol[T]):
 
     def agree(
         self,
-        mine: Callable[[], Any],
-        judge: Callable[[dict[int, Any]], Any],
+        mine: Callable[[], ValueT],
+        judge: Callable[[dict[int, ValueT]], JudgementT],
         lost: type[PolyakError] = CheckpointError,
         /,
-    ) -> Any:
+    ) -> JudgementT:
         """Every rank's value goes to rank 0, and its judgement on all of them back to each.
 
         Args:

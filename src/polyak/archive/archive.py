@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from polyak._core.persistence import PersistentEMA
+from polyak._core.persistence import AnyEMA
 from polyak.archive.recorder import Recorder
 from polyak.archive.snapshots import Keep, Snapshot, SnapshotFolder, check_keep
 from polyak.errors import CheckpointError, ConfigError
@@ -53,7 +53,7 @@ class Archive:
     def __init__(
         self,
         folder: str | os.PathLike[str],
-        ema: PersistentEMA[Any, Any] | None = None,
+        ema: AnyEMA | None = None,
         every: int | Literal["auto"] = "auto",
         dtype: object = "float16",
         keep: Keep = "log",

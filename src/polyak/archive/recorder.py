@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Literal
 
 from polyak._core.capture import Captured
-from polyak._core.persistence import PersistentEMA, capture, decided_by_first, writes_files
+from polyak._core.persistence import AnyEMA, capture, decided_by_first, writes_files
 from polyak._files.locks import Lock, lock_folder
 from polyak._files.write import sweep_all
 from polyak.archive.snapshots import Keep, Snapshot, SnapshotFolder, superfluous, write_snapshot
@@ -29,7 +29,7 @@ class Recorder:
     def __init__(
         self,
         snapshots: SnapshotFolder,
-        ema: PersistentEMA[Any, Any],
+        ema: AnyEMA,
         every: int | Literal["auto"],
         dtype: str,
         keep: Keep,
@@ -162,7 +162,7 @@ class Recorder:
                 path.unlink(missing_ok=True)
 
 
-def _refuse_by_name(ema: PersistentEMA[Any, Any]) -> None:
+def _refuse_by_name(ema: AnyEMA) -> None:
     """Refuse averages from which none could be synthesized: one mixture is for all tensors."""
     for name, track in ema.tracks.items():
         if track.by_name:

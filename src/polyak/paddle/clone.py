@@ -1,17 +1,15 @@
 """Cloning a layer onto given tensors: its structure is copied, its tensors are not."""
 
-# pyright: reportPrivateUsage=false
-
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from paddle import Tensor, nn
 from paddle.base.framework import EagerParamBase
 
 from polyak._core.deepcopy import Copier
-from polyak.paddle.tensor_map import NotAveraged, layers_of, unwrap
+from polyak.paddle.tensor_map import NotAveraged, layers_of, stores_of, unwrap
 from polyak.paddle.tensors import alias, duplicate, holds_values
 
 LayerT = TypeVar("LayerT", bound=nn.Layer)
@@ -39,8 +37,8 @@ def clone_onto(layer: LayerT, tensors: Mapping[int, Tensor]) -> tuple[LayerT, li
         inner = unwrap(one)
         memo.setdefault(id(inner), object.__new__(type(inner)))
         memo[id(one)] = memo[id(inner)]
-        own = cast("list[Tensor | None]", [*one._parameters.values(), *one._buffers.values()])
-        for t in own:
+        parameters, buffers, _ = stores_of(one)
+        for t in (*parameters.values(), *buffers.values()):
             if t is not None and id(t) in tensors:
                 memo[id(t)] = _as_class_of(t, tensors[id(t)])
             elif t is not None and id(t) not in memo:

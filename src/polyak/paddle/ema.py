@@ -22,7 +22,7 @@ from polyak._core.track import DEFAULT_DECAY, Decays, named_decays, warn_if_swap
 from polyak.paddle.average_set import average_set
 from polyak.paddle.optimizer_hook import follow, parameters_of
 from polyak.paddle.ranks import digest, first_of, mean_over, verify
-from polyak.paddle.store import EngineName, Settings
+from polyak.paddle.store import DType, EngineName, Settings
 
 LayerT = TypeVar("LayerT", bound=nn.Layer, covariant=True, default=nn.Layer)
 
@@ -86,7 +86,7 @@ class EMA(PersistentEMA[LayerT, Tensor]):
         include: Patterns = None,
         exclude: Patterns = None,
         buffers: Buffers = "auto",
-        dtype: Any = None,
+        dtype: DType = None,
         every: int = 1,
         start: Start = 0,
         on_nonfinite: NonFinitePolicy = "skip",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias, get_args
 
 import paddle
 from paddle import Tensor
@@ -13,6 +13,7 @@ from polyak.errors import ConfigError
 from polyak.paddle.tensors import cast, copied_to, duplicate, laid_out_as, overwrite, put
 
 EngineName: TypeAlias = Literal["auto", "native", "ops"]
+DType: TypeAlias = "paddle.dtype | str | None"
 
 _DTYPES = (paddle.float32, paddle.float64, paddle.bfloat16, paddle.float16)
 
@@ -27,15 +28,15 @@ class Settings:
     engine: "auto", or the preferred one.
     """
 
-    dtype: Any
-    low: Any
+    dtype: paddle.dtype | None
+    low: paddle.dtype | None
     policy: NonFinitePolicy
     seed: int
     engine: EngineName
 
     @classmethod
     def of(
-        cls, dtype: Any, compensated: bool, policy: NonFinitePolicy, seed: int, engine: EngineName
+        cls, dtype: DType, compensated: bool, policy: NonFinitePolicy, seed: int, engine: EngineName
     ) -> Settings:
         """The settings for these arguments of ``EMA``.
 
@@ -51,7 +52,7 @@ class Settings:
         low = paddle.int8 if dtype == "split" else paddle.float32 if compensated else None
         return cls(chosen, low, policy, seed, engine)
 
-    def dtype_of(self, live: Tensor) -> Any:
+    def dtype_of(self, live: Tensor) -> paddle.dtype:
         """The chosen dtype for real tensors; by default float32, or the tensor's own where that is wider."""
         if live.is_complex():
             return live.dtype
@@ -95,7 +96,7 @@ def _layout(tensor: Tensor) -> tuple[object, ...]:
     return tensor.dtype, tensor.shape, tensor.place, tensor.strides if tensor.is_dense() else None
 
 
-def _dtype(given: Any) -> Any:
+def _dtype(given: DType) -> paddle.dtype | None:
     if given is None:
         return None
     for dtype in _DTYPES:

@@ -21,7 +21,7 @@ from polyak._core.teacher import BaseTeacher, BatchNormMode, check_teacher
 from polyak.errors import SwapError
 from polyak.paddle.batchnorm import BatchNorm
 from polyak.paddle.ema import EMA
-from polyak.paddle.tensor_map import NotAveraged
+from polyak.paddle.tensor_map import NotAveraged, stores_of
 from polyak.paddle.tensors import duplicate
 from polyak.schedules import ByName
 from polyak.schedules.decay import DecayLike
@@ -96,15 +96,16 @@ class Teacher(BaseTeacher[EMA[LayerT]], NotAveraged, Generic[LayerT]):
         """The averaged layer's answer, without gradients to its weights or to its inputs."""
         layer = self._current()
         given: Any = cast(Any, paddle.utils).map_structure(self._as_input, [args, kwargs])
-        kept: list[tuple[dict[str, Any], str, Tensor]] = []
+        kept: list[tuple[dict[str, Tensor | None], str, Tensor]] = []
         with paddle.no_grad():
             try:
                 for one in layer.sublayers(include_self=True):  # a parent's train() sets each layer's mode
                     one.training = False
                 for norm in self._norms:  # batch statistics; the running ones are written in copies
                     norm.training = True
-                    for store in cast("list[dict[str, Any]]", [norm._parameters, norm._buffers]):
-                        kept += [(store, key, store[key]) for key in ("_mean", "_variance") if key in store]
+                    for store in stores_of(norm)[:2]:
+                        found = {key: store.get(key) for key in ("_mean", "_variance")}
+                        kept += [(store, key, value) for key, value in found.items() if value is not None]
                 for store, key, statistic in kept:
                     store[key] = duplicate(statistic)
                 return layer(*given[0], **given[1])
@@ -164,7 +165,7 @@ class Teacher(BaseTeacher[EMA[LayerT]], NotAveraged, Generic[LayerT]):
     def _current(self) -> LayerT:
         """Register the layer on the present averages: it is another when the student moved or changed."""
         layer = self.ema.module
-        layers = cast("dict[str, Any]", self._sub_layers)
+        layers = stores_of(self).layers
         if layers.get("module") is not layer:
             layers["module"] = layer
             mine, theirs = (next(iter(of.parameters())).dtype for of in (layer, self.ema.model))
@@ -184,7 +185,8 @@ class ExtraState(dict[str, Any]):
 
     def __init__(self, teacher: Teacher[Any], state: State) -> None:
         super().__init__(state)
-        self._ema, self._layers = teacher.ema, cast("dict[str, nn.Layer]", teacher._sub_layers)
+        self._ema = teacher.ema
+        self._layers: dict[str, Any] = stores_of(teacher).layers
 
     def set_value(self, state: State) -> None:
         """Continue from a saved state, after the tensors of the averaged layer were set.
@@ -193,5 +195,4 @@ class ExtraState(dict[str, Any]):
             CheckpointError: it is malformed, or of another schedule.
         """
         # Not the current layer: Paddle may have given the registered one's tensors other memory.
-        tensors = cast("dict[str, Any]", self._layers["module"].state_dict())
-        self._ema.load_state_dict(with_tensors(state, tensors))
+        self._ema.load_state_dict(with_tensors(state, self._layers["module"].state_dict()))

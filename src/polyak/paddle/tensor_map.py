@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from operator import attrgetter
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import paddle
 from paddle import Tensor, nn
@@ -58,13 +58,10 @@ class TensorMap(BaseTensorMap[Tensor]):
         for entry in self.entries.values():
             _refuse_scattered(entry)
         unique = {id(layer): layer for layer in layers.values()}.values()
-        temporary = {id(cast(object, one._buffers)): _non_persistent(one) for one in unique}
+        stores = [(one, stores_of(one)) for one in unique]
+        temporary = {id(store.buffers): _non_persistent(one) for one, store in stores}
         self.contents = snapshot_dicts(
-            (
-                store
-                for one in unique
-                for store in cast("list[dict[str, Any]]", [one._parameters, one._buffers, one._sub_layers])
-            ),
+            (each for _, store in stores for each in store),
             changing=lambda store, key: key in temporary.get(id(store), ()),
         )
         self.unmoved = unchanged_check(self.tensors())
@@ -81,6 +78,20 @@ class NotAveraged(nn.Layer):
 
     A copy of the model on averaged tensors has None in its place.
     """
+
+
+class Stores(NamedTuple):
+    """The dictionaries of one layer, which it reads and writes itself."""
+
+    parameters: dict[str, Tensor | None]
+    buffers: dict[str, Tensor | None]
+    layers: dict[str, nn.Layer | None]
+
+
+def stores_of(layer: nn.Layer) -> Stores:
+    """The layer's own dictionaries."""
+    untyped: Any = layer  # Paddle types them as dictionaries of anything
+    return Stores(untyped._parameters, untyped._buffers, untyped._sub_layers)
 
 
 def unwrap(layer: nn.Layer) -> nn.Layer:
@@ -100,7 +111,7 @@ def unwrap(layer: nn.Layer) -> nn.Layer:
 def _walk(layer: nn.Layer, prefix: str = "") -> Iterator[tuple[str, nn.Layer]]:
     layer = unwrap(layer)
     yield prefix, layer
-    for key, child in cast("dict[str, nn.Layer | None]", layer._sub_layers).items():
+    for key, child in stores_of(layer).layers.items():
         if child is not None and not isinstance(child, NotAveraged):
             yield from _walk(child, f"{prefix}{key}.")
 
@@ -112,8 +123,7 @@ def layers_of(layer: nn.Layer) -> list[nn.Layer]:
     """
 
     def inside(one: nn.Layer) -> Iterable[nn.Layer | None]:
-        held = cast("dict[str, nn.Layer | None]", one._sub_layers)
-        return () if isinstance(one, NotAveraged) else held.values()
+        return () if isinstance(one, NotAveraged) else stores_of(one).layers.values()
 
     return nested(layer, inside)
 
@@ -128,7 +138,7 @@ def _model_tensors(layers: dict[str, nn.Layer]) -> Iterator[ModelTensor[Tensor]]
 
 def _state_of(layer: nn.Layer) -> dict[str, Tensor | None]:
     """Parameters and persistable buffers of this layer alone."""
-    parameters, buffers = cast("list[dict[str, Tensor | None]]", [layer._parameters, layer._buffers])
+    parameters, buffers, _ = stores_of(layer)
     temporary = _non_persistent(layer)
     return parameters | {key: buffer for key, buffer in buffers.items() if key not in temporary}
 

@@ -19,7 +19,7 @@ from polyak._dtypes import BY_NAME, NAMES
 from polyak._kernel.two_part import join, split
 from polyak.errors import CheckpointError
 
-_DTYPES: dict[Any, np.dtype[Any]] = {
+_DTYPES: dict[paddle.dtype, np.dtype[Any]] = {
     paddle.bool: BY_NAME["BOOL"],
     paddle.uint8: BY_NAME["U8"],
     paddle.int8: BY_NAME["I8"],
@@ -132,7 +132,7 @@ def version(tensor: Tensor) -> int:
     return typed(int, tensor.inplace_version)
 
 
-def cast(tensor: Tensor, dtype: Any) -> Tensor:
+def cast(tensor: Tensor, dtype: paddle.dtype) -> Tensor:
     """The tensor in this dtype; itself if it has it already."""
     return tensor if tensor.dtype == dtype else tensor.astype(dtype)
 
@@ -152,7 +152,7 @@ def to(tensor: Tensor, place: Any) -> Tensor:
     return tensor if tensor.place == place else copied_to(tensor, place)
 
 
-def wide(dtype: Any) -> Any:
+def wide(dtype: paddle.dtype) -> paddle.dtype:
     """The dtype, or float32 if it has fewer bits."""
     return paddle.float32 if dtype in (paddle.float16, paddle.bfloat16) else dtype
 

@@ -16,10 +16,10 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, SupportsFloat
+from typing import Any, Literal, SupportsFloat, TypeAlias
 
 from polyak._core.initial_weight import CURES, EARLY, most_initial
-from polyak._core.persistence import PersistentEMA, decided_by_first
+from polyak._core.persistence import AnyEMA, decided_by_first
 from polyak._core.track import Track
 from polyak._files.layout import SUMS
 from polyak._files.write import rename_over, to_disk
@@ -55,6 +55,10 @@ class Decision:
     decision: Literal["save", "keep"]
     reason: str
     file: str | None = None
+
+
+# The decision and the record, as ``asdict`` makes them.
+Told: TypeAlias = tuple[dict[str, Any], dict[str, Any] | None]
 
 
 class BestCheckpoint:
@@ -134,7 +138,7 @@ class BestCheckpoint:
         lines = self._bytes().split(b"\n")[:-1]
         return [self._parsed(number, line) for number, line in enumerate(lines, 1)]
 
-    def consider(self, ema: PersistentEMA[Any, Any], metric: SupportsFloat, track: str | None = None) -> bool:
+    def consider(self, ema: AnyEMA, metric: SupportsFloat, track: str | None = None) -> bool:
         """Save the average if it is the best so far.
 
         Args:
@@ -166,7 +170,7 @@ class BestCheckpoint:
         self._told(decided_by_first(ema, partial(self._finish, decision)))
         return True
 
-    def _decide(self, ema: PersistentEMA[Any, Any], metric: SupportsFloat, name: str) -> tuple[Any, Any]:
+    def _decide(self, ema: AnyEMA, metric: SupportsFloat, name: str) -> Told:
         """The decision, before anything is saved, and the record."""
         value = as_number("metric", metric)
         self._check_run(ema.run)
@@ -180,7 +184,7 @@ class BestCheckpoint:
         self._append(kept)
         return self._tell(kept)
 
-    def _finish(self, decision: Decision) -> tuple[Any, Any]:
+    def _finish(self, decision: Decision) -> Told:
         """Enter the decision to save into the log, and put the new file in the old one's place."""
         decision = replace(decision, file=_digest(self._temporary))
         self._append(decision)
@@ -188,10 +192,10 @@ class BestCheckpoint:
         self._record = decision
         return self._tell(decision)
 
-    def _tell(self, decision: Decision) -> tuple[Any, Any]:
+    def _tell(self, decision: Decision) -> Told:
         return asdict(decision), None if self._record is None else asdict(self._record)
 
-    def _told(self, values: tuple[Any, Any]) -> Decision:
+    def _told(self, values: Told) -> Decision:
         """What rank 0 decided; the other ranks of a sharded average know its record from there."""
         decision, record = values
         self._record, self._known = None if record is None else Decision(**record), True
@@ -213,7 +217,7 @@ class BestCheckpoint:
             return f"{weight:.0%}{_INITIAL}"
         return None
 
-    def _say_why(self, ema: PersistentEMA[Any, Any], track: str, objection: str) -> None:
+    def _say_why(self, ema: AnyEMA, track: str, objection: str) -> None:
         """Warn once that there is no file yet, but not in the first steps of a run."""
         if self._said or ema.tracks[track].steps_averaged < EARLY:
             return

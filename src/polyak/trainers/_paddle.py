@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, TypedDict
+from typing import TypedDict
 
 # Before Paddle itself, which it imports without Paddle's warnings; if Paddle is missing, its error says so.
 from polyak.paddle import EMA
@@ -14,7 +14,7 @@ from paddle import nn
 from polyak._core.nonfinite import NonFinitePolicy
 from polyak._core.tensor_map import Buffers, Patterns
 from polyak._core.track import Decays
-from polyak.paddle.store import EngineName
+from polyak.paddle.store import DType, EngineName
 from polyak.trainers._averaging import AnyAveraging, Folder
 from polyak.trainers._evaluations import Evaluate
 
@@ -25,7 +25,7 @@ class EMAOptions(TypedDict, total=False):
     include: Patterns
     exclude: Patterns
     buffers: Buffers
-    dtype: Any
+    dtype: DType
     every: int
     start: int
     on_nonfinite: NonFinitePolicy

@@ -52,6 +52,7 @@ class WeightAveraging(Averaging, Callback):
         ConfigError: an argument is invalid.
     """
 
+    model: Any  # which Paddle says may be None
     _begins = "model.fit() begins"
 
     def __init__(
@@ -81,7 +82,7 @@ class WeightAveraging(Averaging, Callback):
             if training:
                 paddle.save(network.state_dict(), f"{path}.pdparams")
             else:
-                cast(Any, self.model).save(path, training=False)
+                self.model.save(path, training=False)
         if training:
             say_beside(f"{path}.pdparams", self.ema, track)
 
@@ -93,18 +94,18 @@ class WeightAveraging(Averaging, Callback):
             model.save = partial(_save, model, model.save)
         setattr(model, PLACE, self)
 
-    def on_train_begin(self, logs: Any = None) -> None:
+    def on_train_begin(self, logs: object = None) -> None:
         if not paddle.in_dynamic_mode():
             raise ConfigError(
                 "callbacks: WeightAveraging needs the dynamic graph, which is Paddle's default: leave out "
                 "paddle.enable_static()."
             )
-        network = cast(Any, self.model).network
+        network = self.model.network
         if self._ema is None or self._ema.model is not network:
             check_counts_steps(self._make(network).tracks.values())
             self._attachment = None
 
-    def on_train_end(self, logs: Any = None) -> None:
+    def on_train_end(self, logs: object = None) -> None:
         self._report()
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
@@ -126,9 +127,9 @@ class WeightAveraging(Averaging, Callback):
         if mode == "eval":
             self.apart = {}
             for weights in self._others:
-                with _without_side_effects(cast(Any, self.model)), self._with_weights(weights):
+                with _without_side_effects(self.model), self._with_weights(weights):
                     found = run(loader, CallbackList([]), mode, {})
-                names = cast(Any, self.model)._metrics_name()
+                names = self.model._metrics_name()
                 self.apart |= self._prefixed(weights, {name: found[name] for name in names})
             logs = self.apart | numbers(self.ema)
         with self._with_weights(self._plain):
@@ -136,7 +137,7 @@ class WeightAveraging(Averaging, Callback):
 
     @contextmanager
     def _following(self) -> Generator[None]:
-        optimizer = cast(Any, self.model)._optimizer
+        optimizer = self.model._optimizer
         if self._attachment is None or self._followed is not optimizer:
             self._attachment, self._followed = self.ema.attach(optimizer), optimizer
         self._attachment.start()

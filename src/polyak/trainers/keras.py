@@ -103,12 +103,12 @@ class WeightAveraging(Averaging, Callback):
         self._given = model
         setattr(model, PLACE, self.part)
 
-    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+    def on_epoch_begin(self, epoch: int, logs: object = None) -> None:
         self.begin()  # no sooner: while training begins, other callbacks load weights
         self._steps = int(self._averaged.optimizer.iterations)
         self._thread = threading.get_ident()
 
-    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+    def on_train_batch_end(self, batch: int, logs: object = None) -> None:
         if threading.get_ident() != self._thread:
             raise ConfigError(
                 "callbacks=WeightAveraging(…): outside a list Keras calls it while the next step is running. "
@@ -123,11 +123,11 @@ class WeightAveraging(Averaging, Callback):
                 logs[f"{prefix}val_{name.removeprefix(found)}"] = logs.pop(name)
         logs.update(numbers(self.ema))
 
-    def on_train_end(self, logs: Any = None) -> None:
+    def on_train_end(self, logs: object = None) -> None:
         self.begin()  # a run restored at its end has begun no epoch
         self._report()
 
-    def on_test_begin(self, logs: Any = None) -> None:
+    def on_test_begin(self, logs: object = None) -> None:
         if self._evaluations.keys() == {"raw"}:
             return
         if self._averaged is not self._given:
@@ -137,7 +137,7 @@ class WeightAveraging(Averaging, Callback):
             )
         self._live.enter_context(self._with_weights(self._plain))
 
-    def on_test_end(self, logs: Any = None) -> None:
+    def on_test_end(self, logs: object = None) -> None:
         self._live.close()
 
     on_predict_begin, on_predict_end = on_test_begin, on_test_end

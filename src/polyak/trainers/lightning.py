@@ -152,7 +152,7 @@ class WeightAveraging(Averaging, Callback):
         self._fitting = True
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
         step = self.ema.step
         every: int = trainer.log_every_n_steps  # pyright: ignore

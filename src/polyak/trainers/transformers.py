@@ -97,12 +97,13 @@ class WeightAveraging(Averaging, TrainerCallback):
             ConfigError: the trainer shards the model by something else than ``fully_shard``.
         """
         check_sharding(trainer.accelerator)
+        given: Any = trainer  # Trainer's types of what is wrapped here are incomplete
         self._trainer = trainer
         trainer.add_callback(self)
-        trainer.evaluation_loop = self._evaluating_each(trainer, cast(Any, trainer.evaluation_loop))
+        trainer.evaluation_loop = self._evaluating_each(trainer, given.evaluation_loop)
         trainer.log = self._with_numbers(trainer.log)
-        trainer.save_model = self._with_the_average(trainer, cast(Any, trainer.save_model))
-        trainer.train = self._noting_resume(trainer, cast(Any, trainer.train))
+        trainer.save_model = self._with_the_average(trainer, given.save_model)
+        trainer.train = self._noting_resume(trainer, given.train)
         return self
 
     def save_pretrained(self, folder: str | os.PathLike[str], track: str | None = None) -> None:

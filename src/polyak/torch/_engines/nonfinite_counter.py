@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 
@@ -45,7 +44,7 @@ class NonFiniteCounter:
     def read(self) -> tuple[int, dict[str, int]]:
         """Updates affected so far, and in how many of them each tensor was, by name. Synchronises."""
         before, named = self._before
-        found = [cast(list[int], torch.cat([c.updates.view(1), c.tensors]).tolist()) for c in self._counts]
+        found: list[list[int]] = [torch.cat([c.updates.view(1), c.tensors]).tolist() for c in self._counts]
         updates = max((updates for updates, *_ in found), default=0)
         tensors = dict(named)
         for engine, (_, *counts) in zip(self._engines, found, strict=True):

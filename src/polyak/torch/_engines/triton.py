@@ -35,15 +35,16 @@ _STORE: dict[Store, str] = {
     ("bfloat16", "int8"): "split",
     ("float32", "float32"): "compensated",
 }
-_BLOCK = cast(int, kernels.BLOCK.value)
-_COLUMNS = cast(int, kernels.COLUMNS.value)
-_SCALARS = cast(int, kernels.SCALARS.value)
+_untyped: Any = kernels  # what Triton makes of its functions and constants
+_BLOCK: int = _untyped.BLOCK.value
+_COLUMNS: int = _untyped.COLUMNS.value
+_SCALARS: int = _untyped.SCALARS.value
 _WIDE = 16  # bytes one access can move, if the address is a multiple of them
 _WARPS = 8  # 16 elements a thread
 _OLDEST = (7, 0)  # compute capability; the kernel's atomics do not exist on Pascal (GTX 10xx, P100)
 
 # Triton decides when a kernel is defined; TRITON_INTERPRET set later changes nothing.
-INTERPRETED = not isinstance(cast(object, kernels.average), JITFunction)
+INTERPRETED = not isinstance(_untyped.average, JITFunction)
 
 
 class _Group(NamedTuple):
@@ -206,7 +207,7 @@ def _launch(
     group: _Group, scalars: Tensor, seen: Tensor, counts: Counts, skip: bool, programs: int | None
 ) -> None:
     """Launch all blocks of a group, on ``programs`` that take turns, or a program each."""
-    kernel = cast(Any, kernels.average)
+    kernel = _untyped.average
     count = len(group.blocks)
     with torch.cuda.device_of(scalars):
         kernel[(count if programs is None else min(programs, count),)](

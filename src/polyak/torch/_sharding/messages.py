@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 from typing_extensions import Self
 
+from polyak._core.sharded_files import JudgementT, ValueT
 from polyak.errors import CheckpointError, ConfigError, NonFiniteError, PlanError, PolyakError, SwapError
 
 _TAG = 0x706F6C  # of the messages that begin a verb; each stream has one of its own after that
@@ -115,10 +116,10 @@ class Channel:
 
     def agree(
         self,
-        mine: Callable[[], Any],
-        judge: Callable[[dict[int, Any]], Any],
+        mine: Callable[[], ValueT],
+        judge: Callable[[dict[int, ValueT]], JudgementT],
         lost: type[PolyakError] = CheckpointError,
-    ) -> Any:
+    ) -> JudgementT:
         """See ``polyak._core.sharded_files.Ranks``."""
         said, failure = None, None
         try:
