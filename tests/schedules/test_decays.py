@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,8 +31,10 @@ from polyak import (
     Uniform,
     Warmup,
     compose,
+    schedules,
 )
 from polyak.schedules import as_decay
+from polyak.schedules.kinds import KINDS
 from polyak.schedules.power import gamma_to_sigma_rel, sigma_rel_to_gamma
 
 from .strategies import ONE_OF_EACH, betas, decays
@@ -77,8 +83,33 @@ def test_a_config_comes_back_through_json(decay: Decay) -> None:
 
 def test_every_kind_of_decay_is_drawn_here() -> None:
     """A decay added to the library must join the strategies, and with them every property above."""
-    shipped = {kind for kind, cls in Decay._kinds.items() if cls.__module__.startswith("polyak.")}
-    assert {type(decay).__name__ for decay in ONE_OF_EACH.values()} == shipped
+    assert {type(decay) for decay in ONE_OF_EACH.values()} == {*KINDS}
+
+
+def test_a_file_can_name_every_decay_whatever_was_imported() -> None:
+    """The registry fills as modules are imported: in a fresh process reading must import all of them."""
+    files = Path(schedules.__file__).parent.glob("*.py")
+    written = {
+        name for file in files for name in re.findall(r"^class (\w+)\(Decay\)", file.read_text(), re.M)
+    }
+    code = "from polyak.schedules.decay import Decay; Decay.from_config({'kind': 'no'})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    known = done.stderr.rstrip().removesuffix(".").rpartition("known kinds: ")[2]
+    assert known.split(", ") == sorted(written) == sorted(kind.__name__ for kind in KINDS)
+
+
+def test_a_users_decay_keeps_its_name_before_polyaks() -> None:
+    """polyak's own of that name may be imported only afterwards, to read another file."""
+    code = """
+from polyak.schedules.decay import Decay
+
+class Power(Decay):
+    betas = None
+
+Decay.from_config({"kind": "Uniform"})
+assert Decay._kinds["Power"] is Power
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @given(betas, st.lists(st.floats(-1, 1), min_size=1, max_size=60))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import polyak
-from polyak._core.persistence import capture
+from polyak._core.save_and_load import capture
 from polyak._foreign.open_any import open_weights
 
 KINDS: dict[str, dict[str, Any]] = {"split": {"dtype": "split"}, "compensated": {"compensated": True}}

@@ -9,11 +9,9 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
-from typing import Any, Generic
+from typing import TYPE_CHECKING, Any, Generic
 
 from polyak._core.averaged_module import AveragedModule, ModelT
-from polyak._core.framework import Models, Swapper, TensorStore, UpdaterFactory
-from polyak._core.load_state import Loaded, fill
 from polyak._core.nonfinite import NonFinitePolicy
 from polyak._core.swap_guard import Exchange, finished
 from polyak._core.tensor_map import (
@@ -26,13 +24,17 @@ from polyak._core.tensor_map import (
     match_averages,
     refuse_unmatched,
 )
-from polyak._core.tensors import T, TensorOps
+from polyak._core.tensors import T, TensorOps, fill
 from polyak._core.track import Track, timelines_of
 from polyak._core.unfit import UnfitAverages
 from polyak._core.updater import Skipped
 from polyak._core.written_tensors import WrittenTensors
 from polyak.errors import PlanError
 from polyak.schedules import ByName, Decay
+
+if TYPE_CHECKING:
+    from polyak._core.framework import Models, Swapper, TensorStore, UpdaterFactory
+    from polyak._core.load_state import Loaded
 
 
 class AverageSet(Generic[ModelT, T]):

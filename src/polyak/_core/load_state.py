@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Generic
 
 from polyak._core.clock import Clock
+from polyak._core.load_report import LoadReport
 from polyak._core.state_dict import EMAState, Stored, TimelineState, TrackState, refusing_malformed
 from polyak._core.tensors import T, TensorOps, alike
 from polyak._core.timeline import Timeline
@@ -15,30 +16,6 @@ from polyak.errors import CheckpointError
 from polyak.schedules import Adaptive, Decay, History, Profile, Run, compose
 from polyak.schedules.adaptive import Choice
 from polyak.schedules.decay import Custom, Unit, decay_in_file
-
-
-@dataclass
-class LoadReport:
-    """The mismatches that ``load_state_dict(strict=False)`` found, by how they were handled."""
-
-    schedules: list[str] = field(default_factory=list[str])
-    missing: list[str] = field(default_factory=list[str])
-    unexpected: list[str] = field(default_factory=list[str])
-    converted: list[str] = field(default_factory=list[str])
-    resized: list[str] = field(default_factory=list[str])
-
-    def __bool__(self) -> bool:
-        return any(vars(self).values())
-
-    def __str__(self) -> str:
-        lines = {
-            "schedules": "kept this EMA's own",
-            "missing": "not in the state, left as they are",
-            "unexpected": "in the state only, ignored",
-            "converted": "of another dtype, converted",
-            "resized": "of another shape or kind, left as they are",
-        }
-        return "; ".join(f"{', '.join(vars(self)[k])}: {what}" for k, what in lines.items() if vars(self)[k])
 
 
 @dataclass(frozen=True)
@@ -99,25 +76,6 @@ def check(
         units: set[Unit] = {timeline.unit for timeline in timelines_of(tracks.values())}
         elapsed = {unit: state.clock.elapsed.get(unit, 0) for unit in units}
         return Loaded(state, restored, Clock.of(*state.clock[:2], elapsed), joining, choice), report
-
-
-def fill(
-    mine: Mapping[str, T],
-    residuals: Mapping[str, T],
-    theirs: Mapping[str, T],
-    their_residuals: Mapping[str, T],
-    ops: TensorOps[T],
-) -> None:
-    """Copy tensors that match in name, shape and kind; bit by bit if stored in the same form."""
-    for name in mine.keys() & theirs.keys():
-        low, other = residuals.get(name), their_residuals.get(name)
-        if not alike(mine[name], theirs[name]):
-            continue
-        if low is not None and other is not None and low.dtype == other.dtype:
-            ops.overwrite(mine[name], theirs[name])
-            ops.overwrite(low, other)
-        else:
-            ops.put(mine[name], low, ops.value_of(theirs[name], other))
 
 
 def _restored(

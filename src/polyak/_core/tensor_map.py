@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, Literal, TypeAlias, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, TypeVar, get_args
 
 from polyak._core.change_detection import (
     AttributeSnapshot,
@@ -14,11 +14,13 @@ from polyak._core.change_detection import (
     snapshot_attributes,
     snapshot_dicts,
 )
-from polyak._core.sharded_files import Ranks
 from polyak._core.swap_guard import Exchange, exchange_in
 from polyak._core.tensors import T, TensorLike, alike
 from polyak.errors import ConfigError, PlanError
 from polyak.schedules.by_name import ByName, matches
+
+if TYPE_CHECKING:
+    from polyak._core.sharded_files import Ranks
 
 ModuleT = TypeVar("ModuleT")
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple, Protocol, TypeVar
-
-from numpy.typing import NDArray
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from polyak._core.change_detection import UnchangedCheck
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 class TensorLike(Protocol):
@@ -144,3 +145,22 @@ class TensorOps(Protocol[T]):
 def alike(mine: TensorLike, theirs: TensorLike) -> bool:
     """Whether one can take the other's values: same shape, both real or both complex."""
     return tuple(mine.shape) == tuple(theirs.shape) and mine.is_complex() == theirs.is_complex()
+
+
+def fill(
+    mine: Mapping[str, T],
+    residuals: Mapping[str, T],
+    theirs: Mapping[str, T],
+    their_residuals: Mapping[str, T],
+    ops: TensorOps[T],
+) -> None:
+    """Copy tensors that match in name, shape and kind; bit by bit if stored in the same form."""
+    for name in mine.keys() & theirs.keys():
+        low, other = residuals.get(name), their_residuals.get(name)
+        if not alike(mine[name], theirs[name]):
+            continue
+        if low is not None and other is not None and low.dtype == other.dtype:
+            ops.overwrite(mine[name], theirs[name])
+            ops.overwrite(low, other)
+        else:
+            ops.put(mine[name], low, ops.value_of(theirs[name], other))

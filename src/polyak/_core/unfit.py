@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Generic
+from typing import TYPE_CHECKING, Generic
 
-from polyak._core.framework import TensorStore
 from polyak._core.nonfinite import NonFinitePolicy, refuse_start
 from polyak._core.tensor_map import TensorEntry
 from polyak._core.tensors import T, TensorOps
 from polyak._core.track import Track
+
+if TYPE_CHECKING:
+    from polyak._core.framework import TensorStore
 
 _LOOK = 100  # see ``fill``
 

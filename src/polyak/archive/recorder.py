@@ -8,7 +8,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Literal
 
 from polyak._core.capture import Captured
-from polyak._core.persistence import AnyEMA, capture, decided_by_first, writes_files
+from polyak._core.persistence import AnyEMA, decided_by_first, writes_files
+from polyak._core.save_and_load import capture
 from polyak._files.locks import Lock, lock_folder
 from polyak._files.write import sweep_all
 from polyak.archive.snapshots import Keep, Snapshot, SnapshotFolder, superfluous, write_snapshot

@@ -11,7 +11,7 @@ try:
 except ModuleNotFoundError as error:
     raise MissingExtraError("PaddlePaddle", "paddle") from error
 
-from polyak._core.load_state import LoadReport as LoadReport
+from polyak._core.load_report import LoadReport as LoadReport
 from polyak._core.track import Track as Track
 from polyak.paddle.batchnorm import update_batchnorm as update_batchnorm
 from polyak.paddle.ema import EMA as EMA

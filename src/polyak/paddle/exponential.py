@@ -5,17 +5,19 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from paddle import Tensor, nn
 from paddle.static import Executor
 
-from polyak._core.load_state import LoadReport
-from polyak._core.state_dict import State
 from polyak._core.swap_guard import Block
 from polyak.errors import ConfigError, SwapError
 from polyak.paddle.ema import EMA
 from polyak.schedules import Capped, Constant, Debiased, Decay
+
+if TYPE_CHECKING:
+    from polyak._core.load_report import LoadReport
+    from polyak._core.state_dict import State
 
 
 class ExponentialMovingAverage:

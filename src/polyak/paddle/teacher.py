@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any, Generic, cast
+from typing import TYPE_CHECKING, Any, Generic, cast
 
 import paddle
 from paddle import Tensor, nn
@@ -15,8 +15,6 @@ from paddle.optimizer import Optimizer
 from typing_extensions import TypeVar  # whose type variables have defaults
 
 from polyak._core.optimizer_hook import Attachment
-from polyak._core.persistence import state_without_tensors
-from polyak._core.state_dict import State, with_tensors
 from polyak._core.teacher import BaseTeacher, BatchNormMode, check_teacher
 from polyak.errors import SwapError
 from polyak.paddle.batchnorm import BatchNorm
@@ -25,6 +23,9 @@ from polyak.paddle.tensor_map import NotAveraged, stores_of
 from polyak.paddle.tensors import duplicate
 from polyak.schedules import ByName
 from polyak.schedules.decay import DecayLike
+
+if TYPE_CHECKING:
+    from polyak._core.state_dict import State
 
 LayerT = TypeVar("LayerT", bound=nn.Layer, default=nn.Layer)
 
@@ -152,6 +153,8 @@ class Teacher(BaseTeacher[EMA[LayerT]], NotAveraged, Generic[LayerT]):
         options = include_sublayers, structured_name_prefix, include_non_persistable_buffer, use_hook
         found = base._state_dict_impl(destination, *options, *rest, **more)
         if not include_non_persistable_buffer:  # jit.save asks for these, and takes nothing but tensors
+            from polyak._core.save_and_load import state_without_tensors  # see ``PersistentEMA``
+
             extra = state_without_tensors(self.ema)
             found[f"{structured_name_prefix}_extra_state"] = extra if use_hook else ExtraState(self, extra)
         return found
@@ -194,5 +197,7 @@ class ExtraState(dict[str, Any]):
         Raises:
             CheckpointError: it is malformed, or of another schedule.
         """
+        from polyak._core.state_dict import with_tensors  # see ``PersistentEMA``
+
         # Not the current layer: Paddle may have given the registered one's tensors other memory.
         self._ema.load_state_dict(with_tensors(state, self._layers["module"].state_dict()))

@@ -1,4 +1,12 @@
-"""Decays, the profiles of the averages they produce, and mixtures with a target profile. NumPy only."""
+"""Decays, the profiles of the averages they produce, and mixtures with a target profile. NumPy only.
+
+What an EMA needs is imported; the rest when it is first used, since it takes as long again.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from polyak.schedules.adaptive import Adaptive as Adaptive
 from polyak.schedules.by_name import ByName as ByName
@@ -7,28 +15,53 @@ from polyak.schedules.decay import Custom as Custom
 from polyak.schedules.decay import Decay as Decay
 from polyak.schedules.decay import as_decay as as_decay
 from polyak.schedules.decay import compose as compose
-from polyak.schedules.half_life import HalfLife as HalfLife
 from polyak.schedules.history import History as History
-from polyak.schedules.pointwise import Recency as Recency
-from polyak.schedules.pointwise import annealed as annealed
-from polyak.schedules.posthoc import Solution as Solution
-from polyak.schedules.posthoc import solve as solve
-from polyak.schedules.posthoc import solve_each as solve_each
-from polyak.schedules.power import Power as Power
-from polyak.schedules.power import Uniform as Uniform
 from polyak.schedules.profile import COPY as COPY
 from polyak.schedules.profile import Profile as Profile
 from polyak.schedules.profile import Run as Run
-from polyak.schedules.replay import replay as replay
-from polyak.schedules.scaled import Scaled as Scaled
-from polyak.schedules.scaled import scale_decay as scale_decay
-from polyak.schedules.schedules import Anneal as Anneal
-from polyak.schedules.schedules import Capped as Capped
-from polyak.schedules.schedules import Cosine as Cosine
-from polyak.schedules.schedules import Debiased as Debiased
-from polyak.schedules.schedules import Piecewise as Piecewise
-from polyak.schedules.schedules import Ramp as Ramp
-from polyak.schedules.schedules import Warmup as Warmup
-from polyak.schedules.theory import Moments as Moments
-from polyak.schedules.theory import Quadratic as Quadratic
-from polyak.schedules.theory import suggest_half_life as suggest_half_life
+from polyak.schedules.replay import replay as replay  # or its module would have the name
+from polyak.schedules.warmup import Debiased as Debiased
+from polyak.schedules.warmup import Warmup as Warmup
+
+if TYPE_CHECKING:
+    from polyak.schedules.half_life import HalfLife as HalfLife
+    from polyak.schedules.pointwise import Recency as Recency
+    from polyak.schedules.pointwise import annealed as annealed
+    from polyak.schedules.posthoc import Solution as Solution
+    from polyak.schedules.posthoc import solve as solve
+    from polyak.schedules.posthoc import solve_each as solve_each
+    from polyak.schedules.power import Power as Power
+    from polyak.schedules.power import Uniform as Uniform
+    from polyak.schedules.scaled import Scaled as Scaled
+    from polyak.schedules.scaled import scale_decay as scale_decay
+    from polyak.schedules.schedules import Anneal as Anneal
+    from polyak.schedules.schedules import Capped as Capped
+    from polyak.schedules.schedules import Cosine as Cosine
+    from polyak.schedules.schedules import Piecewise as Piecewise
+    from polyak.schedules.schedules import Ramp as Ramp
+    from polyak.schedules.theory import Moments as Moments
+    from polyak.schedules.theory import Quadratic as Quadratic
+    from polyak.schedules.theory import suggest_half_life as suggest_half_life
+
+_HOMES = {
+    "half_life": ("HalfLife",),
+    "pointwise": ("Recency", "annealed"),
+    "posthoc": ("Solution", "solve", "solve_each"),
+    "power": ("Power", "Uniform"),
+    "scaled": ("Scaled", "scale_decay"),
+    "schedules": ("Anneal", "Capped", "Cosine", "Piecewise", "Ramp"),
+    "theory": ("Moments", "Quadratic", "suggest_half_life"),
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'polyak.schedules' has no attribute {name!r}")
+    value = getattr(import_module(f"polyak.schedules.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

@@ -16,7 +16,7 @@ from polyak.errors import ConfigError
 from polyak.schedules.decay import Config, SeveralDecays, check
 from polyak.schedules.golden_section import grid
 from polyak.schedules.metric import Mode, as_number, check_min_gain, check_mode
-from polyak.schedules.schedules import Debiased
+from polyak.schedules.warmup import Debiased
 
 
 @dataclass(frozen=True)

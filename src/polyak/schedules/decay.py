@@ -16,15 +16,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
+from importlib import import_module
 from numbers import Real
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from polyak.errors import ConfigError
 
-Array: TypeAlias = NDArray[np.float64]
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Array: TypeAlias = "NDArray[np.float64]"
 Unit: TypeAlias = Literal["steps", "samples", "tokens"]
 Config: TypeAlias = dict[str, Any]
 
@@ -44,7 +47,8 @@ class Decay(ABC):
     _kinds: ClassVar[dict[str, type[Decay]]] = {}
 
     def __init_subclass__(cls, in_files: bool = True) -> None:
-        if in_files:
+        # A user's class keeps its name, though polyak's own of that name may be imported after it.
+        if in_files and not (cls.__module__.startswith("polyak.") and cls.__name__ in Decay._kinds):
             Decay._kinds[cls.__name__] = cls
 
     @abstractmethod
@@ -87,6 +91,7 @@ class Decay(ABC):
             >>> Decay.from_config({"kind": "Constant", "beta": 0.9998}) == Constant(0.9998)
             True
         """
+        import_module("polyak.schedules.kinds")  # an EMA needs few of them
         try:
             arguments = dict(config)
             cls = Decay._kinds[arguments.pop("kind", None)]

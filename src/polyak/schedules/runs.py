@@ -14,12 +14,14 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import groupby, pairwise
 from operator import attrgetter
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from polyak.schedules.decay import Array, Constant, Decay
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 COPY = Constant(0.0)
 BLOCK = 1 << 14  # updates computed together: 128 KiB of float64, which stays in cache

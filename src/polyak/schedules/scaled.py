@@ -18,7 +18,7 @@ from polyak.schedules.by_name import ByName
 from polyak.schedules.decay import Array, Config, Constant, Decay, DecayLike, as_decay, check
 from polyak.schedules.half_life import HalfLife
 from polyak.schedules.power import Power, Uniform
-from polyak.schedules.schedules import Debiased
+from polyak.schedules.warmup import Debiased
 
 _WHOLE = 1e-9  # steps; nearer to a whole step a time is that step, since 49·(1/49) is not 1 in binary
 

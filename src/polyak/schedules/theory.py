@@ -27,7 +27,7 @@ from polyak.schedules.golden_section import best_of, grid, refined
 from polyak.schedules.half_life import HalfLife
 from polyak.schedules.profile import Profile
 
-Numbers: TypeAlias = float | Sequence[float] | Array
+Numbers: TypeAlias = "float | Sequence[float] | Array"
 _SHORTEST = 0.1  # a half-life in steps at which β is 0.001, so that the average is the raw parameters
 _REFINED = 10  # golden sections after a grid of ratio 2 leave ln h within 0.7·0.618⁸, which is 1.5 %
 

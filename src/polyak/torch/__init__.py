@@ -8,7 +8,7 @@ except ModuleNotFoundError as error:
     instead = "Layers of PaddlePaddle go to polyak.paddle.EMA."
     raise MissingExtraError("PyTorch", "torch", instead) from error
 
-from polyak._core.load_state import LoadReport as LoadReport
+from polyak._core.load_report import LoadReport as LoadReport
 from polyak._core.track import Track as Track
 from polyak.torch.batchnorm import update_batchnorm as update_batchnorm
 from polyak.torch.ema import EMA as EMA

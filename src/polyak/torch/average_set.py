@@ -132,7 +132,7 @@ class Modules(Generic[ModuleT]):
             warnings.warn(
                 f"{', '.join(left[:8])}: not in the file, which can store tensors only. Load it with "
                 "load_state_dict(…, strict=False), or save ema.module.state_dict() with torch.save.",
-                stacklevel=7,  # the caller of save
+                stacklevel=8,  # the caller of save
             )
         return {name: state for name, state in states.items() if isinstance(state, Tensor)}
 

@@ -22,8 +22,6 @@ from polyak._core.track import DEFAULT_DECAY, Decays, named_decays, warn_if_swap
 from polyak.errors import PlanError
 from polyak.torch._engines.select import EngineName
 from polyak.torch._engines.updater import Graph
-from polyak.torch._sharding.agree import agreed_run, digest, verify
-from polyak.torch._sharding.stream import Ranks
 from polyak.torch.average_set import average_set
 from polyak.torch.optimizer_hook import check_hooked, follow, parameters_of
 from polyak.torch.ranks import first_of, mean_over
@@ -131,6 +129,8 @@ class EMA(PersistentEMA[ModuleT, Tensor]):
         averages = average_set(model, named_decays(decay), chosen, settings, self._updates, shard)
         super().__init__(averages, decay, every, start, seed)
         if averages.plan.ranks is not None:
+            from polyak.torch._sharding.agree import agreed_run  # see ``_sharding.kinds``
+
             self.run = agreed_run(self.run, averages.plan.placed().values())
         warn_if_swapped(decay)
 
@@ -198,6 +198,9 @@ class EMA(PersistentEMA[ModuleT, Tensor]):
             SwapError: in one of them an average is live.
         """
         if dist.is_initialized():
+            from polyak.torch._sharding.agree import digest, verify  # see ``_sharding.kinds``
+            from polyak.torch._sharding.stream import Ranks
+
             ranks = self._averages.plan.ranks if group is None else None
             if ranks is None:
                 ranks = Ranks.between(dist.get_process_group_ranks(group or dist.group.WORLD))

@@ -18,8 +18,6 @@ from torch.utils._pytree import tree_map_only
 from typing_extensions import TypeVar  # whose type variables have defaults
 
 from polyak._core.optimizer_hook import Attachment
-from polyak._core.persistence import state_without_tensors
-from polyak._core.state_dict import with_tensors
 from polyak._core.teacher import BaseTeacher, BatchNormMode, check_teacher
 from polyak.errors import CheckpointError, SwapError
 from polyak.schedules import ByName
@@ -131,6 +129,8 @@ class Teacher(BaseTeacher[EMA[ModuleT]], NotAveraged, Generic[ModuleT]):
 
     def get_extra_state(self) -> Tensor:
         """Counters, schedule and history: bytes in a tensor, since safetensors files hold nothing else."""
+        from polyak._core.save_and_load import state_without_tensors  # see ``PersistentEMA``
+
         file = io.BytesIO()
         torch.save(state_without_tensors(self.ema), file)
         return torch.frombuffer(bytearray(file.getvalue()), dtype=torch.uint8)
@@ -169,6 +169,8 @@ class Teacher(BaseTeacher[EMA[ModuleT]], NotAveraged, Generic[ModuleT]):
         """
         self._current()
         if (extra := state_dict.get(f"{prefix}_extra_state")) is not None:
+            from polyak._core.state_dict import with_tensors  # see ``PersistentEMA``
+
             begins = f"{prefix}module."
             saved = {key.removeprefix(begins): t for key, t in state_dict.items() if key.startswith(begins)}
             self.ema.load_state_dict(with_tensors(unpacked(extra), saved), strict)

@@ -35,13 +35,13 @@ from polyak._core.tensor_map import TensorMap as BaseTensorMap
 from polyak._wrappers import CHILDREN
 from polyak.errors import ConfigError, PlanError
 from polyak.torch._sharding.kinds import check_torch, fsdp_modules, is_dtensor
-from polyak.torch._sharding.stream import Ranks
 from polyak.torch.tensors import holds_values, unchanged_check
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
     from polyak.torch._sharding.layout import ShardedPiece
+    from polyak.torch._sharding.stream import Ranks
 
 _RUNNING_STATISTICS = ("running_mean", "running_var", "moving_mean", "moving_variance")  # torch, Keras
 
@@ -111,6 +111,7 @@ class TensorMap(BaseTensorMap[Tensor]):
         if not (pieces := self.pieces):
             return None
         from polyak.torch._sharding.layout import ranks_of  # see ``kinds``
+        from polyak.torch._sharding.stream import Ranks
 
         return Ranks.between(ranks_of(pieces.values()))
 

@@ -4,44 +4,47 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from functools import cache
 from operator import attrgetter
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from polyak._core.change_detection import UnchangedCheck, tensor_check
 from polyak._core.tensors import Traces
-from polyak._dtypes import BY_NAME
 from polyak.errors import CheckpointError
 from polyak.torch._engines.chunks import largest_values
 from polyak.torch._engines.rounding import join, split
 
-_DTYPES: dict[torch.dtype, np.dtype[Any]] = {
-    torch.bool: BY_NAME["BOOL"],
-    torch.uint8: BY_NAME["U8"],
-    torch.int8: BY_NAME["I8"],
-    torch.uint16: BY_NAME["U16"],
-    torch.int16: BY_NAME["I16"],
-    torch.uint32: BY_NAME["U32"],
-    torch.int32: BY_NAME["I32"],
-    torch.uint64: BY_NAME["U64"],
-    torch.int64: BY_NAME["I64"],
-    torch.float16: BY_NAME["F16"],
-    torch.bfloat16: BY_NAME["BF16"],
-    torch.float32: BY_NAME["F32"],
-    torch.float64: BY_NAME["F64"],
-    torch.complex64: BY_NAME["C64"],
-    torch.float8_e4m3fn: BY_NAME["F8_E4M3"],
-    torch.float8_e5m2: BY_NAME["F8_E5M2"],
-    torch.float8_e4m3fnuz: BY_NAME["F8_E4M3FNUZ"],
-    torch.float8_e5m2fnuz: BY_NAME["F8_E5M2FNUZ"],
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+# The safetensors names of dtypes.
+_NAMES: dict[torch.dtype, str] = {
+    torch.bool: "BOOL",
+    torch.uint8: "U8",
+    torch.int8: "I8",
+    torch.uint16: "U16",
+    torch.int16: "I16",
+    torch.uint32: "U32",
+    torch.int32: "I32",
+    torch.uint64: "U64",
+    torch.int64: "I64",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float32: "F32",
+    torch.float64: "F64",
+    torch.complex64: "C64",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.float8_e4m3fnuz: "F8_E4M3FNUZ",
+    torch.float8_e5m2fnuz: "F8_E5M2FNUZ",
 }
 _E8M0: torch.dtype | None = getattr(torch, "float8_e8m0fnu", None)  # since torch 2.7
 if _E8M0 is not None:
-    _DTYPES[_E8M0] = BY_NAME["F8_E8M0"]
+    _NAMES[_E8M0] = "F8_E8M0"
 
 _nbytes, _dtype = attrgetter("nbytes"), attrgetter("dtype")
 _EXCHANGE: object = getattr(Tensor, "__dlpack_c_exchange_api__", None)  # since torch 2.10
@@ -179,15 +182,23 @@ def as_array(tensor: Tensor) -> NDArray[Any]:
 
 def as_tensor(array: NDArray[Any]) -> Tensor:
     """A NumPy array as a tensor on the same memory, bfloat16 and 8-bit floats too."""
-    dtype = next(torch_dtype for torch_dtype, dtype in _DTYPES.items() if dtype == array.dtype)
+    dtype = next(dtype for dtype, numpys in _numpys().items() if numpys == array.dtype)
     return torch.from_numpy(array.reshape(-1).view(np.uint8)).view(dtype).view(array.shape)
 
 
 def dtype_of(tensor: Tensor) -> np.dtype[Any]:
     """The NumPy dtype of a tensor; a sparse one has none."""
-    if tensor.dtype not in _DTYPES or tensor.layout != torch.strided:
+    if tensor.dtype not in _NAMES or tensor.layout != torch.strided:
         raise TypeError(f"{tensor.dtype}, {tensor.layout}")
-    return _DTYPES[tensor.dtype]
+    return _numpys()[tensor.dtype]
+
+
+@cache
+def _numpys() -> dict[torch.dtype, np.dtype[Any]]:
+    """NumPy's dtypes for torch's; those of ml_dtypes are imported with them, and only files need any."""
+    from polyak._dtypes import BY_NAME
+
+    return {dtype: BY_NAME[name] for dtype, name in _NAMES.items()}
 
 
 def refuse_unlike(where: str, given: object, mine: Tensor) -> None:

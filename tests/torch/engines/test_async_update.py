@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 import polyak
-from polyak._core.persistence import capture
+from polyak._core.save_and_load import capture
 from polyak.torch._engines import updater as updater
 from polyak.torch._engines.base import Pair
 from polyak.torch._engines.blocked import Blocked

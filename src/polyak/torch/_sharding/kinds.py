@@ -1,7 +1,8 @@
 """What a model is made of, without importing what it does not use.
 
 A DTensor or a module under ``fully_shard`` exists only if their modules were imported, which takes half as
-long as importing torch.
+long as importing torch. Everything else of this folder is for averages in several processes; it is imported
+where one is met.
 """
 
 from __future__ import annotations
