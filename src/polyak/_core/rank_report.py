@@ -8,7 +8,7 @@ from typing import Any
 
 from polyak._core.agreement import Held, Report
 from polyak._core.average_set import AverageSet
-from polyak._core.tensor_map import Piece
+from polyak._core.sharded_files import Piece
 from polyak._core.tensors import T
 from polyak._core.track import Track
 

@@ -10,8 +10,8 @@ import os
 from collections.abc import Callable, Mapping
 
 from polyak._core.save import Content
+from polyak._core.sharded_files import Piece
 from polyak._core.state_dict import EMAState, State
-from polyak._core.tensor_map import Piece
 from polyak._core.tensors import T, TensorOps
 from polyak._files.boxes import Box, read_box
 from polyak._files.checkpoint import LazyTensor

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from polyak._core.agreement import Report
 from polyak._core.average_set import AverageSet
-from polyak._core.sharded_files import Load, Ranks, Stream
-from polyak._core.tensor_map import Piece, TensorMap
+from polyak._core.sharded_files import Load, Piece, Ranks, Stream
+from polyak._core.tensor_map import TensorMap
 from polyak._core.tensors import T, TensorOps
 from polyak._core.track import Track
 from polyak._files.header import Header, Rule

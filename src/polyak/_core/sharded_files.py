@@ -19,6 +19,20 @@ T_co = TypeVar("T_co", bound=TensorLike, covariant=True)
 
 
 @dataclass(frozen=True)
+class Piece(Generic[T]):
+    """The part of a sharded tensor that this process holds: a box of the whole.
+
+    tensor: the values of the box.
+    offset: of the box in the whole tensor.
+    whole: the shape of the whole tensor.
+    """
+
+    tensor: T
+    offset: tuple[int, ...]
+    whole: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Load(Generic[T]):
     """What a rank brings to a file.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeAlias, TypeVar, get_args
 
 from polyak._core.change_detection import (
     AttributeSnapshot,
@@ -20,7 +20,7 @@ from polyak.errors import ConfigError, PlanError
 from polyak.schedules.by_name import ByName, matches
 
 if TYPE_CHECKING:
-    from polyak._core.sharded_files import Ranks
+    from polyak._core.sharded_files import Piece, Ranks
 
 ModuleT = TypeVar("ModuleT")
 
@@ -30,20 +30,6 @@ BufferKind: TypeAlias = Literal["statistic", "vector", "other"]
 Role: TypeAlias = Literal["average", "copy", "share"]
 BufferPolicy: TypeAlias = Literal["auto", "copy", "average", "ignore"]
 Buffers: TypeAlias = BufferPolicy | Mapping[str, BufferPolicy]
-
-
-@dataclass(frozen=True)
-class Piece(Generic[T]):
-    """The part of a sharded tensor that this process holds: a box of the whole.
-
-    tensor: the values of the box.
-    offset: of the box in the whole tensor.
-    whole: the shape of the whole tensor.
-    """
-
-    tensor: T
-    offset: tuple[int, ...]
-    whole: tuple[int, ...]
 
 
 @dataclass
@@ -82,8 +68,7 @@ class TensorEntry(Generic[T]):
         return self.tensors[0] if self.piece is None else self.piece.tensor
 
 
-@dataclass(frozen=True)
-class Selection:
+class Selection(NamedTuple):
     """The user's selection of tensors to average.
 
     buffers: (glob, policy) pairs; the first match decides, and the last glob matches every buffer.

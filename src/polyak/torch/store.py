@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +20,7 @@ _NO_FLOAT64 = ("mps",)  # types of devices
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
-@dataclass(frozen=True)
-class Settings:
+class Settings(NamedTuple):
     """How averages are stored and updated.
 
     dtype: of the averages; None for float32 or wider.  low: of their low parts, if any.
@@ -87,11 +85,11 @@ class Settings:
         return self.low if self.dtype_of(live) in (torch.float32, torch.bfloat16) else None
 
 
-@dataclass(frozen=True)
 class TensorStore:
     """Creates the tensors of averages; see ``polyak._core.framework.TensorStore``."""
 
-    settings: Settings
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
 
     def initial(self, live: Tensor) -> tuple[Tensor, Tensor | None]:
         """An initial average equal to θ, and its residual.

@@ -25,7 +25,6 @@ from polyak._core.tensor_map import (
     BufferKind,
     Kind,
     ModelTensor,
-    Piece,
     Selection,
     TensorEntry,
     nested,
@@ -40,6 +39,7 @@ from polyak.torch.tensors import holds_values, unchanged_check
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
+    from polyak._core.sharded_files import Piece
     from polyak.torch._sharding.layout import ShardedPiece
     from polyak.torch._sharding.stream import Ranks
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -15,8 +14,7 @@ Pair: TypeAlias = KernelPair[Tensor]
 Marks: TypeAlias = Tensor | Sequence[int] | None
 
 
-@dataclass(frozen=True)
-class Counts:
+class Counts(NamedTuple):
     """tensors: int32 [pairs], updates in which each could not be stored.  updates: int32 [], in which any."""
 
     tensors: Tensor

@@ -12,8 +12,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 from polyak._core.agreement import CURE, Report, disagreement
-from polyak._core.sharded_files import Ranks
-from polyak._core.tensor_map import Piece
+from polyak._core.sharded_files import Piece, Ranks
 from polyak._files.boxes import Box, blocks
 from polyak.errors import PlanError
 from polyak.torch.tensors import as_array

@@ -24,7 +24,8 @@ from torch.distributed.tensor import DTensor, Partial, Shard
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from torch.distributed.tensor.placement_types import Placement
 
-from polyak._core.tensor_map import Piece, TensorEntry
+from polyak._core.sharded_files import Piece
+from polyak._core.tensor_map import TensorEntry
 from polyak.errors import ConfigError, PlanError
 from polyak.torch._sharding.kinds import is_dtensor
 from polyak.torch.tensors import overwrite
