@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import date
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -84,13 +85,17 @@ def check(found: Measured) -> Measured:
     return found
 
 
-def arguments(doc: str | None, rounds: int) -> argparse.Namespace:
-    """The options that every benchmark has; threads are set."""
+def arguments(
+    doc: str | None, rounds: int, more: Mapping[str, str] = MappingProxyType({})
+) -> argparse.Namespace:
+    """The options that every benchmark has, and more of its own, by their help; threads are set."""
     parser = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=rounds, help="number of rounds; figures are medians")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    for name, meaning in more.items():
+        parser.add_argument(name, help=meaning)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     return options

@@ -39,6 +39,25 @@ def test_no_verb_imports_torch() -> None:
         assert not done.stdout.split(), done.stdout
 
 
+def test_an_update_loads_nothing_of_files() -> None:
+    """As with torch, see ``tests/architecture/test_no_framework.py``."""
+    code = """
+import sys, paddle, polyak.paddle
+ema = polyak.paddle.EMA(paddle.nn.Linear(2, 1))
+ema.update()
+later = ("polyak._files", "polyak._core.save", "polyak._core.state_dict", "polyak._dtypes", "ml_dtypes",
+         "polyak.schedules.schedules", "polyak.paddle.teacher", "polyak.paddle.exponential")
+print(*(name for name in later if name in sys.modules))
+ema.state_dict()
+print(*(name for name in later if name in sys.modules))
+"""
+    done = python(code)
+    assert done.returncode == 0, done.stderr
+    update, saved = done.stdout.split("\n")[:2]
+    assert update == ""
+    assert {"polyak._files", "polyak._core.save", "polyak._core.state_dict"} <= {*saved.split()}
+
+
 def test_an_import_of_torch_would_be_seen() -> None:
     spy = "import tempfile; f = tempfile.mkdtemp(); open(f + '/torch.py', 'w').close(); sys.path.insert(0, f)"
     assert python(USE.format(before=f"{spy}\nimport torch")).stdout.split() == ["torch"]

@@ -7,8 +7,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from polyak._dtypes import BFLOAT16
-
 
 def join(average: NDArray[Any], low: NDArray[Any]) -> NDArray[Any]:
     """Join an average in two parts: ``avg + low`` in float64, or 24 bits from 16 and 8 in float32."""
@@ -33,6 +31,8 @@ def split(value: NDArray[Any], form: str) -> tuple[NDArray[Any], NDArray[Any]]:
             rest = value.astype(np.float64) - high
         # An infinity lacks nothing.
         return high, np.nan_to_num(rest, nan=0, posinf=0, neginf=0).astype(np.float32)
+    from polyak._dtypes import BFLOAT16  # of ml_dtypes, which few averages need
+
     narrow = value.astype(np.float32)
     bits = (np.where(np.isnan(narrow), np.int32(0x7FC00000), narrow.view(np.int32)) + 0x80) >> 8
     high = (bits + 0x80) >> 8

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import cache
 from itertools import count
 from operator import attrgetter
 from typing import Any
@@ -15,24 +16,24 @@ from paddle import Tensor
 
 from polyak._core.change_detection import UnchangedCheck, tensor_check
 from polyak._core.tensors import Traces
-from polyak._dtypes import BY_NAME, NAMES
 from polyak._kernel.two_part import join, split
 from polyak.errors import CheckpointError
 
-_DTYPES: dict[paddle.dtype, np.dtype[Any]] = {
-    paddle.bool: BY_NAME["BOOL"],
-    paddle.uint8: BY_NAME["U8"],
-    paddle.int8: BY_NAME["I8"],
-    paddle.int16: BY_NAME["I16"],
-    paddle.int32: BY_NAME["I32"],
-    paddle.int64: BY_NAME["I64"],
-    paddle.float16: BY_NAME["F16"],
-    paddle.bfloat16: BY_NAME["BF16"],
-    paddle.float32: BY_NAME["F32"],
-    paddle.float64: BY_NAME["F64"],
-    paddle.complex64: BY_NAME["C64"],
-    paddle.float8_e4m3fn: BY_NAME["F8_E4M3"],
-    paddle.float8_e5m2: BY_NAME["F8_E5M2"],
+# The safetensors names of dtypes.
+_NAMES: dict[paddle.dtype, str] = {
+    paddle.bool: "BOOL",
+    paddle.uint8: "U8",
+    paddle.int8: "I8",
+    paddle.int16: "I16",
+    paddle.int32: "I32",
+    paddle.int64: "I64",
+    paddle.float16: "F16",
+    paddle.bfloat16: "BF16",
+    paddle.float32: "F32",
+    paddle.float64: "F64",
+    paddle.complex64: "C64",
+    paddle.float8_e4m3fn: "F8_E4M3",
+    paddle.float8_e5m2: "F8_E5M2",
 }
 # Dtypes that NumPy does not have are passed as integers of the same width.
 _AS_INTEGERS = {
@@ -58,7 +59,7 @@ def put(average: Tensor, low: Tensor | None, value: Tensor) -> None:
     if low is None:
         overwrite(average, value)
         return
-    high, rest = split(as_array(value), NAMES[_DTYPES[average.dtype]])
+    high, rest = split(as_array(value), _NAMES[average.dtype])
     overwrite(average, as_tensor(high))
     overwrite(low, as_tensor(rest))
 
@@ -218,19 +219,27 @@ def as_array(tensor: Tensor) -> NDArray[Any]:
 
 def as_tensor(array: NDArray[Any]) -> Tensor:
     """A NumPy array as a tensor in host memory; a copy."""
-    dtype = next(key for key, dtype in _DTYPES.items() if dtype == array.dtype)
+    dtype = next(dtype for dtype, numpys in _numpys().items() if numpys == array.dtype)
     integers = _AS_INTEGERS.get(dtype)
     if integers is None:
         return paddle.to_tensor(array, place=paddle.CPUPlace())
-    flat = paddle.to_tensor(array.reshape(-1).view(_DTYPES[integers]), place=paddle.CPUPlace())
+    flat = paddle.to_tensor(array.reshape(-1).view(_numpys()[integers]), place=paddle.CPUPlace())
     return flat.view(dtype).reshape(array.shape)
 
 
 def dtype_of(tensor: Tensor) -> np.dtype[Any]:
     """The NumPy dtype of a tensor; a sparse one has none."""
-    if tensor.dtype not in _DTYPES or not tensor.is_dense():
+    if tensor.dtype not in _NAMES or not tensor.is_dense():
         raise TypeError(f"{tensor.dtype}, {'dense' if tensor.is_dense() else 'sparse'}")
-    return _DTYPES[tensor.dtype]
+    return _numpys()[tensor.dtype]
+
+
+@cache
+def _numpys() -> dict[paddle.dtype, np.dtype[Any]]:
+    """NumPy's dtypes for Paddle's; those of ml_dtypes are imported with them, and only files need any."""
+    from polyak._dtypes import BY_NAME
+
+    return {dtype: BY_NAME[name] for dtype, name in _NAMES.items()}
 
 
 def refuse_unlike(where: str, given: object, mine: Tensor) -> None:
