@@ -117,6 +117,13 @@ CHINESE: dict[str, str] = {
     "Detection with Ultralytics, the rate falls to a hundredth: an average ends with the higher mAP50-95.": (
         "用 Ultralytics 做目标检测，学习率降到百分之一：平均权重最终的 mAP50-95 更高。"
     ),
+    "Detection with Ultralytics at a constant rate: an average ends with the higher mAP50-95.": (
+        "用 Ultralytics 做目标检测，学习率恒定：平均权重最终的 mAP50-95 更高。"
+    ),
+    "Detection with Ultralytics in bfloat16, the rate falls to a hundredth: "
+    "an average ends with the higher mAP50-95.": (
+        "用 Ultralytics 以 bfloat16 做目标检测，学习率降到百分之一：平均权重最终的 mAP50-95 更高。"
+    ),
     "garments of Fashion-MNIST on a grey ground, with boxes": "灰色背景上的 Fashion-MNIST 服装，带边界框",
     "mAP50-95 at the end": "最终 mAP50-95",
     "mAP50-95, mean over the second half": "mAP50-95，后半程的均值",

@@ -38,7 +38,7 @@ NAMES: tuple[str, ...] = (
 ARTICLES = {
     "PaddleOCR, SVTR: line accuracy +1.2 points": ("ocr", "ocr-cosine"),
     "PaddleNLP, UIE: F1 +0.8 to +1.3 points": ("entities", "entities-japanese"),
-    "YOLO: mAP50-95 +0.5 to +1.2 points": ("detection",),
+    "YOLO: mAP50-95 +0.5 to +1.2 points": ("detection", "detection-constant", "detection-bf16"),
     "ImageNet, self-distillation: accuracy +0.8 points": ("distillation",),
     "CIFAR-100: accuracy +1.2 points": ("longrun",),
     "PGD: attacks that succeed 42 → 34 %": ("adversarial",),
@@ -126,7 +126,7 @@ def reports() -> list[dict[str, Any]]:
     found = [
         json.loads(path.read_text()) | {"folder": name}
         for name in NAMES
-        for path in sorted((HERE / name / "results").glob("*.json"))
+        for path in sorted((HERE / name / "results").glob("*.json"), key=lambda path: path.stem)
     ]
     return [*found, *(one | {"folder": "ocr"} for one in text_lines())]
 
