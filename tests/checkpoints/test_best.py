@@ -327,7 +327,7 @@ def test_a_process_killed_at_any_moment_leaves_file_and_log_in_agreement(tmp_pat
     )  # fmt: skip
     answer = json.loads(done.stdout)
     assert answer["wrong"] == []
-    assert answer["struck"]["file not in place"] > 5
+    assert answer["struck"]["file not in place"] > 0  # of 60, at random: on a busy machine few
 
 
 def test_the_agreement_is_really_looked_at(tmp_path: Path, path: Path) -> None:
