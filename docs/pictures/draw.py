@@ -17,6 +17,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import polyak
+from experiments.halflife.run import COSINES, EPOCHS
 from experiments.results import reports as committed
 
 HERE = Path(__file__).parent
@@ -92,23 +93,28 @@ def curves(ink: Ink, say: Say) -> Figure:
 
 
 def sweep(ink: Ink, say: Say) -> Figure:
-    """The loss of the averages of one training run over their half-life, as the run goes on."""
+    """The loss of averages over their half-life, one line for each length of training."""
     found = results("experiments/halflife/results/halflife.json")
-    figure, (axes,) = canvas(ink, 7.2, 3.2)
-    lengths, steps = found["settings"]["half_lives"], found["settings"]["looks"]
-    runs = list(found["runs"].values())
-    colours = (ink.others[0], ink.others[1], ink.average)
-    for look, step, colour in zip(("first", "second", "last"), steps, colours, strict=True):
-        each = np.array([[loss / run[f"{look} raw"] for loss in run[f"{look} curve"]] for run in runs])
-        label = say(f"after {step:,} steps", f"{step:,} 步之后")
-        axes.plot(lengths, 100 * each.mean(0), "o-", color=colour, linewidth=2, markersize=5, label=label)
-    axes.axhline(100, color=ink.raw, linestyle="--", linewidth=1.5)
-    axes.text(lengths[0], 100.2, say("raw weights", "原始权重"), color=ink.raw, va="bottom")
-    axes.set(xscale="log", ylim=(89, 106), xlabel=say("half-life, training steps", "半衰期，训练步"))
-    axes.legend(frameon=False, labelcolor=ink.text, loc="upper center")
-    axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
-    axes.minorticks_off()
-    axes.set_ylabel(say("test loss, % of the raw weights'", "测试损失，为原始权重的 %"))
+    figure, panes = canvas(ink, 7.2, 3.4, panels=2)
+    lengths, runs = found["settings"]["half_lives"], list(found["runs"].values())
+    rates = (
+        ("constant", EPOCHS, say("constant rate", "恒定学习率")),
+        ("cosine", COSINES, say("cosine", "余弦")),
+    )
+    for axes, (rate, shown, title) in zip(panes, rates, strict=True):
+        for epochs in shown:
+            name, strength = f"{rate} {epochs}", (1 + EPOCHS.index(epochs)) / len(EPOCHS)
+            each = np.array([[loss / run[f"{name} raw"] for loss in run[f"{name} curve"]] for run in runs])
+            line = {"color": ink.average, "alpha": 0.25 + 0.75 * strength, "linewidth": 1 + 1.5 * strength}
+            label = f"{epochs} " + say("epochs" if epochs > 1 else "epoch", "轮")
+            axes.plot(lengths, 100 * each.mean(0), "o-", markersize=4, label=label, **line)
+        axes.axhline(100, color=ink.raw, linestyle="--", linewidth=1.5)
+        axes.set(xscale="log", ylim=(85, 106), xlabel=say("half-life, steps", "半衰期，步"), title=title)
+        axes.set_xticks(lengths[::2], [f"{length:,}" for length in lengths[::2]])
+        axes.minorticks_off()
+    panes[0].text(lengths[0], 100.2, say("raw weights", "原始权重"), color=ink.raw, va="bottom")
+    panes[0].set_ylabel(say("test loss, % of the raw weights'", "测试损失，为原始权重的 %"))
+    panes[0].legend(frameon=False, labelcolor=ink.text, loc="lower left", fontsize=9)
     return figure
 
 

@@ -5,6 +5,7 @@ python -m experiments.halflife.run --quick
 
 from __future__ import annotations
 
+import math
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
@@ -24,7 +25,8 @@ from polyak.schedules import Quadratic
 
 BATCH, RATE = 64, 1e-3
 BATCHES = (16, 256)
-LOOKS = ("first", "second", "last")
+EPOCHS = (1, 2, 3, 5, 10)
+COSINES = (1, 3, 5)
 
 
 @dataclass(frozen=True)
@@ -33,18 +35,19 @@ class Size:
 
     Args:
         train: training images.
-        test: test images.
+        test: test images, and training images for the loss on those.
         half_lives: in steps of 64 images, each twice the one before.
-        looks: steps after which all are evaluated, at a constant rate and batch 64: a quarter of the run,
-            half of it, its end. Other batch sizes see as many images as the first, a cosine takes half a run.
-        every: steps between snapshots.
+        every: steps between snapshots; the run at a constant rate is a whole number of them.
     """
 
     train: int
     test: int
     half_lives: tuple[int, ...]
-    looks: tuple[int, int, int]
-    every: int = 25
+    every: int = 20
+
+    def steps(self, epochs: int, batch: int = BATCH) -> int:
+        """Steps of so many epochs; the last batch of each is what is left."""
+        return epochs * math.ceil(self.train / batch)
 
 
 class Run:
@@ -76,22 +79,28 @@ class Run:
                 found[name] = fashion.evaluate(self.model, self.test)[0]
         return found
 
+    def by_heart(self) -> float:
+        """The raw weights' loss on as many images they are trained on as there are test images."""
+        n = len(self.test.labels)
+        return fashion.evaluate(self.model, Images(self.train.pixels[:n], self.train.labels[:n]))[0]
 
-def constant(seed: int, size: Size) -> tuple[list[dict[str, float]], list[float | None]]:
-    """One run at a constant rate: losses at each look, and of averages made from its snapshots in the end."""
+
+def constant(seed: int, size: Size) -> tuple[dict[int, dict[str, float]], list[float | None]]:
+    """One run at a constant rate: losses by epoch, and of averages made from its snapshots in the end."""
     run = Run(seed, size, BATCH)
     kept = polyak.EMA(
         run.model, {"narrow": polyak.Power(sigma_rel=0.02), "wide": polyak.Power(sigma_rel=0.10)}
     )
-    looks: list[dict[str, float]] = []
+    looks = {size.steps(epochs): epochs for epochs in EPOCHS}
+    found: dict[int, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         with polyak.Archive(folder, kept, every=size.every) as archive:
-            for step in run.steps(size.looks[-1], fashion.constant(RATE)):
+            for step in run.steps(size.steps(EPOCHS[-1]), fashion.constant(RATE)):
                 kept.update()
-                if step in size.looks:
-                    looks.append(run.losses())
+                if step in looks:
+                    found[looks[step]] = run.losses() | {"train": run.by_heart()}
         made = [made_loss(archive, h, run.model, run.test) for h in size.half_lives]
-    return looks, made
+    return found, made
 
 
 def made_loss(archive: polyak.Archive, half_life: float, model: nn.Module, test: Images) -> float | None:
@@ -126,82 +135,148 @@ def best(losses: Mapping[str, float], half_lives: tuple[int, ...]) -> float:
     return float(np.exp(x[1] - curve[1] / (2 * curve[0])))
 
 
+def exponent(found: Mapping[int, float]) -> float:
+    """p of ``h ∝ Tᵖ``: the slope of a line through log h over log T."""
+    return float(np.polyfit(np.log(list(found)), np.log(list(found.values())), 1)[0])
+
+
 def suggestion(steps: int) -> float:
     """What theory says for a spectrum ∝ i^-1.5, which no network has exactly."""
     problem = Quadratic(curvature=np.arange(1, 101) ** -1.5, noise=0.3, start=1.0)
     return polyak.suggest_half_life(steps, 0.5, problem).steps
 
 
+def default(steps: int) -> float:
+    """The half-life of the default after so many steps."""
+    return math.log(2) * steps ** (2 / 3)
+
+
 def run(seed: int, size: Size) -> dict[str, Any]:
-    """The constant rate, the cosine, and the other batch sizes, from the same initial weights."""
+    """The constant rate, the cosines, and the other batch sizes, from the same initial weights."""
     grid = size.half_lives
     looks, made = constant(seed, size)
-    curves = dict(zip(LOOKS, looks, strict=True))
-    curves["cosine"] = other(seed, size, BATCH, size.looks[1], fashion.cosine(RATE))
+    curves = {f"constant {epochs}": losses for epochs, losses in looks.items()}
+    for epochs in COSINES:
+        curves[f"cosine {epochs}"] = other(seed, size, BATCH, size.steps(epochs), fashion.cosine(RATE))
     for batch in BATCHES:  # under Adam the rate goes with the root of the batch
         rate = fashion.constant(RATE * (batch / BATCH) ** 0.5)
-        curves[f"batch {batch}"] = other(seed, size, batch, size.looks[0] * BATCH // batch, rate)
+        curves[f"batch {batch}"] = other(seed, size, batch, size.steps(1, batch), rate)
     numbers: dict[str, Any] = {"made curve": made}
     for name, losses in curves.items():
         bottom = min(losses[str(h)] for h in grid)
         numbers[f"{name} curve"] = [losses[str(h)] for h in grid]
-        numbers |= {f"{name} raw": losses["raw"], f"{name} default": losses["default"]}
+        numbers |= {f"{name} {key}": losses[key] for key in ("raw", "default", "train") if key in losses}
         numbers |= {f"{name} lowest": bottom, f"{name} gain": losses["raw"] - bottom}
         numbers[f"{name} best"] = best(losses, grid)
-    numbers["suggested"] = suggestion(size.looks[-1])
+    for epochs in EPOCHS:
+        steps = size.steps(epochs)
+        numbers |= {f"default {epochs}": default(steps), f"suggested {epochs}": suggestion(steps)}
+    numbers["default exponent"] = exponent({epochs: numbers[f"default {epochs}"] for epochs in EPOCHS})
+    numbers["constant exponent"] = exponent({epochs: numbers[f"constant {epochs} best"] for epochs in EPOCHS})
     # Averages made afterwards, at the shortest half-life that these snapshots can hold.
     i = next(i for i, loss in enumerate(made) if loss is not None)
-    numbers |= {"made": made[i], "computed": curves["last"][str(grid[i])]}
+    numbers |= {"made": made[i], "computed": looks[EPOCHS[-1]][str(grid[i])]}
     # Four times the batch: with β⁴ a half-life is the same in images, with β kept it is four times as long.
-    small, large = curves["first"], curves["batch 256"]
+    small, large = looks[1], curves["batch 256"]
     i = min(range(len(grid) - 2), key=lambda i: small[str(grid[i])])
     numbers |= {"scaled": large[str(grid[i])], "kept": large[str(grid[i + 2])]}
     return numbers
 
 
+def after(epochs: int) -> str:
+    return f"after {epochs} epoch{'s' if epochs > 1 else ''}"
+
+
+BEST_OF_ALL = "best of all half-lives, chosen on these images"
+DEFAULT = "default, Warmup(0.9999)"
+LAST = EPOCHS[-1]
+
 ROWS = (
-    Row(
-        "test loss at the end, constant rate",
-        "nats",
-        "equal",
-        ("last lowest", "best of all half-lives, chosen on these images"),
-        ("last default", "default, Warmup(0.9999)"),
-        headline=True,
+    *(
+        Row(
+            f"test loss {after(epochs)}, constant rate",
+            "nats",
+            "equal",
+            (f"constant {epochs} lowest", BEST_OF_ALL),
+            (f"constant {epochs} default", DEFAULT),
+            headline=epochs == LAST,
+        )
+        for epochs in reversed(EPOCHS)
     ),
     Row(
-        "test loss after a quarter of the run, constant rate",
-        "nats",
-        "equal",
-        ("first lowest", "best of all half-lives, chosen on these images"),
-        ("first default", "default, Warmup(0.9999)"),
-    ),
-    Row(
-        "test loss at the end, constant rate",
+        f"test loss {after(LAST)}, constant rate",
         "nats",
         "lower",
-        ("last raw", "raw weights"),
-        ("last lowest", "best half-life"),
+        (f"constant {LAST} raw", "raw weights"),
+        (f"constant {LAST} lowest", "best half-life"),
     ),
     Row(
-        "best half-life as the run goes on",
-        "steps",
-        "higher",
-        ("first best", "after a quarter of the run"),
-        ("last best", "at its end"),
-    ),
-    Row(
-        "gain of the best half-life after as many steps",
+        f"loss of the raw weights {after(LAST)}",
         "nats",
-        "higher",
-        ("cosine gain", "cosine to zero"),
-        ("second gain", "constant rate"),
+        "lower",
+        (f"constant {LAST} raw", "test images"),
+        (f"constant {LAST} train", "training images"),
     ),
     *(
         Row(
-            "best half-life after a quarter of the run",
+            f"half-life {after(epochs)}, constant rate",
+            "steps",
+            "equal",
+            (f"default {epochs}", "default, 0.69·t^⅔"),
+            (f"constant {epochs} best", "best here"),
+        )
+        for epochs in EPOCHS
+    ),
+    Row(
+        "growth of the half-life with the length of the run at a constant rate, ∝ T^p",
+        "p",
+        "equal",
+        ("default exponent", "default, 0.69·t^⅔"),
+        ("constant exponent", "best here"),
+    ),
+    Row(
+        f"half-life {after(LAST)}, constant rate",
+        "steps",
+        "equal",
+        (f"constant {LAST} best", "best here"),
+        (f"suggested {LAST}", "suggested by theory for curvatures i^-1.5"),
+    ),
+    *(
+        Row(
+            f"gain of the best half-life {after(epochs)}",
+            "nats",
+            "higher",
+            (f"cosine {epochs} gain", "cosine to zero"),
+            (f"constant {epochs} gain", "constant rate"),
+        )
+        for epochs in COSINES
+    ),
+    *(
+        Row(
+            f"best half-life {after(epochs)}",
+            "steps",
+            "equal",
+            (f"constant {epochs} best", "constant rate"),
+            (f"cosine {epochs} best", "cosine to zero"),
+        )
+        for epochs in COSINES
+    ),
+    *(
+        Row(
+            f"test loss {after(epochs)}, cosine to zero",
+            "nats",
+            "equal",
+            (f"cosine {epochs} lowest", BEST_OF_ALL),
+            (f"cosine {epochs} default", DEFAULT),
+        )
+        for epochs in reversed(COSINES)
+    ),
+    *(
+        Row(
+            "best half-life after 1 epoch",
             "steps of 64 images",
             "equal",
-            ("first best", "batch 64"),
+            ("constant 1 best", "batch 64"),
             (f"batch {batch} best", f"batch {batch}"),
         )
         for batch in BATCHES
@@ -220,18 +295,11 @@ ROWS = (
         ("computed", "computed while training"),
         ("made", "made afterwards"),
     ),
-    Row(
-        "half-life",
-        "steps",
-        "equal",
-        ("last best", "best here"),
-        ("suggested", "suggested by theory for curvatures i^-1.5"),
-    ),
 )
 LOSS_OVER_HALF_LIFE = "test loss of each half-life in the settings"
 
-QUICK = Size(60_000, 2_000, half_lives=(2, 4, 8, 16, 32, 64, 128), looks=(200, 400, 800))
-FULL = Size(60_000, 5_000, half_lives=(4, 8, 16, 32, 64, 128, 256), looks=(400, 800, 1_600))
+QUICK = Size(6_400, 2_000, half_lives=(2, 4, 8, 16, 32, 64, 128))
+FULL = Size(60_000, 5_000, half_lives=(4, 8, 16, 32, 64, 128, 256, 512, 1_024))
 
 EXPERIMENTS = (
     Experiment(
@@ -247,7 +315,12 @@ EXPERIMENTS = (
         full=FULL,
         curves={
             f"{name} curve": LOSS_OVER_HALF_LIFE
-            for name in (*LOOKS, "cosine", *(f"batch {batch}" for batch in BATCHES), "made")
+            for name in (
+                *(f"constant {epochs}" for epochs in EPOCHS),
+                *(f"cosine {epochs}" for epochs in COSINES),
+                *(f"batch {batch}" for batch in BATCHES),
+                "made",
+            )
         },
     ),
 )

@@ -165,22 +165,28 @@ def test_a_detector_is_started_with_a_stand_in_only_where_torchvision_does_not_l
 
 def test_what_the_pages_say_of_half_lives_is_so() -> None:
     found = REPORTS["halflife"]
-    best = fmean(run["last best"] for run in found["runs"].values())
-    steps = found["settings"]["looks"][-1]
-    assert (round(best), round(steps / best), steps) == (45, 36, 1_600)
-    losses = dict(
-        zip(
-            found["settings"]["half_lives"],
-            map(fmean, zip(*(run["last curve"] for run in found["runs"].values()), strict=True)),
-            strict=True,
-        )
-    )
-    within = [h for h, loss in losses.items() if loss <= 1.01 * min(losses.values())]
-    assert within == [16, 32, 64, 128]
-    for language, share in (("", "a 36th of the run"), (".zh", "三十六分之一")):
+    runs, half_lives = list(found["runs"].values()), found["settings"]["half_lives"]
+    best = {epochs: fmean(run[f"constant {epochs} best"] for run in runs) for epochs in (1, 5)}
+    by_heart, raw = (fmean(run[f"constant 10 {name}"] for run in runs) for name in ("train", "raw"))
+    for language, steps in (("", "steps"), (".zh", "步")):
         page = (ROOT / "docs" / f"theory{language}.md").read_text()
-        assert "45 s" in page or "45 步" in page
-        assert share in page
+        for epochs, h in best.items():
+            assert f"{h:.0f} {steps}" in page
+            assert f"1/{938 * epochs / h:.0f}" in page
+        assert f"{by_heart:.2f}" in page
+        assert f"{raw:.2f}" in page
+    lowest: list[int] = []
+    for epochs in (1, 5, 10):
+        losses = [
+            fmean(each) for each in zip(*(run[f"constant {epochs} curve"] for run in runs), strict=True)
+        ]
+        lowest.append(half_lives[losses.index(min(losses))])
+    for language in ("", ".zh"):
+        (picture,) = re.findall(
+            r"!\[(.*)\]\(../pictures/sweep\.svg",
+            (ROOT / "docs/how-to" / f"another-decay{language}.md").read_text(),
+        )
+        assert [int(h.replace(",", "")) for h in re.findall(r"(\d[\d,]*) (?:steps|步)", picture)] == lowest
 
 
 def test_the_table_of_half_lives_is_that_of_the_report() -> None:
@@ -188,4 +194,4 @@ def test_the_table_of_half_lives_is_that_of_the_report() -> None:
 
     for path, text in tables().items():
         assert path.read_text() == text, "run python -m experiments.halflife.table"
-        assert text.count("\n| ") == 2 + 7
+        assert text.count("\n| ") == (2 + 9) + (1 + 5)
