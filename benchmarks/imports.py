@@ -4,9 +4,9 @@
 
 Each import runs in fresh processes, in a new order in each round, with compiled bytecode there. Times are
 processor time, which other programs on the machine disturb less, and medians over rounds; the ratio to the
-framework's own import is what another machine can be compared with. ``--paddle`` names the interpreter of an
-environment with PaddlePaddle. The garbage collector is off: one pass
-through torch's objects takes longer than polyak, and where it falls is chance.
+framework's own import is what another machine can be compared with. The garbage collector is off: one pass
+through torch's objects takes longer than polyak, and where it falls is chance. ``--paddle`` names the
+interpreter of an environment with PaddlePaddle.
 """
 
 from __future__ import annotations
