@@ -20,7 +20,7 @@ fresh = test -x $(1)/bin/python || $(PYTHON) -m venv $(1); $(call pip,$(1)) inst
 
 # Every core: not nproc, which answers OMP_NUM_THREADS. One file stays in one process, so that what its tests
 # share, such as a kernel compiled once, is made once; files of slow tests begin first.
-PYTEST = -m pytest -n $(shell getconf _NPROCESSORS_ONLN) --dist loadfile --no-loadscope-reorder --durations 20
+PYTEST = -m pytest -n $(shell getconf _NPROCESSORS_ONLN) --dist loadfile --no-loadscope-reorder --durations 20 -o faulthandler_exit_on_timeout=true
 
 .PHONY: help env demo test test-fast test-paddle test-bare test-containers newest fuzz gpu lint lint-platforms format docs docs-serve pictures lock clean
 
