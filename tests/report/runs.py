@@ -11,6 +11,7 @@ from torch import nn
 
 import polyak
 from polyak.report.environment import environment, write_environment
+from polyak.select.judged import record
 
 STEPS = 400
 
@@ -98,3 +99,17 @@ def write_log(path: Path, steps: int, spike: int | None = None) -> Path:
             raw = 9.0 if step == spike else 1 + 1 / step
             file.write(f'{{"step": {step}, "loss": {raw:.5f}, "ema_loss": {1 + 0.5 / step:.5f}}}\n')
     return path
+
+
+def write_checkpoints(folder: Path, ending: str) -> Path:
+    """Four checkpoints of plain weights, and three averages of them, of which two were judged."""
+    folder.mkdir()
+    paths = [folder / f"step-{step} {ending}" for step in (100, 200, 300, 400)]
+    for path in paths:
+        torch.save(Net().state_dict(), path)
+    for last in (2, 4):
+        out = folder / f"merged-{last}.safetensors"
+        polyak.average_checkpoints(paths[last - 2 : last], out)
+        record(folder, "python eval.py {weights}", "max", {out: last / 10 + 0.2, paths[last - 1]: last / 10})
+    polyak.average_checkpoints(paths, folder / "unjudged.safetensors", weights=[0.1, 0.2, 0.3, 0.4])
+    return folder

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shlex
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -21,7 +22,7 @@ from polyak.report.collect import collect
 from polyak.report.page import html
 from polyak.report.words import Language, number, percent
 from tests.browser import NEEDS_CHROMIUM, chromium, quiet_page
-from tests.report.runs import write_log, write_run
+from tests.report.runs import write_checkpoints, write_log, write_run
 
 pytestmark = NEEDS_CHROMIUM
 
@@ -106,6 +107,30 @@ def test_nothing_is_clipped_and_axe_finds_nothing(
     with quiet_page(browser, viewport={"width": width, "height": 900}, color_scheme=scheme) as page:
         page.goto(file.as_uri())
         open_all(page)
+        assert page.evaluate(CLIPPED) == []
+        found = Axe().run(page)
+        assert found.violations_count == 0, found.generate_report()
+
+
+@pytest.mark.parametrize(("width", "language"), [(375, "zh"), (1440, "en")])
+def test_checkpoints_are_a_plot_a_table_and_what_to_run(
+    browser: Browser, tmp_path: Path, width: int, language: Language
+) -> None:
+    endings = (f"{HOSTILE.replace('/', '∕')}.pt", "a.pt")
+    folders = [write_checkpoints(tmp_path / f"run{i}", ending) for i, ending in enumerate(endings)]
+    file = page_of(folders, tmp_path, language)
+    with quiet_page(browser, viewport={"width": width, "height": 900}) as page:
+        page.goto(file.as_uri())
+        open_all(page)
+        part = page.locator("#merged")
+        assert part.locator("figure svg circle").count() == 8
+        assert part.locator("tbody tr").count() == 2 * 7
+        assert part.locator("pre").all_inner_texts() == [
+            f"polyak gate unjudged.safetensors {shlex.quote(f'step-400 {ending}')} "
+            '--eval "python eval.py {weights}" --record .'
+            for ending in endings
+        ]
+        assert page.evaluate("window.hacked") is None
         assert page.evaluate(CLIPPED) == []
         found = Axe().run(page)
         assert found.violations_count == 0, found.generate_report()

@@ -83,6 +83,11 @@ def is_checkpoint_folder(folder: Where) -> bool:
     return any(exists(inside(folder, name)) for name in (dcp.METADATA, *_KNOWN))
 
 
+def is_part_of_folder(name: str) -> bool:
+    """Whether a file's name is one by which a folder is a checkpoint."""
+    return name in _KNOWN
+
+
 def _open_folder(folder: Where) -> Checkpoint:
     if exists(inside(folder, dcp.METADATA)):
         return dcp.read_folder(folder)

@@ -48,6 +48,7 @@ _TRAINER_STATE = "trainer_state.json"
 _LABELLED = re.compile(
     r"(?<![a-z])(?:step|iter|iteration|itr)[-_= ]?(\d+)(?![\da-z]|\.\d)|^checkpoint-(\d+)$", re.IGNORECASE
 )
+_EPOCH = re.compile(r"(?<![a-z])epoch[-_= ]?(\d+)(?![\da-z]|\.\d)", re.IGNORECASE)
 _SETTING = re.compile(
     r"(warmup|max|num|total|per|every|eval|save|decay|time|inference|sampling)[-_ ]?$", re.IGNORECASE
 )
@@ -282,11 +283,26 @@ def step_in_name(where: str) -> Step | None:
         Step(number=500, source='folder name')
         >>> step_in_name("best-epoch=3-val_loss=0.51.ckpt")
     """
+    return _numbered(where, _LABELLED)
+
+
+def epoch_in_name(where: str) -> int | None:
+    """The epoch in the name of a file or else of its folder, as ``step_in_name``.
+
+    Examples:
+        >>> epoch_in_name("epoch_3.pt"), epoch_in_name("epoch3/model.safetensors"), epoch_in_name("last.pt")
+        (3, 3, None)
+    """
+    found = _numbered(where, _EPOCH)
+    return None if found is None else found.number
+
+
+def _numbered(where: str, labelled: re.Pattern[str]) -> Step | None:
     path = PurePath(where.replace("\\", "/"))
     for name, source in ((path.name, "file name"), (path.parent.name, "folder name")):
         found = {
-            int(match[1] or match[2])
-            for match in _LABELLED.finditer(name)
+            int(next(filter(None, match.groups())))
+            for match in labelled.finditer(name)
             if not _SETTING.search(name[: match.start()])
         }
         if found:

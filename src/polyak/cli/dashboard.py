@@ -58,7 +58,7 @@ def lines(runs: Sequence[Run]) -> list[str]:
         for one in principal(run):
             share = f", {percent(one.half_life / one.step)} of the run" if one.half_life and one.step else ""
             at = f" at step {number(one.step)}" if one.step is not None else ""
-            found.append(f"{run.name}: {one.name}{at}: half-life {number(one.half_life or 0)} steps{share}")
+            found.append(f"{run.name}: {one.called}{at}: half-life {number(one.half_life or 0)} steps{share}")
         found += [f"{run.name}: not read: {problem}" for problem in run.problems]
     return found
 
@@ -121,7 +121,7 @@ def _averages(run: Run) -> Table:
         half_life = one.half_life or 0.0
         share = percent(half_life / one.step) if one.step else ""
         step = "" if one.step is None else number(one.step)
-        _add(table, one.name, step, number(half_life), share, number(one.mean_age or 0))
+        _add(table, one.called, step, number(half_life), share, number(one.mean_age or 0))
     return table
 
 

@@ -14,7 +14,8 @@ from polyak.cli.console import complain, say
 from polyak.cli.options import Better, Eval, Json, Shell, Timeout
 from polyak.errors import PolyakError
 from polyak.select.evaluate import EvalCommand
-from polyak.select.gate import Gate, Verdict, judge
+from polyak.select.gate import Gate, Verdict, judge, metrics_of
+from polyak.select.judged import begin_record, record
 
 UNKNOWN = 2  # exit status: a file could not be evaluated
 
@@ -34,6 +35,10 @@ def gate(
         bool, typer.Option("--allow-missing", help="Pass if BEST does not exist yet.")
     ] = False,
     promote: Annotated[bool, typer.Option("--promote", help="Copy NEW over BEST if it passes.")] = False,
+    keep: Annotated[
+        Path | None,
+        typer.Option("--record", metavar="FOLDER", help="Append the metrics to FOLDER/gate.jsonl."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Pass only if NEW beats BEST.
@@ -45,7 +50,11 @@ def gate(
     try:
         evaluate = EvalCommand(command, shell, timeout)
         options = Gate(new, best, evaluate, mode, min_gain, allow_missing, promote, repeats)
+        if keep is not None:
+            begin_record(keep)
         verdict = judge(options)
+        if keep is not None:
+            record(keep, command, mode, metrics_of(options, verdict))
     except PolyakError as error:
         if as_json:
             print(json.dumps({"passed": False, "error": str(error)}))

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from polyak._files.header import Header
-from polyak._files.open import header_of
+from polyak._files.header import FileShare, Header, Origin, Rule
+from polyak._files.open import INDEX, header_of
 from polyak._foreign.open_any import open_weights
 from polyak._foreign.own import is_own
 from polyak._foreign.parts import Part
-from polyak._foreign.recognize import recognise
+from polyak._foreign.recognize import epoch_in_name, recognise, step_in_name
 from polyak.report.facts import AdaptiveFacts, Weights
 from polyak.report.shares import shares_of
 from polyak.schedules import Decay, Profile
 from polyak.schedules.adaptive import from_state
+from polyak.schedules.runs import length
 
 ENDINGS = (
     *(".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar", ".keras", ".weights.h5"),
-    *(".pdparams", ".pdema"),
+    *(".pdparams", ".pdema", INDEX),
 )
 _EFFORT = 20_000_000  # evaluations of a decay: about a second
 
@@ -39,6 +41,7 @@ def weights_in(path: Path, name: str) -> tuple[list[Weights], AdaptiveFacts | No
         found = recognise(weights)
         own = header_of(weights) if is_own(weights) else None
         parts = [_part(one, name, found.step) for one in found.parts if one.role != "optimizer"]
+        parts = [_placed(one, weights.where) for one in parts]
         return parts, None if own is None else adaptive_in(own.state, name)
 
 
@@ -54,8 +57,43 @@ def weights_of(header: Header, name: str, nbytes: int | None = None) -> Weights:
         run=header.run,
         schedule=None if header.decay is None or header.role == "raw" else schedule_of(header.decay),
         nbytes=nbytes,
+        made_of=sources_of(header),
+        rules=tuple([_of_pattern(rule, header, name) for rule in header.rules]),
     )
     return _with_figures(plain, profile, header) if known and profile is not None else plain
+
+
+def _of_pattern(rule: Rule, header: Header, name: str) -> Weights:
+    """The tensors of an average by name that share a decay, as an average of their own."""
+    alone = replace(header, decay=rule.decay, profile=rule.profile, rules=())
+    return replace(weights_of(alone, name), pattern=rule.pattern)
+
+
+def sources_of(header: Header) -> tuple[FileShare, ...]:
+    """The checkpoints that ``polyak average`` averaged, those with a weight; empty for other weights.
+
+    Where the profiles of all are known the header has the sum of them and no names.
+    """
+    if header.role != "average" or header.decay is not None or header.rules:
+        return ()
+    found = Origin.from_state(header.state).files
+    if found is None:
+        terms = () if header.profile is None else header.profile.terms
+        found = [FileShare("", length(runs), weight) for weight, runs in terms] if len(terms) > 1 else []
+    # What another program wrote there may be of any type.
+    known = [one._replace(step=one.step if type(one.step) is int else None) for one in found]
+    return tuple([one for one in known if one.weight and math.isfinite(one.weight)])
+
+
+def _placed(one: Weights, where: str) -> Weights:
+    """With the step or the epoch in the file's name, or the last in those of what was averaged."""
+    if one.step is not None:
+        return one
+    if (named := step_in_name(where)) is not None:
+        return replace(one, step=named.number)
+    epochs = [epoch_in_name(source.name) for source in one.made_of] or [epoch_in_name(where)]
+    known = [epoch for epoch in epochs if epoch is not None]
+    return replace(one, epoch=max(known) if len(known) == len(epochs) else None)
 
 
 def _with_figures(plain: Weights, profile: Profile, header: Header) -> Weights:

@@ -16,19 +16,21 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 
-from polyak._foreign.open_any import is_checkpoint_folder
+from polyak._foreign.open_any import is_checkpoint_folder, is_part_of_folder
 from polyak.archive.snapshots import holds_snapshots
 from polyak.errors import ConfigError, PolyakError
 from polyak.report.archives import archive_facts
 from polyak.report.averages import ENDINGS, weights_in
+from polyak.report.checkpoints import judged_of, logged_at
 from polyak.report.decisions import ENDING, decision_facts
 from polyak.report.environment import FILE, read_environment
 from polyak.report.facts import Cost, Run, Series
 from polyak.report.logs import Column, Columns, Read, csv_lines, json_lines, trainer_state
-from polyak.report.metrics import metrics_of
+from polyak.report.metrics import by_metric, metrics_of
 from polyak.report.sweeps import sweep_facts
 from polyak.report.tensorboard import events
 from polyak.report.thin import thinned
+from polyak.select import judged
 from polyak.select.sweep import RECORD
 
 T = TypeVar("T")
@@ -41,6 +43,7 @@ _TOKENS = ("num_input_tokens_seen", "num_tokens", "tokens")
 _LEFT_OUT = re.compile(
     r"abandoned|trial\.safetensors|(optimizer|scheduler|scaler|rng_state|training_args|random_states)\b.*"
 )
+_SHARD = re.compile(r".*-\d{5}-of-\d{5}\..*")  # its index is the checkpoint
 
 
 class _Found(NamedTuple):
@@ -51,6 +54,7 @@ class _Found(NamedTuple):
     archives: list[Path]
     logs: list[Path]
     sweeps: list[Path]
+    judgements: list[Path]
     decisions: list[Path]
     environments: list[Path]
     weights: list[Path]
@@ -98,7 +102,7 @@ class Collector:
                 raise ConfigError(f"{path} does not exist: give the folder of a run, an archive or files.")
         self._paths = list(map(Path, paths))
         self._logs: dict[Path, _Log] = {}
-        self._read: dict[Path, tuple[object, Any]] = {}
+        self._read: dict[tuple[Path, str], tuple[object, Any]] = {}
 
     def collect(self) -> list[Run]:
         """The records now.
@@ -148,12 +152,16 @@ class Collector:
             k: v for one in each(found.environments, lambda p, _: read_environment(p)) for k, v in one.items()
         }
         rate = _tokens_per_step(columns)
+        sets = tuple(one for parts, _ in weights for one in parts)
+        judgements = each(found.judgements, lambda path, name: (name, tuple(judged.judgements_in(path))))
         return Run(
             name=found.name,
             metrics=tuple(metrics_of(columns)),
-            weights=tuple(one for parts, _ in weights for one in parts),
+            weights=sets,
             archives=tuple(each(found.archives, lambda path, name: archive_facts(path, name))),
             sweeps=tuple(each(found.sweeps, sweep_facts)),
+            judged=judged_of(judgements, lambda name: self._fingerprint(found.root / name)),
+            logged=logged_at(sets, by_metric(columns)),
             decisions=tuple(each(found.decisions, decision_facts)),
             adaptive=tuple(one for _, one in weights if one is not None),
             distances=_logged(columns, "distance"),
@@ -163,13 +171,20 @@ class Collector:
             problems=tuple(problems),
         )
 
-    def _once(self, path: Path, read: Callable[[], T]) -> T:
+    def _fingerprint(self, path: Path) -> str | None:
+        """Of a file that was judged; None if it is gone."""
+        try:
+            return self._once(path, lambda: judged.fingerprint(path), "fingerprint")
+        except OSError:
+            return None
+
+    def _once(self, path: Path, read: Callable[[], T], what: str = "") -> T:
         """What reading gives; again only if the file, or one in the folder, has changed."""
         state = _state_of(path)
-        known = self._read.get(path)
+        known = self._read.get((path, what))
         if known is None or known[0] != state:
             known = state, read()
-            self._read[path] = known
+            self._read[path, what] = known
         return known[1]
 
     def _log_columns(self, logs: list[Path], root: Path, problems: list[str]) -> dict[str, Column]:
@@ -239,7 +254,7 @@ def _grouped(paths: Sequence[Path]) -> list[_Found]:
     """The files of each run: folders as they are, single files and archives by the folder they are in."""
     roots: dict[Path, list[Path]] = {}
     for path in paths:
-        alone = path.is_file() or holds_snapshots(path) or is_checkpoint_folder(path)
+        alone = path.is_file() or holds_snapshots(path) or _is_checkpoint_alone(path)
         roots.setdefault(path.resolve().parent if alone else path.resolve(), []).append(path.resolve())
     names = [root.name or str(root) for root in roots]
     return [
@@ -249,7 +264,7 @@ def _grouped(paths: Sequence[Path]) -> list[_Found]:
 
 
 def _sorted(name: str, root: Path, given: Sequence[Path]) -> _Found:
-    found = _Found(name, root, [], [], [], [], [], [])
+    found = _Found(name, root, *([] for _ in range(7)))
     for path in dict.fromkeys(one for start in given for one in _walk(start, _DEPTH)):
         if (kind := _kind(path, found)) is not None:
             kind.append(path)
@@ -265,7 +280,7 @@ def _walk(start: Path, depth: int) -> Iterator[Path]:
     if start.is_file():
         yield start
         return
-    if holds_snapshots(start) or is_checkpoint_folder(start):
+    if holds_snapshots(start) or _is_checkpoint_alone(start):
         yield start
         inner = [start / "sweep"] if (start / "sweep").is_dir() else []
         inner += [path for path in start.glob("*") if path.suffix in (".json", ".jsonl")]
@@ -274,6 +289,21 @@ def _walk(start: Path, depth: int) -> Iterator[Path]:
     for path in inner if depth else ():
         if not path.name.startswith(".") and not _LEFT_OUT.fullmatch(path.name):
             yield from _walk(path, depth - 1)
+
+
+def _is_checkpoint_alone(path: Path) -> bool:
+    """Whether a folder is one checkpoint and no more; that of a run can hold the last one beside others."""
+    return is_checkpoint_folder(path) and not any(map(_is_other_checkpoint, path.iterdir()))
+
+
+def _is_other_checkpoint(path: Path) -> bool:
+    if path.is_dir():
+        return is_checkpoint_folder(path)
+    return _has_weights(path.name) and not is_part_of_folder(path.name)
+
+
+def _has_weights(name: str) -> bool:
+    return name.endswith(ENDINGS) and not _SHARD.fullmatch(name) and not _LEFT_OUT.fullmatch(name)
 
 
 def _kind(path: Path, found: _Found) -> list[Path] | None:
@@ -285,11 +315,13 @@ def _kind(path: Path, found: _Found) -> list[Path] | None:
         return found.environments
     if name == RECORD:
         return found.sweeps
+    if name == judged.RECORD:
+        return found.judgements
     if name.endswith(ENDING):
         return found.decisions
     if name.endswith((".jsonl", ".csv")) or "tfevents" in name or name == "trainer_state.json":
         return found.logs
-    return found.weights if name.endswith(ENDINGS) else None
+    return found.weights if _has_weights(name) else None
 
 
 def _state_of(path: Path) -> object:

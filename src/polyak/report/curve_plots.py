@@ -1,4 +1,4 @@
-"""Plots of metrics: over the run, over the half-life, merged beside trained, and at decisions."""
+"""Plots of metrics: over the run, over the half-life, and at decisions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from polyak.report.metrics import RAW
 from polyak.report.plot import Band, Dot, Line, Plot, Rule, Style
 from polyak.report.sweeps import error_bar
 from polyak.report.words import Words, number, percent
-from polyak.schedules.golden_section import best_of
 
 
 def label_of(weights: str, words: Words) -> str:
@@ -143,47 +142,6 @@ def sweep_plot(sweep: SweepFacts, words: Words, run: str = "") -> Plot:
         rules=(Rule(raw, "raw", sweep.raw),) if sweep.raw is not None else (),
         log_x=True,
     )
-
-
-def merged_plot(run: Run, words: Words, name: str = "") -> Plot | None:
-    """Merged weights beside trained ones at the steps of several sweeps; None for fewer than two steps."""
-    steps = sorted({sweep.step for sweep in run.sweeps if sweep.best is not None})
-    if len(steps) < 2:
-        return None
-    rate = run.tokens_per_step
-    at = {sweep.step: sweep.step * rate if rate else float(sweep.step) for sweep in run.sweeps}
-    raw = {sweep.step: sweep.raw for sweep in run.sweeps if sweep.raw is not None}
-    best = {step: _best_at(run.sweeps, step) for step in steps}
-    lines = [
-        Line(words(name), ink, [at[step] for step in values], list(values.values()), width=width)
-        for name, ink, values, width in (
-            ("trained line", "raw", dict(sorted(raw.items())), 1.4),
-            ("merged line", "average", best, 2.2),
-        )
-        if values
-    ]
-    ends = [words("ends at", name=line.label, value=number(line.y[-1] or 0.0)) for line in lines]
-    return Plot(
-        name=f"merged-{run.name}",
-        title=name,
-        alt=words("merged alt", count=len(steps), ends=" ".join(ends)),
-        note=words("merged note"),
-        x=words("x tokens" if rate else "x step"),
-        y=words("metric"),
-        lines=tuple(lines),
-        dots=tuple(
-            Dot("", line.ink, x or 0.0, y or 0.0)
-            for line in lines
-            for x, y in zip(line.x, line.y, strict=True)
-        ),
-    )
-
-
-def _best_at(sweeps: Sequence[SweepFacts], step: int) -> float:
-    found = {sweep.best.metric: sweep for sweep in sweeps if sweep.step == step and sweep.best is not None}
-    mode = next(iter(found.values())).mode
-    best = best_of({metric: metric for metric in found}, mode)
-    return best if best is not None else next(iter(found))
 
 
 def decision_plot(facts: DecisionFacts, words: Words, run: str = "") -> Plot:

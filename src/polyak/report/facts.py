@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
+from polyak._files.header import FileShare
+
 Axis: TypeAlias = Literal["step", "epoch"]
 Direction: TypeAlias = Literal["max", "min"]
 
@@ -64,7 +66,9 @@ class Weights:
     """One set of weights in a file, as its header describes it.
 
     half_life, mean_age: in training steps.  unit, half_life_units: where the schedule counts in samples or
-    tokens.  file: as a reader finds it; "" for averages in memory.
+    tokens.  file: as a reader finds it; "" for averages in memory.  epoch: in its name; None where the step
+    is known.  made_of: the checkpoints that were averaged.  rules: of an average by name, one for each
+    pattern.
     """
 
     file: str
@@ -81,6 +85,15 @@ class Weights:
     half_life_units: float | None = None
     nbytes: int | None = None
     profile: Shares | None = None
+    epoch: int | None = None
+    made_of: tuple[FileShare, ...] = ()
+    pattern: str = ""
+    rules: tuple[Weights, ...] = ()
+
+    @property
+    def called(self) -> str:
+        """Its name, and of a part of an average by name the pattern."""
+        return f"{self.name}, {self.pattern}" if self.pattern else self.name
 
 
 @dataclass(frozen=True)
@@ -178,6 +191,27 @@ class SweepFacts:
 
 
 @dataclass(frozen=True)
+class Judged:
+    """The metrics of files by one command, from ``polyak gate --record``.
+
+    metrics: by file, as a reader finds it.  stale: files that were written again since, or are gone.
+    """
+
+    command: str
+    mode: Direction
+    metrics: Mapping[str, float]
+    stale: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Logged:
+    """A metric as logged at the steps of checkpoints: by the weights of a ``Curve``, and by step."""
+
+    name: str
+    values: Mapping[str, Mapping[int, float]]
+
+
+@dataclass(frozen=True)
 class DecisionFacts:
     """What a ``BestCheckpoint`` decided: of each decision step, metric, whether it saved, and the reason."""
 
@@ -222,6 +256,8 @@ class Run:
     weights: tuple[Weights, ...] = ()
     archives: tuple[ArchiveFacts, ...] = ()
     sweeps: tuple[SweepFacts, ...] = ()
+    judged: tuple[Judged, ...] = ()
+    logged: tuple[Logged, ...] = ()
     decisions: tuple[DecisionFacts, ...] = ()
     adaptive: tuple[AdaptiveFacts, ...] = ()
     # of the whole model from each average, as trainers log it; "" if there is one average

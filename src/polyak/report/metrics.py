@@ -46,7 +46,13 @@ def named(column: str) -> _Name:
 
 
 def metrics_of(columns: Mapping[str, Column]) -> list[Metric]:
-    """The metrics among a log's columns, those of both raw and averaged weights first.
+    """The metrics among a log's columns, those of both raw and averaged weights first."""
+    found = [_metric(name, by_weights) for name, by_weights in by_metric(columns).items()]
+    return sorted(found, key=lambda metric: (len(metric.curves) < 2, metric.axis == "epoch"))
+
+
+def by_metric(columns: Mapping[str, Column]) -> dict[str, dict[str, Column]]:
+    """The columns of a log that are metrics, by metric and kind of weights, raw first.
 
     A name without a mark means the raw weights beside a column ``ema_…``, and the average beside one that is
     marked ``raw/``: the demo and the trainers log them so.
@@ -56,8 +62,7 @@ def metrics_of(columns: Mapping[str, Column]) -> list[Metric]:
         if not _ABOUT.search(name) and not _ABOUT.search(named(name).metric):
             metric, weights = named(name)
             grouped.setdefault(metric, {})[weights] = column
-    found = [_metric(name, _told(by_weights)) for name, by_weights in grouped.items()]
-    return sorted(found, key=lambda metric: (len(metric.curves) < 2, metric.axis == "epoch"))
+    return {metric: _told(by_weights) for metric, by_weights in grouped.items()}
 
 
 def _told(by_weights: dict[str, Column]) -> dict[str, Column]:

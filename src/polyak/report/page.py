@@ -25,8 +25,9 @@ from importlib.resources import files
 from typing import Any
 
 from polyak.report.facts import Run
+from polyak.report.markup import Section
 from polyak.report.plot import Plot
-from polyak.report.sections import Section, sections
+from polyak.report.sections import sections
 from polyak.report.words import Language, Words
 
 _SCRIPTS = ("d3.min.js", "plot.min.js", "page.js")

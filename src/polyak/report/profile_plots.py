@@ -43,10 +43,8 @@ def weights_plot(weights: Weights, profile: Shares, words: Words, run: str = "")
         target=(),
     )
     note = words("profile static", median=number(profile.median), most=number(profile.most))
-    title = f"{run}{weights.file or weights.name}"
-    return _profile_plot(
-        f"profile-{weights.file or weights.name}", title, [frame], 0, profile.edges, words, note
-    )
+    name = f"{weights.file or weights.name}{', ' if weights.pattern else ''}{weights.pattern}"
+    return _profile_plot(f"profile-{name}", f"{run}{name}", [frame], 0, profile.edges, words, note)
 
 
 def _profile_plot(

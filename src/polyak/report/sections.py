@@ -2,35 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from html import escape
 from importlib.metadata import version
 
 from polyak.report import curve_plots, profile_plots
 from polyak.report.curve_plots import label_of
 from polyak.report.facts import Run, Weights
+from polyak.report.markup import Section, note, table
+from polyak.report.merged import merged
 from polyak.report.metrics import RAW
 from polyak.report.plot import Plot
 from polyak.report.words import Words, duration, number, percent, size
 
 _FILES = 60  # rows of the table of files, of one run
-
-
-@dataclass(frozen=True)
-class Section:
-    """One part of the page. ``before`` and ``after`` the plots are HTML.
-
-    folded: how many plots are shown; the rest opens at a click. None for all.
-    """
-
-    name: str
-    title: str
-    before: str
-    plots: tuple[Plot, ...] = ()
-    after: str = ""
-    folded: int | None = None
-    folded_title: str = ""
 
 
 def sections(runs: Sequence[Run], words: Words) -> list[Section]:
@@ -43,33 +28,42 @@ def averages(runs: Sequence[Run], words: Words) -> Section:
     """The header card: figures of each average, a sentence for a paper, and which file has which weights."""
     described = [(run, one) for run in runs for one in principal(run)]
     several = len(runs) > 1
+    # Of an average of files that do not say what they are the files are known, and no figures.
+    mixed = [one for run in runs for one in run.weights if one.made_of and one.half_life is None]
     text = _problems(runs, words)
-    if not described:
-        text += _muted(words("no averages"))
-    else:
+    if described:
         text += _card(described, several, words)
+    if described or mixed:
+        text += _pasted([*(one for _, one in described), *mixed], words)
+    else:
+        text += note(words("no averages"))
     return Section("averages", words("averages"), text + _files(runs, several, words))
 
 
 def principal(run: Run) -> list[Weights]:
-    """The averages that a run is about: those in its files, each once, and otherwise its archive's newest."""
-    files = [one for one in run.weights if one.role == "average" and one.half_life is not None]
+    """The averages that a run is about; of one by name, what each pattern decides."""
+    return [part for one in _averages(run) for part in one.rules or (one,) if part.half_life is not None]
+
+
+def _averages(run: Run) -> list[Weights]:
+    """Those in its files, each once, and otherwise its archive's newest."""
+    files = [one for one in run.weights if one.role == "average"]
     candidates = [*files, *(one for archive in run.archives for one in archive.newest)]
     seen: dict[tuple[object, ...], Weights] = {}
     for one in candidates:
-        if one.half_life is not None:
-            seen.setdefault((one.name, one.step, one.schedule, one.run), one)
+        if one.half_life is not None or one.rules:
+            seen.setdefault((one.name, one.step, one.schedule, one.run, one.made_of), one)
     return list(seen.values())[:6]
 
 
 def _card(described: Sequence[tuple[Run, Weights]], several: bool, words: Words) -> str:
     weights = [one for _, one in described]
-    names = [label_of(one.name, words) for one in weights]
+    names = [label_of(one.name, words) + (f", {one.pattern}" if one.pattern else "") for one in weights]
     heads = [
         f"{run.name} · {name}" if several else name for name, (run, _) in zip(names, described, strict=True)
     ]
     rows: list[tuple[str, list[str]]] = [
-        (words("schedule"), [one.schedule or words("unknown") for one in weights]),
+        (words("schedule"), [_schedule(one, words) for one in weights]),
         (words("half-life"), [words("steps", n=number(one.half_life or 0)) for one in weights]),
         (words("share of run"), [_share(one, words) for one in weights]),
     ]
@@ -83,7 +77,11 @@ def _card(described: Sequence[tuple[Run, Weights]], several: bool, words: Words)
         (words("weight on start"), [percent(one.initial_weight or 0) for one in weights]),
         (words("training steps"), ["–" if one.step is None else number(one.step) for one in weights]),
     ]
-    shown = table(["", *heads], ((name, *cells) for name, cells in rows), words("averages"), card=True)
+    return table(["", *heads], ((name, *cells) for name, cells in rows), words("averages"), card=True)
+
+
+def _pasted(weights: Sequence[Weights], words: Words) -> str:
+    """A sentence for each average, all but the first folded away."""
     copy = escape(words("copy"))
     sentences = dict.fromkeys(sentence(one, words) for one in weights)
     pasted = [
@@ -94,16 +92,19 @@ def _card(described: Sequence[tuple[Run, Weights]], several: bool, words: Words)
     if rest := pasted[1:]:
         summary = escape(words("more averages", count=len(rest)))
         paste += f"<details><summary>{summary}</summary>{''.join(rest)}</details>"
-    return f"{shown}<h3>{escape(words('paste'))}</h3>{paste}"
+    return f"<h3>{escape(words('paste'))}</h3>{paste}"
 
 
 def sentence(weights: Weights, words: Words) -> str:
     """What a paper says of an average."""
+    if weights.made_of:
+        return _sentence_merged(weights, words)
     share = ""
     if weights.step:
         share = words("sentence share", share=percent((weights.half_life or 0) / weights.step))
     return words(
         "sentence",
+        what=words("weights of", pattern=weights.pattern) if weights.pattern else words("the weights"),
         schedule=weights.schedule or words("unknown"),
         steps=number(weights.step or 0),
         half_life=number(weights.half_life or 0),
@@ -113,6 +114,20 @@ def sentence(weights: Weights, words: Words) -> str:
         initial=percent(weights.initial_weight or 0),
         version=version("polyak"),
     )
+
+
+def _sentence_merged(weights: Weights, words: Words) -> str:
+    steps = [one.step for one in weights.made_of if one.step is not None]
+    span = ""
+    if len(steps) == len(weights.made_of):
+        span = words("sentence steps", first=number(min(steps)), last=number(max(steps)))
+    return words("sentence merged", count=len(weights.made_of), steps=span, version=version("polyak"))
+
+
+def _schedule(weights: Weights, words: Words) -> str:
+    if weights.made_of:
+        return words("mean of", count=len(weights.made_of))
+    return weights.schedule or words("unknown")
 
 
 def _share(weights: Weights, words: Words) -> str:
@@ -152,13 +167,13 @@ def curves(runs: Sequence[Run], words: Words) -> Section:
     """Raw and averaged weights over the run, metric by metric."""
     drawn = curve_plots.metric_plots(runs, words)
     paired = [plot for plot in drawn if _is_paired(plot, runs)]
-    before = "" if drawn else _muted(words("no curves"))
+    before = "" if drawn else note(words("no curves"))
     rows = list(_summaries(runs, words))
     heads = [*([words("run")] if len(runs) > 1 else []), words("metric"), words("weights")]
     heads += [words("last"), words("best"), words("jump"), words("gap")]
     after = ""
     if rows:
-        after = table(heads, rows, words("curves"), numbers=4) + _muted(words("jump note"))
+        after = table(heads, rows, words("curves"), numbers=4) + note(words("jump note"))
     folded = len(paired) if paired else None
     title = words("more metrics", count=len(drawn) - len(paired))
     return Section("curves", words("curves"), before, tuple(drawn), after, folded, title)
@@ -193,7 +208,7 @@ def sweep(runs: Sequence[Run], words: Words) -> Section:
     drawn = [
         curve_plots.sweep_plot(one, words, _of(run, runs)) for run in runs for one in run.sweeps if one.points
     ]
-    before = "" if drawn else _muted(words("no sweep"))
+    before = "" if drawn else note(words("no sweep"))
     return Section("sweep", words("sweep"), before, tuple(drawn))
 
 
@@ -209,7 +224,7 @@ def profile(runs: Sequence[Run], words: Words) -> Section:
             for w in alone
             if w.profile is not None
         ]
-    before = "" if drawn else _muted(words("no profile"))
+    before = "" if drawn else note(words("no profile"))
     return Section("profile", words("profile"), before, tuple(drawn))
 
 
@@ -222,7 +237,7 @@ def distance(runs: Sequence[Run], words: Words) -> Section:
         drawn += [profile_plots.distance_plot(d, name, words, of) for d, name in measured if d is not None]
         if logged := {track: one for track, one in run.distances.items() if one.values}:
             drawn.append(profile_plots.logged_distance_plot(logged, run.name, words, of))
-    before = "" if drawn else _muted(words("no distance"))
+    before = "" if drawn else note(words("no distance"))
     rows = [
         (
             *([run.name] if len(runs) > 1 else []),
@@ -248,17 +263,10 @@ def distance(runs: Sequence[Run], words: Words) -> Section:
             words("tensors"),
         ]
         title = words("skipped")
-        after = f"<h3>{escape(title)}</h3>{table(heads, rows, title)}{_muted(words('skipped note'))}"
+        after = f"<h3>{escape(title)}</h3>{table(heads, rows, title)}{note(words('skipped note'))}"
     elif drawn:
-        after = _muted(words("no skips"))
+        after = note(words("no skips"))
     return Section("distance", words("distance"), before, tuple(drawn), after)
-
-
-def merged(runs: Sequence[Run], words: Words) -> Section:
-    """Merged weights beside trained ones."""
-    found = [curve_plots.merged_plot(run, words, run.name if len(runs) > 1 else "") for run in runs]
-    drawn = tuple(plot for plot in found if plot is not None)
-    return Section("merged", words("merged"), "" if drawn else _muted(words("no merged")), drawn)
 
 
 def cost(runs: Sequence[Run], words: Words) -> Section:
@@ -279,7 +287,7 @@ def cost(runs: Sequence[Run], words: Words) -> Section:
     rows += [(name, *(run.cost.environment.get(name, "–") for run in runs)) for name in names]
     text = table(heads, rows, words("cost"))
     if not names:
-        text += _muted(f"{words('environment')}: {words('no environment')}")
+        text += note(f"{words('environment')}: {words('no environment')}")
     said = [_decided(run, words, len(runs) > 1) for run in runs]
     return Section("cost", words("cost"), text, tuple(drawn), "".join(said))
 
@@ -298,7 +306,7 @@ def _share_of_step(run: Run, words: Words) -> str:
 
 
 def _bytes(run: Run, words: Words) -> str:
-    sizes = [one.nbytes for one in principal(run) if one.nbytes is not None]
+    sizes = [one.nbytes for one in _averages(run) if one.nbytes is not None]
     return size(sum(sizes)) if sizes else words("unknown")
 
 
@@ -322,35 +330,3 @@ def _problems(runs: Sequence[Run], words: Words) -> str:
         return ""
     items = "".join(f"<li>{escape(problem)}</li>" for problem in found)
     return f"<div class=problems><p>{escape(words('not read'))}</p><ul>{items}</ul></div>"
-
-
-def _muted(text: str) -> str:
-    return f"<p class=note>{escape(text)}</p>"
-
-
-def table(
-    heads: Sequence[str],
-    rows: Iterable[Sequence[str]],
-    label: str,
-    numbers: int = 0,
-    card: bool = False,
-) -> str:
-    """An HTML table of text; the last ``numbers`` columns are set as numbers, and a card is large."""
-    right = len(heads) - numbers
-    top = "".join(
-        f'<th scope="col"{" class=n" if i >= right else ""}>{escape(head)}</th>' if head else "<td></td>"
-        for i, head in enumerate(heads)
-    )
-    body = "".join(f"<tr>{''.join(_cells(row, right, not heads[0]))}</tr>" for row in rows)
-    inner = (
-        f"<table{' class=card' if card else ''}><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
-    )
-    return f'<div class=scroll tabindex=0 role=region aria-label="{escape(label)}">{inner}</div>'
-
-
-def _cells(row: Sequence[str], right: int, named: bool) -> Iterator[str]:
-    for i, cell in enumerate(row):
-        if i == 0 and named:
-            yield f'<th scope="row">{escape(cell)}</th>'
-        else:
-            yield f"<td{' class=n' if i >= right else ''}>{escape(cell)}</td>"

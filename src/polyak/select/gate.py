@@ -107,6 +107,12 @@ def judge(gate: Gate) -> Verdict:
     return Verdict(verdict.new, against, promoted=True)
 
 
+def metrics_of(gate: Gate, verdict: Verdict) -> dict[Path, float]:
+    """The metric of each file as it is after the gate: a promoted one is in the place of the best."""
+    others = {Path(one.file): verdict.new if verdict.promoted else one.metric for one in verdict.against}
+    return {gate.new: verdict.new, **others}
+
+
 def _compared(gate: Gate, path: Path, new: Sequence[float], best: Sequence[float]) -> Comparison:
     gains = [gain(a, b, gate.mode) for a, b in zip(new, best, strict=True)]
     least = lower_bound(gains)

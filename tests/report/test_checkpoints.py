@@ -1,0 +1,335 @@
+"""A folder of checkpoints: where each belongs, what merged ones are made of, and how both were judged."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+import polyak
+from polyak.cli import app
+from polyak.report.checkpoints import checkpoints_of, commands, logged_value
+from polyak.report.collect import Collector, collect
+from polyak.report.merged import merged
+from polyak.report.sections import averages, principal, profile
+from polyak.report.words import Words
+from polyak.schedules.metric import Mode
+from polyak.select.judged import RECORD, fingerprint, judgements_in, record
+
+STEPS = (100, 200, 300, 400)
+
+
+def weights(value: float) -> dict[str, torch.Tensor]:
+    return {"layer.weight": torch.full((3, 2), value), "layer.bias": torch.full((3,), value)}
+
+
+def write_bare(folder: Path) -> Path:
+    """Plain checkpoints, whose step is in their names, and a mean of three."""
+    folder.mkdir()
+    for step in STEPS:
+        torch.save(weights(step), folder / f"step-{step}.pt")
+    return folder
+
+
+def merge(folder: Path, names: Sequence[str], out: str = "merged.safetensors", **options: object) -> Path:
+    polyak.average_checkpoints([folder / name for name in names], folder / out, **options)  # type: ignore[arg-type]
+    return folder / out
+
+
+def judge(
+    folder: Path, metrics: dict[str, float], command: str = "eval {weights}", mode: Mode = "max"
+) -> None:
+    record(folder, command, mode, {folder / name: metric for name, metric in metrics.items()})
+
+
+def rows(html: str) -> list[list[str]]:
+    """The cells of the first table."""
+    found = re.search(r"<tbody>(.*?)</tbody>", html)
+    assert found is not None
+    return [re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row) for row in found[1].split("</tr>") if row]
+
+
+def test_a_bare_folder_says_which_checkpoints_there_are_and_what_to_run(tmp_path: Path) -> None:
+    [run] = collect([write_bare(tmp_path / "run")])
+    assert [(one.file, one.kind, one.place and one.place.at) for one in checkpoints_of(run)] == [
+        (f"step-{step}.pt", "trained", step) for step in STEPS
+    ]
+    average, gate = commands(run)
+    assert average == "polyak average step-100.pt step-200.pt step-300.pt step-400.pt -o average.safetensors"
+    assert gate.startswith("polyak gate average.safetensors step-400.pt --eval ")
+    part = merged([run], Words("en"))
+    assert rows(part.after)[0] == ["step-100.pt", "trained", "100"]
+    assert "Files that do not say whether they are averaged count as trained." in part.after
+    assert part.before == ""
+    assert part.plots == ()
+
+
+def test_the_commands_run_as_they_are_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_bare(tmp_path / "run of 'today'")
+    (folder / "step-400.pt").rename(folder / "it's $HOME step-400.pt")
+    monkeypatch.chdir(folder)
+    Path("eval.py").write_text("import sys; print(len(sys.argv[1]))")
+    for line in commands(collect([folder])[0]):
+        program, *words = shlex.split(line.replace("python eval.py", f"{sys.executable} eval.py"))
+        assert program == "polyak"
+        done = CliRunner().invoke(app, words)
+        assert done.exit_code in (0, 1), done.output  # 1: the average is not better
+    [run] = collect([folder])
+    assert commands(run) == []
+    [judged] = run.judged
+    assert set(judged.metrics) == {"average.safetensors", "it's $HOME step-400.pt"}
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_an_average_says_what_it_is_made_of(tmp_path: Path, known: bool) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    model = torch.nn.Linear(2, 1)
+    ema = polyak.EMA(model, 0.9)
+    for step in range(1, 7):
+        ema.update()
+        if step % 2 == 0 and known:
+            ema.save(folder / f"step-{step}.safetensors", "raw")
+        elif step % 2 == 0:
+            torch.save(model.state_dict(), folder / f"step-{step}.safetensors")
+    merge(folder, [f"step-{step}.safetensors" for step in (2, 4, 6)], weights=[1, 2, 1])
+    [run] = collect([folder])
+    [one] = [one for one in run.weights if one.made_of]
+    assert [(source.step, source.weight) for source in one.made_of] == [(2, 0.25), (4, 0.5), (6, 0.25)]
+    assert [(o.file, o.kind) for o in checkpoints_of(run)][-2:] == [
+        ("merged.safetensors", "merged"),
+        ("step-6.safetensors", "trained"),
+    ]
+    [cells] = [row for row in rows(merged([run], Words("en")).after) if row[0] == "merged.safetensors"]
+    two = "step 2" if known else "step-2.safetensors"
+    assert cells[1] == "merged"
+    assert cells[2].startswith(f"0.25 of {two}, 0.5 of ")
+    assert cells[3] == "6"
+    card = averages([run], Words("en")).before
+    assert "We evaluate an average of the weights of 3 checkpoints, from training step 2 to 6" in card
+    assert "exponential" not in card
+    assert "No average was found" not in card
+    assert ("mean of 3 checkpoints" in card) is known, "a card has figures, which need a profile"
+
+
+def test_what_was_judged_is_drawn_at_its_step(tmp_path: Path) -> None:
+    folder = write_bare(tmp_path / "run")
+    merge(folder, ["step-100.pt", "step-200.pt"], "a.safetensors")
+    merge(folder, ["step-200.pt", "step-300.pt"], "b.safetensors")
+    merge(folder, ["step-100.pt", "step-200.pt", "step-300.pt"], "c.safetensors")
+    judge(folder, {"a.safetensors": 0.5, "step-200.pt": 0.3})
+    judge(folder, {"b.safetensors": 0.6, "step-300.pt": 0.9})
+    judge(folder, {"c.safetensors": 0.7, "step-300.pt": 0.4})  # the newest metric of a file counts
+    judge(folder, {"a.safetensors": 7.0}, "other {weights}", "min")
+    [run] = collect([folder])
+    part = merged([run], Words("en"))
+    first, second = part.plots
+    assert [(line.label, line.x, line.y) for line in first.lines] == [
+        ("trained", [200, 300], [0.3, 0.4]),
+        ("merged", [200, 300], [0.5, 0.7]),
+    ]
+    assert len(first.dots) == 5
+    assert "Metric: eval {weights}; more is better." in first.note
+    assert [line.y for line in second.lines] == [[7.0]]
+    [cells] = [row for row in rows(part.after) if row[0] == "a.safetensors"]
+    assert cells[-2:] == ["0.5", "7"]
+    assert "polyak gate" not in part.after
+
+
+def test_the_better_of_two_merges_of_one_step_depends_on_the_mode(tmp_path: Path) -> None:
+    folder = write_bare(tmp_path / "run")
+    for name in ("a", "b"):
+        merge(folder, ["step-100.pt", "step-200.pt"], f"{name}.safetensors")
+    for mode, best in (("max", 0.6), ("min", 0.5)):
+        judge(folder, {"a.safetensors": 0.5, "b.safetensors": 0.6}, f"{mode} {{weights}}", mode)
+        plot = merged(collect([folder]), Words("en")).plots[-1]
+        assert plot.lines[0].y == [best]
+
+
+def test_a_file_written_again_is_not_shown_with_its_old_metric(tmp_path: Path) -> None:
+    folder = write_bare(tmp_path / "run")
+    merge(folder, ["step-100.pt", "step-200.pt"])
+    judge(folder, {"merged.safetensors": 0.5, "step-200.pt": 0.25, "step-300.pt": 0.75})
+    collector = Collector([folder])
+    [run] = collector.collect()
+    assert run.judged[0].stale == ()
+    merge(folder, ["step-100.pt", "step-300.pt"])  # as long as before
+    (folder / "step-200.pt").unlink()
+    [run] = collector.collect()
+    [judged] = run.judged
+    assert judged.metrics == {"step-300.pt": 0.75}
+    assert judged.stale == ("merged.safetensors", "step-200.pt")
+    part = merged([run], Words("en"))
+    assert "Changed or gone since they were evaluated: merged.safetensors, step-200.pt." in part.plots[0].note
+    assert "polyak gate merged.safetensors step-300.pt" in part.after
+
+
+def test_of_a_judged_file_without_a_step_the_metric_is_said_in_words(tmp_path: Path) -> None:
+    folder = write_bare(tmp_path / "run")
+    torch.save(weights(1), folder / "best.pt")
+    judge(folder, {"best.pt": 0.5, "step-200.pt": 0.25})
+    [plot] = merged(collect([folder]), Words("en")).plots
+    assert [line.y for line in plot.lines] == [[0.25]]
+    assert "Evaluated, but of no step that is known here: best.pt (0.5)." in plot.note
+
+
+def test_epochs_in_names_are_an_axis_too(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for epoch in (0, 1, 2, 10):
+        torch.save({"model": weights(epoch), "epoch": epoch}, folder / f"epoch_{epoch}.pt")
+    merge(folder, ["epoch_2.pt", "epoch_10.pt"])
+    judge(folder, {"merged.safetensors": 0.5, "epoch_10.pt": 0.4, "epoch_0.pt": 0.1})
+    [run] = collect([folder])
+    assert [(one.file, one.place and one.place.at) for one in checkpoints_of(run)][-2:] == [
+        ("merged.safetensors", 10),
+        ("epoch_10.pt", 10),
+    ]
+    part = merged([run], Words("zh"))
+    assert part.plots[0].x == "轮次"
+    assert part.plots[0].lines[0].x == [0, 10]
+    assert ["epoch_2.pt", "训练", "", "第 2 轮", "–"] in rows(part.after)
+
+
+def write_hf(folder: Path) -> Path:
+    """As the Hugging Face Trainer leaves it: folders with the log up to each, and the last weights beside."""
+    history: list[dict[str, float]] = []
+    for step in STEPS:
+        (folder / f"checkpoint-{step}").mkdir(parents=True)
+        row = {"step": step, "eval_loss": 1 / step, "loss": 2.0}
+        history.append(row | {"num_input_tokens_seen": 64.0 * step})
+        state = json.dumps({"global_step": step, "log_history": history})
+        (folder / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
+        save_file(weights(step), folder / f"checkpoint-{step}" / "model.safetensors")
+        (folder / f"checkpoint-{step}" / "optimizer.pt").write_bytes(b"not read")
+    save_file(weights(400), folder / "model.safetensors")
+    return folder
+
+
+def test_a_trainers_folder_has_its_log_beside_its_checkpoints(tmp_path: Path) -> None:
+    folder = write_hf(tmp_path / "out")
+    merge(folder, ["checkpoint-300", "checkpoint-400"])
+    [run] = collect([folder])
+    assert run.name == "out"
+    assert run.problems == ()
+    assert [one.name for one in run.logged] == ["eval_loss", "loss"]
+    part = merged([run], Words("en"))
+    found = {row[0]: row[1:] for row in rows(part.after)}
+    assert found["checkpoint-300"] == ["trained", "", "300", "19,200", "0.003333", "2"]
+    assert found["merged.safetensors"][2:] == ["400", "25,600", "–", "–"]
+    assert set(found) == {*(f"checkpoint-{s}" for s in STEPS), "merged.safetensors", "model.safetensors"}
+    assert commands(run)[0].startswith("polyak gate merged.safetensors checkpoint-400 ")
+    judge(folder, {"merged.safetensors": 0.5, "checkpoint-400": 0.4})
+    [plot] = merged(collect([folder]), Words("en")).plots
+    assert (plot.x, plot.lines[0].x) == ("tokens", [25_600])
+
+
+def test_shards_are_the_checkpoint_that_their_index_is(tmp_path: Path) -> None:
+    folder = write_bare(tmp_path / "run")
+    merge(folder, ["step-100.pt", "step-200.pt"], max_shard_size=30)
+    [run] = collect([folder])
+    assert run.problems == ()
+    assert [one.file for one in checkpoints_of(run) if one.kind == "merged"] == [
+        "merged.safetensors.index.json"
+    ]
+
+
+def test_raw_and_averaged_columns_of_a_log_belong_to_raw_and_averaged_files(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    ema = polyak.EMA(torch.nn.Linear(2, 1), {"long": 0.9})
+    for step in (1, 2):
+        ema.update()
+        ema.save(folder / f"ema-{step}.safetensors")
+        ema.save(folder / f"raw-{step}.safetensors", "raw")
+    lines = [{"step": step, "val_loss": step / 10, "raw/val_loss": float(step)} for step in (1, 2)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    [run] = collect([folder])
+    [logged] = run.logged
+    values = {one.file: logged_value(logged, one.sets[0]) for one in checkpoints_of(run)}
+    assert values == {
+        "ema-1.safetensors": 0.1,
+        "raw-1.safetensors": 1.0,
+        "ema-2.safetensors": 0.2,
+        "raw-2.safetensors": 2.0,
+    }
+
+
+def test_a_run_with_its_average_only_is_no_series_of_checkpoints(tmp_path: Path) -> None:
+    ema = polyak.EMA(torch.nn.Linear(2, 1), 0.9)
+    ema.update()
+    ema.save(tmp_path / "average.safetensors")
+    ema.save(tmp_path / "last.safetensors", "raw")
+    part = merged(collect([tmp_path]), Words("en"))
+    assert part.after == ""
+    assert "This compares sweeps" in part.before
+
+
+def test_each_pattern_of_an_average_by_name_has_its_card(tmp_path: Path) -> None:
+    model = torch.nn.Linear(2, 1)
+    ema = polyak.EMA(model, polyak.ByName({"weight": 0.99, "*": polyak.HalfLife(steps=7)}))
+    ema.update(steps=300)
+    ema.save(tmp_path / "average.safetensors")
+    [run] = collect([tmp_path])
+    first, second = principal(run)
+    assert [(one.pattern, one.schedule) for one in (first, second)] == [
+        ("weight", "Constant(0.99)"),
+        ("*", "HalfLife(steps=7)"),
+    ]
+    header = polyak.load(tmp_path / "average.safetensors").header
+    assert [one.half_life for one in (first, second)] == [rule.profile.half_life for rule in header.rules]
+    part = averages([run], Words("en"))
+    assert "average, weight" in part.before
+    assert "moving average of the weights * (HalfLife(steps=7)) after 300 training steps" in part.before
+    assert "unknown" not in part.before
+    assert [plot.title for plot in profile([run], Words("en")).plots] == [
+        "average.safetensors, weight",
+        "average.safetensors, *",
+    ]
+
+
+def test_a_damaged_record_is_named_and_the_rest_is_shown(tmp_path: Path) -> None:
+    folder = write_bare(tmp_path / "run")
+    nan = '{"mode": "max", "command": "", "files": [["a", NaN, ""]]}'
+    for line in ("[1]", '{"mode": "max"}', '{"mode": "up"}', "{", nan):
+        (folder / RECORD).write_text(line + "\n")
+        [run] = collect([folder])
+        [problem] = run.problems
+        assert problem.startswith(f"{RECORD}: line 1 is not of polyak gate"), problem
+        assert len(checkpoints_of(run)) == len(STEPS)
+
+
+def test_a_record_names_files_from_its_folder_wherever_it_was_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_bare(tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    Path("run/judged").mkdir()
+    record(Path("run/judged"), "eval", "max", {Path("run/step-100.pt"): 1.0})
+    [line] = judgements_in(folder / "judged" / RECORD)
+    assert line.files[0].file == "../step-100.pt"
+    [run] = collect([folder])
+    assert dict(run.judged[0].metrics) == {"step-100.pt": 1.0}
+
+
+def test_a_fingerprint_differs_with_either_end_and_not_with_the_time(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(bytes(300_000))
+    before = fingerprint(path)
+    os.utime(path, (1, 1))
+    assert fingerprint(path) == before
+    for place in (0, 299_999):
+        data = bytearray(300_000)
+        data[place] = 1
+        path.write_bytes(data)
+        assert fingerprint(path) != before
+    assert fingerprint(tmp_path) == fingerprint(path), "of a folder it is that of its files"
