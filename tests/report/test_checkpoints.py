@@ -289,7 +289,7 @@ def test_each_pattern_of_an_average_by_name_has_its_card(tmp_path: Path) -> None
     assert [one.half_life for one in (first, second)] == [rule.profile.half_life for rule in header.rules]
     part = averages([run], Words("en"))
     assert "average, weight" in part.before
-    assert "moving average of the weights * (HalfLife(steps=7)) after 300 training steps" in part.before
+    assert "moving average of the weights “*” (HalfLife(steps=7)) after 300 training steps" in part.before
     assert "unknown" not in part.before
     assert [plot.title for plot in profile([run], Words("en")).plots] == [
         "average.safetensors, weight",
@@ -333,3 +333,17 @@ def test_a_fingerprint_differs_with_either_end_and_not_with_the_time(tmp_path: P
         path.write_bytes(data)
         assert fingerprint(path) != before
     assert fingerprint(tmp_path) == fingerprint(path), "of a folder it is that of its files"
+
+
+def test_what_was_promoted_is_recorded_as_what_it_now_is(tmp_path: Path) -> None:
+    for name, metric in (("new", "0.9"), ("best", "0.8")):
+        (tmp_path / name).write_text(metric)
+    show = shlex.join([sys.executable, "-c", "import sys; print(open(sys.argv[1]).read())", "{weights}"])
+    words = ["gate", str(tmp_path / "new"), str(tmp_path / "best"), "--eval", show, "--promote"]
+    assert CliRunner().invoke(app, [*words, "--record", str(tmp_path / "kept")]).exit_code == 0
+    [line] = judgements_in(tmp_path / "kept" / RECORD)
+    print_of_new = fingerprint(tmp_path / "new")
+    assert line.files == (("../new", 0.9, print_of_new), ("../best", 0.9, print_of_new))
+    refused = CliRunner().invoke(app, [*words, "--record", str(tmp_path / "new")])
+    assert refused.exit_code == 2
+    assert "cannot hold the record" in refused.output
