@@ -9,6 +9,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -19,11 +20,13 @@ import polyak
 from polyak.cli import app
 from polyak.report.checkpoints import checkpoints_of, commands, logged_value
 from polyak.report.collect import Collector, collect
+from polyak.report.figures import write_figures
 from polyak.report.merged import merged
 from polyak.report.sections import averages, principal, profile
 from polyak.report.words import Words
 from polyak.schedules.metric import Mode
 from polyak.select.judged import RECORD, fingerprint, judgements_in, record
+from tests.report.runs import write_checkpoints
 
 STEPS = (100, 200, 300, 400)
 
@@ -347,3 +350,12 @@ def test_what_was_promoted_is_recorded_as_what_it_now_is(tmp_path: Path) -> None
     refused = CliRunner().invoke(app, [*words, "--record", str(tmp_path / "new")])
     assert refused.exit_code == 2
     assert "cannot hold the record" in refused.output
+
+
+def test_what_was_judged_is_a_figure_too(tmp_path: Path) -> None:
+    run = write_checkpoints(tmp_path / "run", "<b> $x$.pt")
+    written = write_figures(collect([run]), tmp_path / "figures", "zh")
+    assert sorted(path.name for path in written) == ["merged-files-run.png", "merged-files-run.svg"]
+    [svg] = [path for path in written if path.suffix == ".svg"]
+    drawn = {one.text for one in ElementTree.parse(svg).iter("{http://www.w3.org/2000/svg}text")}
+    assert {"训练步", "合并", "训练"} <= drawn
