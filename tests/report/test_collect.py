@@ -102,8 +102,11 @@ def test_the_choices_of_an_archive_are_what_synthesize_makes(run: Path) -> None:
             run / "snapshots", polyak.HalfLife(steps=choice.half_life), max_error=math.inf
         )
         assert made.header.profile is not None
-        assert (choice.error, choice.noise_gain) == (made.error, made.noise_gain)
-        assert choice.made == shares_of(made.header.profile, list(choice.made.edges))
+        # The choices are solved together: on some processors BLAS then rounds otherwise.
+        assert (choice.error, choice.noise_gain) == pytest.approx((made.error, made.noise_gain), rel=1e-9)
+        alone = shares_of(made.header.profile, list(choice.made.edges))
+        assert choice.made.edges == alone.edges
+        assert choice.made.shares == pytest.approx(alone.shares, rel=1e-9, abs=1e-12)
 
 
 def test_an_archive_in_which_a_tensor_joined_late_has_the_largest_error(tmp_path: Path) -> None:
@@ -122,7 +125,7 @@ def test_an_archive_in_which_a_tensor_joined_late_has_the_largest_error(tmp_path
             ema.update()
     for choice in archive_facts(tmp_path, "a", choices=4).choices[1:]:
         made = polyak.synthesize(tmp_path, polyak.HalfLife(steps=choice.half_life), max_error=math.inf)
-        assert (choice.error, choice.noise_gain) == (made.error, made.noise_gain)
+        assert (choice.error, choice.noise_gain) == pytest.approx((made.error, made.noise_gain), rel=1e-9)
 
 
 def test_layers_say_how_far_they_are_and_what_was_skipped(tmp_path: Path) -> None:
