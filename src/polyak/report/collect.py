@@ -292,7 +292,7 @@ def _walk(start: Path, depth: int) -> Iterator[Path]:
 
 
 def _is_checkpoint_alone(path: Path) -> bool:
-    """Whether a folder is one checkpoint and no more; that of a run can hold the last one beside others."""
+    """Whether a folder is one checkpoint only; a run may keep its last one beside folders of earlier ones."""
     return is_checkpoint_folder(path) and not any(map(_is_other_checkpoint, path.iterdir()))
 
 
