@@ -9,14 +9,16 @@
     with ema.average_parameters():
         evaluate(model)
 
-Importing polyak imports nothing else: each name is imported from its home at first use. ``polyak.EMA`` is
-``polyak.torch.EMA``.
+Importing polyak imports neither NumPy nor a framework: each name is imported from its home at first use.
+``polyak.EMA`` is ``polyak.torch.EMA``.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from polyak._lazy import lazy_names
 
 if TYPE_CHECKING:
     from polyak._foreign.load import Average as Average
@@ -104,7 +106,7 @@ _HOMES = {
     "polyak.select.best_checkpoint": ("BestCheckpoint",),
     "polyak.torch": ("EMA", "Teacher", "update_batchnorm"),
 }
-_HOME = {name: home for home, names in _HOMES.items() for name in names}
+_first_use = lazy_names(__name__, _HOMES)[0]
 
 __all__ = [
     "EMA",
@@ -153,13 +155,8 @@ def __getattr__(name: str) -> Any:
     if name in _ROOMS:  # so that polyak.paddle.EMA is there after ``import polyak``
         return import_module(f"polyak.{name}")
     if name == "__version__":
-        value = import_module("importlib.metadata").version("polyak")
-    elif name in _HOME:
-        value = getattr(import_module(_HOME[name]), name)
-    else:
-        raise AttributeError(f"module 'polyak' has no attribute {name!r}")
-    globals()[name] = value
-    return value
+        return import_module("importlib.metadata").version("polyak")
+    return _first_use(name)
 
 
 def __dir__() -> list[str]:

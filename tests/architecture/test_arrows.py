@@ -16,6 +16,7 @@ SRC = Path(polyak.__file__).parent
 # room: the rooms it may import. Every room may import errors and itself.
 ROOMS = (
     "errors",
+    "_lazy",
     "_dtypes",
     "_wrappers",
     "schedules",
@@ -45,12 +46,20 @@ ROOMS = (
 
 # Stricter than the order: these import nothing but what is named here.
 ONLY: dict[str, set[str]] = {
-    "paddle": {"_core", "_kernel", "_files", "_dtypes", "schedules"},  # it does not know torch
+    "paddle": {"_core", "_kernel", "_files", "_dtypes", "_lazy", "schedules"},  # it does not know torch
     "losses": {"torch"},
     "doctor": set(),
     "demo": {"polyak", "paddle", "report"},  # the front doors, and a drawing: what a user could write
     "bench": {"polyak"},  # likewise: what it measures is what a user gets
-    "polyak": {"torch", "select", "merge", "archive", "_foreign", "schedules"},  # the front door itself
+    "polyak": {
+        "torch",
+        "select",
+        "merge",
+        "archive",
+        "_foreign",
+        "schedules",
+        "_lazy",
+    },  # the front door itself
     "__main__": {"cli"},
 }
 
@@ -62,7 +71,8 @@ def allowed(here: str) -> set[str]:
 
 # Outside packages, by the rooms that may import them. The standard library is free.
 PACKAGES: dict[str, set[str]] = {
-    "numpy": {*ROOMS} - {"errors", "_wrappers", "trainers", "doctor", "bench", "cli", "polyak", "__main__"},
+    "numpy": {*ROOMS}
+    - {"errors", "_lazy", "_wrappers", "trainers", "doctor", "bench", "cli", "polyak", "__main__"},
     "ml_dtypes": {"_dtypes", "_files"},
     "fsspec": {"_files"},
     "torch": {"torch", "losses", "dropin", "trainers", "demo", "bench"},

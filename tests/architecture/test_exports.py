@@ -6,6 +6,7 @@ import ast
 import inspect
 import textwrap
 from collections.abc import Iterator
+from importlib import import_module
 from types import ModuleType
 from typing import Any
 
@@ -46,9 +47,15 @@ def test_star_import_gives_every_name() -> None:
     assert dir(polyak) == sorted(polyak.__all__)
 
 
-def test_a_name_that_is_not_there_is_refused_by_name() -> None:
-    with pytest.raises(AttributeError, match="'polyak' has no attribute 'Ema'"):
-        polyak.Ema  # noqa: B018
+@pytest.mark.parametrize("package", ["polyak", "polyak.schedules", "polyak.torch"])
+def test_a_package_has_all_that_type_checkers_see(package: str) -> None:
+    module = import_module(package)
+    names = exported(module)
+    assert names <= set(dir(module))
+    assert all(getattr(module, name) is getattr(module, name) for name in names)
+    assert names <= set(vars(module))  # what was used once is kept
+    with pytest.raises(AttributeError, match=f"'{package}' has no attribute 'Ema'"):
+        _ = module.Ema
 
 
 def missing(obj: Any, name: str) -> list[str]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from polyak._lazy import lazy_names
 from polyak.errors import MissingExtraError
 
 try:
@@ -25,21 +25,12 @@ if TYPE_CHECKING:
     from polyak.paddle.teacher import Teacher as Teacher
 
 # Imported when first used, since most runs use none of them.
-_HOME = {
-    "ExponentialMovingAverage": "polyak.paddle.exponential",
-    "LoadReport": "polyak._core.load_report",
-    "Teacher": "polyak.paddle.teacher",
-    "update_batchnorm": "polyak.paddle.batchnorm",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'polyak.paddle' has no attribute {name!r}")
-    value = getattr(import_module(_HOME[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME})
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "polyak._core.load_report": ("LoadReport",),
+        "polyak.paddle.batchnorm": ("update_batchnorm",),
+        "polyak.paddle.exponential": ("ExponentialMovingAverage",),
+        "polyak.paddle.teacher": ("Teacher",),
+    },
+)

@@ -5,9 +5,9 @@ What an EMA needs is imported; the rest when it is first used, since it takes as
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from polyak._lazy import lazy_names
 from polyak.schedules.adaptive import Adaptive as Adaptive
 from polyak.schedules.by_name import ByName as ByName
 from polyak.schedules.decay import Constant as Constant
@@ -43,25 +43,15 @@ if TYPE_CHECKING:
     from polyak.schedules.theory import Quadratic as Quadratic
     from polyak.schedules.theory import suggest_half_life as suggest_half_life
 
-_HOMES = {
-    "half_life": ("HalfLife",),
-    "pointwise": ("Recency", "annealed"),
-    "posthoc": ("Solution", "solve", "solve_each"),
-    "power": ("Power", "Uniform"),
-    "scaled": ("Scaled", "scale_decay"),
-    "schedules": ("Anneal", "Capped", "Cosine", "Piecewise", "Ramp"),
-    "theory": ("Moments", "Quadratic", "suggest_half_life"),
-}
-_HOME = {name: home for home, names in _HOMES.items() for name in names}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'polyak.schedules' has no attribute {name!r}")
-    value = getattr(import_module(f"polyak.schedules.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME})
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "polyak.schedules.half_life": ("HalfLife",),
+        "polyak.schedules.pointwise": ("Recency", "annealed"),
+        "polyak.schedules.posthoc": ("Solution", "solve", "solve_each"),
+        "polyak.schedules.power": ("Power", "Uniform"),
+        "polyak.schedules.scaled": ("Scaled", "scale_decay"),
+        "polyak.schedules.schedules": ("Anneal", "Capped", "Cosine", "Piecewise", "Ramp"),
+        "polyak.schedules.theory": ("Moments", "Quadratic", "suggest_half_life"),
+    },
+)

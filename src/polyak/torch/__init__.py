@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from polyak._lazy import lazy_names
 from polyak.errors import MissingExtraError
 
 try:
@@ -22,20 +22,11 @@ if TYPE_CHECKING:
     from polyak.torch.teacher import Teacher as Teacher
 
 # Imported when first used, since most runs use none of them.
-_HOME = {
-    "LoadReport": "polyak._core.load_report",
-    "Teacher": "polyak.torch.teacher",
-    "update_batchnorm": "polyak.torch.batchnorm",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'polyak.torch' has no attribute {name!r}")
-    value = getattr(import_module(_HOME[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME})
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "polyak._core.load_report": ("LoadReport",),
+        "polyak.torch.batchnorm": ("update_batchnorm",),
+        "polyak.torch.teacher": ("Teacher",),
+    },
+)
