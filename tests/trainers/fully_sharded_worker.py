@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from tests.shims import accelerate_shards_on_a_cpu, torchvision_without_ops
 from tests.trainers.digits import X, Y, loss, network
 
 STEPS, HALF, DECAY = 8, 4, 0.9
+LAST: list[Callable[[], None]] = []  # what ends the processes' group, and so comes after all else
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -64,7 +66,7 @@ def accelerate(folder: Path, resume: bool) -> Run:
         with pytest.raises(polyak.ConfigError, match="Prepare model and optimizer first"):
             weight_averaging(accelerator, model, unprepared, DECAY)
     model, optimizer = accelerator.prepare(model, unprepared)
-    ema = weight_averaging(accelerator, model, optimizer, DECAY)
+    ema = weight_averaging(accelerator, model, optimizer, DECAY, report=folder)
     followed = Followed(model, optimizer.optimizer)
     if resume:
         accelerator.load_state(str(folder))
@@ -78,6 +80,7 @@ def accelerate(folder: Path, resume: bool) -> Run:
     with ema.average_parameters(), torch.no_grad():
         model(X[:16])
         followed.look()
+    LAST[:] = [accelerator.end_training]
     return ema, None if resume else followed
 
 
@@ -175,6 +178,8 @@ def main(name: str, out: Path) -> None:
     }  # fmt: skip
     torch.save(found, out / f"{os.environ['RANK']}.pt")
     dist.barrier()
+    for end in LAST:
+        end()
 
 
 if __name__ == "__main__":

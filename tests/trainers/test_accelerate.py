@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,7 +21,7 @@ import polyak
 from tests.trainers.digits import X, loss, network, same
 
 accelerate = pytest.importorskip("accelerate")
-from polyak.trainers.accelerate import weight_averaging  # noqa: E402
+from polyak.trainers.accelerate import numbers, weight_averaging  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 
@@ -30,15 +32,15 @@ def _each_test_its_own_accelerator() -> Iterator[None]:
     accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def begin(order: str, **options: Any) -> tuple[Any, nn.Module, Any, polyak.EMA]:
+def begin(order: str, report: Any = False, **options: Any) -> tuple[Any, nn.Module, Any, polyak.EMA]:
     accelerator = accelerate.Accelerator(cpu=True, **options)
     model = network()
     optimizer: Any = torch.optim.AdamW(model.parameters(), lr=1e-2)
     if order == "before":
-        ema = weight_averaging(accelerator, model, optimizer, polyak.Warmup(0.99), every=3)
+        ema = weight_averaging(accelerator, model, optimizer, polyak.Warmup(0.99), every=3, report=report)
     prepared, optimizer = accelerator.prepare(model, optimizer)
     if order == "after":
-        ema = weight_averaging(accelerator, prepared, optimizer, polyak.Warmup(0.99), every=3)
+        ema = weight_averaging(accelerator, prepared, optimizer, polyak.Warmup(0.99), every=3, report=report)
     return accelerator, prepared, optimizer, ema
 
 
@@ -122,3 +124,84 @@ def test_other_ways_of_sharding_are_refused_by_name(kind: str, why: str) -> None
     other: Any = SimpleNamespace(distributed_type=accelerate.DistributedType(kind), state=plugin)
     with pytest.raises(polyak.ConfigError, match=f"distributed_type={kind} .*{why}.*fsdp_version=2"):
         weight_averaging(other, model, optimizer)
+
+
+def evaluated(begun: Any, step: int) -> None:
+    """Log both evaluations, as a loop of Accelerate does."""
+    accelerator, model, _, ema = begun
+    model.eval()
+    raw = loss(model, 0).item()
+    with ema.average_parameters():
+        accelerator.log({"val_loss": loss(model, 0).item(), "raw/val_loss": raw} | numbers(ema), step=step)
+    model.train()
+
+
+class AtTheEnd(accelerate.tracking.GeneralTracker):
+    """A tracker of a user's own, which writes JSON lines when it is finished."""
+
+    name = "at_the_end"
+    requires_logging_directory = False
+
+    def __init__(self, file: Path) -> None:
+        super().__init__()
+        self.file, self.lines = file, list[str]()
+
+    @property
+    def tracker(self) -> Any:
+        return self.lines
+
+    def store_init_configuration(self, values: Any) -> None:
+        pass
+
+    def log(self, values: Any, step: int | None = None, **_: Any) -> None:
+        self.lines.append(json.dumps(values | {"step": step}) + "\n")
+
+    def finish(self) -> None:
+        self.file.write_text("".join(self.lines))
+
+
+@pytest.mark.parametrize("tracker", ["tensorboard", "of my own"])
+def test_the_report_is_written_when_training_ends_with_what_the_tracker_wrote(
+    tracker: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    if tracker == "tensorboard":
+        pytest.importorskip("tensorboard")
+        begun = begin("after", True, log_with="tensorboard", project_dir=folder)
+    else:
+        folder.mkdir()
+        begun = begin("after", folder, log_with=AtTheEnd(folder / "log.jsonl"))
+    accelerator = begun[0]
+    accelerator.init_trackers("digits")
+    for epoch in range(3):
+        train(begun, range(4 * epoch, 4 * epoch + 4))
+        evaluated(begun, 4 * epoch + 4)
+    accelerator.save_state(str(folder / "state"))
+    assert not (folder / "report.html").exists()
+    accelerator.end_training()
+    text = (folder / "report.html").read_text()
+    facts = json.loads(re.findall(r'id="facts">(.*?)</script>', text)[0])
+    [both] = [plot for plot in facts["plots"] if plot["name"].startswith("metric-val_loss")]
+    assert [(line["label"], line["x"]) for line in both["lines"]] == [
+        ("raw", [4, 8, 12]),
+        ("average", [4, 8, 12]),
+    ]
+    assert "Warmup(0.99)" in text
+    about = json.loads((folder / "polyak-run.json").read_text())
+    assert about["accelerate"] == accelerate.__version__
+    assert about["skipped updates"] == "0"
+    (folder / "report.html").unlink()
+    accelerator.end_training()  # ends nothing twice
+    assert not (folder / "report.html").exists()
+
+
+def test_no_report_is_written_that_nobody_asked_for(tmp_path: Path) -> None:
+    begun = begin("after", project_dir=tmp_path)
+    train(begun, range(4))
+    begun[0].end_training()
+    assert not list(tmp_path.rglob("report.html"))
+
+
+def test_a_report_needs_a_folder() -> None:
+    with pytest.raises(polyak.ConfigError, match=r'report=True: .* has no project_dir.* report="runs/a"'):
+        begin("after", report=True)

@@ -27,6 +27,7 @@ def test_a_trainer_with_fully_shard_averages_evaluates_saves_and_resumes(
     pytest.importorskip(trainer)
     first, second = two(trainer, tmp_path, "fully_sharded_worker")
     assert file in files(tmp_path)
+    assert ("run/report.html" in files(tmp_path)) is (trainer == "accelerate"), "asked of it alone"
     for one in (first, second):
         assert one["steps"] == [8, 8]
         assert one["error"] < 4e-6, "the recursion over the run's own parameters"

@@ -17,6 +17,7 @@ _PACKAGES = {  # by module: the distribution
     "paddle": "paddlepaddle",
     "lightning": "lightning",
     "transformers": "transformers",
+    "accelerate": "accelerate",
     "ultralytics": "ultralytics",
     "keras": "keras",
 }

@@ -111,13 +111,18 @@ class AnyAveraging(Generic[EmaT]):
         folder = folder or self._logs
         if not self._reports or self._ema is None or folder is None:
             return
-        ema = self._ema
-        metrics = ema.metrics()
-        named: Mapping[str, int] = metrics["skipped_tensors"]
-        skipped = f"{metrics['skipped']}{''.join(f', {name} ({n})' for name, n in named.items())}"
-        facts = environment(sys.modules, engine=metrics["engine"]) | {"skipped updates": skipped}
+        averages, facts = for_report(self._ema)
         if writes:
-            report_training(folder, [header_of(ema, track) for track in ema.tracks], facts)
+            report_training(folder, averages, facts)
+
+
+def for_report(ema: BaseEMA[Any, Any]) -> tuple[list[Header], dict[str, str]]:
+    """What a report says of averages in memory and of the run; every process calls this, if sharded."""
+    metrics = ema.metrics()
+    named: Mapping[str, int] = metrics["skipped_tensors"]
+    skipped = f"{metrics['skipped']}{''.join(f', {name} ({n})' for name, n in named.items())}"
+    facts = environment(sys.modules, engine=metrics["engine"]) | {"skipped updates": skipped}
+    return [header_of(ema, track) for track in ema.tracks], facts
 
 
 def numbers(ema: BaseEMA[Any, Any], group: str = "ema") -> dict[str, float]:

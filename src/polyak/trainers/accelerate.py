@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 from weakref import WeakKeyDictionary
@@ -11,8 +12,10 @@ from torch.optim import Optimizer
 
 from polyak._core.track import DEFAULT_DECAY, Decays
 from polyak.errors import ConfigError, MissingExtraError
+from polyak.report.training import report_training
 from polyak.torch import EMA
 from polyak.torch._sharding.kinds import fsdp_modules
+from polyak.trainers._averaging import Folder, for_report
 from polyak.trainers._averaging import numbers as numbers
 from polyak.trainers._common import EMAOptions, check_sharding, is_sharded
 
@@ -35,6 +38,8 @@ def weight_averaging(
     model: nn.Module,
     optimizer: Optimizer,
     decay: Decays = DEFAULT_DECAY,
+    *,
+    report: bool | Folder = False,
     **options: Unpack[EMAOptions],
 ) -> EMA:
     """Average a model's weights after each optimizer step; the accelerator saves and loads the average.
@@ -50,6 +55,8 @@ def weight_averaging(
         optimizer: prepared or not.
         decay: β, a schedule, a function of the step, several by name, or an ``Adaptive``, whose
             followed track counts as the first.
+        report: write ``report.html`` in ``accelerator.end_training()``: True into
+            ``accelerator.project_dir``, or a folder; with the curves of the logs there.
         options: every other argument of ``polyak.EMA``.
 
     Returns:
@@ -57,10 +64,16 @@ def weight_averaging(
 
     Raises:
         ConfigError: an argument is invalid, the accelerator shards the model by something else than
-            ``fully_shard``, or has not sharded it yet.
+            ``fully_shard``, or has not sharded it yet, or ``report`` is True and it has no folder.
         PlanError: the model itself is sharded by something else.
     """
     check_sharding(accelerator)
+    own = cast("str | None", accelerator.project_dir)  # declared as a str
+    if report is True and own is None:
+        raise ConfigError(
+            'report=True: this accelerator has no project_dir. Give it Accelerator(project_dir="runs/a"), or '
+            'name the folder with the logs, report="runs/a".'
+        )
     if accelerator.distributed_type.value == "FSDP" and not fsdp_modules(model.modules()):
         raise ConfigError(
             "model: fsdp_version=2 shards it in accelerator.prepare, and gives it other parameters there. "
@@ -74,7 +87,24 @@ def weight_averaging(
         _save_in_parts(accelerator, ema)
     else:
         accelerator.register_for_checkpointing(ema)
+    if folder := own if report is True else report:
+        _report_at_end(accelerator, ema, Path(folder))
     return ema
+
+
+def _report_at_end(accelerator: Accelerator, ema: EMA, folder: Path) -> None:
+    """Make ``end_training`` write the report after the trackers, which close their files there."""
+    end = accelerator.end_training
+
+    @wraps(end)
+    def end_training() -> None:
+        accelerator.end_training = end
+        averages, facts = for_report(ema)  # on every process, while they are a group
+        end()
+        if accelerator.is_main_process:
+            report_training(folder, averages, facts)
+
+    accelerator.end_training = end_training
 
 
 _NAMES: WeakKeyDictionary[Accelerator, int] = WeakKeyDictionary()  # files that an accelerator writes
