@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -51,9 +51,8 @@ def drawing(record: SweepRecord, width: int = 80, height: int = 12, ascii_only: 
     half_lives, metrics = zip(*_measured(record), strict=True)
     raw = _raw(record)
     values = [*metrics, *raw]
-    high, low = f"{max(values):.6g}", f"{min(values):.6g}"
-    margin, gutter = max(len(high), len(low)), _GUTTER * len(raw)
-    room = width - margin - 2
+    high, low = f"{max(values):.6g} ", f"{min(values):.6g} "
+    room, gutter = width - max(len(high), len(low)) - 1, _GUTTER * len(raw)
     columns = _spread([math.log(h) for h in half_lives], room - gutter)
     rows = _spread([-value for value in values], height)  # downwards, as lines are printed
     cells = [(gutter + x, y) for x, y in zip(columns, rows, strict=False)]
@@ -62,21 +61,18 @@ def drawing(record: SweepRecord, width: int = 80, height: int = 12, ascii_only: 
         canvas[rows[-1]][1] = symbols.raw
     x, y = cells[half_lives.index(record.best.half_life) if record.best is not None else 0]
     canvas[y][x] = symbols.best
-    labels = {max(rows): low, min(rows): high}
-    sides = [symbols.tick if y in labels else symbols.side for y in range(height)]
-    lines = [
-        f"{labels.get(y, ''):>{margin}} {side}{''.join(line)}".rstrip()
-        for y, (side, line) in enumerate(zip(sides, canvas, strict=True))
-    ]
-    indent = " " * (margin + 1)
     axis = _axis(half_lives[0], half_lives[-1], room - gutter)
-    return "\n".join(
-        [*lines, f"{indent}{symbols.corner}{symbols.floor * room}", f"{indent} {'raw ' * len(raw)}{axis}"]
-    )
+    return _framed(canvas, {max(rows): low, min(rows): high}, f"{'raw ' * len(raw)}{axis}", symbols)
 
 
 def over_steps(
-    curves: Mapping[str, Series], width: int = 80, height: int = 12, ascii_only: bool = False
+    curves: Mapping[str, Series],
+    width: int = 80,
+    height: int = 12,
+    ascii_only: bool = False,
+    *,
+    label: Callable[[float], str] = "{:.4g} ".format,
+    title: str = "",
 ) -> str:
     """Curves over training steps as text, each with its mark; the last is on top.
 
@@ -87,9 +83,11 @@ def over_steps(
         width: columns of the terminal, at least 40.
         height: lines of the plot, at least 3.
         ascii_only: for a terminal without Unicode.
+        label: the text at the axis for its highest and lowest value.
+        title: put before the legend.
 
     Returns:
-        Lines of text.
+        Lines of text, none wider than ``width`` unless the legend is.
 
     Examples:
         >>> raw, average = Series((1, 2, 3), (0.5, 0.9, 0.7)), Series((1, 2, 3), (0.6, 0.9, 0.9))
@@ -105,9 +103,8 @@ def over_steps(
     symbols = _ASCII if ascii_only else _UNICODE
     marks = [("o@#*" if ascii_only else "○●◆■")[i % 4] for i in range(len(curves))]
     low, high = limits([curve.values for curve in curves.values()])
-    labels = {0: f"{high:.4g}", height - 1: f"{low:.4g}"}
-    margin = max(map(len, labels.values()))
-    room = width - margin - 2
+    labels = {0: label(high), height - 1: label(low)}
+    room = width - max(map(len, labels.values())) - 1
     first = min(curve.steps[0] for curve in curves.values())
     last = max(curve.steps[-1] for curve in curves.values())
     canvas = [[" "] * room for _ in range(height)]
@@ -124,20 +121,21 @@ def over_steps(
     for mark, (columns, values) in zip(marks, drawn, strict=True):
         for column, value in zip(columns, values, strict=True):
             put(column, value, mark)
-    sides = [
-        f"{labels.get(y, ''):>{margin}} {symbols.tick if y in labels else symbols.side}"
-        for y in range(height)
-    ]
     start, end = f"{first:,.6g}", f"{last:,.6g}" if last > first else ""
-    legend = ", ".join(f"{mark} {label}" for mark, label in zip(marks, curves, strict=True))
-    indent = " " * (margin + 1)
-    return "\n".join(
-        [
-            *((side + "".join(line)).rstrip() for side, line in zip(sides, canvas, strict=True)),
-            f"{indent}{symbols.corner}{symbols.floor * room}",
-            f"{indent} {start}{legend.center(room - len(start) - len(end))}{end}".rstrip(),
-        ]
-    )
+    legend = title + ", ".join(f"{mark} {name}" for mark, name in zip(marks, curves, strict=True))
+    foot = f"{start}{legend.center(room - len(start) - len(end))}{end}"
+    return _framed(canvas, labels, foot, symbols)
+
+
+def _framed(canvas: Sequence[Sequence[str]], labels: Mapping[int, str], foot: str, symbols: _Symbols) -> str:
+    """The plot between its axes, with labels at these lines and text under it."""
+    margin = max(map(len, labels.values()))
+    lines = [
+        f"{labels.get(y, ''):>{margin}}{symbols.tick if y in labels else symbols.side}{''.join(line)}"
+        for y, line in enumerate(canvas)
+    ]
+    lines += [" " * margin + symbols.corner + symbols.floor * len(canvas[0]), f"{'':{margin + 1}}{foot}"]
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def _by_column(curve: Series, first: float, last: float, room: int) -> tuple[list[int], list[float]]:

@@ -6,15 +6,12 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 # At the top, so that a run without it ends before its training. Not pyplot, which needs a display.
 from matplotlib import figure as matplotlib_figure
 
 from polyak._files.write import atomic
-from polyak.report.curve import limits
-
-_UNICODE, _ASCII = "○●·┤│└─", "o@.+|+-"
+from polyak.report.curve import limits, over_steps
+from polyak.report.facts import Series
 
 
 def drawing(
@@ -24,7 +21,7 @@ def drawing(
     height: int = 10,
     ascii_only: bool = False,
 ) -> str:
-    """Two curves of shares in 0 … 1 over epochs 1, 2, …, as text.
+    """Two curves of shares in 0 … 1 over epochs 1, 2, …, as text: ``over_steps`` in percent.
 
     Args:
         raw: one value per epoch, at least one.
@@ -46,34 +43,9 @@ def drawing(
                └────────────────────────────────
                 1  accuracy: ○ raw, ● average  3
     """
-    marks = _ASCII if ascii_only else _UNICODE
-    low, high = limits([raw, average])
-    labels = {0: f"{high:.2%}", height - 1: f"{low:.2%}"}
-    margin = max(map(len, labels.values())) + 1
-    room = width - margin - 1
-    ends = [round(x) for x in np.linspace(0, room - 1, len(raw)).tolist()]
-    canvas = [[" "] * room for _ in range(height)]
-
-    def put(xs: Sequence[int], values: Sequence[float], mark: str) -> None:
-        for x, value in zip(xs, values, strict=True):
-            if low <= value <= high:
-                canvas[round((high - value) / ((high - low) or 1) * (height - 1))][x] = mark
-
-    for curve in (raw, average):
-        put(range(room), np.interp(range(room), ends, curve).tolist(), marks[2])
-    put(ends, raw, marks[0])
-    put(ends, average, marks[1])  # on top
-    sides = [f"{labels.get(y, ''):>{margin}}{marks[3] if y in labels else marks[4]}" for y in range(height)]
-    last = f"{len(raw)}"
-    indent = " " * margin
-    legend = f"accuracy: {marks[0]} raw, {marks[1]} average".center(room - len(last) - 1)
-    return "\n".join(
-        [
-            *((side + "".join(line)).rstrip() for side, line in zip(sides, canvas, strict=True)),
-            f"{indent}{marks[5]}{marks[6] * room}",
-            f"{indent} 1{legend}{last}" if len(raw) > 1 else f"{indent} 1{legend}".rstrip(),
-        ]
-    )
+    epochs = tuple(range(1, len(raw) + 1))
+    curves = {"raw": Series(epochs, tuple(raw)), "average": Series(epochs, tuple(average))}
+    return over_steps(curves, width, height, ascii_only, label=" {:.2%}".format, title="accuracy: ")
 
 
 def picture(
