@@ -3,6 +3,7 @@
 import copy
 import inspect
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import nn
 
 from polyak.dropin import diffusers as ours
 from polyak.errors import ConfigError
-from tests.dropin.side import close, network, train
+from tests.dropin.side import Averaging, check_nan, check_sixteen_bits, close, network, train
 from tests.shims import torchvision_without_ops
 
 torchvision_without_ops()
@@ -239,30 +240,20 @@ def test_wrong_shapes_are_refused_when_loaded() -> None:
         b.load_state_dict(foreign)
 
 
+def begun(model: nn.Module, decay: float) -> list[Averaging]:
+    parameters = list(model.parameters())
+    averages = both(parameters, decay=decay, min_decay=decay)
+    for e in averages:
+        e.step(parameters)  # a copy
+    return [Averaging(partial(e.step, parameters), e.shadow_params) for e in averages]
+
+
 def test_a_nan_is_not_for_ever() -> None:
-    model = nn.Linear(2, 1)
-    a, b = both(model.parameters(), min_decay=0.5)
-    kept = model.weight.detach().clone()
-    for value in (kept, torch.full_like(kept, float("nan")), kept):
-        model.weight.data.copy_(value)
-        a.step(model.parameters())
-        b.step(model.parameters())
-    assert a.shadow_params[0].isnan().all()
-    close(b.shadow_params[0], kept)
+    check_nan(begun)
 
 
 def test_sixteen_bits_keep_moving() -> None:
-    model = nn.Linear(64, 64, bias=False).bfloat16()
-    nn.init.ones_(model.weight)
-    a, b = both(model.parameters(), decay=0.999, min_decay=0.999)
-    for ema in (a, b):
-        ema.step(model.parameters())
-    nn.init.constant_(model.weight, 2.0)
-    for _ in range(1000):
-        a.step(model.parameters())
-        b.step(model.parameters())
-    assert a.shadow_params[0].double().mean().item() == 1.0
-    assert b.shadow_params[0].double().mean().item() == pytest.approx(2 - 0.999**1000, rel=1e-2)
+    check_sixteen_bits(begun)
 
 
 def test_a_loaded_state_is_a_copy() -> None:

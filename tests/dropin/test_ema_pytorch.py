@@ -10,7 +10,7 @@ from torch import nn
 
 from polyak.dropin import ema_pytorch as ours
 from polyak.errors import ConfigError, PlanError
-from tests.dropin.side import Tied, agree, close, network, train
+from tests.dropin.side import Averaging, Tied, agree, check_nan, check_sixteen_bits, close, network, train
 
 theirs = pytest.importorskip("ema_pytorch")
 COUNTER = "num_batches_tracked"  # ema-pytorch leaves it where it was
@@ -176,31 +176,20 @@ def test_a_float32_average_of_a_bfloat16_model() -> None:
     close(b.ema_model.weight, model.weight.detach().float())
 
 
+def begun(model: nn.Module, decay: float) -> list[Averaging]:
+    averages = [of.EMA(model, beta=decay, min_value=decay, **NOW) for of in (theirs, ours)]
+    for e in averages:
+        e.update()
+        e.update()  # both are copies
+    return [Averaging(e.update, e.ema_model) for e in averages]
+
+
 def test_a_nan_is_not_for_ever() -> None:
-    model = nn.Linear(2, 1)
-    a, b = theirs.EMA(model, **NOW), ours.EMA(model, **NOW)
-    kept = model.weight.detach().clone()
-    for value in (kept, kept, torch.full_like(kept, float("nan")), kept, kept):
-        model.weight.data.copy_(value)
-        a.update()
-        b.update()
-    assert a.ema_model.weight.isnan().all()
-    close(b.ema_model.weight, kept)
+    check_nan(begun)
 
 
 def test_sixteen_bits_keep_moving() -> None:
-    model = nn.Linear(64, 64, bias=False).bfloat16()
-    nn.init.ones_(model.weight)
-    a, b = (library.EMA(model, beta=0.999, min_value=0.999, **NOW) for library in (theirs, ours))
-    for _ in range(2):
-        a.update()
-        b.update()
-    nn.init.constant_(model.weight, 2.0)
-    for _ in range(1000):
-        a.update()
-        b.update()
-    assert a.ema_model.weight.double().mean().item() == 1.0
-    assert b.ema_model.weight.double().mean().item() == pytest.approx(2 - 0.999**1000, rel=1e-2)
+    check_sixteen_bits(begun)
 
 
 def test_forward_eval_is_in_evaluation_mode() -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import gc
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 import polyak
 from polyak.dropin import simple, yolo
 from polyak.errors import ConfigError, PlanError, SwapError
-from tests.dropin.side import close, network, train
+from tests.dropin.side import Averaging, check_nan, check_sixteen_bits, close, network, train
 
 
 class Original:
@@ -255,27 +256,16 @@ def test_a_parameter_that_is_frozen_still_goes_in_and_out() -> None:
         model[4].bias.data = raw.clone()
 
 
+def begun(model: nn.Module, decay: float) -> list[Averaging]:
+    averages = Original(model, decay), yolo.ModelEMA(model, decay)
+    return [Averaging(partial(e.update, model), e.shadow) for e in averages]
+
+
 def test_a_nan_is_not_for_ever_and_a_stranger_is_refused() -> None:
-    model = nn.Linear(2, 1)
-    a, b = Original(model, 0.9), yolo.ModelEMA(model, 0.9)
-    kept = model.weight.detach().clone()
-    for value in (torch.full_like(kept, float("nan")), kept):
-        model.weight.data.copy_(value)
-        a.update(model)
-        b.update(model)
-    assert a.shadow["weight"].isnan().all()
-    close(b.shadow["weight"], kept)
+    check_nan(begun)
     with pytest.raises(PlanError, match="weight has an average, but is missing"):
-        b.update(nn.ReLU())
+        yolo.ModelEMA(nn.Linear(2, 1)).update(nn.ReLU())
 
 
 def test_sixteen_bits_keep_moving() -> None:
-    model = nn.Linear(64, 64, bias=False).bfloat16()
-    nn.init.ones_(model.weight)
-    a, b = Original(model, 0.999), yolo.ModelEMA(model, 0.999)
-    nn.init.constant_(model.weight, 2.0)
-    for _ in range(1000):
-        a.update(model)
-        b.update(model)
-    assert a.shadow["weight"].double().mean().item() == 1.0
-    assert b.shadow["weight"].double().mean().item() == pytest.approx(2 - 0.999**1000, rel=1e-2)
+    check_sixteen_bits(begun)

@@ -3,6 +3,8 @@
 import copy
 import inspect
 import pickle
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,7 +14,17 @@ from torch.optim import swa_utils as theirs
 
 from polyak.dropin import swa_utils as ours
 from polyak.errors import ConfigError, PlanError
-from tests.dropin.side import Tied, agree, close, network, train
+from tests.dropin.side import (
+    Averaging,
+    Tied,
+    agree,
+    check_nan,
+    check_sixteen_bits,
+    check_spectral_vectors,
+    close,
+    network,
+    train,
+)
 
 
 def keep_nine_tenths(average: Tensor, live: Tensor, averaged: Any) -> Tensor:
@@ -189,45 +201,33 @@ def test_a_layer_added_to_the_model_shifts_no_pair() -> None:
     assert int(b.n_averaged) == 1, "a refused update does not count"
 
 
+def begun(model: nn.Module, decay: float) -> list[Averaging]:
+    return averaging(model, lambda of: of.get_ema_multi_avg_fn(decay))
+
+
+def mean(model: nn.Module, decay: float) -> list[Averaging]:
+    return averaging(model, lambda of: None)
+
+
+def averaging(model: nn.Module, rule: Callable[[Any], Any]) -> list[Averaging]:
+    averages = [of.AveragedModel(model, multi_avg_fn=rule(of), use_buffers=True) for of in (theirs, ours)]
+    for e in averages:
+        e.update_parameters(model)  # a copy
+    return [Averaging(partial(e.update_parameters, model), e.module) for e in averages]
+
+
 def test_a_nan_is_not_for_ever() -> None:
-    model = nn.Linear(2, 1)
-    a, b = theirs.AveragedModel(model), ours.AveragedModel(model)
-    kept = model.weight.detach().clone()
-    for value in (kept, torch.full_like(kept, float("nan")), kept):
-        model.weight.data.copy_(value)
-        a.update_parameters(model)
-        b.update_parameters(model)
-    assert a.module.weight.isnan().all()
-    close(b.module.weight.detach(), kept)
+    check_nan(begun)
+    check_nan(mean)
 
 
 def test_sixteen_bits_keep_moving() -> None:
-    model = nn.Linear(64, 64, bias=False).bfloat16()
-    nn.init.ones_(model.weight)
-    a = theirs.AveragedModel(model, multi_avg_fn=theirs.get_ema_multi_avg_fn(0.999))
-    b = ours.AveragedModel(model, multi_avg_fn=ours.get_ema_multi_avg_fn(0.999))
-    for averaged in (a, b):
-        averaged.update_parameters(model)
-    nn.init.constant_(model.weight, 2.0)
-    for _ in range(1000):
-        a.update_parameters(model)
-        b.update_parameters(model)
-    assert a.module.weight.double().mean().item() == 1.0
-    assert b.module.weight.double().mean().item() == pytest.approx(2 - 0.999**1000, rel=1e-2)
+    check_sixteen_bits(begun)
 
 
 def test_spectral_vectors_keep_their_length() -> None:
-    model = nn.utils.parametrizations.spectral_norm(nn.Linear(8, 8))
-    a = theirs.AveragedModel(model, use_buffers=True)
-    b = ours.AveragedModel(model, use_buffers=True)
-    for seed in range(4):
-        torch.manual_seed(seed)
-        model.parametrizations.weight[0]._u.copy_(nn.functional.normalize(torch.randn(8), dim=0))
-        a.update_parameters(model)
-        b.update_parameters(model)
-    lengths = [float(m.module.parametrizations.weight[0]._u.norm()) for m in (a, b)]
-    assert lengths[0] < 0.8
-    assert lengths[1] == pytest.approx(1.0, abs=1e-6)
+    check_spectral_vectors(begun)
+    check_spectral_vectors(mean)
 
 
 def test_tied_weights_are_averaged_once() -> None:

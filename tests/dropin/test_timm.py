@@ -1,7 +1,7 @@
 """timm's classes and polyak's, side by side on one training run."""
 
 import io
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,16 @@ from torch import nn
 
 from polyak.dropin import timm as ours
 from polyak.errors import PlanError
-from tests.dropin.side import Tied
+from tests.dropin.side import (
+    Averaging,
+    Tied,
+    check_complex_numbers,
+    check_nan,
+    check_sixteen_bits,
+    check_spectral_vectors,
+    network,
+    train,
+)
 from tests.shims import torchvision_without_ops
 
 torchvision_without_ops()
@@ -28,23 +37,6 @@ OPTIONS: list[dict[str, Any]] = [
     {"device": "cpu"},
     {"foreach": False},
 ]
-
-
-def network() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 4), nn.LayerNorm(4)
-    )
-
-
-def train(model: nn.Module, steps: int, after: Callable[[int], object]) -> None:
-    torch.manual_seed(1)
-    optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    for step in range(1, steps + 1):
-        optimizer.zero_grad()
-        model(torch.randn(4, 3, 8, 8)).square().mean().backward()
-        optimizer.step()
-        after(step)
 
 
 def agree(a: nn.Module, b: nn.Module) -> None:
@@ -200,57 +192,25 @@ def test_tied_weights_are_averaged_once() -> None:
     torch.testing.assert_close(a.module.embed.weight, before + 0.19, msg="timm: 0.9 acts as 0.81")
 
 
+def begun(model: nn.Module, decay: float) -> list[Averaging]:
+    averages = [of.ModelEmaV3(model, decay) for of in (theirs, ours)]
+    return [Averaging(partial(e.update, model), e.module) for e in averages]
+
+
 def test_spectral_vectors_keep_their_length() -> None:
-    model = nn.utils.parametrizations.spectral_norm(nn.Linear(8, 8))
-    a, b = (of.ModelEmaV3(model, 0.5) for of in (theirs, ours))
-    for average in (a, b):
-        for seed in range(4):
-            torch.manual_seed(seed)
-            model.parametrizations.weight[0]._u.copy_(nn.functional.normalize(torch.randn(8), dim=0))
-            average.update(model)
-    lengths = [float(of.parametrizations.weight[0]._u.norm()) for of in (a.module, b.module)]
-    assert lengths[0] < 0.95
-    assert lengths[1] == pytest.approx(1.0, abs=1e-6)
+    check_spectral_vectors(begun)
 
 
 def test_complex_numbers_are_averaged() -> None:
-    model = nn.Linear(2, 1)
-    model.phase = nn.Parameter(torch.zeros(3, dtype=torch.complex64))
-    a, b = (of.ModelEmaV3(model, 0.5) for of in (theirs, ours))
-    for value in (0.0, 1.0):
-        nn.init.constant_(model.phase, value)
-        a.update(model)
-        b.update(model)
-    assert [float(of.phase[0].detach().real) for of in (a.module, b.module)] == pytest.approx([1.0, 0.5])
+    check_complex_numbers(begun, original=1.0)
 
 
 def test_a_nan_is_not_for_ever() -> None:
-    model = nn.Linear(2, 1)
-    a, b = theirs.ModelEmaV3(model, 0.9), ours.ModelEmaV3(model, 0.9)
-    kept = model.weight.detach().clone()
-    with torch.no_grad():
-        model.weight[0, 0] = float("nan")
-    a.update(model)
-    b.update(model)
-    with torch.no_grad():
-        model.weight.copy_(kept)
-    a.update(model)
-    b.update(model)
-    assert a.module.weight.isnan().any()
-    torch.testing.assert_close(b.module.weight, kept)
+    check_nan(begun)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_sixteen_bits_keep_moving(dtype: torch.dtype) -> None:
-    model = nn.Linear(64, 64, bias=False).to(dtype)
-    with torch.no_grad():
-        model.weight.fill_(1.0)
-    averaged = ours.ModelEmaV3(model, 0.999)
-    with torch.no_grad():
-        model.weight.fill_(2.0)
-    for _ in range(1000):
-        averaged.update(model)
-    assert averaged.module.weight.double().mean().item() == pytest.approx(2 - 0.999**1000, rel=1e-2)
+def test_sixteen_bits_keep_moving() -> None:
+    check_sixteen_bits(begun, original_stops=False)  # by default timm rounds as we do
 
 
 def test_a_model_that_moved_is_followed_and_a_stranger_refused() -> None:

@@ -11,7 +11,7 @@ from torch import nn
 
 from polyak.dropin import torch_ema as ours
 from polyak.errors import ConfigError, SwapError
-from tests.dropin.side import close, network, train
+from tests.dropin.side import Averaging, check_nan, check_sixteen_bits, close, network, train
 
 theirs = pytest.importorskip("torch_ema")
 
@@ -196,30 +196,19 @@ def test_the_block_copies_nothing() -> None:
         assert model.weight.data_ptr() == ema.shadow_params[0].data_ptr()
 
 
+def begun(model: nn.Module, decay: float) -> list[Averaging]:
+    averages = [
+        of.ExponentialMovingAverage(model.parameters(), decay, use_num_updates=False) for of in (theirs, ours)
+    ]
+    return [Averaging(e.update, e.shadow_params) for e in averages]
+
+
 def test_a_nan_is_not_for_ever() -> None:
-    model = nn.Linear(2, 1)
-    a = theirs.ExponentialMovingAverage(model.parameters(), 0.9)
-    b = ours.ExponentialMovingAverage(model.parameters(), 0.9)
-    kept = model.weight.detach().clone()
-    for value in (torch.full_like(kept, float("nan")), kept):
-        model.weight.data.copy_(value)
-        a.update()
-        b.update()
-    assert a.shadow_params[0].isnan().any()
-    close(b.shadow_params[0], kept)
+    check_nan(begun)
 
 
 def test_sixteen_bits_keep_moving() -> None:
-    model = nn.Linear(64, 64, bias=False).bfloat16()
-    nn.init.ones_(model.weight)
-    a = theirs.ExponentialMovingAverage(model.parameters(), 0.999, use_num_updates=False)
-    b = ours.ExponentialMovingAverage(model.parameters(), 0.999, use_num_updates=False)
-    nn.init.constant_(model.weight, 2.0)
-    for _ in range(1000):
-        a.update()
-        b.update()
-    assert a.shadow_params[0].double().mean().item() == 1.0
-    assert b.shadow_params[0].double().mean().item() == pytest.approx(2 - 0.999**1000, rel=1e-2)
+    check_sixteen_bits(begun)
 
 
 def test_a_float32_average_of_a_bfloat16_model_survives_a_resume() -> None:

@@ -3,6 +3,7 @@
 import copy
 import inspect
 import pickle
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,7 +12,18 @@ from torch import nn
 
 from polyak.dropin import ultralytics as ours
 from polyak.errors import ConfigError, PlanError
-from tests.dropin.side import Tied, agree, close, network, train
+from tests.dropin.side import (
+    Averaging,
+    Tied,
+    agree,
+    check_complex_numbers,
+    check_nan,
+    check_sixteen_bits,
+    check_spectral_vectors,
+    close,
+    network,
+    train,
+)
 from tests.shims import torchvision_without_ops
 
 torchvision_without_ops()
@@ -168,52 +180,25 @@ def test_a_float32_average_of_a_bfloat16_model() -> None:
     close(b.ema.weight, (before + model.weight.detach().float()) / 2)
 
 
+def begun(model: nn.Module, decay: float) -> list[Averaging]:
+    averages = [of.ModelEMA(model, decay, tau=1e-9) for of in (theirs, ours)]
+    return [Averaging(partial(e.update, model), e.ema) for e in averages]
+
+
 def test_spectral_vectors_keep_their_length() -> None:
-    model = nn.utils.parametrizations.spectral_norm(nn.Linear(8, 8))
-    a, b = (of.ModelEMA(model, 0.5, tau=1e-9) for of in (theirs, ours))
-    for average in (a, b):
-        for seed in range(4):
-            torch.manual_seed(seed)
-            model.parametrizations.weight[0]._u.copy_(nn.functional.normalize(torch.randn(8), dim=0))
-            average.update(model)
-    lengths = [float(of.parametrizations.weight[0]._u.norm()) for of in (a.ema, b.ema)]
-    assert lengths[0] < 0.95
-    assert lengths[1] == pytest.approx(1.0, abs=1e-6)
+    check_spectral_vectors(begun)
 
 
 def test_complex_numbers_are_averaged() -> None:
-    model = nn.Linear(2, 1)
-    model.phase = nn.Parameter(torch.zeros(3, dtype=torch.complex64))
-    a, b = (of.ModelEMA(model, 0.5, tau=1e-9) for of in (theirs, ours))
-    for value in (0.0, 1.0):
-        nn.init.constant_(model.phase, value)
-        a.update(model)
-        b.update(model)
-    assert [float(of.phase[0].detach().real) for of in (a.ema, b.ema)] == pytest.approx([0.0, 0.5])
+    check_complex_numbers(begun, original=0.0)
 
 
 def test_a_nan_is_not_for_ever() -> None:
-    model = nn.Linear(2, 1)
-    a, b = theirs.ModelEMA(model), ours.ModelEMA(model)
-    kept = model.weight.detach().clone()
-    for value in (torch.full_like(kept, float("nan")), kept):
-        model.weight.data.copy_(value)
-        a.update(model)
-        b.update(model)
-    assert a.ema.weight.isnan().all()
-    close(b.ema.weight, kept)
+    check_nan(begun)
 
 
 def test_sixteen_bits_keep_moving() -> None:
-    model = nn.Linear(64, 64, bias=False).bfloat16()
-    nn.init.ones_(model.weight)
-    a, b = (library.ModelEMA(model, 0.999, tau=1e-9) for library in (theirs, ours))
-    nn.init.constant_(model.weight, 2.0)
-    for _ in range(1000):
-        a.update(model)
-        b.update(model)
-    assert a.ema.weight.double().mean().item() == 1.0
-    assert b.ema.weight.double().mean().item() == pytest.approx(2 - 0.999**1000, rel=1e-2)
+    check_sixteen_bits(begun)
 
 
 def test_a_refused_update_does_not_count() -> None:
