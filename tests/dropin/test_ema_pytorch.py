@@ -10,7 +10,17 @@ from torch import nn
 
 from polyak.dropin import ema_pytorch as ours
 from polyak.errors import ConfigError, PlanError
-from tests.dropin.side import Averaging, Tied, agree, check_nan, check_sixteen_bits, close, network, train
+from tests.dropin.side import (
+    Averaging,
+    Tied,
+    agree,
+    check_nan,
+    check_sixteen_bits,
+    check_spectral_vectors,
+    close,
+    network,
+    train,
+)
 
 theirs = pytest.importorskip("ema_pytorch")
 COUNTER = "num_batches_tracked"  # ema-pytorch leaves it where it was
@@ -182,6 +192,10 @@ def begun(model: nn.Module, decay: float) -> list[Averaging]:
         e.update()
         e.update()  # both are copies
     return [Averaging(e.update, e.ema_model) for e in averages]
+
+
+def test_spectral_vectors_keep_their_length() -> None:
+    check_spectral_vectors(begun)
 
 
 def test_a_nan_is_not_for_ever() -> None:

@@ -35,7 +35,9 @@ class Names:
             named = chain(parameters, holder.named_buffers(remove_duplicate=False))
             names += [name for name, tensor in named if any(tensor is mine for mine in entry.tensors)]
         role = self.role(names)
-        return role if role != "average" or inexact(entry.live) else "copy"
+        # A vector of spectral norm: a mean of unit vectors is shorter than one.
+        only_copied = entry.kind == "buffer" and entry.saved and entry.role == "copy"
+        return "copy" if role == "average" and (only_copied or not inexact(entry.live)) else role
 
     def role(self, names: Collection[str]) -> Role:
         if any(name in self.ignored or name.startswith(self.beginnings) for name in names):
