@@ -1,10 +1,15 @@
-"""Whether processes that were killed are gone."""
+"""Processes that are killed, and whether they are gone."""
 
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
 
 
 def gone(pid: int) -> bool:
@@ -23,3 +28,10 @@ def _alive(pid: int) -> bool:
         return not (stat.exists() and stat.read_text().rpartition(")")[2].split()[0] == "Z")
     except (ProcessLookupError, FileNotFoundError):
         return False
+
+
+def check_it_kills_itself(module: str, call: str) -> None:
+    """Run the call of a function of this module in a process of its own, which ends by SIGKILL."""
+    code = f"from pathlib import *; from {module} import *; {call}"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr

@@ -28,3 +28,10 @@ def closed(state: Mapping[str, Any]) -> dict[str, Any]:
     values = {**{key: value for key, value in state.items() if key != "copies"}, "tracks": tracks}
     copies = {"copies": state["copies"]} if state["copies"] else {}
     return {"polyak": json.dumps(values), "tracks": tensors, **copies}
+
+
+def flat(state: Any, at: str = "") -> dict[str, Any]:
+    """What is in a tree of dicts, by path."""
+    if isinstance(state, dict):
+        return {k: v for key, value in state.items() for k, v in flat(value, f"{at}/{key}").items()}
+    return {at: state}

@@ -21,6 +21,7 @@ from polyak._foreign.open_any import open_weights
 from polyak._foreign.parts import Recognised, same_values
 from polyak._foreign.recognize import recognise
 from polyak.errors import CheckpointError
+from tests.checkpoints.found import roles, saved
 from tests.shims import torchvision_without_ops
 
 # Other libraries' own warnings are not what is tested here.
@@ -37,15 +38,6 @@ def found_in(path: Path) -> tuple[Recognised, dict[str, dict[str, np.ndarray[Any
             if part.role != "optimizer"
         }
     return found, values
-
-
-def saved(path: Path, tree: Any) -> Path:
-    torch.save(tree, path)
-    return path
-
-
-def roles(found: Recognised) -> dict[str, tuple[str, str]]:
-    return {part.name: (part.role, part.path) for part in found.parts}
 
 
 def equal(read: Mapping[str, np.ndarray[Any, Any]], state: Mapping[str, torch.Tensor]) -> bool:

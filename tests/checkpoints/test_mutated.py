@@ -18,14 +18,12 @@ import safetensors.numpy
 import torch
 import torch.distributed.checkpoint as dcp
 
-from polyak._files.header import Header
-from polyak._files.layout import Spec
-from polyak._files.shards import write_sharded
 from polyak._foreign.open_any import open_weights
 from polyak.cli.describe import describe
 from polyak.errors import CheckpointError
 from tests.checkpoints.mutations import ANY_BYTES, Mutation
 from tests.checkpoints.test_fuzz import written
+from tests.checkpoints.test_shards import write as write_shards
 
 pytestmark = [  # what a save without a process group is told, and how Keras asks NumPy for a copy
     pytest.mark.filterwarnings("ignore:torch.distributed"),
@@ -68,9 +66,7 @@ def average(path: Path) -> None:
 
 def shards(path: Path) -> None:
     arrays = {f"t{i}": np.full(10, i, np.uint8) for i in range(3)}
-    specs = {name: Spec(array.dtype, array.shape) for name, array in arrays.items()}
-    metadata = Header("average", 1, None, None, "average", "run").to_metadata()
-    write_sharded(path, specs, metadata, lambda name: [arrays[name]], 20)
+    write_shards(path, arrays, 20)
 
 
 def distributed(path: Path) -> None:

@@ -19,6 +19,7 @@ from polyak._foreign.nodes import Node
 from polyak._foreign.open_any import open_weights
 from polyak._foreign.parts import Recognised
 from polyak._foreign.recognize import by_keys, recognise
+from tests.checkpoints.found import roles, saved
 from tests.shims import torchvision_without_ops
 from tests.work import lines_run
 
@@ -33,15 +34,6 @@ def found_in(path: Path) -> tuple[Recognised, Values]:
         return found, {
             one.name: {name: tensor.read() for name, tensor in one.tensors.items()} for one in found.parts
         }
-
-
-def saved(path: Path, tree: Any) -> Path:
-    torch.save(tree, path)
-    return path
-
-
-def roles(found: Recognised) -> dict[str, tuple[str, str]]:
-    return {one.name: (one.role, one.path) for one in found.parts}
 
 
 def state(value: float, prefix: str = "") -> dict[str, torch.Tensor]:

@@ -2,8 +2,6 @@
 
 import copy
 import importlib
-import io
-import pickle
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +13,7 @@ from torch import Tensor, nn
 
 from tests.dropin.side import close, network
 from tests.shims import torchvision_without_ops
+from tests.tensors import COPIES
 
 torchvision_without_ops()
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
@@ -192,20 +191,6 @@ def test_parameters_moved_to_other_memory_are_followed(name: str, wrapper: str) 
         dead.fill_(float("nan"))
     steps(drop_in, average, model, live, 3, 4)
     same(drop_in.values(average), in_a_plain_run(drop_in))
-
-
-def through_a_file(average: Any) -> Any:
-    file = io.BytesIO()
-    torch.save(average, file)
-    file.seek(0)
-    return torch.load(file, weights_only=False)
-
-
-COPIES: dict[str, Callable[[Any], Any]] = {
-    "deepcopy": copy.deepcopy,
-    "pickle": lambda average: pickle.loads(pickle.dumps(average)),
-    "torch.save": through_a_file,
-}
 
 
 @pytest.mark.parametrize("how", COPIES)

@@ -89,6 +89,16 @@ class Beside:
             )
 
 
+def trained(model: nn.Module, decay: Any = 0.9, **settings: Any) -> EMA:
+    """After a few updates."""
+    return Beside(model, decay, **settings).run().ema
+
+
+def network() -> nn.Module:
+    """A linear layer on either side of BatchNorm."""
+    return nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Linear(3, 2))
+
+
 @pytest.fixture
 def beside() -> type[Beside]:
     return Beside

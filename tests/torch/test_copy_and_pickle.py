@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import io
 import multiprocessing
-import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -16,22 +14,12 @@ from torch import Tensor, nn
 from polyak import EMA, Power
 from polyak.errors import SwapError
 from tests.states import opened
+from tests.tensors import COPIES, same
 
 Copying = Callable[[Any], Any]
 
 
-def _pickled(value: Any) -> Any:
-    return pickle.loads(pickle.dumps(value))
-
-
-def _saved(value: Any) -> Any:
-    file = io.BytesIO()
-    torch.save(value, file)
-    file.seek(0)
-    return torch.load(file, weights_only=False)
-
-
-COPIES = pytest.mark.parametrize("how", [copy.deepcopy, _pickled, _saved])
+EVERY_WAY = pytest.mark.parametrize("how", COPIES.values(), ids=COPIES)
 
 
 class Net(nn.Module):
@@ -72,11 +60,7 @@ def _tensors(ema: EMA) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in found.items()}
 
 
-def _equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-
-
-@COPIES
+@EVERY_WAY
 @pytest.mark.parametrize(
     "kept",
     [{}, {"dtype": torch.bfloat16, "seed": 7}, {"dtype": "split"}, {"compensated": True}, {"every": 3}],
@@ -90,26 +74,26 @@ def test_a_copy_goes_on_as_the_original_would(how: Copying, kept: dict[str, Any]
         _step(ema, seed)
     twin = how(ema)
     assert (twin.step, twin.run) == (4, ema.run)
-    assert _equal(_tensors(twin), _tensors(ema))
+    assert same(_tensors(twin), _tensors(ema))
     before, model = _tensors(ema), {k: v.clone() for k, v in ema.model.state_dict().items()}
     for seed in range(4, 9):
         _step(twin, seed)
     assert ema.step == 4
-    assert _equal(_tensors(ema), before)
+    assert same(_tensors(ema), before)
     assert all(torch.equal(v, model[k]) for k, v in ema.model.state_dict().items())
     for seed in range(4, 9):
         _step(ema, seed)
     assert twin.step == ema.step == 9
-    assert _equal(_tensors(twin), _tensors(ema))
+    assert same(_tensors(twin), _tensors(ema))
     assert twin.metrics() == ema.metrics()
     for name, track in ema.tracks.items():
         assert twin.tracks[name].profile.to_json() == track.profile.to_json()
-    assert _equal(twin.module.state_dict(), ema.module.state_dict())
+    assert same(twin.module.state_dict(), ema.module.state_dict())
     assert twin.module is not ema.module
     assert twin.module.last.weight is twin.module.first.weight
 
 
-@COPIES
+@EVERY_WAY
 def test_a_copy_follows_the_recursion(how: Copying) -> None:
     torch.manual_seed(0)
     ema = EMA(nn.Linear(3, 2), 0.75)
@@ -124,7 +108,7 @@ def test_a_copy_follows_the_recursion(how: Copying) -> None:
     torch.testing.assert_close(ema.module.weight.double(), expected, rtol=1e-6, atol=1e-6)
 
 
-@COPIES
+@EVERY_WAY
 def test_a_copy_counts_on_what_was_not_finite(how: Copying) -> None:
     ema = EMA(nn.Linear(2, 1), 0.5)
     with torch.no_grad():
@@ -137,7 +121,7 @@ def test_a_copy_counts_on_what_was_not_finite(how: Copying) -> None:
     assert ema.metrics()["skipped_tensors"] == {"bias": 1}
 
 
-@COPIES
+@EVERY_WAY
 def test_in_one_structure_the_copy_is_of_the_same_model(how: Copying) -> None:
     model = nn.Linear(2, 2)
     for twin in (how({"ema": EMA(model), "model": model}), how({"model": model, "ema": EMA(model)})):
@@ -145,7 +129,7 @@ def test_in_one_structure_the_copy_is_of_the_same_model(how: Copying) -> None:
         assert twin["model"] is not model
 
 
-@COPIES
+@EVERY_WAY
 def test_a_model_that_holds_its_ema_can_be_copied(how: Copying) -> None:
     model = Net()
     object.__setattr__(model, "ema", EMA(model, 0.5))
@@ -154,10 +138,10 @@ def test_a_model_that_holds_its_ema_can_be_copied(how: Copying) -> None:
     assert twin.ema.model is twin
     _step(twin.ema, 1)
     _step(model.ema, 1)
-    assert _equal(_tensors(twin.ema), _tensors(model.ema))
+    assert same(_tensors(twin.ema), _tensors(model.ema))
 
 
-@COPIES
+@EVERY_WAY
 def test_a_copy_follows_no_optimizer_and_calls_nobody(how: Copying) -> None:
     model, calls = nn.Linear(2, 2), list[int]()
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
@@ -177,7 +161,7 @@ def test_a_copy_follows_no_optimizer_and_calls_nobody(how: Copying) -> None:
     assert (ema.step, twin.step) == (1, 2)
 
 
-@COPIES
+@EVERY_WAY
 @pytest.mark.parametrize("whose", ["own", "another's"])
 def test_no_copy_while_an_average_is_live(how: Copying, whose: str) -> None:
     model = nn.Linear(2, 2)
@@ -226,6 +210,6 @@ def test_a_spawned_process_goes_on() -> None:
     step, found = results.get(timeout=120)
     process.join(60)
     assert (step, ema.step) == (2, 1)
-    assert _equal(_tensors(ema), before)  # only the model is shared, as torch does it
+    assert same(_tensors(ema), before)  # only the model is shared, as torch does it
     _step(alone, 1)
-    assert _equal({name: torch.from_numpy(array) for name, array in found.items()}, _tensors(alone))
+    assert same({name: torch.from_numpy(array) for name, array in found.items()}, _tensors(alone))

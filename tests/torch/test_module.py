@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from polyak.torch import EMA, update_batchnorm
 
-from .conftest import Beside, array
+from .conftest import Beside, array, trained
 
 Peak = Callable[[Callable[[], object]], int]
 X = torch.linspace(-1, 1, 6).view(3, 2)
@@ -23,10 +23,6 @@ def _seeded() -> None:
 
 def network() -> nn.Module:
     return nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Dropout(0.5), nn.Linear(3, 2))
-
-
-def trained(model: nn.Module, decay: object = 0.9, **settings: object) -> EMA:
-    return Beside(model, decay, **settings).run().ema
 
 
 def test_its_tensors_are_the_averages_and_not_copies_of_them() -> None:

@@ -13,7 +13,7 @@ from torch import nn
 import polyak
 from polyak.cli.describe import CheckpointSummary, describe
 from tests.golden_files.make_states import SETTINGS, STEPS
-from tests.states import closed, opened
+from tests.states import closed, flat, opened
 from tests.torch.resume_cases import CASES, advance, begin
 
 Damage = Callable[[dict[str, Any]], Any]
@@ -34,12 +34,6 @@ def resumed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         [sys.executable, "-m", "tests.torch.resume_worker", folder], cwd=root, check=True, timeout=120
     )
     return folder
-
-
-def flat(state: Any, at: str = "") -> dict[str, Any]:
-    if isinstance(state, dict):
-        return {k: v for key, value in state.items() for k, v in flat(value, f"{at}/{key}").items()}
-    return {at: state}
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -16,7 +16,7 @@ from torch import nn
 import polyak
 from polyak._files.write import write_arrays
 from polyak._foreign.open_any import open_weights
-from tests.states import opened
+from tests.states import flat, opened
 from tests.torch.resume_cases import CASES, advance, begin
 
 HALF = 10  # in the middle of every=3 and every=4
@@ -77,12 +77,6 @@ def resumed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     ]
     subprocess.run(command, cwd=Path(__file__).parents[2], check=True, timeout=120)
     return folders
-
-
-def flat(state: Any, at: str = "") -> dict[str, Any]:
-    if isinstance(state, dict):
-        return {k: v for key, value in state.items() for k, v in flat(value, f"{at}/{key}").items()}
-    return {at: state}
 
 
 def assert_equal(one: Any, other: Any) -> None:

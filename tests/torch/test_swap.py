@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from polyak import SwapError
 from polyak.torch import EMA, update_batchnorm
 
-from .conftest import Beside, array
+from .conftest import Beside, array, network, trained
 
 Peak = Callable[[Callable[[], object]], int]
 X = torch.linspace(-1, 1, 6).view(3, 2)
@@ -23,10 +23,6 @@ def _seeded() -> Iterator[None]:
     torch.manual_seed(0)
     yield
     torch.compiler.reset()
-
-
-def network() -> nn.Module:
-    return nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Linear(3, 2))
 
 
 def snapshot(model: nn.Module) -> dict[str, tuple[int, Tensor]]:
@@ -41,10 +37,6 @@ def assert_restored(model: nn.Module, before: dict[str, tuple[int, Tensor]]) -> 
         assert after[name][0] == address, name
         assert after[name][1].dtype == values.dtype, name
         assert torch.equal(after[name][1], values), name
-
-
-def trained(model: nn.Module, decay: float = 0.9, **settings: object) -> EMA:
-    return Beside(model, decay, **settings).run().ema
 
 
 # --- storage exchange --------------------------------------------------------------------------------

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import io
-import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from torch import Tensor, nn
 
 import polyak
 from polyak import Adaptive, CheckpointError, ConfigError, SwapError, Teacher
+from tests.tensors import COPIES, same, through_a_file
 
 
 def network() -> nn.Sequential:
@@ -47,17 +46,6 @@ def train(pair: Any, steps: range) -> None:
             for parameter in pair.student.parameters():
                 parameter.sub_(0.1 * parameter.grad)
         pair.teacher.update()
-
-
-def saved(value: Any) -> io.BytesIO:
-    file = io.BytesIO()
-    torch.save(value, file)
-    file.seek(0)
-    return file
-
-
-def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 def copied(module: nn.Module) -> dict[str, Tensor]:
@@ -104,10 +92,10 @@ def test_one_file_of_the_model_that_holds_both_resumes_bit_for_bit(options: dict
     whole, half = Pair(**options), Pair(**options)
     train(whole, range(10))
     train(half, range(5))
-    file = saved(half.state_dict())
+    state = through_a_file(half.state_dict(), weights_only=True)
     resumed = Pair(**options)
     train(resumed, range(20, 23))
-    assert resumed.load_state_dict(torch.load(file, weights_only=True)) == ([], [])
+    assert resumed.load_state_dict(state) == ([], [])
     assert resumed.teacher.ema.run == half.teacher.ema.run
     train(resumed, range(5, 10))
     assert same(copied(resumed.teacher.module), copied(whole.teacher.module))
@@ -157,7 +145,7 @@ def test_a_checkpoint_of_the_student_alone_leaves_the_teacher() -> None:
 def test_loaded_tensors_are_the_ones_that_move_on(assign: bool) -> None:
     source, pair = Pair(0.5), Pair(0.5)
     train(source, range(4))
-    pair.load_state_dict(torch.load(saved(source.state_dict()), weights_only=True), assign=assign)
+    pair.load_state_dict(through_a_file(source.state_dict(), weights_only=True), assign=assign)
     train(source, range(4, 6))
     train(pair, range(4, 6))
     assert same(copied(pair.teacher.module), copied(source.teacher.module))
@@ -339,18 +327,10 @@ class SelfTaught(nn.Module):
         return self.net(x)
 
 
-def _pickled(value: Any) -> Any:
-    return pickle.loads(pickle.dumps(value))
+EVERY_WAY = pytest.mark.parametrize("how", COPIES.values(), ids=COPIES)
 
 
-def _loaded(value: Any) -> Any:
-    return torch.load(saved(value), weights_only=False)
-
-
-COPIES = pytest.mark.parametrize("how", [copy.deepcopy, _pickled, _loaded])
-
-
-@COPIES
+@EVERY_WAY
 @pytest.mark.parametrize("make", [Pair, SelfTaught])
 def test_a_copied_model_has_a_teacher_that_follows_the_copy(
     how: Callable[[Any], Any], make: Callable[[], Any]
@@ -377,7 +357,7 @@ def test_a_copied_model_has_a_teacher_that_follows_the_copy(
     assert (twin.teacher.ema.step, model.teacher.ema.step) == (2, 1)
 
 
-@COPIES
+@EVERY_WAY
 def test_a_model_that_holds_an_ema_in_use_can_be_copied(how: Callable[[Any], Any]) -> None:
     model = network()
     model.ema = polyak.EMA(model, 0.5)

@@ -18,16 +18,12 @@ from polyak import ConfigError, PlanError
 from polyak.torch import EMA
 from polyak.torch.tensor_map import TensorMap
 
-from .conftest import Beside, array
+from .conftest import Beside, array, network
 
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
-
-
-def network() -> nn.Module:
-    return nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Linear(3, 2))
 
 
 def averages(ema: EMA) -> dict[str, Tensor]:

@@ -18,13 +18,8 @@ from tests.trainers.digits import loss, network
 DECAY, STEPS, HALF = polyak.Warmup(0.99), 8, 4
 
 
-def accelerate(folder: Path, resume: bool) -> polyak.EMA:
-    from polyak.trainers.accelerate import Accelerator, weight_averaging
-
-    accelerator: Any = Accelerator(cpu=True, gradient_accumulation_steps=2)
-    model = network()
-    model, optimizer = accelerator.prepare(model, torch.optim.AdamW(model.parameters(), lr=1e-2))
-    ema = weight_averaging(accelerator, model, optimizer, DECAY)
+def accelerated(accelerator: Any, model: Any, optimizer: Any, folder: Path, resume: bool) -> None:
+    """The steps, each of two batches; saved half way, or from there."""
     if resume:
         accelerator.load_state(str(folder))
     for step in range(2 * HALF if resume else 0, 2 * STEPS):
@@ -34,6 +29,16 @@ def accelerate(folder: Path, resume: bool) -> polyak.EMA:
             optimizer.zero_grad()
         if step + 1 == 2 * HALF:
             accelerator.save_state(str(folder))
+
+
+def accelerate(folder: Path, resume: bool) -> polyak.EMA:
+    from polyak.trainers.accelerate import Accelerator, weight_averaging
+
+    accelerator: Any = Accelerator(cpu=True, gradient_accumulation_steps=2)
+    model = network()
+    model, optimizer = accelerator.prepare(model, torch.optim.AdamW(model.parameters(), lr=1e-2))
+    ema = weight_averaging(accelerator, model, optimizer, DECAY)
+    accelerated(accelerator, model, optimizer, folder, resume)
     return ema
 
 

@@ -19,7 +19,3 @@ def network() -> nn.Sequential:
 def loss(model: nn.Module, step: int) -> Tensor:
     rows = torch.arange(16 * step, 16 * step + 16) % len(X)
     return nn.functional.cross_entropy(model(X[rows]), Y[rows])
-
-
-def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)

@@ -19,9 +19,10 @@ from torch.distributed.tensor import DTensor
 import polyak
 from tests.distributed.models import average
 from tests.shims import accelerate_shards_on_a_cpu, torchvision_without_ops
+from tests.trainers.ddp_worker import HALF, STEPS, accelerated
 from tests.trainers.digits import X, Y, loss, network
 
-STEPS, HALF, DECAY = 8, 4, 0.9
+DECAY = 0.9
 LAST: list[Callable[[], None]] = []  # what ends the processes' group, and so comes after all else
 
 
@@ -68,15 +69,7 @@ def accelerate(folder: Path, resume: bool) -> Run:
     model, optimizer = accelerator.prepare(model, unprepared)
     ema = weight_averaging(accelerator, model, optimizer, DECAY, report=folder)
     followed = Followed(model, optimizer.optimizer)
-    if resume:
-        accelerator.load_state(str(folder))
-    for step in range(2 * HALF if resume else 0, 2 * STEPS):
-        with accelerator.accumulate(model):
-            accelerator.backward(loss(model, 2 * step + dist.get_rank()))
-            optimizer.step()
-            optimizer.zero_grad()
-        if step + 1 == 2 * HALF:
-            accelerator.save_state(str(folder))
+    accelerated(accelerator, model, optimizer, folder, resume)
     with ema.average_parameters(), torch.no_grad():
         model(X[:16])
         followed.look()

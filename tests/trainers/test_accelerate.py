@@ -6,8 +6,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,12 +16,12 @@ import torch
 from torch import nn
 
 import polyak
-from tests.trainers.digits import X, loss, network, same
+from tests.processes import check_it_kills_itself
+from tests.tensors import same
+from tests.trainers.digits import X, loss, network
 
 accelerate = pytest.importorskip("accelerate")
 from polyak.trainers.accelerate import numbers, weight_averaging  # noqa: E402
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -63,9 +61,7 @@ def killed(folder: Path) -> None:
 
 @pytest.mark.parametrize("order", ["before", "after"])
 def test_a_killed_run_goes_on_to_the_same_average(order: str, tmp_path: Path) -> None:
-    code = "from pathlib import Path; from tests.trainers.test_accelerate import killed; killed(Path({!r}))"
-    command = [sys.executable, "-c", code.format(str(tmp_path))]
-    assert subprocess.run(command, cwd=ROOT, check=False, capture_output=True).returncode == -signal.SIGKILL
+    check_it_kills_itself(__name__, f"killed({tmp_path!r})")
     whole, resumed = begin(order), begin(order)
     train(whole, range(20))
     resumed[0].load_state(str(tmp_path / "8"))

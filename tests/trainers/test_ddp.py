@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.trainers.digits import same
+from tests.tensors import same
 
 ROOT = Path(__file__).parents[2]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.shims import torchvision_without_ops
-from tests.trainers.digits import same
+from tests.tensors import same
 from tests.trainers.test_ddp import files, two
 
 torchvision_without_ops()

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,9 @@ import pytest
 import torch
 
 import polyak
-from tests.trainers.digits import X, Y, loss, network, same
+from tests.processes import check_it_kills_itself
+from tests.tensors import same
+from tests.trainers.digits import X, Y, loss, network
 
 pytest.importorskip("ignite")
 from ignite.engine import Engine, Events
@@ -22,8 +22,6 @@ from ignite.metrics import Loss
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from polyak.trainers.ignite import WeightAveraging
-
-ROOT = Path(__file__).parents[2]
 
 
 class Run:
@@ -84,9 +82,7 @@ def killed(folder: Path) -> None:
 
 
 def test_a_killed_run_goes_on_to_the_same_average(tmp_path: Path) -> None:
-    code = "from pathlib import Path; from tests.trainers.test_ignite import killed; killed(Path({!r}))"
-    command = [sys.executable, "-c", code.format(str(tmp_path))]
-    assert subprocess.run(command, cwd=ROOT, check=False, capture_output=True).returncode == -signal.SIGKILL
+    check_it_kills_itself(__name__, f"killed({tmp_path!r})")
     whole = Run(decay=polyak.Warmup(0.99), every=3).go()
     resumed = Run(decay=polyak.Warmup(0.99), every=3)
     Checkpoint.load_objects(resumed.all, torch.load(tmp_path / "checkpoint_16.pt", weights_only=True))

@@ -7,8 +7,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -19,13 +17,13 @@ import torch
 from sklearn.datasets import load_digits
 
 import polyak
+from tests.processes import check_it_kills_itself
 
 os.environ["KERAS_BACKEND"] = "torch"  # for the process that is killed, which has no conftest
 keras = pytest.importorskip("keras")
 from polyak.cli.describe import CheckpointSummary, describe  # noqa: E402
 from polyak.trainers.keras import WeightAveraging, load, weights  # noqa: E402
 
-ROOT = Path(__file__).parents[2]
 # How Keras asks NumPy for a copy.
 pytestmark = [pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword")]
 
@@ -101,9 +99,7 @@ def fit(folder: Path, *before: Any, kill_at: int = -1, keep: bool = False) -> We
 
 def test_a_killed_run_goes_on_to_the_same_average(tmp_path: Path) -> None:
     folder = tmp_path / "killed"
-    code = "from pathlib import Path; from tests.trainers.test_keras import fit; fit(Path({!r}), kill_at=20)"
-    command = [sys.executable, "-c", code.format(str(folder))]
-    assert subprocess.run(command, cwd=ROOT, check=False, capture_output=True).returncode == -signal.SIGKILL
+    check_it_kills_itself(__name__, f"fit({folder!r}, kill_at=20)")
     whole, resumed = fit(tmp_path / "whole"), fit(folder)
     assert whole.ema.step == resumed.ema.step == 24
     assert averages(whole) == averages(resumed)

@@ -22,8 +22,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import polyak
 from polyak.cli.describe import CheckpointSummary, describe
+from tests.processes import check_it_kills_itself
 from tests.shims import torchvision_without_ops
 from tests.states import opened
+from tests.tensors import same
 
 torchvision_without_ops()
 pl = pytest.importorskip("lightning.pytorch")
@@ -123,10 +125,6 @@ def averages(ema: polyak.EMA) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in ema.module.state_dict().items()}
 
 
-def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
-
 def test_the_average_is_what_a_hand_written_loop_gives(tmp_path: Path) -> None:
     average = WeightAveraging(0.9)
     trainer(tmp_path, average, max_epochs=1).fit(Digits(), loader())
@@ -169,9 +167,7 @@ def module_like(module: Digits) -> Any:
 
 
 def test_a_killed_run_goes_on_to_the_same_average(tmp_path: Path) -> None:
-    code = "from pathlib import Path; from tests.trainers.test_lightning import fit; fit(Path({!r}), 30)"
-    command = [sys.executable, "-c", code.format(str(tmp_path / "killed"))]
-    assert subprocess.run(command, cwd=ROOT, check=False, capture_output=True).returncode == -signal.SIGKILL
+    check_it_kills_itself(__name__, f"fit({tmp_path / 'killed'!r}, 30)")
     whole = fit(tmp_path / "whole")
     resumed = fit(tmp_path / "killed", resume=tmp_path / "killed" / "step=28.ckpt")
     assert whole.ema.step == resumed.ema.step == 48

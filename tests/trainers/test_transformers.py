@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +17,9 @@ from sklearn.datasets import load_digits
 
 import polyak
 from polyak.cli.describe import CheckpointSummary, describe
+from tests.processes import check_it_kills_itself
 from tests.shims import torchvision_without_ops
+from tests.tensors import same
 
 torchvision_without_ops()
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -28,7 +29,6 @@ from transformers import BertConfig, BertForSequenceClassification, TrainerCallb
 
 from polyak.trainers.transformers import WeightAveraging  # noqa: E402
 
-ROOT = Path(__file__).parents[2]
 # What PEFT still asks of transformers.
 pytestmark = [pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")]
 
@@ -95,10 +95,6 @@ def averages(ema: polyak.EMA) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in ema.tracks["average"].tensors.items()}
 
 
-def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
-
 def roles(folder: Path) -> list[tuple[str, str, int | None]]:
     """What inspect says of the weights in a folder."""
     found = describe(folder)
@@ -107,9 +103,7 @@ def roles(folder: Path) -> list[tuple[str, str, int | None]]:
 
 
 def test_a_killed_run_goes_on_to_the_same_average(tmp_path: Path) -> None:
-    code = "from pathlib import Path; from tests.trainers.test_transformers import fit; fit(Path({!r}), 7)"
-    command = [sys.executable, "-c", code.format(str(tmp_path / "killed"))]
-    assert subprocess.run(command, cwd=ROOT, check=False, capture_output=True).returncode == -signal.SIGKILL
+    check_it_kills_itself(__name__, f"fit({tmp_path / 'killed'!r}, 7)")
     whole = fit(tmp_path / "whole")
     resumed = fit(tmp_path / "killed", resume=True)
     assert whole.ema.step == resumed.ema.step == 12

@@ -19,8 +19,9 @@ import torch
 
 import polyak
 from polyak.cli.describe import CheckpointSummary, describe
+from tests.processes import check_it_kills_itself
 from tests.shims import torchvision_with_nms
-from tests.trainers.digits import same
+from tests.tensors import same
 from tests.trainers.drawn import pictures, shapes
 
 torchvision_with_nms()
@@ -108,12 +109,7 @@ def check_is_as_if_undisturbed(average: Any, kind: str) -> None:
 
 
 def test_a_killed_run_goes_on_to_the_same_average(tmp_path: Path) -> None:
-    code = (
-        "from pathlib import Path; from tests.trainers.test_ultralytics import ordered; "
-        f"ordered(Path({str(tmp_path)!r}), {DETECTOR!r}, kill_at=1)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False, capture_output=True)
-    assert done.returncode == -signal.SIGKILL
+    check_it_kills_itself(__name__, f"ordered({tmp_path!r}, {DETECTOR!r}, kill_at=1)")
     check_is_as_if_undisturbed(ordered(tmp_path, tmp_path / "runs" / "weights" / "last.pt"), DETECTOR)
 
 

@@ -18,6 +18,7 @@ from benchmarks.registers import ptx_of
 from polyak.torch._engines import triton, triton_kernels
 from polyak.torch._engines.base import Pair
 from polyak.torch._engines.rounding import split
+from tests.torch.engines.cases import values
 
 LIVE = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 STORES = ("float32", "float64", "bfloat16", "float16", "split", "compensated")
@@ -38,12 +39,6 @@ BAD: tuple[dict[int, tuple[list[int], float]], ...] = (
     {4: ([1], NAN), 3: ([4100], -INF), 6: ([0, 512, 4096], -3.4e38)},
 )
 STORED = (*["float32"] * 5, "bfloat16", "split", "float16", "compensated")
-
-
-def values(shape: Sequence[int], generator: torch.Generator) -> Tensor:
-    """Of many magnitudes, float16's subnormal ones too."""
-    power = torch.randint(-22, 4, tuple(shape), generator=generator)
-    return torch.randn(tuple(shape), generator=generator) * torch.exp2(power)
 
 
 def layouts(generator: torch.Generator) -> dict[str, Tensor]:
