@@ -81,7 +81,7 @@ class Content(Generic[T]):
     header: Header
     pieces: Mapping[str, Piece[T]]
     check: Callable[[], None] = lambda: None
-    squares: Mapping[str, tuple[float, float]] = field(default_factory=dict[str, Any])
+    squares: Mapping[str, tuple[float, float]] = field(default_factory=dict[str, tuple[float, float]])
 
 
 def weights_of(averages: AverageSet[Any, T], track: Track[T] | None, step: int, run: str) -> Content[T]:

@@ -41,8 +41,8 @@ class Track(Generic[T]):
     name: str
     _decay: Decay | ByName
     value_of: Callable[[T, T | None], T]
-    tensors: dict[str, T] = field(default_factory=dict[str, Any])
-    residuals: dict[str, T] = field(default_factory=dict[str, Any])
+    tensors: dict[str, T] = field(default_factory=dict[str, T])
+    residuals: dict[str, T] = field(default_factory=dict[str, T])
     joined: dict[str, int] = field(default_factory=dict[str, int])
     timelines: dict[str, Timeline] = field(default_factory=dict[str, Timeline])
     patterns: dict[str, str] = field(default_factory=dict[str, str])

@@ -118,7 +118,7 @@ def _header(name: str, track: _Track, step: int | None, run: str) -> Header:
 
 def _rules(fields: Mapping[str, Any]) -> tuple[Rule, ...]:
     """The rules of an average by name."""
-    patterns = cast("Mapping[str, str]", fields["patterns"])
+    patterns: Mapping[str, str] = fields["patterns"]
     return tuple(
         Rule(
             pattern,

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeGuard, cast
 
 import torch
 from torch import nn
@@ -88,7 +88,7 @@ def load(name: str) -> Workload:
     if not colon or not module or not factory:
         raise ConfigError(f"model={name!r}: must be one of {', '.join(MODELS)}, or YOUR.module:factory.")
     made = _build(name, module, factory)
-    model, step = cast("tuple[Any, Any]", made) if _is_pair(made) else (made, None)
+    model, step = made if _is_pair(made) else (made, None)
     if not isinstance(model, nn.Module) or not (step is None or callable(step)):
         raise ConfigError(
             f"model={name!r}: {factory}() returned {_kind(made)}; it must return an nn.Module, "
@@ -120,11 +120,11 @@ def one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {words}" if words else type(error).__name__
 
 
-def _is_pair(made: object) -> bool:
+def _is_pair(made: object) -> TypeGuard[tuple[Any, Any]]:
     return isinstance(made, tuple) and len(cast("tuple[Any, ...]", made)) == 2
 
 
 def _kind(made: object) -> str:
     if _is_pair(made):
-        return "a pair of " + " and ".join(type(one).__name__ for one in cast("tuple[Any, Any]", made))
+        return "a pair of " + " and ".join(type(one).__name__ for one in made)
     return type(made).__name__

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from polyak._files.checkpoint import LazyTensor
 from polyak.errors import CheckpointError, ConfigError
@@ -140,7 +140,7 @@ def _rule(fields: Mapping[str, Any]) -> Rule:
     if unknown or not isinstance(to, (str, type(None))) or not isinstance(transpose, bool):
         raise ValueError(f"{dict(fields)} is no rule")
     re.compile(fields["from"]).sub(to or "", "")  # refuses groups that are not there
-    return Rule(cast(str, fields["from"]), to, transpose)
+    return Rule(fields["from"], to, transpose)
 
 
 def _pieces(pattern: str) -> tuple[Sequence[str], Sequence[str]]:

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import compress
 from numbers import Real
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -204,5 +204,5 @@ def _listed(parameters: Parameters) -> list[nn.Parameter]:
     return list(parameters.parameters() if isinstance(parameters, nn.Module) else parameters)
 
 
-def _first(value: object, default: float) -> float:
-    return default if value is None else cast(float, value)
+def _first(value: float | None, default: float) -> float:
+    return default if value is None else value

@@ -75,7 +75,7 @@ class LiveServer(ThreadingHTTPServer):
     def server_bind(self) -> None:
         """Bind, without the look-up of a name that ``HTTPServer`` makes."""
         socketserver.TCPServer.server_bind(self)
-        self.server_name, self.server_port = self.server_address[:2]  # pyright: ignore
+        self.server_name, self.server_port = self.socket.getsockname()
 
     def knows(self, token: str) -> bool:
         """Whether a reader may read, in a time that says nothing of the token."""

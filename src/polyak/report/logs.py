@@ -80,7 +80,7 @@ def trainer_state(path: Path, begin: int = 0) -> Read:
         ValueError: it is no such file.
     """
     state = _object(path.read_text(encoding="utf-8"))
-    history = cast("list[dict[str, Any]]", state.get("log_history", []))
+    history: list[dict[str, Any]] = state.get("log_history", [])
     return Read([_numbers(row) for row in history[begin:]], len(history))
 
 
