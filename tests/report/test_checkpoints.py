@@ -18,9 +18,10 @@ from typer.testing import CliRunner
 
 import polyak
 from polyak.cli import app
-from polyak.report.checkpoints import checkpoints_of, commands, logged_value
+from polyak.report.checkpoints import checkpoints_of, commands
 from polyak.report.collect import Collector, collect
 from polyak.report.figures import write_figures
+from polyak.report.logged import logged_value
 from polyak.report.merged import merged
 from polyak.report.sections import averages, principal, profile
 from polyak.report.words import Words
@@ -59,6 +60,12 @@ def rows(html: str) -> list[list[str]]:
     found = re.search(r"<tbody>(.*?)</tbody>", html)
     assert found is not None
     return [re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row) for row in found[1].split("</tr>") if row]
+
+
+def rows_of(html: str, file: str) -> list[str]:
+    """The cells beside the name of a file that are not empty."""
+    [cells] = [cells for first, *cells in rows(html) if first == file]
+    return [cell for cell in cells if cell]
 
 
 def test_a_bare_folder_says_which_checkpoints_there_are_and_what_to_run(tmp_path: Path) -> None:
@@ -265,6 +272,97 @@ def test_raw_and_averaged_columns_of_a_log_belong_to_raw_and_averaged_files(tmp_
         "ema-2.safetensors": 0.2,
         "raw-2.safetensors": 2.0,
     }
+
+
+def write_epochs(folder: Path, named: Sequence[int], rows: Sequence[dict[str, float]]) -> Path:
+    """Files named by epoch, and a log."""
+    folder.mkdir()
+    for epoch in named:
+        torch.save(weights(epoch), folder / f"epoch_{epoch}.pt")
+    (folder / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def shown(folder: Path) -> dict[str, float | None]:
+    """The logged loss of each file."""
+    [run] = collect([folder])
+    found = [one for one in run.logged if one.name == "val_loss"]
+    return {one.file: logged_value(logged, one) for logged in found for one in run.weights}
+
+
+@pytest.mark.parametrize(
+    ("named", "logged", "first"),
+    [
+        ([0, 1, 2], [0, 1, 2], 0),
+        ([1, 2, 3], [1, 2, 3], 1),
+        ([0, 1, 2], [1, 2, 3], 1),
+        ([1, 2, 3], [0, 1, 2], 0),
+        ([0, 2], [1, 2, 3, 4], 1),
+        ([2, 4], [1, 2, 3, 4], 2),
+        ([1, 2], [1, 2, 3, 4], None),  # or the second and the third
+        ([1, 3], [0, 1, 2, 3], None),  # or the first and the third
+        ([0, 1, 2], [0, 1, 2, 3], None),  # or counted from 1, with an evaluation before the training
+        ([0, 1, 9], [0, 1, 2], None),
+    ],
+)
+@pytest.mark.parametrize("steps", [0, 100])
+def test_files_and_rows_meet_by_epoch_where_there_is_one_way_to_count(
+    named: list[int], logged: list[int], first: int | None, steps: int, tmp_path: Path
+) -> None:
+    rows: list[dict[str, float]] = [
+        {"epoch": epoch, "val_loss": epoch / 10} | ({"step": steps * (epoch + 1)} if steps else {})
+        for epoch in logged
+    ]
+    ahead = None if first is None else first - named[0]
+    expected = {} if ahead is None else {f"epoch_{epoch}.pt": (epoch + ahead) / 10 for epoch in named}
+    assert shown(write_epochs(tmp_path / "run", named, rows)) == expected
+
+
+def test_of_several_rows_in_an_epoch_the_last_is_shown_and_none_within_one(tmp_path: Path) -> None:
+    rows: list[dict[str, float]] = [
+        {"step": step, "epoch": epoch, "val_loss": step / 10}
+        for step, epoch in ((1, 1), (2, 1), (3, 1.5), (4, 2), (5, 2.5))
+    ]
+    folder = write_epochs(tmp_path / "run", [1, 2], rows)
+    assert shown(folder) == {"epoch_1.pt": 0.2, "epoch_2.pt": 0.4}
+    part = merged(collect([folder]), Words("en"))
+    assert rows_of(part.after, "epoch_2.pt") == ["trained", "epoch 2", "0.4"]
+    assert "of that step or epoch" in part.after
+
+
+def test_an_epoch_in_a_file_counts_where_no_name_has_one(tmp_path: Path) -> None:
+    rows: list[dict[str, float]] = [{"epoch": epoch, "val_loss": epoch / 10} for epoch in (1, 2, 3)]
+    folder = write_epochs(tmp_path / "run", [], rows)
+    for epoch in range(3):
+        torch.save({"model": weights(epoch), "epoch": epoch}, folder / f"{'abc'[epoch]}.pt")
+    assert shown(folder) == {"a.pt": 0.1, "b.pt": 0.2, "c.pt": 0.3}
+    for epoch in (1, 2, 3):
+        torch.save(weights(epoch), folder / f"epoch_{epoch}.pt")
+    expected = {"epoch_1.pt": 0.1, "epoch_2.pt": 0.2, "epoch_3.pt": 0.3}
+    assert shown(folder) == {"a.pt": None, "b.pt": None, "c.pt": None} | expected
+
+
+def test_a_file_of_a_step_has_the_row_of_that_step_only(tmp_path: Path) -> None:
+    folder = write_epochs(tmp_path / "run", [0], [{"step": 100, "epoch": 0, "val_loss": 0.1}])
+    for step in (50, 100):
+        torch.save(weights(step), folder / f"epoch=0-step={step}.ckpt")
+    expected = {"epoch=0-step=50.ckpt": None, "epoch=0-step=100.ckpt": 0.1, "epoch_0.pt": 0.1}
+    assert shown(folder) == expected
+
+
+@pytest.mark.parametrize("files", [1, 2])
+def test_a_metric_without_a_mark_is_of_neither_where_an_average_stands_beside(
+    files: int, tmp_path: Path
+) -> None:
+    rows: list[dict[str, float]] = [{"step": step, "val_loss": 0.1} for step in (10, 20)]
+    folder = write_epochs(tmp_path / "run", [], rows)
+    torch.save({"model": weights(1), "step": 10}, folder / "first.pt")
+    if files == 1:
+        torch.save({"model": weights(1), "model_ema": weights(2), "step": 20}, folder / "last.pt")
+    else:
+        torch.save({"model": weights(1), "step": 20}, folder / "last.pt")
+        torch.save({"model_ema": weights(1), "step": 20}, folder / "ema.pt")
+    assert {file: value for file, value in shown(folder).items() if value is not None} == {"first.pt": 0.1}
 
 
 def test_a_run_with_its_average_only_is_no_series_of_checkpoints(tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def test_everything_in_a_folder_is_found(run: Path) -> None:
 
 
 def test_the_figures_of_an_average_are_its_profiles(run: Path) -> None:
-    [found], _ = weights_in(run / "average.safetensors", "average.safetensors")
+    [found], *_ = weights_in(run / "average.safetensors", "average.safetensors")
     profile = polyak.load(run / "average.safetensors").header.profile
     assert profile is not None
     assert found.half_life == profile.half_life
@@ -87,7 +87,7 @@ def test_a_schedule_in_tokens_has_its_half_life_in_tokens(tmp_path: Path) -> Non
     for _ in range(400):
         ema.update(tokens=100)
     ema.save(tmp_path / "a.safetensors")
-    [found], _ = weights_in(tmp_path / "a.safetensors", "a")
+    [found], *_ = weights_in(tmp_path / "a.safetensors", "a")
     assert found.unit == "tokens"
     assert found.half_life_units == pytest.approx(5_000, rel=0.01)
     assert found.half_life == pytest.approx(50, rel=0.01)

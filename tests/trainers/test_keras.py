@@ -22,6 +22,8 @@ from tests.processes import check_it_kills_itself
 os.environ["KERAS_BACKEND"] = "torch"  # for the process that is killed, which has no conftest
 keras = pytest.importorskip("keras")
 from polyak.cli.describe import CheckpointSummary, describe  # noqa: E402
+from polyak.report.collect import collect  # noqa: E402
+from polyak.report.logged import logged_value  # noqa: E402
 from polyak.trainers.keras import WeightAveraging, load, weights  # noqa: E402
 
 # How Keras asks NumPy for a copy.
@@ -498,3 +500,16 @@ def test_a_report_shows_both_curves_of_the_log_beside_it(tmp_path: Path) -> None
     assert all(f"Constant({beta})" in text for beta in (0.5, 0.9))
     with pytest.raises(polyak.ConfigError, match="this trainer has no folder of its own"):
         WeightAveraging(0.9, report=True)  # pyright: ignore[reportArgumentType]
+
+
+def test_a_report_shows_each_file_with_its_row_though_keras_counts_epochs_two_ways(tmp_path: Path) -> None:
+    saver = keras.callbacks.ModelCheckpoint(tmp_path / "epoch_{epoch}.keras")
+    logger = keras.callbacks.CSVLogger(tmp_path / "log.csv")
+    train(network(), saver, logger, validation_data=(X, Y))
+    with (tmp_path / "log.csv").open(newline="") as file:
+        rows = {int(row["epoch"]): float(row["val_loss"]) for row in csv.DictReader(file)}
+    assert list(rows) == [0, 1, 2]
+    [run] = collect([tmp_path])
+    [logged] = [one for one in run.logged if one.name == "val_loss"]
+    found = {one.file: logged_value(logged, one) for one in run.weights}
+    assert found == {f"epoch_{epoch + 1}.keras": loss for epoch, loss in rows.items()}

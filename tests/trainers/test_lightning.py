@@ -22,6 +22,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import polyak
 from polyak.cli.describe import CheckpointSummary, describe
+from polyak.report.collect import collect
+from polyak.report.logged import logged_value
 from tests.processes import check_it_kills_itself
 from tests.shims import torchvision_without_ops
 from tests.states import opened
@@ -154,6 +156,51 @@ def test_a_report_shows_both_curves_and_the_average_in_memory(logger: str, tmp_p
     assert "Half-life" in text
     assert all(f"Constant({beta})" in text for beta in (0.9, 0.99))
     assert "engine" in json.loads((Path(run.log_dir) / "polyak-run.json").read_text())
+
+
+def logged_by_lightning(folder: Path, logger: str, **options: Any) -> Any:
+    """A run with a checkpoint of each epoch, as a report reads it."""
+    made = getattr(pl.loggers, logger)(folder, name="logs")
+    saver = ModelCheckpoint(filename="{epoch}", save_top_k=-1)
+    average = WeightAveraging(0.9, evaluate="both")
+    run = trainer(folder, average, saver, logger=made, enable_checkpointing=True, **options)
+    run.fit(Digits(), loader(), loader())
+    run.validate(run.lightning_module, loader(), verbose=False)
+    (Path(run.log_dir) / "own.jsonl").write_text('{"step": 16, "epoch": 0, "own_loss": 1.0}\n')
+    [found] = collect([Path(run.log_dir)])
+    return found
+
+
+def steps_of(run: Any, metric: str) -> list[tuple[float, ...]]:
+    [found] = [one for one in run.metrics if one.name == metric]
+    return [curve.series.steps for curve in found.curves]
+
+
+@pytest.mark.parametrize("logger", ["CSVLogger", "TensorBoardLogger"])
+def test_a_report_shows_what_was_logged_of_the_very_weights_in_a_checkpoint(
+    logger: str, tmp_path: Path
+) -> None:
+    run = logged_by_lightning(tmp_path, logger)
+    assert steps_of(run, "loss") == [(16, 32, 48, 49)] * 2, "of 49: after the training"
+    assert steps_of(run, "own_loss") == [(16,)], "another log counts as it does"
+    [logged] = [one for one in run.logged if one.name == "loss"]
+    files = list(tmp_path.rglob("*.ckpt"))
+    assert len(files) == 3
+    for file in files:
+        raw = Digits()
+        average = load(file, raw).module
+        sets = {one.name: one for one in run.weights if one.file.endswith(file.name)}
+        for name, module in (("raw", raw), ("average", average)):
+            with torch.no_grad():
+                expected = nn.functional.cross_entropy(module.eval().net(X), Y).item()
+            assert logged_value(logged, sets[name]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_rows_stay_where_lightning_has_them_if_a_batch_is_not_always_a_step(tmp_path: Path) -> None:
+    run = logged_by_lightning(
+        tmp_path, "CSVLogger", max_epochs=1, accumulate_grad_batches=3, val_check_interval=4
+    )
+    assert steps_of(run, "loss") == [(1, 2, 3, 5, 6)] * 2
 
 
 def test_no_report_is_written_that_nobody_asked_for(tmp_path: Path) -> None:

@@ -19,6 +19,8 @@ import torch
 
 import polyak
 from polyak.cli.describe import CheckpointSummary, describe
+from polyak.report.collect import collect
+from polyak.report.logged import logged_value
 from tests.processes import check_it_kills_itself
 from tests.shims import torchvision_with_nms
 from tests.tensors import same
@@ -341,3 +343,21 @@ def test_the_followed_track_is_validated_and_files_name_the_one_they_hold(tmp_pa
     assert "h10" in json.dumps(note)
     assert '"h1"' not in json.dumps(note)
     assert torch.load(weights / "last.polyak.pt", weights_only=True)["track"] == "h10"
+
+
+@pytest.mark.parametrize("averaging", [True, False])
+def test_a_report_shows_each_file_with_its_row_though_the_two_count_epochs_two_ways(
+    averaging: bool, tmp_path: Path
+) -> None:
+    model = YOLO(CLASSIFIER)
+    if averaging:
+        WeightAveraging(0.9).attach(model)
+    train(tmp_path, model, epochs=2, save_period=1)
+    with (tmp_path / "runs" / "results.csv").open(newline="") as file:
+        rows = {int(row["epoch"]): float(row["val/loss"]) for row in csv.DictReader(file)}
+    assert list(rows) == [1, 2]
+    [run] = collect([tmp_path / "runs"])
+    [logged] = [one for one in run.logged if one.name == "val/loss"]
+    found = {one.file: logged_value(logged, one) for one in run.weights}
+    epochs = {f"weights/epoch{epoch - 1}.pt": loss for epoch, loss in rows.items()}
+    assert {file: value for file, value in found.items() if value is not None} == epochs

@@ -6,15 +6,17 @@ import math
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from polyak._files.header import FileShare, Header, Origin, Rule
 from polyak._files.open import INDEX, header_of
+from polyak._foreign.nodes import Node
 from polyak._foreign.open_any import open_weights
 from polyak._foreign.own import is_own
 from polyak._foreign.parts import Part
 from polyak._foreign.recognize import epoch_in_name, recognise, step_in_name
 from polyak.report.facts import AdaptiveFacts, Weights
+from polyak.report.lightning import steps_behind
 from polyak.report.shares import shares_of
 from polyak.schedules import Decay, Profile
 from polyak.schedules.adaptive import from_state
@@ -27,8 +29,19 @@ ENDINGS = (
 _EFFORT = 20_000_000  # evaluations of a decay: about a second
 
 
-def weights_in(path: Path, name: str) -> tuple[list[Weights], AdaptiveFacts | None]:
-    """The sets of weights in a file, and what an ``Adaptive`` in a resumable state decided.
+class FileFacts(NamedTuple):
+    """What a file with weights says.
+
+    adaptive: what an ``Adaptive`` in a resumable state decided.  behind: see ``steps_behind``.
+    """
+
+    weights: list[Weights]
+    adaptive: AdaptiveFacts | None
+    behind: int | None
+
+
+def weights_in(path: Path, name: str) -> FileFacts:
+    """The sets of weights in a file, and what it says of the run.
 
     Args:
         path: of a checkpoint of any kind.
@@ -40,9 +53,12 @@ def weights_in(path: Path, name: str) -> tuple[list[Weights], AdaptiveFacts | No
     with open_weights(path) as weights:
         found = recognise(weights)
         own = header_of(weights) if is_own(weights) else None
+        root = Node.root(weights)
+        epoch = None if root.is_weights else root.at("epoch").count
         parts = [_part(one, name, found.step) for one in found.parts if one.role != "optimizer"]
-        parts = [_placed(one, weights.where) for one in parts]
-        return parts, None if own is None else adaptive_in(own.state, name)
+        parts = [replace(_placed(one, weights.where, epoch), library=found.library) for one in parts]
+        adaptive = None if own is None else adaptive_in(own.state, name)
+        return FileFacts(parts, adaptive, steps_behind(root) if found.library == "lightning" else None)
 
 
 def weights_of(header: Header, name: str, nbytes: int | None = None) -> Weights:
@@ -85,15 +101,20 @@ def sources_of(header: Header) -> tuple[FileShare, ...]:
     return tuple([one for one in known if one.weight and math.isfinite(one.weight)])
 
 
-def _placed(one: Weights, where: str) -> Weights:
-    """With the step or the epoch in the file's name, or the last in those of what was averaged."""
-    if one.step is not None:
-        return one
-    if (named := step_in_name(where)) is not None:
-        return replace(one, step=named.number)
+def _placed(one: Weights, where: str, epoch: int | None) -> Weights:
+    """With the step and the epoch in the file's name, or the last in those of what was averaged.
+
+    Args:
+        one: of the file.
+        where: the file.
+        epoch: in the file.
+    """
+    named = step_in_name(where) if one.step is None else None
+    step = one.step if named is None else named.number
     epochs = [epoch_in_name(source.name) for source in one.made_of] or [epoch_in_name(where)]
-    known = [epoch for epoch in epochs if epoch is not None]
-    return replace(one, epoch=max(known) if len(known) == len(epochs) else None)
+    known = [each for each in epochs if each is not None]
+    last = max(known) if len(known) == len(epochs) else None if one.made_of else epoch
+    return replace(one, step=step, epoch=last)
 
 
 def _with_figures(plain: Weights, profile: Profile, header: Header) -> Weights:

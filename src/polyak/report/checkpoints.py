@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import posixpath
-import re
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Literal, NamedTuple, TypeAlias
 
-from polyak.report.facts import Axis, Judged, Logged, Run, Weights
-from polyak.report.logs import Column
-from polyak.report.metrics import AVERAGE, RAW
+from polyak._foreign.recognize import epoch_in_name
+from polyak.report.facts import Axis, Judged, Run, Weights
 from polyak.select.judged import Judgement
 
 # "several": a file with several sets of weights, of which a command may have evaluated any.
 Kind: TypeAlias = Literal["trained", "average", "merged", "several"]
-_LOGGED = 3  # metrics shown beside checkpoints
 _NEWEST = 5  # checkpoints of the average that is proposed
-_EVALUATION = re.compile(r"(^|[/_])(eval|val|valid|validation|test)([/_]|$)", re.IGNORECASE)
 _EVALUATE = '--eval "python eval.py {weights}" --record .'
 
 
@@ -45,6 +42,14 @@ class Checkpoint(NamedTuple):
 def kind_of(one: Weights) -> Kind:
     """What a set of weights is. Those of which nothing says that they are averaged count as trained."""
     return "merged" if one.made_of else "average" if one.role == "average" else "trained"
+
+
+def by_one_count(sets: Sequence[Weights]) -> tuple[Weights, ...]:
+    """Without the epochs in files where names have epochs too: one may count from 0 and the other from 1."""
+    stored = [one.epoch is not None and not one.made_of and epoch_in_name(one.file) is None for one in sets]
+    if all(inside or one.epoch is None for inside, one in zip(stored, sets, strict=True)):
+        return tuple(sets)
+    return tuple([replace(one, epoch=None) if i else one for i, one in zip(stored, sets, strict=True)])
 
 
 def checkpoints_of(run: Run) -> list[Checkpoint]:
@@ -94,36 +99,6 @@ def judged_of(
         metrics = {file: metric for file, (metric, _) in files.items() if file not in stale}
         found.append(Judged(command, "min" if mode == "min" else "max", metrics, stale))
     return tuple(found)
-
-
-def logged_at(sets: Sequence[Weights], metrics: Mapping[str, Mapping[str, Column]]) -> tuple[Logged, ...]:
-    """What a log says at the very steps of checkpoints: evaluations first, a few metrics.
-
-    Epochs are not compared: some trainers count them from 0 in one place and from 1 in another.
-
-    Args:
-        sets: of weights.
-        metrics: from ``by_metric``.
-    """
-    steps = {one.step for one in sets if one.step is not None}
-    found: list[Logged] = []
-    for name in sorted(metrics, key=lambda name: _EVALUATION.search(name) is None):
-        values = {kind: _values_at(steps, column) for kind, column in metrics[name].items()}
-        if any(values.values()):
-            found.append(Logged(name, values))
-    return tuple(found[:_LOGGED])
-
-
-def _values_at(steps: set[int], column: Column) -> dict[int, float]:
-    pairs = zip(column.steps.tolist(), column.values.tolist(), strict=True)
-    return {} if column.axis == "epoch" else {int(step): value for step, value in pairs if step in steps}
-
-
-def logged_value(one: Logged, weights: Weights) -> float | None:
-    """The value for a set of weights, if there is one; no trainer evaluates merged ones."""
-    kinds = {"trained": (RAW, ""), "average": (weights.name, AVERAGE)}.get(kind_of(weights), ())
-    step = -1 if weights.step is None else weights.step
-    return next((one.values[kind][step] for kind in kinds if step in one.values.get(kind, {})), None)
 
 
 def commands(run: Run) -> list[str]:

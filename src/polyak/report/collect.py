@@ -21,12 +21,14 @@ from polyak.archive.snapshots import holds_snapshots
 from polyak.errors import ConfigError, PolyakError
 from polyak.report.archives import archive_facts
 from polyak.report.averages import ENDINGS, weights_in
-from polyak.report.checkpoints import judged_of, logged_at
+from polyak.report.checkpoints import by_one_count, judged_of
 from polyak.report.decisions import ENDING, decision_facts
 from polyak.report.environment import FILE, read_environment
 from polyak.report.facts import Cost, Run, Series
+from polyak.report.lightning import is_lightnings
+from polyak.report.logged import logged_at
 from polyak.report.logs import Column, Columns, Read, csv_lines, json_lines, trainer_state
-from polyak.report.metrics import by_metric, metrics_of
+from polyak.report.metrics import metrics_of
 from polyak.report.sweeps import sweep_facts
 from polyak.report.tensorboard import events
 from polyak.report.thin import thinned
@@ -147,12 +149,14 @@ class Collector:
         weights = each(found.weights[:_FILES], weights_in)
         if len(found.weights) > _FILES:
             problems.append(f"{len(found.weights) - _FILES} older files with weights were left out")
-        columns = self._log_columns(found.logs, found.root, problems)
+        # None of Lightning's checkpoints may say otherwise.
+        behind = 1 if {one.behind for one in weights if one.behind is not None} == {1} else 0
+        columns = self._log_columns(found.logs, found.root, problems, behind)
         environment = {
             k: v for one in each(found.environments, lambda p, _: read_environment(p)) for k, v in one.items()
         }
         rate = _tokens_per_step(columns)
-        sets = tuple(one for parts, _ in weights for one in parts)
+        sets = by_one_count([one for file in weights for one in file.weights])
         judgements = each(found.judgements, lambda path, name: (name, tuple(judged.judgements_in(path))))
         return Run(
             name=found.name,
@@ -161,9 +165,9 @@ class Collector:
             archives=tuple(each(found.archives, lambda path, name: archive_facts(path, name))),
             sweeps=tuple(each(found.sweeps, sweep_facts)),
             judged=judged_of(judgements, lambda name: self._fingerprint(found.root / name)),
-            logged=logged_at(sets, by_metric(columns)),
+            logged=logged_at(sets, columns),
             decisions=tuple(each(found.decisions, decision_facts)),
-            adaptive=tuple(one for _, one in weights if one is not None),
+            adaptive=tuple(one.adaptive for one in weights if one.adaptive is not None),
             distances=_logged(columns, "distance"),
             skipped=next(iter(_logged(columns, "skipped").values()), None),
             cost=_cost(columns, environment),
@@ -187,7 +191,9 @@ class Collector:
             self._read[path, what] = known
         return known[1]
 
-    def _log_columns(self, logs: list[Path], root: Path, problems: list[str]) -> dict[str, Column]:
+    def _log_columns(
+        self, logs: list[Path], root: Path, problems: list[str], behind: int
+    ) -> dict[str, Column]:
         merged = Columns()
         for path in sorted(
             logs, key=lambda path: path.stat().st_mtime_ns
@@ -198,7 +204,7 @@ class Collector:
             except (OSError, ValueError) as error:
                 problems.append(f"{name}: {error}")
             if (log := self._logs.get(path)) is not None:
-                merged.join(log.columns)
+                merged.join(log.columns, behind if is_lightnings(path, log.columns) else 0)
                 if log.torn:
                     problems.append(f"{name}: lines that are no JSON objects were left out: {log.torn}")
         return merged.sorted()

@@ -66,9 +66,9 @@ class Weights:
     """One set of weights in a file, as its header describes it.
 
     half_life, mean_age: in training steps.  unit, half_life_units: where the schedule counts in samples or
-    tokens.  file: as a reader finds it; "" for averages in memory.  epoch: in its name; None where the step
-    is known.  made_of: the checkpoints that were averaged.  rules: of an average by name, one for each
-    pattern.
+    tokens.  file: as a reader finds it; "" for averages in memory.  epoch: in its name, or else in the file.
+    made_of: the checkpoints that were averaged.  rules: of an average by name, one for each pattern.
+    library: that wrote the file; "" where nothing says.
     """
 
     file: str
@@ -89,6 +89,7 @@ class Weights:
     made_of: tuple[FileShare, ...] = ()
     pattern: str = ""
     rules: tuple[Weights, ...] = ()
+    library: str = ""
 
     @property
     def called(self) -> str:
@@ -205,10 +206,10 @@ class Judged:
 
 @dataclass(frozen=True)
 class Logged:
-    """A metric as logged at the steps of checkpoints: by the weights of a ``Curve``, and by step."""
+    """A metric as logged at the steps or epochs of checkpoints: by the file and the name of the weights."""
 
     name: str
-    values: Mapping[str, Mapping[int, float]]
+    values: Mapping[tuple[str, str], float]
 
 
 @dataclass(frozen=True)

@@ -112,21 +112,30 @@ class Columns:
         for row in rows:
             axis = next((name for name in STEPS if name in row), None)
             for name, value in row.items() if axis is not None else ():
-                if name not in STEPS:
+                if name not in STEPS or (name == "epoch" and name != axis):
                     if name not in self._found:
                         self._found[name] = axis or "", array("d"), array("d")
                     _, steps, values = self._found[name]
                     steps.append(row[axis or ""])
                     values.append(value)
 
-    def join(self, later: Columns) -> None:
-        """Take the rows of a log that was begun later; one that counts otherwise takes the column over."""
+    def __contains__(self, name: str) -> bool:
+        return name in self._found
+
+    def join(self, later: Columns, behind: int = 0) -> None:
+        """Take the rows of a log that was begun later; one that counts otherwise takes the column over.
+
+        Args:
+            later: the log's columns.
+            behind: how much less than the checkpoints the log counts.
+        """
         for name, (axis, steps, values) in later._found.items():
+            counted = array("d", [step + behind for step in steps]) if behind else steps[:]
             if name in self._found and self._found[name][0] == axis:
-                self._found[name][1].extend(steps)
+                self._found[name][1].extend(counted)
                 self._found[name][2].extend(values)
             else:
-                self._found[name] = axis, steps[:], values[:]
+                self._found[name] = axis, counted, values[:]
 
     def sorted(self) -> dict[str, Column]:
         """The columns, each step once."""

@@ -14,9 +14,9 @@ from polyak.report.checkpoints import (
     commands,
     is_series,
     kind_of,
-    logged_value,
 )
 from polyak.report.facts import Judged, Run, SweepFacts, Weights
+from polyak.report.logged import logged_value
 from polyak.report.markup import Section, note, table
 from polyak.report.plot import Dot, Line, Plot
 from polyak.report.words import Words, number
