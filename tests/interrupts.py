@@ -7,10 +7,12 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
+
+import numpy as np
 
 import polyak
 
@@ -109,3 +111,54 @@ def random_moments(run: Callable[[], object], count: int = MOMENTS) -> Iterator[
             yield hits  # not above: until its handler ends, an exception keeps what its frames hold
     finally:
         signal.signal(signal.SIGALRM, before)
+
+
+def torn_at_random_moments(
+    ema: Any,
+    live: Callable[[], Iterable[np.ndarray]],
+    fill: Callable[[float], object],
+    values: Callable[[Any], np.ndarray],
+    grad: Callable[[bool], object],
+) -> int:
+    """Interrupt updates and swaps of an EMA; nothing is mixed, stuck or unnoticed.
+
+    All elements of a track are one number, which the count of its updates tells.
+
+    Args:
+        ema: with the plain decays "short" and "long", beside a model full of zeros.
+        live: the model's parameters.
+        fill: sets all of them to a number, outside any interrupt.
+        values: of a tensor.
+        grad: sets whether gradients are recorded.
+
+    Returns:
+        How often a track was half updated, which the EMA said.
+    """
+    decays = {name: track.decay.beta for name, track in ema.tracks.items()}
+    averages, steps, torn, filled = dict.fromkeys(decays, 0.0), 2, 0, 0
+
+    def work() -> None:
+        ema.update()
+        with ema.average_parameters("short"), ema.average_parameters("short"):
+            pass
+        with ema.average_parameters("long"):
+            pass
+
+    for moment in random_moments(work):
+        grad(True)
+        assert ema.live == "raw", moment
+        assert all((parameter == filled).all() for parameter in live()), moment
+        try:
+            ema.state_dict()
+        except polyak.PlanError:
+            torn += 1
+            ema.reset()
+            averages, steps = dict.fromkeys(decays, float(filled)), ema.step
+        for name, track in ema.tracks.items():
+            averages[name] = filled + (averages[name] - filled) * decays[name] ** (ema.step - steps)
+            for tensor in track.tensors.values():
+                np.testing.assert_allclose(values(tensor), averages[name], rtol=1.3e-6, atol=1e-5)
+            assert track.profile.steps == ema.step, moment
+        steps, filled = ema.step, moment % 200  # which bfloat16 can hold
+        fill(filled)
+    return torn

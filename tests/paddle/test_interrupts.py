@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from paddle import nn
 
 from polyak import PlanError, SwapError
 from polyak.paddle import EMA, ExponentialMovingAverage
-from tests.interrupts import STRIDE, every_line, random_moments
+from tests.interrupts import STRIDE, every_line, torn_at_random_moments
 from tests.states import opened
 
 from .conftest import assert_equal, assert_restored, network, snapshot
@@ -131,35 +132,14 @@ def elements(tensor: paddle.Tensor) -> np.ndarray:
 @pytest.mark.parametrize("engine", ["native", "ops"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_at_random_moments_nothing_is_mixed_or_stuck_or_unnoticed(dtype: str, engine: Any) -> None:
-    """All elements of a track are one number, which the count of its updates tells."""
     layer = nn.Sequential(*[nn.Linear(64, 64) for _ in range(20)]).to(dtype=dtype)
     filled(layer, 0)
-    decays = {"short": 0.5, "long": 0.9}
-    ema = EMA(layer, decays, engine=engine)
-    averages, steps, torn, live = dict.fromkeys(decays, 0.0), 2, 0, 0
-
-    def work() -> None:
-        ema.update()
-        with ema.average_parameters("short"), ema.average_parameters("short"):
-            pass
-        with ema.average_parameters("long"):
-            pass
-
-    for moment in random_moments(work):
-        paddle.set_grad_enabled(True)
-        assert ema.live == "raw", moment
-        assert all((elements(parameter) == live).all() for parameter in layer.parameters()), moment
-        try:
-            ema.state_dict()
-        except PlanError:
-            torn += 1
-            ema.reset()
-            averages, steps = dict.fromkeys(decays, float(live)), ema.step
-        for name, track in ema.tracks.items():
-            averages[name] = live + (averages[name] - live) * decays[name] ** (ema.step - steps)
-            for tensor in track.tensors.values():
-                np.testing.assert_allclose(elements(tensor), averages[name], rtol=1e-5, atol=1e-5)
-            assert track.profile.steps == ema.step, moment
-        steps, live = ema.step, moment % 200  # which bfloat16 can hold
-        filled(layer, live)
+    ema = EMA(layer, {"short": 0.5, "long": 0.9}, engine=engine)
+    torn = torn_at_random_moments(
+        ema,
+        lambda: map(elements, layer.parameters()),
+        partial(filled, layer),
+        elements,
+        paddle.set_grad_enabled,
+    )
     assert (torn > 0) == (engine == "ops")

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ import polyak
 from polyak import ConfigError, PlanError
 from polyak.torch import EMA
 from polyak.torch._engines.select import EngineName
-from tests.interrupts import STRIDE, every_line, random_moments
+from tests.interrupts import STRIDE, every_line, torn_at_random_moments
 from tests.states import opened
 
 
@@ -249,35 +250,14 @@ def filled(model: nn.Module, value: float) -> None:
 def test_at_random_moments_nothing_is_mixed_or_stuck_or_unnoticed(
     dtype: torch.dtype, engine: EngineName
 ) -> None:
-    """All elements of a track are one number, which the count of its updates tells."""
     model = nn.Sequential(*[nn.Linear(64, 64) for _ in range(20)]).to(dtype)
     filled(model, 0)
-    decays = {"short": 0.5, "long": 0.9}
-    ema = EMA(model, decays, engine=engine)
-    averages, steps, torn, live = dict.fromkeys(decays, 0.0), 2, 0, 0
+    ema = EMA(model, {"short": 0.5, "long": 0.9}, engine=engine)
 
-    def work() -> None:
-        ema.update()
-        with ema.average_parameters("short"), ema.average_parameters("short"):
-            pass
-        with ema.average_parameters("long"):
-            pass
+    def values(tensor: Tensor) -> np.ndarray:
+        return tensor.detach().float().numpy()
 
-    for moment in random_moments(work):
-        torch.set_grad_enabled(True)
-        assert ema.live == "raw", moment
-        assert all(bool((parameter == live).all()) for parameter in model.parameters()), moment
-        try:
-            ema.state_dict()
-        except PlanError:
-            torn += 1
-            ema.reset()
-            averages, steps = dict.fromkeys(decays, float(live)), ema.step
-        for name, track in ema.tracks.items():
-            averages[name] = live + (averages[name] - live) * decays[name] ** (ema.step - steps)
-            for tensor in track.tensors.values():
-                torch.testing.assert_close(tensor, torch.full_like(tensor, averages[name]))
-            assert track.profile.steps == ema.step, moment
-        steps, live = ema.step, moment % 200  # which bfloat16 can hold
-        filled(model, live)
+    torn = torn_at_random_moments(
+        ema, lambda: map(values, model.parameters()), partial(filled, model), values, torch.set_grad_enabled
+    )
     assert (torn > 0) == (not ema.metrics()["engine"].startswith("native"))
