@@ -3,7 +3,8 @@
     make release-check                    all of it, with the oldest and the newest torch: gigabytes
     make release-check ARGS=--no-torch    without frameworks: what CI runs
 
-Stages end in an exception at the first thing that is wrong.
+Stages end in an exception at the first thing that is wrong, and the first command while an address of the
+project ends in .example.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ WITH_TORCH = [
     f"tests/torch/{name}.py" for name in ("test_ema", "test_save", "test_swap", "engines/test_native")
 ]
 LOCKED = ("--constraint", ROOT / "constraints.txt")
+ADDRESSES = ("pyproject.toml", "SECURITY.md", "CITATION.cff")
 GLIBC = "2.17"  # of manylinux2014
 PLATFORM = "manylinux2014_x86_64"
 
@@ -269,6 +271,20 @@ def with_newest(name: str, wheel: Path, extras: str, *folders: str) -> None:
     tests(name, environment(name, interpreter(PYTHONS[-1]) or sys.executable, asked, *TESTERS), *folders)
 
 
+def placeholders(root: Path) -> list[str]:
+    """The files that give the project's addresses and still have one at .example, which nobody can own."""
+    return [name for name in ADDRESSES if re.search(r"\.example\b", (root / name).read_text())]
+
+
+def refuse_placeholders(root: Path, publishes: bool) -> None:
+    """End a release with them; CI's run, which publishes nothing, says so."""
+    if found := placeholders(root):
+        said = f"Not ready to publish: addresses at .example in {', '.join(found)}"
+        if publishes:
+            raise SystemExit(said)
+        print(said)
+
+
 def main(arguments: list[str]) -> None:
     """All stages, in order."""
     if changed := run("git", "status", "--short", "--untracked-files=no"):
@@ -292,8 +308,7 @@ def main(arguments: list[str]) -> None:
     for name, do in stages:
         with stage(name):
             do()
-    if ".example" in (ROOT / "pyproject.toml").read_text():
-        print("Not ready to publish: [project] of pyproject.toml still has addresses at .example")
+    refuse_placeholders(ROOT, publishes="--no-torch" not in arguments)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+from release.check import ADDRESSES, refuse_placeholders
+
 try:
     import tomllib
 except ImportError:  # Python 3.10
@@ -137,6 +139,28 @@ def test_the_version_is_the_same_everywhere() -> None:
     newest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert newest is not None
     assert newest[1] == VERSION
+
+
+def test_the_addresses_are_of_one_host_and_pages_send_nobody_to_a_reserved_one() -> None:
+    hosts = [set(re.findall(r"[\w-]+\.example\b", (ROOT / name).read_text())) for name in ADDRESSES]
+    assert hosts in ([set()] * len(ADDRESSES), [{"polyak.example"}] * len(ADDRESSES))
+    top = [path for path in ROOT.iterdir() if path.suffix in (".md", ".cff", ".toml", ".yml", ".in")]
+    for page in {*PAGES, *top} - {ROOT / name for name in ADDRESSES}:
+        assert re.search(r"\w\.example\b", page.read_text()) is None, page
+
+
+@pytest.mark.parametrize("name", ADDRESSES)
+def test_a_release_is_refused_while_an_address_leads_nowhere(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for each in ADDRESSES:
+        (tmp_path / each).write_text("https://localhost/polyak.examples")
+    refuse_placeholders(tmp_path, publishes=True)
+    (tmp_path / name).write_text('Source = "https://polyak.example/source"')
+    with pytest.raises(SystemExit, match=f"Not ready to publish: addresses at .example in {name}$"):
+        refuse_placeholders(tmp_path, publishes=True)
+    refuse_placeholders(tmp_path, publishes=False)
+    assert capsys.readouterr().out.endswith(f"in {name}\n")
 
 
 def test_every_dependency_is_explained() -> None:
