@@ -52,7 +52,7 @@ def save(folder: Path, i: int, sharded: bool) -> None:
         folder / NAME,
         specs,
         header.to_metadata(),
-        lambda name: np.array_split(arrays[name], 4),
+        lambda name: np.array_split(arrays[name], 2),
         100_000 if sharded else None,
     )
 
@@ -125,21 +125,20 @@ def at_each_line(folder: Path, kind: str, die: Callable[[], None]) -> dict[str, 
     """Die before the n-th line of the code that writes, for every n until there are no more lines."""
     os.fsync = lambda descriptor: None  # a kill loses nothing that was written: forcing it costs only time
     sharded, seen, litter, clean = KINDS[kind], list[int](), 0, list[list[str]]()
-    lines, first = 0, 0
-    while True:
+    lines, last, code = 0, 0, 0
+    save(folder, last, sharded(0))
+    while code != FINISHED:
         lines += 1
-        save(folder, first, sharded(0))
-        work = partial(traced, lines, die, partial(save, folder, first + 1, sharded(1)))
+        work = partial(traced, lines, die, partial(save, folder, last + 1, sharded(1)))
         code = result(in_child(work))
         litter += any(name.endswith(".part") for name in files(folder))
-        seen.append(found(folder) - first)
-        save(folder, first + 2, sharded(0))
-        assert found(folder) == first + 2
+        seen.append(found(folder) - last)
+        last += 2
+        save(folder, last, sharded(0))
+        assert found(folder) == last
         clean.append(files(folder))
-        first += 3
-        if code == FINISHED:
-            shapes = sorted({len(names) for names in clean})
-            return {"seen": seen, "litter": litter, "lines": lines, "shapes": shapes, "files": clean[-1]}
+    shapes = sorted({len(names) for names in clean})
+    return {"seen": seen, "litter": litter, "lines": lines, "shapes": shapes, "files": clean[-1]}
 
 
 def traced(n: int, die: Callable[[], None], work: Callable[[], None]) -> None:
