@@ -24,6 +24,8 @@ def train(folder: Path, steps: int, every: int | str) -> None:
         ema.load(state)
         for step in range(1, ema.step + 1):
             move(model, step)
+    else:  # or what is killed before the first save below leaves snapshots of a run that nothing continues
+        ema.save(state, resumable=True)
     with polyak.Archive(folder / "archive", ema, every=every, dtype="float32", keep="log") as archive:
         print("started", ema.step, flush=True)
         for step in range(ema.step + 1, steps + 1):

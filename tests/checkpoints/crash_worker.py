@@ -12,11 +12,11 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -24,6 +24,8 @@ from polyak._files.header import Header
 from polyak._files.layout import Spec
 from polyak._files.shards import write_sharded
 from polyak._foreign.load import load
+
+Line: TypeAlias = tuple[str, int]  # file and number
 
 NAME = "average.safetensors"
 FINISHED = 42
@@ -52,7 +54,7 @@ def save(folder: Path, i: int, sharded: bool) -> None:
         folder / NAME,
         specs,
         header.to_metadata(),
-        lambda name: np.array_split(arrays[name], 2),
+        lambda name: np.array_split(arrays[name], 4),
         100_000 if sharded else None,
     )
 
@@ -122,15 +124,17 @@ def at_random(folder: Path, kind: str, count: int, seed: int) -> dict[str, Any]:
 
 
 def at_each_line(folder: Path, kind: str, die: Callable[[], None]) -> dict[str, Any]:
-    """Die before the n-th line of the code that writes, for every n until there are no more lines."""
+    """Die before each line of the code that writes: when it first runs, and when it last does."""
     os.fsync = lambda descriptor: None  # a kill loses nothing that was written: forcing it costs only time
-    sharded, seen, litter, clean = KINDS[kind], list[int](), 0, list[list[str]]()
-    lines, last, code = 0, 0, 0
-    save(folder, last, sharded(0))
-    while code != FINISHED:
-        lines += 1
-        work = partial(traced, lines, die, partial(save, folder, last + 1, sharded(1)))
-        code = result(in_child(work))
+    sharded, seen, ended, litter, clean = KINDS[kind], list[int](), 0, 0, list[list[str]]()
+    lines = list[Line]()
+    last = -1
+    save(folder, last := last + 1, sharded(0))
+    traced(lines.append, partial(save, folder, last := last + 1, sharded(1)))
+    save(folder, last := last + 1, sharded(0))
+    for n in ends(lines):
+        work = partial(traced, Countdown(n, die), partial(save, folder, last + 1, sharded(1)))
+        ended += result(in_child(work)) != FINISHED  # the last lines sweep, and there may be less to sweep
         litter += any(name.endswith(".part") for name in files(folder))
         seen.append(found(folder) - last)
         last += 2
@@ -138,20 +142,36 @@ def at_each_line(folder: Path, kind: str, die: Callable[[], None]) -> dict[str, 
         assert found(folder) == last
         clean.append(files(folder))
     shapes = sorted({len(names) for names in clean})
-    return {"seen": seen, "litter": litter, "lines": lines, "shapes": shapes, "files": clean[-1]}
+    return {"seen": seen, "ended": ended, "litter": litter, "shapes": shapes, "files": clean[-1]}
 
 
-def traced(n: int, die: Callable[[], None], work: Callable[[], None]) -> None:
-    left = n
+def ends(lines: Sequence[Line]) -> list[int]:
+    """The places, from 1 on, at which each line is the first or the last of its kind."""
+    last = {line: n for n, line in enumerate(lines, 1)}
+    first = {line: n for n, line in reversed([*enumerate(lines, 1)])}
+    return sorted({*first.values(), *last.values()})
+
+
+class Countdown:
+    """Dies before the n-th line."""
+
+    def __init__(self, n: int, die: Callable[[], None]) -> None:
+        self._left, self._die = n, die
+
+    def __call__(self, line: Line) -> None:
+        self._left -= 1
+        if self._left == 0:
+            self._die()
+
+
+def traced(before: Callable[[Line], None], work: Callable[[], None]) -> None:
+    """Work; ``before`` is called with each line of the code that writes, before it runs."""
 
     def trace(frame: FrameType, event: str, _: Any) -> Any:
-        nonlocal left
         if not frame.f_code.co_filename.endswith(WATCHED):
             return None
         if event == "line":
-            left -= 1
-            if left == 0:
-                die()
+            before((frame.f_code.co_filename, frame.f_lineno))
         return trace
 
     sys.settrace(trace)
