@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable
 from types import FrameType
@@ -18,9 +19,12 @@ def lines_run(run: Callable[[], object]) -> int:
         return line
 
     before = sys.gettrace()
+    gc.collect()
+    gc.disable()  # what it frees may run lines too, of whatever ran before
     sys.settrace(line)
     try:
         run()
     finally:
         sys.settrace(before)
+        gc.enable()
     return count

@@ -499,7 +499,6 @@ class TestStates:
 
     def test_the_order_of_decays_is_that_of_the_tracks(self) -> None:
         ema = polyak.EMA(network(), {"a": PARTS, "b": 0.9})
-        assert ema._averages.timelines == timelines_of(ema.tracks.values())  # pyright: ignore
         assert [line.decay for line in timelines_of(ema.tracks.values())] == [
             *PARTS.decays.values(),
             polyak.Constant(0.9),

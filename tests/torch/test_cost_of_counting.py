@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import gc
+import json
 import sys
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 import polyak
 from polyak.schedules.decay import Array, Custom, Decay, compose
+from tests.states import opened
+from tests.work import lines_run
 
 CHANGING: list[Decay] = [
     polyak.Warmup(0.9999),
@@ -124,3 +128,88 @@ def test_all_is_looked_at_in_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(10):
         ema.update()
     assert len(calls) == 10
+
+
+@pytest.mark.parametrize(
+    ("decay", "options", "most"),
+    [
+        (polyak.Warmup(0.9999), {}, 42),
+        ({"a": 0.999, "b": polyak.Power(sigma_rel=0.1)}, {}, 42),  # a second schedule costs no line
+        (polyak.ByName({"weight": 0.9, "*": 0.99}), {}, 56),  # two engines
+        (0.999, {"start": 1000}, 42),
+        (lambda t: 0.9, {}, 89),  # computed step by step
+    ],
+    ids=["one", "two", "by name", "copying", "function"],
+)
+def test_an_update_like_the_one_before_runs_few_lines(decay: Any, options: dict[str, int], most: int) -> None:
+    """It is counted by one number; clocks, decays and histories follow from that when they are read."""
+    pytest.importorskip("polyak._kernel._native")
+    ema = small(decay, **options)
+    for _ in range(5):
+        ema.update()
+    assert lines_run(ema.update) <= most
+    assert ema.step == 6
+
+
+def test_a_track_that_is_held_says_how_far_it_is_now() -> None:
+    ema = small(polyak.Warmup(0.999))
+    track = ema.tracks["average"]
+    history = track.history
+    for step in range(1, 300):
+        ema.update()
+        assert (track.clock, track.profile.steps) == (step, step)
+        assert track.beta == compose(track.timelines["*"].decay, step - 1, 1)
+    assert history.runs == ()
+
+
+def told(ema: polyak.EMA[Any]) -> str:
+    """All of its state, to the last bit."""
+    return json.dumps(opened(ema.state_dict()) | {"run": ""}, default=torch.Tensor.tolist)
+
+
+CALLS = st.sampled_from(
+    [{}, {}, {}, {"steps": 2}, {"samples": 7}, {"samples": 500}, {"samples": 500}, {"steps": 3, "samples": 7}]
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    calls=st.lists(CALLS | st.sampled_from(["reset", "copy"]), min_size=1, max_size=40),
+    every=st.integers(1, 3),
+    start=st.sampled_from([0, 3, 10]),
+    in_samples=st.booleans(),
+)
+@example(calls=[{}, {}, {"samples": 7}, {"samples": 7}], every=1, start=0, in_samples=True)
+@example(calls=[{"steps": 2}, {"steps": 2}, {}, {"steps": 2}], every=2, start=0, in_samples=False)
+@example(calls=[{}] * 8, every=1, start=3, in_samples=False)
+def test_whatever_the_calls_an_ema_is_what_it_is_when_resumed_before_each(
+    calls: list[Any], every: int, start: int, in_samples: bool
+) -> None:
+    """So nothing that was prepared outlives a call of another size, a reset, a copy or a loaded state."""
+    second = polyak.HalfLife(samples=900) if in_samples else polyak.Custom(lambda t: 1 - 1 / (t + 1))
+    decay = {"a": polyak.Warmup(0.99), "b": second}
+    torch.manual_seed(0)
+    straight = small(decay, every=every, start=start)
+    resumed = copy.deepcopy(straight)
+    for call in calls:
+        state = copy.deepcopy(opened(resumed.state_dict()))
+        resumed = polyak.EMA(resumed.model, decay, every=every, start=start)
+        resumed.load_state_dict(state)
+        for ema in (straight, resumed):
+            with torch.no_grad():
+                ema.model.weight += 1
+            if call == "reset":
+                ema.reset()
+            elif call != "copy":
+                ema.update(**({"samples": 1} | call))
+        if call == "copy":
+            straight = copy.deepcopy(straight)
+        assert told(straight) == told(resumed)
+
+
+def test_how_often_it_updates_is_fixed() -> None:
+    ema = small(0.9, every=2, start=5)
+    assert (ema.every, ema.start) == (2, 5)
+    for name in ("every", "start"):
+        with pytest.raises(AttributeError):
+            setattr(ema, name, 1)

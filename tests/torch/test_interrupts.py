@@ -173,6 +173,28 @@ def test_averages_counters_and_histories_change_together_or_not_at_all(verb: str
     assert min(seen.values()) > 0 or verb == "update, waiting", seen
 
 
+def test_after_an_interrupted_call_of_another_size_those_of_the_old_size_count() -> None:
+    """In every track, also where some of the schedules were already prepared for the other size."""
+
+    def make() -> Ran:
+        ema = averaging()
+        for _ in range(3):  # the next ones are prepared
+            ema.update()
+        return lambda: ema.update(steps=3), ema
+
+    def going_on(ema: EMA) -> Says:
+        for _ in range(2):
+            ema.update()
+        return says(ema)
+
+    without, (larger, done) = going_on(make()[1]), make()
+    larger()
+    following = going_on(done)
+    for line, ema in every_line(make, min(STRIDE, 3)):
+        now = going_on(ema)
+        assert equal(now, without) or equal(now, following), line
+
+
 @pytest.mark.parametrize("engine", ["foreach", "blocked"])
 def test_an_engine_of_several_operations_says_that_an_update_is_torn(engine: EngineName) -> None:
     before, done = says(averaging(engine)), averaging(engine)

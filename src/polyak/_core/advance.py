@@ -13,6 +13,8 @@ from polyak._core.lent_tensors import LentTensors
 from polyak._core.optimizer_hook import Attachment
 from polyak._core.swap_guard import active_exchanges
 from polyak._core.tensors import T
+from polyak._core.timeline import Pace, Timeline
+from polyak._core.track import timelines_of
 from polyak._core.watch import Watch
 from polyak.errors import PlanError, SwapError
 
@@ -29,10 +31,10 @@ class AdvancingEMA(Generic[ModelT_co, T]):
     """
 
     def __init__(self, averages: AverageSet[ModelT_co, T], every: int, start: int) -> None:
-        self._averages, self.every, self.start = averages, every, start
-        self._clock = Clock.at(0, {timeline.unit for timeline in averages.timelines})
-        # The update in progress: the clock after it, each schedule's β, whether it copies, its thread.
-        self._pending: tuple[Clock, list[float], bool, int] | None = None
+        self._averages, self._every, self._start = averages, every, start
+        self._clock = Clock.at(0, {timeline.unit for timeline in self._timelines()})
+        # The update in progress: its pace, the number made there after it, its thread.
+        self._pending: tuple[Pace, int, int] | None = None
         self._lent: LentTensors[T] | None = None
         self._watches: list[Watch] = []
         self._attachment: Attachment | None = None
@@ -41,6 +43,27 @@ class AdvancingEMA(Generic[ModelT_co, T]):
     def step(self) -> int:
         """Training steps so far."""
         return self._clock.step
+
+    @property
+    def every(self) -> int:
+        """The averages are updated every k-th step only."""
+        return self._every
+
+    @property
+    def start(self) -> int:
+        """The step up to which the model is copied."""
+        return self._start
+
+    @property
+    def _clock(self) -> Clock:
+        """The counters now; ``_waiting`` are those after steps for which no update was due yet."""
+        return self._pace.clock if self._waiting is None else self._waiting
+
+    @_clock.setter
+    def _clock(self, clock: Clock) -> None:
+        pace = Pace(clock)
+        pace.close()  # no schedule follows it
+        self._pace, self._waiting = pace, clock if clock.waiting else None
 
     def update(self, steps: int = 1, *, samples: int | None = None, tokens: int | None = None) -> None:
         """Update every average with the model's current parameters. Call it after ``optimizer.step()``.
@@ -76,24 +99,34 @@ class AdvancingEMA(Generic[ModelT_co, T]):
         tokens: int | None,
         average: Callable[[Sequence[float], int], None] | None = None,
     ) -> bool:
-        """Count steps and, if an update is due, ``average(betas, step)``; returns whether it was.
+        """Count steps and, if an update is due, ``average(weights, step)``; returns whether it was.
 
         After a training step none of this code is cached, so each line costs about a microsecond.
         """
-        averages, copying = self._averages, self._clock.step < self.start
-        clock = self._clock.later(steps, samples, tokens, copying)
-        if clock.waiting < self.every and not (copying and clock.step >= self.start):
-            self._clock = clock
-            return False
+        pace = self._pace
+        if (
+            self._waiting is not None
+            or pace.made >= pace.most
+            or steps is not pace.steps
+            or samples is not pace.samples
+            or tokens is not pace.tokens
+        ):
+            due = self._due(steps, samples, tokens)
+            if due is None:
+                return False
+            pace = due
+        if pace.made == len(pace.weights):
+            pace.prepare(self._timelines())
+        averages, made = self._averages, pace.made + 1
+        step = pace.step + made * pace.stride
         if not averages.intact():
-            averages.sync_with_model(clock.step)
-        betas = [0.0 if copying else timeline.next_beta(clock) for timeline in averages.timelines]
-        self._pending = clock, betas, copying, get_ident()
+            averages.sync_with_model(step)
+        self._pending = pace, made, get_ident()
         try:
-            (average or averages.updater.update)(betas, clock.step)
+            (average or averages.updater.update)(pace.weights[made - 1], step)
             if averages.unfit.names:  # after it, not before: an infinity moved towards itself is NaN
                 averages.fill_nonfinite()
-            self._count()
+            self._count(pace, made)
         except BaseException:
             self._resolve()
             raise
@@ -102,38 +135,57 @@ class AdvancingEMA(Generic[ModelT_co, T]):
                 watch.call()
         return True
 
-    def _count(self) -> None:
-        """Advance the counters after the averages were updated. Twice is the same as once."""
-        if self._pending is not None:
-            clock, betas, copying, _ = self._pending
-            for timeline, beta in zip(self._averages.timelines, betas, strict=True):
-                timeline.record(beta, clock, copying)
-            self._clock, self._pending = clock.acted(), None
+    def _due(self, steps: int, samples: int | None, tokens: int | None) -> Pace | None:
+        """The pace whose next update these counts make due; if they make none due, count them."""
+        before = self._clock
+        copying = before.step < self.start
+        clock = before.later(steps, samples, tokens, copying)
+        if clock.waiting < self.every and not (copying and clock.step >= self.start):
+            self._waiting = clock
+            return None
+        if not self._pace.leads_to(clock, copying):
+            self._pace.close()  # an interrupt may leave it to some of the timelines
+            copies = -(-(self.start - self._pace.clock.step) // clock.waiting) if copying else 0
+            pace = Pace(clock, copies, (steps, samples, tokens) if self._waiting is None else None)
+            for timeline in self._timelines():
+                timeline.follow(pace)
+            self._pace = pace
+        return self._pace
+
+    def _timelines(self) -> list[Timeline]:
+        return timelines_of(self._averages.tracks.values())
+
+    def _count(self, pace: Pace, made: int) -> None:
+        """Count the pending update. Twice is the same as once."""
+        # One line: no interrupt comes between assignments without a call.
+        pace.made, self._waiting, self._pending = made, None, None
 
     def _resolve(self) -> None:
         """After an interrupted update: count it if all averages were updated, forget it if none was."""
         if (pending := self._interrupted()) is not None:
-            applied = self._averages.updater.applied(pending.step)
+            pace, made = pending
+            applied = self._averages.updater.applied(pace.step + made * pace.stride)
             if applied:
-                self._count()
+                self._count(pace, made)
             elif applied is False:
                 self._pending = None
 
-    def _interrupted(self) -> Clock | None:
-        """The counters after an update that was interrupted; not one that runs in another thread now."""
+    def _interrupted(self) -> tuple[Pace, int] | None:
+        """An update that was interrupted, as in ``_pending``; not one that runs in another thread now."""
         pending = self._pending  # read once: another thread may clear it
         if pending is None:
             return None
-        clock, *_, thread = pending
+        pace, made, thread = pending
         elsewhere = thread != get_ident() and any(t.ident == thread for t in threading.enumerate())
-        return None if elsewhere else clock
+        return None if elsewhere else (pace, made)
 
     def _refuse_while_torn(self, verb: str) -> None:
         self._resolve()
         if (pending := self._interrupted()) is not None:
+            pace, made = pending
             raise PlanError(
-                f"{verb}: the update at step {pending.step} was interrupted after some averages were "
-                "updated and others were not. Continue from a saved state with ema.load(…) or "
+                f"{verb}: the update at step {pace.step + made * pace.stride} was interrupted after some "
+                "averages were updated and others were not. Continue from a saved state with ema.load(…) or "
                 "load_state_dict(…), or start again from the model with ema.reset()."
             )
 

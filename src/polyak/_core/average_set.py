@@ -25,7 +25,7 @@ from polyak._core.tensor_map import (
     refuse_unmatched,
 )
 from polyak._core.tensors import T, TensorOps, fill
-from polyak._core.track import Track, timelines_of
+from polyak._core.track import Track
 from polyak._core.unfit import UnfitAverages
 from polyak._core.updater import Skipped
 from polyak._core.written_tensors import WrittenTensors
@@ -350,7 +350,6 @@ class AverageSet(Generic[ModelT, T]):
 
     def _prepare(self, skipped: Skipped) -> None:
         averaged, copied = self.plan.having("average"), self.plan.having("copy")
-        self.timelines = timelines_of(self.tracks.values())
         self._swapper.forget()
         self.updater = self.updaters.make(averaged, copied, self.copies, list(self.tracks.values()), skipped)
         self._written = WrittenTensors(self._written_tensors(), self.ops)

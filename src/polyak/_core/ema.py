@@ -190,6 +190,7 @@ class BaseEMA(AdvancingEMA[ModelT_co, T]):
         restart = self._averages.restart(names, self.step)
 
         def start() -> None:
+            self._pace.close()
             restart()
             self._clock, self._pending, self._lent = self._clock.acted(), None, None
             self._choice = self._first_choice()

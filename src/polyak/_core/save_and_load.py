@@ -63,6 +63,7 @@ def load_state_dict(ema: EMAOf[T], state: State, strict: bool) -> LoadReport:
     loaded = averages.local(loaded, plan)
 
     def take() -> None:
+        ema._pace.close()
         averages.restore(loaded, plan, tracks)
         ema._clock, ema.run, ema._pending, ema._lent = loaded.clock, theirs.run, None, None
         ema._choice = loaded.choice or ema._choice
@@ -199,4 +200,4 @@ def _copied(ema: EMAOf[T], track: str, dtype: str) -> Content[T]:
 
 def _moment(ema: EMAOf[Any]) -> int | None:
     """The last step that was averaged; None during an update."""
-    return ema._clock.step - ema._clock.waiting if ema._pending is None else None
+    return ema._pace.clock.step if ema._pending is None else None

@@ -17,8 +17,8 @@ class Updater(Protocol):
         """The engines in use, and why not faster ones."""
         ...
 
-    def update(self, betas: Sequence[float], step: int) -> None:
-        """Update every average with the composed decay of its track, and copy buffers.
+    def update(self, weights: Sequence[float], step: int) -> None:
+        """Update every average with the weight of θ, 1-β of its schedule, and copy buffers.
 
         Raises:
             NonFiniteError: under "raise", before anything is changed.

@@ -63,7 +63,7 @@ class Follower:
         """Move the averages with decay β. ``step`` seeds their rounding; by default it counts the calls."""
         self._steps = self._steps + 1 if step is None else step
         engines = self._between(averages, lives).engines
-        engines.update((beta,), self._steps)
+        engines.update((1 - beta,), self._steps)
         engines.wait()
 
     def copy(self, averages: Holder, lives: Holder) -> None:

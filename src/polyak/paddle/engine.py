@@ -150,10 +150,9 @@ class Updater:
     def name(self) -> str:
         return "; ".join(dict.fromkeys(map(self._describe, self._engines)))
 
-    def update(self, betas: Sequence[float], step: int) -> None:
+    def update(self, weights: Sequence[float], step: int) -> None:
         if self._settings.policy == "raise":
             refuse_nonfinite([name for engine in self._engines for name in engine.bad()], step)
-        weights = tuple([1 - beta for beta in betas])
         for place, (engine, at) in self._steps:
             marks = engine.update(at(weights) if at else weights, step, self._settings.policy == "skip")
             if marks is not None:

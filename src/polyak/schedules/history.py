@@ -29,30 +29,31 @@ class History:
 
     def record(self, decay: Decay, clock: int, stride: int, advance: int) -> None:
         """One update: ``decay`` from ``clock`` over ``advance`` of its units, ``stride`` training steps."""
-        if self.extended_by(decay, clock, stride, advance):
-            self.count += 1
-        else:
-            vars(self).update(vars(self.followed_by(decay, clock, stride, advance)))
+        vars(self).update(vars(self.after(decay, clock, stride, advance)))
 
     def restart(self, step: int) -> None:
         """A copy of the parameters at ``step``, which discards the history."""
         vars(self).update(vars(self.copied(step)))
 
-    def extended_by(self, decay: Decay, clock: int, stride: int, advance: int) -> bool:
-        """Whether such an update continues the last run."""
-        if self._last is None:
-            return False
-        d, c, _, s, a = self._last
-        return d is decay and s == stride and a == advance and c + self.count * a == clock
-
-    def followed_by(self, decay: Decay, clock: int, stride: int, advance: int) -> History:
-        """A new history with an update that starts a new run."""
+    def after(self, decay: Decay, clock: int, stride: int, advance: int) -> History:
+        """The history after such an update, which continues the last run or starts a new one."""
+        if self._last is not None:
+            d, c, _, s, a = self._last
+            if d is decay and s == stride and a == advance and c + self.count * a == clock:
+                return self.longer(1)
         later = History([Run(decay, clock, 1, stride, advance)], self._within)
         if self._last is not None:
             del self._closed[self._mine :]
             self._closed.append(self._last._replace(count=self.count))
             later._closed, later._within = _bounded(self._closed, self._within)
             later._mine = len(later._closed)
+        return later
+
+    def longer(self, updates: int) -> History:
+        """The history with so many more updates in its last run."""
+        later = object.__new__(History)
+        vars(later).update(vars(self))
+        later.count += updates
         return later
 
     @staticmethod

@@ -59,9 +59,9 @@ class Updates:
         """Whether a CUDA graph contains an update of the current updater."""
         return self._updater in self._captured
 
-    def replay(self, graph: Graph, betas: Sequence[float], step: int) -> None:
-        """Replay ``graph``, whose update uses these decays."""
-        self._updater.replay(graph, betas, step)
+    def replay(self, graph: Graph, weights: Sequence[float], step: int) -> None:
+        """Replay ``graph``, whose update uses these weights."""
+        self._updater.replay(graph, weights, step)
 
     def guard(self, guards: int) -> None:
         """Change the number of optimizers that call ``before_step``."""

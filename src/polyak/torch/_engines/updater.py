@@ -14,7 +14,7 @@ from polyak._core.updater import Skipped
 from polyak._kernel.pair import Pick, pick
 from polyak.errors import ConfigError
 from polyak.torch._engines.async_update import AsyncUpdate, CudaWorker, Offload, Overlapped, StreamWorker
-from polyak.torch._engines.base import Engine, Pair
+from polyak.torch._engines.base import Engine, Marks, Pair
 from polyak.torch._engines.copies import Copies
 from polyak.torch._engines.nonfinite_counter import NonFiniteCounter
 from polyak.torch._engines.select import EngineName, describe, engine_for, make_engine, recordable
@@ -71,7 +71,6 @@ class Updater:
         inline = [copy for copy in copies if copy[1].device not in offloaded]
         self._async_updates = [engine for engine in self._engines if isinstance(engine, AsyncUpdate)]
         self._copies = Copies(inline)
-        self._nothing = [None] * len(self._engines)
         self._on_gpu = any(pair.live.is_cuda for pair in pairs)
         self._recorded: list[Triton] = []  # whose updates a graph holds
         counter.follow(self._engines)
@@ -83,17 +82,20 @@ class Updater:
         named = [describe(engine, self._settings.engine, self._skip) for engine in averaging]
         return "; ".join(dict.fromkeys(named))
 
-    def update(self, betas: Sequence[float], step: int) -> None:
-        """One update of every track; ``betas`` are the composed decays to which the pairs' places refer.
+    def update(self, weights: Sequence[float], step: int) -> None:
+        """One update of every track; to ``weights``, 1-β each, the pairs' places refer.
 
         Raises:
             NonFiniteError: under "raise", before anything is changed.
         """
         if self._settings.policy == "raise":
             refuse_nonfinite([name for engine in self._engines for name in engine.bad()], step)
-        weights = tuple([1 - beta for beta in betas])
-        marks = [one.update(at(weights) if at else weights, step, self._skip) for one, at in self._steps]
-        if marks != self._nothing:
+        found = False
+        marks: list[Marks] = []
+        for engine, at in self._steps:  # no comprehension: in Python below 3.12 it is a function of its own
+            marks.append(engine.update(at(weights) if at else weights, step, self._skip))
+            found |= marks[-1] is not None
+        if found:
             self._counter.add(marks)
         self._copies.run()
 
@@ -133,9 +135,8 @@ class Updater:
         self._copies.run()
         self._recorded = engines
 
-    def replay(self, graph: Graph, betas: Sequence[float], step: int) -> None:
-        """The update that was recorded, with these decays, and all else in the graph."""
-        weights = tuple([1 - beta for beta in betas])
+    def replay(self, graph: Graph, weights: Sequence[float], step: int) -> None:
+        """The update that was recorded, with these weights, and all else in the graph."""
         for engine, (_, at) in zip(self._recorded, self._steps, strict=True):
             engine.began = step
             engine.prepare(at(weights) if at else weights, step)
