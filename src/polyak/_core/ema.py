@@ -203,8 +203,9 @@ class BaseEMA(AdvancingEMA[ModelT_co, T]):
         Returns:
             step, engine, skipped (updates in which some θ was not finite) and skipped_tensors (by name);
             and for each track decay (last applied), mean_age and half_life in steps, initial_weight, and
-            distance ``‖avg-θ‖/‖θ‖``. With several tracks the latter are named ``"short/decay"`` and so on.
-            Under ``Adaptive`` also following, the track, and switches, how often that changed.
+            distance ``‖avg-θ‖/‖θ‖``, of a sharded model that of this process's part. With several tracks
+            the latter are named ``"short/decay"`` and so on. Under ``Adaptive`` also following, the track,
+            and switches, how often that changed.
         """
         self._averages.synchronize()
         self._notice_unseen_steps()
