@@ -170,7 +170,8 @@ def test_averages_counters_and_histories_change_together_or_not_at_all(verb: str
             assert equal(now, before) or "newcomer" in verb, line
             which(ema)()
             assert equal(says(ema), after), line
-    assert min(seen.values()) > 0 or verb == "update, waiting", seen
+    # Waiting counts in its last line; a newcomer's plan takes so many lines that none after counting is tried.
+    assert min(seen.values()) > 0 or verb in ("update, waiting", "update, with a newcomer"), seen
 
 
 def test_after_an_interrupted_call_of_another_size_those_of_the_old_size_count() -> None:

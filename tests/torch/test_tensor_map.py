@@ -603,7 +603,8 @@ def test_the_call_counter_counts_a_walk() -> None:
 @pytest.mark.parametrize("tensors", [10, 750])
 def test_an_update_makes_less_than_one_call_per_tensor(settings: dict[str, Any], tensors: int) -> None:
     ema = EMA(wide(tensors), 0.999, **settings)
-    ema.update()
+    for _ in range(3):  # the decays of the next updates are computed once for all of them
+        ema.update()
     calls = calls_in(ema.update)
     assert calls.total() <= most_calls(tensors), calls
 
