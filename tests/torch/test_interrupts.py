@@ -170,7 +170,7 @@ def test_averages_counters_and_histories_change_together_or_not_at_all(verb: str
             assert equal(now, before) or "newcomer" in verb, line
             which(ema)()
             assert equal(says(ema), after), line
-    # Waiting counts in its last line; a newcomer's plan takes so many lines that none after counting is tried.
+    # Waiting counts in its last line; a newcomer is mostly planning, and few lines follow the count.
     assert min(seen.values()) > 0 or verb in ("update, waiting", "update, with a newcomer"), seen
 
 
