@@ -61,7 +61,7 @@ class Pace:
         self.weights[self.made :] = [tuple([1 - b for b in each]) for each in zip(*betas, strict=False)]
 
     def close(self) -> None:
-        """Make no more of its updates; call it before a schedule leaves this pace."""
+        """End it: no further update belongs to it. Call this before a schedule follows another pace."""
         self.most = 0
 
     def _brought(self, updates: int) -> Clock:

@@ -50,7 +50,7 @@ class History:
         return later
 
     def longer(self, updates: int) -> History:
-        """The history with so many more updates in its last run."""
+        """The history with this number of further updates in its last run."""
         later = object.__new__(History)
         vars(later).update(vars(self))
         later.count += updates
