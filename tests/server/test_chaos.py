@@ -29,10 +29,19 @@ def begun(address: str, token: str, name: str, worker: int, folder: Path) -> sub
 
 
 def pid_of(actor: Any) -> int:
+    """Of its process; an actor that was killed just before gives no answer until it runs again."""
     import ray
+    import ray.exceptions
 
     library: Any = ray  # its types are of little use here
-    return library.get(actor.__ray_call__.remote(_pid), timeout=60)
+    until = time.monotonic() + 60
+    while True:
+        try:
+            return library.get(actor.__ray_call__.remote(_pid), timeout=60)
+        except ray.exceptions.ActorUnavailableError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.1)
 
 
 def _pid(_: object) -> int:
