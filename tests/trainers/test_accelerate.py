@@ -191,6 +191,20 @@ def test_the_report_is_written_when_training_ends_with_what_the_tracker_wrote(
     assert not (folder / "report.html").exists()
 
 
+def test_one_report_has_all_averages_of_an_accelerator(tmp_path: Path) -> None:
+    begun = begin("after", True, project_dir=tmp_path)
+    accelerator, model, optimizer, _ = begun
+    weight_averaging(accelerator, model, optimizer, {"long": 0.999}, report=True)
+    weight_averaging(accelerator, model, optimizer, {"other": 0.9}, report=tmp_path / "other")
+    train(begun, range(4))
+    accelerator.end_training()
+    text = (tmp_path / "report.html").read_text()
+    assert "Warmup(0.99)" in text
+    assert "2/long" in text
+    assert "Constant(0.9)" not in text
+    assert "Constant(0.9)" in (tmp_path / "other" / "report.html").read_text()
+
+
 def test_no_report_is_written_that_nobody_asked_for(tmp_path: Path) -> None:
     begun = begin("after", project_dir=tmp_path)
     train(begun, range(4))

@@ -158,6 +158,23 @@ def test_a_report_shows_both_curves_and_the_average_in_memory(logger: str, tmp_p
     assert "engine" in json.loads((Path(run.log_dir) / "polyak-run.json").read_text())
 
 
+def test_one_report_has_the_averages_of_all_callbacks_that_ask_for_one(tmp_path: Path) -> None:
+    asked = [
+        WeightAveraging(0.9, report=True),
+        WeightAveraging({"long": 0.99}, name="slow", evaluate="raw", report=True),
+    ]
+    silent = WeightAveraging(0.999, name="silent", evaluate="raw")
+    run = trainer(tmp_path, *asked, silent, logger=pl.loggers.CSVLogger(tmp_path))
+    run.fit(Digits(), loader(), loader())
+    text = (Path(run.log_dir) / "report.html").read_text()
+    assert [name in text for name in ("Constant(0.9)", "Constant(0.99)", "slow/long", "Constant(0.999)")] == [
+        *(True, True, True),
+        False,
+    ]
+    about = json.loads((Path(run.log_dir) / "polyak-run.json").read_text())
+    assert about["skipped updates"] == "0; slow: 0"
+
+
 def logged_by_lightning(folder: Path, logger: str, **options: Any) -> Any:
     """A run with a checkpoint of each epoch, as a report reads it."""
     made = getattr(pl.loggers, logger)(folder, name="logs")

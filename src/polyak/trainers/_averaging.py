@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, ParamSpec, TypeAlias, TypeVar, cast
 
@@ -111,18 +112,31 @@ class AnyAveraging(Generic[EmaT]):
         folder = folder or self._logs
         if not self._reports or self._ema is None or folder is None:
             return
-        averages, facts = for_report(self._ema)
+        averages, facts = for_report({"": self._ema})
         if writes:
             report_training(folder, averages, facts)
 
 
-def for_report(ema: BaseEMA[Any, Any]) -> tuple[list[Header], dict[str, str]]:
-    """What a report says of averages in memory and of the run; every process calls this, if sharded."""
-    metrics = ema.metrics()
-    named: Mapping[str, int] = metrics["skipped_tensors"]
-    skipped = f"{metrics['skipped']}{''.join(f', {name} ({n})' for name, n in named.items())}"
-    facts = environment(sys.modules, engine=metrics["engine"]) | {"skipped updates": skipped}
-    return [header_of(ema, track) for track in ema.tracks], facts
+def for_report(emas: Mapping[str, BaseEMA[Any, Any]]) -> tuple[list[Header], dict[str, str]]:
+    """What a report says of averages in memory and of the run; every process calls this, if sharded.
+
+    Args:
+        emas: by the names that tell several apart in the report.
+    """
+    apart = len(emas) > 1
+    headers: list[Header] = []
+    engines, skipped = dict[str, None](), list[str]()
+    for name, ema in emas.items():
+        metrics = ema.metrics()
+        engines[metrics["engine"]] = None
+        tensors: Mapping[str, int] = metrics["skipped_tensors"]
+        counts = "".join(f", {tensor} ({n})" for tensor, n in tensors.items())
+        skipped.append(f"{f'{name}: ' if apart and name else ''}{metrics['skipped']}{counts}")
+        for track in ema.tracks:
+            header = header_of(ema, track)
+            headers.append(replace(header, track=f"{name}/{track}" if apart and name else track))
+    facts = environment(sys.modules, engine="; ".join(engines))
+    return headers, facts | {"skipped updates": "; ".join(skipped)}
 
 
 def numbers(ema: BaseEMA[Any, Any], group: str = "ema") -> dict[str, float]:

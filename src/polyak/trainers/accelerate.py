@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -92,19 +93,34 @@ def weight_averaging(
     return ema
 
 
+# The averages that an accelerator reports at its end, by folder.
+_REPORTED: WeakKeyDictionary[Accelerator, dict[Path, list[EMA]]] = WeakKeyDictionary()
+
+
 def _report_at_end(accelerator: Accelerator, ema: EMA, folder: Path) -> None:
     """Make ``end_training`` write the report after the trackers, which close their files there."""
+    if waiting := _REPORTED.get(accelerator):
+        waiting.setdefault(folder, []).append(ema)
+        return
+    _REPORTED[accelerator] = {folder: [ema]}
     end = accelerator.end_training
 
     @wraps(end)
     def end_training() -> None:
         accelerator.end_training = end
-        averages, facts = for_report(ema)  # on every process, while they are a group
+        reports = _REPORTED.pop(accelerator)
+        found = {place: for_report(_numbered(emas)) for place, emas in reports.items()}  # while in a group
         end()
         if accelerator.is_main_process:
-            report_training(folder, averages, facts)
+            for place, (averages, facts) in found.items():
+                report_training(place, averages, facts)
 
     accelerator.end_training = end_training
+
+
+def _numbered(emas: Sequence[EMA]) -> dict[str, EMA]:
+    """Averages by the numbers of their files: none for the first."""
+    return {str(place) if place > 1 else "": ema for place, ema in enumerate(emas, 1)}
 
 
 _NAMES: WeakKeyDictionary[Accelerator, int] = WeakKeyDictionary()  # files that an accelerator writes

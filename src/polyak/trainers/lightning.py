@@ -15,8 +15,9 @@ from weakref import WeakSet
 
 from polyak._core.track import DEFAULT_DECAY, Decays
 from polyak.errors import CheckpointError, ConfigError, MissingExtraError
+from polyak.report.training import report_training
 from polyak.torch.random_numbers import same_random_numbers
-from polyak.trainers._averaging import numbers, start_in
+from polyak.trainers._averaging import for_report, numbers, start_in
 from polyak.trainers._common import Averaging, EMAOptions, is_sharded
 from polyak.trainers._evaluations import Evaluate
 from polyak.trainers.checkpoint import KEY, key_of
@@ -66,7 +67,7 @@ class WeightAveraging(Averaging, Callback):
         name: distinguishes several of these callbacks, for a generator and a critic, or one module twice:
             ``"polyak.name"`` in checkpoints, ``ema/name/…`` in logs.
         report: write ``report.html`` at the end into ``trainer.log_dir``, with the curves of its CSV or
-            TensorBoard logger.
+            TensorBoard logger. Several callbacks write one, with all their averages.
         options: every other argument of ``polyak.EMA``.
 
     Raises:
@@ -166,7 +167,12 @@ class WeightAveraging(Averaging, Callback):
             logger.save()
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.flush()
-        self._report(Path(trainer.log_dir or trainer.default_root_dir), trainer.is_global_zero)
+        folder = Path(trainer.log_dir or trainer.default_root_dir)
+        reported = [one for one in _averages(trainer) if one._reports]
+        if self in reported[-1:]:  # the last one writes, since one report has all
+            averages, facts = for_report({one.name: one.ema for one in reported})
+            if trainer.is_global_zero:
+                report_training(folder, averages, facts)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._has_average_of(pl_module):
