@@ -164,7 +164,7 @@ class AdvancingEMA(Generic[ModelT_co, T]):
         """After an interrupted update: count it if all averages were updated, forget it if none was."""
         if (pending := self._interrupted()) is not None:
             pace, made = pending
-            applied = self._averages.updater.applied(pace.step + made * pace.stride)
+            applied = self._averages.updater.applied(pace.step_of(made))
             if applied:
                 self._count(pace, made)
             elif applied is False:
@@ -184,7 +184,7 @@ class AdvancingEMA(Generic[ModelT_co, T]):
         if (pending := self._interrupted()) is not None:
             pace, made = pending
             raise PlanError(
-                f"{verb}: the update at step {pace.step + made * pace.stride} was interrupted after some "
+                f"{verb}: the update at step {pace.step_of(made)} was interrupted after some "
                 "averages were updated and others were not. Continue from a saved state with ema.load(…) or "
                 "load_state_dict(…), or start again from the model with ema.reset()."
             )

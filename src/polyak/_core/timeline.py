@@ -15,7 +15,7 @@ from polyak.schedules import COPY, Decay, History, Profile
 from polyak.schedules.decay import Unit, composed
 from polyak.schedules.runs import length
 
-_MOST = 256  # updates after which a pace ends, so that its lists stay short
+_MOST = 512  # updates after which a pace ends, so that its lists stay short
 
 
 class Pace:
@@ -52,33 +52,31 @@ class Pace:
         return more and copying == self.copying and clock == self._brought(self.made + 1)
 
     def prepare(self, timelines: Sequence[Timeline]) -> None:
-        """Prepare the next updates, as many as all schedules know.
+        """Prepare the next updates: the first one alone, since it may be the only one at this pace.
 
         Args:
             timelines: all that follow this pace, in the order of an update's weights.
         """
-        betas = [timeline.prepare() for timeline in timelines]
-        self.weights[self.made :] = [tuple([1 - b for b in each]) for each in zip(*betas, strict=False)]
+        known = min([timeline.decay.ahead for timeline in timelines], default=1)
+        count = min(self.most - self.made, known) if self.made else 1
+        betas = [timeline.prepare(count) for timeline in timelines]
+        self.weights[self.made :] = [tuple([1 - b for b in each]) for each in zip(*betas, strict=True)]
 
     def close(self) -> None:
         """End it: no further update belongs to it. Call this before a schedule follows another pace."""
         self.most = 0
 
+    def step_of(self, update: int) -> int:
+        """The training step of its first, second, … update."""
+        return self.step + update * self.stride
+
     def _brought(self, updates: int) -> Clock:
         _, waiting, steps, samples, tokens = self.first
-        return Clock(self.step + updates * self.stride, waiting, steps, samples, tokens)
+        return Clock(self.step_of(updates), waiting, steps, samples, tokens)
 
 
 _NEVER = object()
 _AT_REST = Pace(Clock(0, 0, None, None, None))
-
-
-class Ahead(NamedTuple):
-    """Precomputed decays of the next updates: from ``first`` on, ``advance`` of the schedule's unit apart."""
-
-    first: int
-    advance: int
-    betas: Sequence[float]
 
 
 class Course(NamedTuple):
@@ -114,7 +112,6 @@ class Timeline:
     ) -> None:
         self.decay = decay
         self.unit: Unit = decay.unit
-        self._ahead = Ahead(0, 0, ())
         self._course = _resting(clock, beta, History() if history is None else history)
 
     def restart(self, step: int) -> None:
@@ -142,7 +139,7 @@ class Timeline:
         if not made:
             return course.history
         if pace.copying:
-            return History.copied(pace.step + made * pace.stride)
+            return History.copied(pace.step_of(made))
         return course.begun.longer(made - 1)
 
     def follow(self, pace: Pace) -> None:
@@ -152,27 +149,16 @@ class Timeline:
         begun = history if pace.copying else history.after(self.decay, clock, pace.stride, advance)
         self._course = Course(pace, clock, beta, history, advance, [], begun)
 
-    def prepare(self) -> Sequence[float]:
+    def prepare(self, count: int) -> Sequence[float]:
         """The composed decays of the next updates at its pace."""
         course = self._course
         pace = course.pace
-        betas = [0.0] * (pace.most - pace.made) if pace.copying else self._coming(course.advance)
+        if pace.copying:
+            betas = [0.0] * count
+        else:
+            betas = composed(self.decay, self.clock, course.advance, count).tolist()
         course.betas[pace.made :] = betas
         return betas
-
-    def _coming(self, advance: int) -> Sequence[float]:
-        """They are read from a precomputed block as long as updates are evenly spaced.
-
-        The first one at another spacing is computed alone, and a new block when a second follows.
-        """
-        clock = self.clock
-        first, size, betas = self._ahead
-        place, off = divmod(clock - first, advance)
-        if off or size != advance or not 0 <= place < len(betas):
-            count = self.decay.ahead if size == advance else 1
-            betas, place = composed(self.decay, clock, advance, count).tolist(), 0
-            self._ahead = Ahead(clock, advance, betas)
-        return betas[place:]
 
     @property
     def steps_averaged(self) -> int:
