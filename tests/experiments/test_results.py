@@ -141,14 +141,15 @@ def test_every_experiment_has_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[str] = []
     monkeypatch.setattr(subprocess, "run", lambda command, check: ran.append(command[-2]))
     monkeypatch.setattr(quick, "torchvision_loads", lambda: True)
-    for day in range(len(results.NAMES)):
+    every = ["ocr", *(f"experiments.{name}.run" for name in results.NAMES)]
+    for day in range(len(every)):
         monkeypatch.setattr(sys, "argv", ["quick", "--today"])
         quick.main(day)
-    assert sorted(ran) == sorted(f"experiments.{name}.run" for name in results.NAMES)
+    assert sorted(ran) == sorted(every)
     ran.clear()
     monkeypatch.setattr(sys, "argv", ["quick"])
     quick.main(0)
-    assert ran == [f"experiments.{name}.run" for name in results.NAMES]
+    assert ran == every
 
 
 def test_a_detector_is_started_with_a_stand_in_only_where_torchvision_does_not_load(
@@ -157,10 +158,12 @@ def test_a_detector_is_started_with_a_stand_in_only_where_torchvision_does_not_l
     from experiments import quick
 
     monkeypatch.setattr(quick, "torchvision_loads", lambda: False)
-    assert quick.module("detection") == ["-m", "tests.with_torchvision", "experiments.detection.run"]
-    assert quick.module("tutorial") == ["-m", "experiments.tutorial.run"]
+    started = [sys.executable, "-m"]
+    with_it = [*started, "tests.with_torchvision", "experiments.detection.run", "--quick"]
+    assert quick.command("detection") == with_it
+    assert quick.command("tutorial") == [*started, "experiments.tutorial.run", "--quick"]
     monkeypatch.setattr(quick, "torchvision_loads", lambda: True)
-    assert quick.module("detection") == ["-m", "experiments.detection.run"]
+    assert quick.command("detection") == [*started, "experiments.detection.run", "--quick"]
 
 
 def test_what_the_pages_say_of_half_lives_is_so() -> None:
