@@ -1,15 +1,49 @@
-"""Processes that are killed, and whether they are gone."""
+"""Processes that begin with everything imported; and those that are killed, and whether they are gone."""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
-import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+if "forkserver" in multiprocessing.get_all_start_methods():
+    _CONTEXT = multiprocessing.get_context("forkserver")
+    _CONTEXT.set_forkserver_preload(["tests.imported"])
+else:
+    _CONTEXT = multiprocessing.get_context("spawn")
+
+
+def apart(code: str, *environments: Mapping[str, str]) -> list[tuple[int | None, str]]:
+    """Run Python in a process for each environment, side by side; how each ended, and what it told.
+
+    They are forked from one process that has imported torch and the trainers, which takes up to eight seconds,
+    and has started no thread.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        logs = [Path(folder, str(number)) for number in range(len(environments))]
+        processes = [
+            _CONTEXT.Process(target=_run, args=(code, dict(environment), log), daemon=True)
+            for environment, log in zip(environments, logs, strict=True)
+        ]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join()
+        return [(process.exitcode, log.read_text()) for process, log in zip(processes, logs, strict=True)]
+
+
+def _run(code: str, environment: Mapping[str, str], log: Path) -> None:
+    os.environ |= environment
+    told = os.open(log, os.O_WRONLY | os.O_CREAT)
+    for descriptor in (1, 2):
+        os.dup2(told, descriptor)
+    sys.stdout, sys.stderr = (os.fdopen(descriptor, "w", buffering=1) for descriptor in (1, 2))
+    exec(code, {})
 
 
 def gone(pid: int) -> bool:
@@ -32,6 +66,5 @@ def _alive(pid: int) -> bool:
 
 def check_it_kills_itself(module: str, call: str) -> None:
     """Run the call of a function of this module in a process of its own, which ends by SIGKILL."""
-    code = f"from pathlib import *; from {module} import *; {call}"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False, capture_output=True, text=True)
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    [(status, told)] = apart(f"from pathlib import *; from {module} import *; {call}", {})
+    assert status == -signal.SIGKILL, told

@@ -82,8 +82,8 @@ def transformers(folder: Path, resume: bool) -> polyak.EMA:
     return average.ema
 
 
-if __name__ == "__main__":
-    name, out, rank = sys.argv[1], Path(sys.argv[2]), os.environ["RANK"]
+def main(name: str, out: Path) -> None:
+    rank = os.environ["RANK"]
     train = {"accelerate": accelerate, "ignite": ignite, "transformers": transformers}[name]
     whole = train(out / rank, False)  # each into a folder of its own, to see who writes
     if rank == "1" and (out / rank).exists():  # the state of its random numbers
@@ -91,7 +91,7 @@ if __name__ == "__main__":
     dist.barrier()
     resumed = train(out / "0", True)
     averages = [
-        {name: tensor for name, tensor in ema.tracks["average"].tensors.items() if "running" not in name}
+        {key: tensor for key, tensor in ema.tracks["average"].tensors.items() if "running" not in key}
         for ema in (whole, resumed)
     ]
     torch.save({"steps": [whole.step, resumed.step], "averages": averages}, out / f"{rank}.pt")

@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -55,8 +54,8 @@ def answers(folder: Path) -> dict[str, str]:
     return found
 
 
-if __name__ == "__main__":
+def main(folder: Path) -> None:
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    print(json.dumps(answers(Path(sys.argv[1]))))
+    print(json.dumps(answers(folder)))
     dist.destroy_process_group()

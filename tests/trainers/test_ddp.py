@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from tests.processes import apart
 from tests.tensors import same
-
-ROOT = Path(__file__).parents[2]
 
 
 def free_port() -> str:
@@ -25,24 +21,18 @@ def free_port() -> str:
 
 def two(trainer: str, out: Path, worker: str = "ddp_worker") -> list[dict[str, Any]]:
     """What the two processes had at their end."""
+    side_by_side(f"from tests.trainers.{worker} import *; main({trainer!r}, Path({str(out)!r}))")
+    return [torch.load(out / f"{rank}.pt") for rank in (0, 1)]
+
+
+def side_by_side(code: str) -> None:
+    """Run it in two processes that are told of each other as ``torchrun`` tells them."""
     together = {
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": "2", "GLOO_SOCKET_IFNAME": "lo",
-        "ACCELERATE_USE_CPU": "true", "PYTHONFAULTHANDLER": "1",
+        "ACCELERATE_USE_CPU": "true",
     }  # fmt: skip
-    both = [
-        subprocess.Popen(
-            [sys.executable, "-m", f"tests.trainers.{worker}", trainer, str(out)],
-            cwd=ROOT,
-            env={**os.environ, **together, "RANK": rank, "LOCAL_RANK": rank},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in ("0", "1")
-    ]
-    told = [process.communicate()[1] for process in both]
-    assert [process.returncode for process in both] == [0, 0], "\n".join(told)[-3000:]
-    return [torch.load(out / f"{rank}.pt") for rank in (0, 1)]
+    ended = apart(code, *(together | {"RANK": rank, "LOCAL_RANK": rank} for rank in ("0", "1")))
+    assert [status for status, _ in ended] == [0, 0], "\n".join(told for _, told in ended)[-3000:]
 
 
 def files(folder: Path) -> set[str]:

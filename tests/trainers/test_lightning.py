@@ -7,8 +7,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,6 +26,7 @@ from tests.processes import check_it_kills_itself
 from tests.shims import torchvision_without_ops
 from tests.states import opened
 from tests.tensors import same
+from tests.trainers.test_ddp import side_by_side
 
 torchvision_without_ops()
 pl = pytest.importorskip("lightning.pytorch")
@@ -39,7 +38,6 @@ from torchmetrics import MeanMetric  # noqa: E402
 
 from polyak.trainers.lightning import WeightAveraging, load  # noqa: E402
 
-ROOT = Path(__file__).parents[2]
 # Advice that a run this small does not follow, and what Lightning calls in torch.
 pytestmark = [
     pytest.mark.filterwarnings(f"ignore:.*{words}")
@@ -767,14 +765,7 @@ def ddp(folder: Path) -> None:
 
 
 def test_two_processes_keep_one_average(tmp_path: Path) -> None:
-    script = tmp_path / "ddp.py"
-    script.write_text(
-        f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
-        "from pathlib import Path\nfrom tests.trainers.test_lightning import ddp\n"
-        f"if __name__ == '__main__': ddp(Path({str(tmp_path)!r}))\n"
-    )
-    done = subprocess.run([sys.executable, script], check=False, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+    side_by_side(f"from tests.trainers.test_lightning import *; ddp(Path({str(tmp_path)!r}))")
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     assert first.pop("step") == second.pop("step") == 4
     learned = [name for name in first if "running" not in name]  # those are each process's own
