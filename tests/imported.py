@@ -1,4 +1,4 @@
-"""What the process imports that ``processes.apart`` forks others from. Not every environment has all of it."""
+"""What the process imports that ``processes.apart`` forks others from; few environments have all of it."""
 
 import gc
 import importlib

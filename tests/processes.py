@@ -21,8 +21,8 @@ else:
 def apart(code: str, *environments: Mapping[str, str]) -> list[tuple[int | None, str]]:
     """Run Python in a process for each environment, side by side; how each ended, and what it told.
 
-    They are forked from one process that has imported torch and the trainers, which takes up to eight seconds,
-    and has started no thread.
+    They are forked from one process that has imported torch and the trainers, which takes eight seconds, and
+    has started no thread.
     """
     with tempfile.TemporaryDirectory() as folder:
         logs = [Path(folder, str(number)) for number in range(len(environments))]

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
+from shutil import copyfile
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -170,10 +171,14 @@ class WeightAveraging(Averaging):
             written.append(trainer.best)
         if trainer.save_period > 0 and trainer.epoch % trainer.save_period == 0:
             written.append(trainer.wdir / f"epoch{trainer.epoch}.pt")
+        header = header_of(self.ema, self._shown)
         for path in written:
             with atomic(_beside(path)) as temporary:
-                torch.save(kept, temporary)
-            self._note(path)
+                if path == trainer.last:
+                    torch.save(kept, temporary)
+                else:
+                    copyfile(_beside(trainer.last), temporary)
+            write_note(path, header)
 
     def _save_best(self, trainer: Any, weights: str) -> None:
         """Write weights that ``YOLO(…)`` opens, as it writes its own."""

@@ -49,7 +49,7 @@ def layouts(generator: torch.Generator) -> dict[str, Tensor]:
     return {**tensors, "unaligned": values([4099], generator)}
 
 
-# What θ's dtype decides is how it is loaded: in blocks that are whole, that end early, and that are not aligned.
+# θ's dtype decides how θ is loaded: in blocks that are whole, that end early, and that are not aligned.
 OTHER_DTYPES = ("of 5000", "unaligned")
 
 
