@@ -10,6 +10,7 @@ from polyak import (
     Capped,
     Constant,
     Cosine,
+    Custom,
     Debiased,
     Decay,
     HalfLife,
@@ -76,6 +77,7 @@ ONE_OF_EACH: dict[str, Decay] = {
     "Scaled": Scaled(Warmup(0.9998), 2.5),
     "Piecewise": Piecewise([(1000, 0.9), (20_000, Warmup(0.9998)), (None, 0.9999)]),
 }
+SCHEDULES = {**ONE_OF_EACH, "Custom": Custom(lambda t: min(0.9, t / (t + 10)), "mine")}
 
 skips = st.builds(Run, st.just(Constant(1.0)), st.just(0), st.integers(1, 5), st.integers(1, 3), st.just(1))
 restarts = st.builds(Run, st.just(Constant(0.0)), st.just(0), st.just(1), st.integers(0, 3), st.just(1))

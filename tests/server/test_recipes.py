@@ -49,21 +49,22 @@ def ray_free() -> dict[str, str]:
     return {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
 
 
-def run(folder: Path, *arguments: str) -> str:
-    command = [sys.executable, *arguments]
+def run(folder: Path, environment: dict[str, str], *arguments: str) -> str:
+    command = ["python", *arguments]
     done = subprocess.run(
-        command, cwd=folder, env=ray_free(), capture_output=True, text=True, timeout=200, check=False
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=200, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
 
 @pytest.mark.parametrize("end", [signal.SIGTERM])
-def test_two_terminals(tmp_path: Path, end: signal.Signals) -> None:
+def test_two_terminals(tmp_path: Path, end: signal.Signals, warm_path: str) -> None:
     """Serve, push from two workers, kill one, start it again, pull, evaluate, stop."""
+    warm = ray_free() | {"PATH": warm_path}
     for script in ("first.py", "worker.py", "evaluate.py"):
         shutil.copy(PAGE / script, tmp_path)
-    run(tmp_path, "first.py")
+    run(tmp_path, warm, "first.py")
     output = (tmp_path / "output").open("w")
     command = [
         "polyak",
@@ -81,15 +82,13 @@ def test_two_terminals(tmp_path: Path, end: signal.Signals) -> None:
     server = subprocess.Popen([sys.executable, "-m", *command], cwd=tmp_path, env=ray_free(), stdout=output)
     try:
         address = _address(tmp_path / "output", server)
-        killed = subprocess.Popen(
-            [sys.executable, "worker.py", address, "one", "100000"], cwd=tmp_path, env=ray_free()
-        )
-        assert "two: push 60," in run(tmp_path, "worker.py", address, "two", "60")
+        killed = subprocess.Popen(["python", "worker.py", address, "one", "100000"], cwd=tmp_path, env=warm)
+        assert "two: push 60," in run(tmp_path, warm, "worker.py", address, "two", "60")
         killed.kill()
         killed.wait()
-        again = run(tmp_path, "worker.py", address, "one", "50")
+        again = run(tmp_path, warm, "worker.py", address, "one", "50")
         assert int(again.split("push ")[1].split(",")[0]) >= 50
-        assert "SharedAverage(version" in run(tmp_path, "evaluate.py", address)
+        assert "SharedAverage(version" in run(tmp_path, warm, "evaluate.py", address)
         server.send_signal(end)
         assert server.wait(timeout=60) == 0
     finally:

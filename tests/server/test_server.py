@@ -6,8 +6,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from itertools import islice, permutations
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,7 @@ import polyak
 from polyak.server import Client, Server, cluster, start
 from polyak.server.ledger import Push
 from polyak.server.shard import Message
-from tests.schedules.strategies import ONE_OF_EACH
+from tests.schedules.strategies import SCHEDULES
 
 pytestmark = pytest.mark.usefixtures("address")
 FIRST = {"a": np.zeros(5, np.float32), "b": np.zeros((2, 3), np.float32), "n": np.array(0)}
@@ -50,47 +48,39 @@ def stranger(shared: Server) -> subprocess.Popen[str]:
 
 
 @pytest.mark.usefixtures("stranger")
-def test_three_workers_in_three_orders_agree(address: str, name: str, tmp_path: Path) -> None:
-    """Each pushes twelve steps; their turns differ."""
-    found: list[float] = []
-    for i, order in enumerate(islice(permutations(range(3)), 0, 6, 2)):
-        with start(
-            FIRST, polyak.HalfLife(steps=4), folder=tmp_path / str(i), name=f"{name}{i}", shards=2
-        ) as server:
-            clients = [server.client(f"worker-{w}") for w in range(3)]
-            for begin in range(1, 13, 4):
-                for worker in order:
-                    for step in range(begin, begin + 4):
-                        clients[worker].push(theta(step * (worker + 1)), step=step, samples=worker + 1)
-            newest = server.stop()
-        assert newest.version == 36
-        found.append(float(newest.tensors["a"][0]))
-        np.testing.assert_array_equal(newest.tensors["b"], np.full((2, 3), -newest.tensors["a"][0]))
+def test_three_workers_are_weighted_as_the_schedule_says(address: str, name: str, folder: Path) -> None:
+    """Each pushes twelve steps, four at a time; `test_counting.py` has every order of turns."""
+    with start(FIRST, polyak.HalfLife(steps=4), folder=folder, name=name, shards=2) as server:
+        clients = [server.client(f"worker-{w}") for w in range(3)]
+        for begin in range(1, 13, 4):
+            for worker in (1, 2, 0):
+                for step in range(begin, begin + 4):
+                    clients[worker].push(theta(step * (worker + 1)), step=step, samples=worker + 1)
+        newest = server.stop()
+    assert newest.version == 36
     weights = [(w + 1) * 2 ** (-(12 - s) / 4) for w in range(3) for s in range(1, 13)]
     values = [s * (w + 1) for w in range(3) for s in range(1, 13)]
-    assert found == pytest.approx([np.average(values, weights=weights)] * 3, rel=1e-5)
+    found = newest.tensors["a"][0]
+    assert found == pytest.approx(np.average(values, weights=weights), rel=1e-5)
+    np.testing.assert_array_equal(newest.tensors["b"], np.full((2, 3), -found))
 
 
-def test_every_schedule_gives_its_own_profile(address: str, name: str, tmp_path: Path) -> None:
-    """One shard, one worker, late and in time; a schedule that comes from a function too."""
-    schedules = {**ONE_OF_EACH, "Custom": polyak.Custom(lambda t: min(0.9, t / (t + 10)), "mine")}
-    steps = [1, 2, 3, 5, 4, 6, 7, 3]
-
-    def check(i: int, kind: str) -> None:
-        decay = schedules[kind]
-        server = start({"w": np.zeros(8)}, decay, folder=tmp_path / str(i), name=f"{name}{i}")
-        worker = server.client("worker")
-        for place, step in enumerate(steps):
-            worker.push({"w": np.eye(8)[place]}, step=step)
-        newest = server.stop()
-        own = polyak.Profile.from_decay(decay, 7).weights()[steps]
-        np.testing.assert_allclose(newest.tensors["w"], own / own.sum(), atol=1e-12, err_msg=kind)
-        assert newest.profile is not None
-        expected = np.bincount(steps, own / own.sum())
-        np.testing.assert_allclose(newest.profile.weights(), expected, atol=1e-9, err_msg=kind)
-
-    with ThreadPoolExecutor(4) as pool:  # most of the time is spent waiting for processes to start
-        list(pool.map(check, range(len(schedules)), schedules))
+@pytest.mark.parametrize("kind", ["Piecewise", "Custom"])
+def test_a_schedule_of_parts_or_a_function_counts_at_the_server(
+    kind: str, address: str, name: str, folder: Path
+) -> None:
+    """One shard, one worker, late and in time; `test_counting.py` has every schedule."""
+    decay, steps = SCHEDULES[kind], [1, 2, 3, 5, 4, 6, 7, 3]
+    server = start({"w": np.zeros(8)}, decay, folder=folder, name=name)
+    worker = server.client("worker")
+    for place, step in enumerate(steps):
+        worker.push({"w": np.eye(8)[place]}, step=step)
+    newest = server.stop()
+    own = polyak.Profile.from_decay(decay, 7).weights()[steps]
+    np.testing.assert_allclose(newest.tensors["w"], own / own.sum(), atol=1e-12)
+    assert newest.profile is not None
+    expected = np.bincount(steps, own / own.sum())
+    np.testing.assert_allclose(newest.profile.weights(), expected, atol=1e-9)
 
 
 def test_an_id_is_counted_once_and_only_its_newest_client_speaks_for_a_worker(
