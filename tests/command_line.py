@@ -50,9 +50,13 @@ def polyak_process(
     input: str | None = None,
     **environment: str,
 ) -> subprocess.CompletedProcess[str]:
-    """Run the command in a process of its own; ``block`` names a module that shall look uninstalled."""
+    """Run the command in a process of its own; ``block`` names a module that shall look uninstalled.
+
+    With a PATH, such as the fixture ``warm_path``, it is the python that is found there.
+    """
     code = f"import sys; sys.modules[{block!r}] = None; {POLYAK[2]}"
-    command = [sys.executable, "-c", code, *map(str, arguments)]
+    python = "python" if "PATH" in environment else sys.executable
+    command = [python, "-c", code, *map(str, arguments)]
     return subprocess.run(
         command,
         capture_output=True,

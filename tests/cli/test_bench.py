@@ -146,15 +146,16 @@ def test_an_engine_that_does_not_take_the_tensors_is_left_out(tmp_path: Path) ->
     assert found["left_out"]["native"].startswith("it does not take these tensors: blocked (")
 
 
-def test_a_missing_kernel_is_reported(tmp_path: Path) -> None:
+def test_a_missing_kernel_is_reported(tmp_path: Path, warm_path: str) -> None:
     (tmp_path / "mine.py").write_text(FACTORIES)
     arguments = ("bench", "--model", "mine:net", "--rounds", "1")
-    done = polyak_process(*arguments, cwd=tmp_path, block="polyak._kernel._native")
+    without: dict[str, Any] = {"cwd": tmp_path, "block": "polyak._kernel._native", "PATH": warm_path}
+    done = polyak_process(*arguments, **without)
     assert done.returncode == 0, done.stderr
     assert "engine     blocked (the C kernel was not built" in done.stdout
     assert 'left out   native: engine="native": the C kernel was not built' in done.stdout
     assert "pip install --force-reinstall" in done.stdout
-    done = polyak_process(*arguments, "--engine", "native", cwd=tmp_path, block="polyak._kernel._native")
+    done = polyak_process(*arguments, "--engine", "native", **without)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith('polyak: engine="native": the C kernel was not built')
 

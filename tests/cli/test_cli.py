@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
-from tests.command_line import POLYAK, polyak, polyak_process
+from tests.command_line import polyak, polyak_process
 
 
 def test_the_installed_command_is_this_one() -> None:
@@ -45,9 +46,9 @@ def test_help_needs_no_framework() -> None:
 
 
 @pytest.mark.parametrize("package", ["torch", "pooch", "sklearn", "matplotlib"])
-def test_a_missing_extra_answers_with_its_pip_line(package: str, tmp_path: Path) -> None:
-    data = "digits" if package == "sklearn" else "auto"
-    answer = polyak_process("demo", "--data", data, "--root", tmp_path, block=package, cwd=tmp_path)
+def test_a_missing_extra_answers_with_its_pip_line(package: str, tmp_path: Path, warm_path: str) -> None:
+    line = ["demo", "--data", "digits" if package == "sklearn" else "auto", "--root", tmp_path]
+    answer = polyak_process(*line, block=package, cwd=tmp_path, PATH=warm_path)
     assert answer.returncode == 1
     assert answer.stderr == (
         f'polyak: {package} is not installed. Install it with: pip install "polyak[demo]"\n'
@@ -137,9 +138,12 @@ def test_json_is_all_that_is_printed(tmp_path: Path) -> None:
     assert 0 < figures["ema"]["last"] < 1
 
 
-def test_ctrl_c_leaves_a_usable_run(tmp_path: Path) -> None:
-    command = [*POLYAK, "demo", "--data", "digits", "--epochs", "100000", "--out", str(tmp_path / "run")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def test_ctrl_c_leaves_a_usable_run(tmp_path: Path, warm_path: str) -> None:
+    command = ["polyak", "demo", "--data", "digits", "--epochs", "100000", "--out", str(tmp_path / "run")]
+    environment = os.environ | {"PATH": warm_path}
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     metrics = tmp_path / "run" / "metrics.jsonl"
     deadline = time.monotonic() + 300
     try:
@@ -169,14 +173,17 @@ def test_ctrl_c_leaves_a_usable_run(tmp_path: Path) -> None:
     assert [path.name for path in sorted(metrics.parent.iterdir())] == left
 
 
-def test_ctrl_c_before_anything_began_is_quiet(tmp_path: Path) -> None:
+def test_ctrl_c_before_anything_began_is_quiet(tmp_path: Path, warm_path: str) -> None:
     code = (
         "import signal, polyak.demo.data as data; "
         "signal.signal(signal.SIGINT, signal.default_int_handler); "
         "data.load = lambda *_: signal.raise_signal(signal.SIGINT); "
     )
-    command = [sys.executable, "-c", code + "from polyak.cli import main; main()", "demo", "--data", "digits"]
-    answer = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    command = ["python", "-c", code + "from polyak.cli import main; main()", "demo", "--data", "digits"]
+    environment = os.environ | {"PATH": warm_path}
+    answer = subprocess.run(
+        command, env=environment, capture_output=True, text=True, cwd=tmp_path, check=False
+    )
     assert answer.returncode == 130
     assert "Traceback" not in answer.stderr
     assert list(tmp_path.iterdir()) == []

@@ -7,7 +7,6 @@ import os
 import shlex
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -43,14 +42,13 @@ def test_over_five_seeds_of_the_digits_the_average_is_better_and_calmer(tmp_path
 
 
 def test_the_next_commands_work_on_what_the_demo_wrote(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warm_path: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     options = Options(data="digits", epochs=4, out=Path("a run"))
     run(options)
     (tmp_path / "your_train.py").write_text((ROOT / "docs/tutorial.py").read_text())
-    bin = Path(sys.executable).parent
-    environment = {**os.environ, "PATH": f"{bin}{os.pathsep}{os.environ['PATH']}", "COLUMNS": "90"}
+    environment = {**os.environ, "PATH": warm_path, "COLUMNS": "90"}
     commands = [c for c in next_commands(options, Path("a run")) if not c.startswith("#")]
     assert [command.split()[1] for command in commands] == ["inspect", "sweep", "doctor"]
     shown = {}

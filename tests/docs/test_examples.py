@@ -5,7 +5,6 @@ import re
 import runpy
 import shlex
 import subprocess
-import sys
 from importlib.metadata import metadata
 from itertools import pairwise
 from pathlib import Path
@@ -20,7 +19,6 @@ ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("README*.md"), *ROOT.glob("docs/**/*.md")])
 ENGLISH = [page for page in PAGES if ".zh" not in page.name]
 CONSOLE = re.compile(r"^```console\n(.*?)^```", re.MULTILINE | re.DOTALL)
-ENVIRONMENT = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 PIPELINE = re.compile(r'^```yaml title="(\S+)"\n(.*?)^```', re.MULTILINE | re.DOTALL)
 FILE = re.compile(r'^```python title="(\S+)"\n(.*?)^```', re.MULTILINE | re.DOTALL)
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -55,7 +53,9 @@ def test_the_examples_of_a_page_run(page: Path, tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("page", [p for p in ENGLISH if CONSOLE.search(p.read_text())], ids=place)
-def test_the_commands_of_a_page_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_commands_of_a_page_run(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warm_path: str
+) -> None:
     """After its Python, and with the files it shows."""
     monkeypatch.chdir(tmp_path)
     text = page.read_text()
@@ -65,7 +65,7 @@ def test_the_commands_of_a_page_run(page: Path, tmp_path: Path, monkeypatch: pyt
     for command in commands_of(page):
         program, *arguments = shlex.split(command)
         assert program == "polyak"
-        done = polyak(*arguments, PATH=ENVIRONMENT["PATH"])
+        done = polyak(*arguments, PATH=warm_path)
         passed = (0, 1) if "gate" in command else (0,)  # a gate may close
         assert done.returncode in passed, f"{command}\n{done.stdout}\n{done.stderr}"
         assert "Traceback" not in done.stderr
@@ -82,7 +82,7 @@ def scripts_of(pipeline: str) -> list[str]:
 
 @pytest.mark.parametrize("which", [0, 1])
 def test_the_pipelines_of_the_gate_promote_a_better_file(
-    which: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    which: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warm_path: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     page = ROOT / "docs" / "how-to" / "gate.md"
@@ -91,12 +91,13 @@ def test_the_pipelines_of_the_gate_promote_a_better_file(
         Path(name).write_text(content)
     _, pipeline = PIPELINE.findall(page.read_text())[which]
     (script,) = scripts_of(pipeline)
-    subprocess.run(script, shell=True, env=ENVIRONMENT, capture_output=True, check=True)
+    environment = os.environ | {"PATH": warm_path}
+    subprocess.run(script, shell=True, env=environment, capture_output=True, check=True)
     assert Path("best.safetensors").read_bytes() == Path("new.safetensors").read_bytes()
-    again = subprocess.run(script, shell=True, env=ENVIRONMENT, capture_output=True, check=False)
+    again = subprocess.run(script, shell=True, env=environment, capture_output=True, check=False)
     assert again.returncode == 1, "no better than itself"
     Path("evaluate.py").write_text("raise SystemExit(3)")
-    broken = subprocess.run(script, shell=True, env=ENVIRONMENT, capture_output=True, check=False)
+    broken = subprocess.run(script, shell=True, env=environment, capture_output=True, check=False)
     assert broken.returncode == 2
 
 

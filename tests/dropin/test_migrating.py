@@ -1,8 +1,8 @@
 """The pages from-*: only the import line changes, the average stays, every difference is listed."""
 
+import os
 import re
 import subprocess
-import sys
 from difflib import ndiff
 from pathlib import Path
 
@@ -81,13 +81,14 @@ def test_so_is_that_of_polyak_ema(page: str, tmp_path: Path) -> None:
     assert polyak.load(native.folder / "average.safetensors").header.role == "average"
 
 
-def test_checkpoints_of_timms_script_are_converted_as_its_page_says(tmp_path: Path) -> None:
+def test_checkpoints_of_timms_script_are_converted_as_its_page_says(tmp_path: Path, warm_path: str) -> None:
     torchvision_without_ops()
     pytest.importorskip("timm.task")
     kept = run("from-timm-script", "after", tmp_path)
     (command,) = re.findall(r"^polyak (.*)$", (HOW_TO / "from-timm-script.md").read_text(), re.MULTILINE)
-    program = Path(sys.executable).parent / "polyak"
-    subprocess.run([program, *command.split()], cwd=kept.folder, check=True, capture_output=True)
+    environment = os.environ | {"PATH": warm_path}
+    line = ["polyak", *command.split()]
+    subprocess.run(line, cwd=kept.folder, env=environment, check=True, capture_output=True)
     written = load_file(kept.folder / "average.safetensors")
     theirs = torch.load(kept.folder / "last.pth.tar")["state_dict_ema"]
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in written.items())
