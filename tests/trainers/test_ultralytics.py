@@ -327,13 +327,13 @@ def test_the_followed_track_is_validated_and_files_name_the_one_they_hold(tmp_pa
     model, validated = YOLO(CLASSIFIER), list[bool]()
     average = WeightAveraging(polyak.Adaptive(low=1, high=100, points=3, smoothing=0.0)).attach(model)
 
-    def observe(trainer: Any) -> None:
+    def observe(validator: Any) -> None:
         ema = average.ema
-        validated.append(first_weights(trainer.ema.ema) == first_weights(ema.module))
-        if len(validated) == 2:  # after its validation, and before the last file is written
+        validated.append(first_weights(model.trainer.ema.ema) == first_weights(ema.module))
+        if len(validated) == 2:  # before its files are written
             ema.observe({name: float(name == "h1") for name in ema.tracks})
 
-    model.add_callback("on_fit_epoch_end", observe)
+    model.add_callback("on_val_end", observe)
     torch.manual_seed(0)
     train(tmp_path, model, epochs=2, save_period=1)
     assert validated[:2] == [True] * 2
