@@ -9,7 +9,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import MappingProxyType
 
 if "forkserver" in multiprocessing.get_all_start_methods():
     _CONTEXT = multiprocessing.get_context("forkserver")
@@ -18,20 +20,22 @@ else:
     _CONTEXT = multiprocessing.get_context("spawn")
 
 
-def apart(code: str, *environments: Mapping[str, str]) -> list[tuple[int | None, str]]:
-    """Run Python in a process for each environment, side by side; how each ended, and what it told.
+def begun(code: str, log: Path, environment: Mapping[str, str] = MappingProxyType({})) -> BaseProcess:
+    """A process that runs Python, and tells what it tells to a file.
 
-    They are forked from one process that has imported torch and the trainers, which takes eight seconds, and
-    has started no thread.
+    It is forked from one that has imported torch and the trainers, which takes eight seconds, and has started
+    no thread.
     """
+    process = _CONTEXT.Process(target=_run, args=(code, dict(environment), log), daemon=True)
+    process.start()
+    return process
+
+
+def apart(code: str, *environments: Mapping[str, str]) -> list[tuple[int | None, str]]:
+    """Run Python in a process for each environment, side by side; how each ended, and what it told."""
     with tempfile.TemporaryDirectory() as folder:
         logs = [Path(folder, str(number)) for number in range(len(environments))]
-        processes = [
-            _CONTEXT.Process(target=_run, args=(code, dict(environment), log), daemon=True)
-            for environment, log in zip(environments, logs, strict=True)
-        ]
-        for process in processes:
-            process.start()
+        processes = [begun(code, log, given) for log, given in zip(logs, environments, strict=True)]
         for process in processes:
             process.join()
         return [(process.exitcode, log.read_text()) for process, log in zip(processes, logs, strict=True)]

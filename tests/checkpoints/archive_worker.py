@@ -1,11 +1,7 @@
-"""A training run that archives its averages and saves a state to resume from, until someone kills it.
-
-python archive_worker.py FOLDER STEPS EVERY
-"""
+"""A training run that archives its averages and saves a state to resume from, until someone kills it."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import torch
@@ -46,8 +42,3 @@ def move(model: nn.Module, step: int) -> None:
                 tensor += torch.randn(tensor.shape, generator=random) / step**0.5
             else:
                 tensor += 1
-
-
-if __name__ == "__main__":
-    folder, steps, every = sys.argv[1:]
-    train(Path(folder), int(steps), every if every == "auto" else int(every))

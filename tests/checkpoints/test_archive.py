@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,9 @@ import polyak
 from polyak import EMA, Archive, CheckpointError, ConfigError, HalfLife, Power, synthesize
 from polyak._foreign.open_any import open_weights
 from polyak.archive import recorder, snapshots, synthesis
+from tests.checkpoints.archive_worker import move
+from tests.processes import begun
 
-from .archive_worker import move
-
-WORKER = Path(__file__).with_name("archive_worker.py")
 TRACKS = {"short": Power(gamma=20), "long": Power(gamma=6)}
 
 
@@ -142,10 +142,12 @@ def test_auto_takes_one_each_time_the_shortest_average_is_half_new(tmp_path: Pat
     assert gaps[-2] >= 4  # one in a hundred steps so far
 
 
-@pytest.mark.parametrize(("keep", "most"), [("log", 70), ("even", 66), (9, 10), ("all", 301)])
-def test_old_snapshots_are_thinned(tmp_path: Path, keep: str | int, most: int) -> None:
+@pytest.mark.parametrize(
+    ("keep", "every", "most"), [("log", 2, 70), ("even", 2, 66), (9, 6, 10), ("all", 6, 101)]
+)
+def test_old_snapshots_are_thinned(in_memory: Path, keep: str | int, every: int, most: int) -> None:
     ema = polyak.EMA(nn.Linear(2, 1), {"short": Power(gamma=20), "long": Power(gamma=6)})
-    with Archive(tmp_path, ema, every=2, keep=keep) as archive:
+    with Archive(in_memory, ema, every=every, keep=keep) as archive:
         run(ema, 600)
     steps = archive.steps
     assert steps[0] == 0
@@ -275,33 +277,39 @@ def test_an_empty_folder_says_so(tmp_path: Path) -> None:
         polyak.synthesize(tmp_path, 0.9)
 
 
-def worker(folder: Path, steps: int, every: str) -> subprocess.Popen[str]:
-    folder.mkdir(exist_ok=True)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(WORKER), str(folder), str(steps), every]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+def ended(process: BaseProcess, log: Path) -> bool:
+    process.join()
+    return process.exitcode == 0 and log.read_text().endswith("done\n")
 
 
-@pytest.mark.parametrize("every", ["10", "auto"])
+@pytest.mark.parametrize("every", [10, "auto"])
 def test_a_run_killed_again_and_again_leaves_the_archive_of_one_that_never_was(
-    tmp_path: Path, every: str
+    in_memory: Path, every: int | str
 ) -> None:
-    steps, moments = 400, random.Random(5)
-    whole = worker(tmp_path / "whole", steps, every)
-    assert whole.communicate()[0].endswith("done\n")
-    for _ in range(5):
-        process = worker(tmp_path / "killed", steps, every)
-        assert process.stdout is not None
-        assert process.stdout.readline().startswith("started")
-        time.sleep(moments.uniform(0.02, 0.35))
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-    assert worker(tmp_path / "killed", steps, every).communicate()[0].endswith("done\n")
+    def worker(name: str, log: str) -> tuple[BaseProcess, Path]:
+        (in_memory / name).mkdir(exist_ok=True)
+        code = "from tests.checkpoints.archive_worker import *; "
+        code += f"train(Path({str(in_memory / name)!r}), 400, {every!r})"
+        return begun(code, in_memory / log), in_memory / log
+
+    moments, exits = random.Random(5), list[int | None]()
+    assert ended(*worker("whole", "whole.log"))
+    for death in range(5):
+        process, log = worker("killed", f"{death}.log")
+        while not log.exists() or not log.read_text().startswith("started"):
+            assert process.is_alive()
+            time.sleep(0.005)
+        time.sleep(moments.uniform(0.01, 0.08))
+        process.kill()
+        process.join()
+        exits.append(process.exitcode)
+    assert -signal.SIGKILL in exits
+    assert ended(*worker("killed", "last.log"))
     files = {
-        name: sorted((tmp_path / name / "archive").glob("*.safetensors")) for name in ("whole", "killed")
+        name: sorted((in_memory / name / "archive").glob("*.safetensors")) for name in ("whole", "killed")
     }
     assert [path.name for path in files["whole"]] == [path.name for path in files["killed"]]
-    assert len({snapshot.header.run for snapshot in Archive(tmp_path / "killed" / "archive").snapshots}) == 1
+    assert len({snapshot.header.run for snapshot in Archive(in_memory / "killed" / "archive").snapshots}) == 1
     for one, other in zip(files["whole"], files["killed"], strict=True):
         a, b = load_file(one), load_file(other)
         assert all(torch.equal(a[name], b[name]) for name in a)

@@ -34,8 +34,8 @@ def assert_nothing_but(kind: str, save: int, files: list[str]) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_killed_at_200_random_moments_a_complete_file_is_there(tmp_path: Path, kind: str) -> None:
-    result = run("random", kind, tmp_path, 200, 7)
+def test_killed_at_200_random_moments_a_complete_file_is_there(in_memory: Path, kind: str) -> None:
+    result = run("random", kind, in_memory, 200, 7)
     deaths = result["deaths"]
     assert len(deaths) == 201
     assert deaths == sorted(deaths)  # never an older save than one that was there before
@@ -50,9 +50,11 @@ def test_killed_at_200_random_moments_a_complete_file_is_there(tmp_path: Path, k
     ("how", "kind"),
     [*(("kill", kind) for kind in KINDS), ("interrupt", "file over set"), ("interrupt", "set over file")],
 )
-def test_ended_before_each_line_the_old_or_the_new_file_is_there(tmp_path: Path, how: str, kind: str) -> None:
+def test_ended_before_each_line_the_old_or_the_new_file_is_there(
+    in_memory: Path, how: str, kind: str
+) -> None:
     """By SIGKILL, and by Ctrl-C, when a line first and when it last runs; the next save sweeps the rest."""
-    result = run(how, kind, tmp_path)
+    result = run(how, kind, in_memory)
     assert set(result["seen"]) == {0, 1}
     assert result["ended"] > 200
     assert result["ended"] > 0.9 * len(result["seen"])

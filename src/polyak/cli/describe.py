@@ -308,7 +308,7 @@ def _verify(weights: Checkpoint) -> Integrity:
     }
     if not summed:
         return "no checksums"
-    buffer = memoryview(bytearray(_PIECE))
+    buffer = memoryview(bytearray(min(_PIECE, max(tensor.nbytes for tensor in summed.values()))))
     for name, tensor in summed.items():
         if _crc(tensor, buffer) != tensor.crc:
             raise CheckpointError(
