@@ -16,11 +16,11 @@ pytest.importorskip("torch")
 
 
 def on_windows(job: str, folder: Path, **environment: str) -> str:
-    """Run a job in a process that takes itself to be on Windows."""
+    """Run a job in a process that takes itself to be on Windows; a PATH says with which `python`."""
     file = folder / "job.py"
     file.write_text(job)
     done = subprocess.run(
-        [sys.executable, "-W", "error", MIMIC, file],
+        ["python" if "PATH" in environment else sys.executable, MIMIC, file],
         cwd=folder,
         env=os.environ | {"PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}"} | environment,
         capture_output=True,
@@ -67,8 +67,8 @@ print(len(list(Path("run").glob("*.safetensors"))), left)
 """
 
 
-def test_averages_are_saved_replaced_resumed_archived_and_merged(tmp_path: Path) -> None:
-    count, left = on_windows(FILES, tmp_path).split(maxsplit=1)
+def test_averages_are_saved_replaced_resumed_archived_and_merged(tmp_path: Path, warm_path: str) -> None:
+    count, left = on_windows(FILES, tmp_path, PATH=warm_path).split(maxsplit=1)
     assert int(count) >= 4
     assert left.strip() == "[]", "no litter and no lock is left"
 
@@ -100,10 +100,10 @@ except polyak.CheckpointError as error:
     [("60", "replaced"), ("0.01", "Windows replaces no open file: close it first. Nothing was changed.")],
 )
 def test_a_file_that_is_open_elsewhere_is_waited_for_or_kept(
-    patience: str, said: str, tmp_path: Path
+    patience: str, said: str, tmp_path: Path, warm_path: str
 ) -> None:
     (tmp_path / "patience").write_text(patience)
-    assert on_windows(OPEN, tmp_path).strip().endswith(said)
+    assert on_windows(OPEN, tmp_path, PATH=warm_path).strip().endswith(said)
 
 
 LOCKS = """
@@ -160,12 +160,12 @@ print(Path("ended").read_text().strip())
 
 
 def test_a_command_with_backslashes_is_split_and_one_that_hangs_is_ended_with_its_children(
-    tmp_path: Path,
+    tmp_path: Path, warm_path: str
 ) -> None:
     tool = tmp_path / "taskkill"  # Windows' own: all that began it
     tool.write_text('#!/bin/sh\necho "$1 $2 $3" > ended\nkill -9 -- "-$4"\n')
     tool.chmod(0o755)
-    said = on_windows(COMMANDS, tmp_path, PATH=f"{tmp_path}{os.pathsep}{os.environ['PATH']}").splitlines()
+    said = on_windows(COMMANDS, tmp_path, PATH=f"{tmp_path}{os.pathsep}{warm_path}").splitlines()
     assert said[0] == str(
         [
             r"C:\Python\python.exe",
@@ -191,11 +191,11 @@ print(next_commands(Options(root=Path("a b")), Path("out x"))[3])
     )
 
 
-def test_memory_that_only_linux_reports_is_unknown(tmp_path: Path) -> None:
+def test_memory_that_only_linux_reports_is_unknown(tmp_path: Path, warm_path: str) -> None:
     job = """
 import torch
 from polyak.bench import measure, run
 cpu = torch.device("cpu")
 print(run._free(cpu), measure.peak(lambda: None, cpu))
 """
-    assert on_windows(job, tmp_path) == "None None\n"
+    assert on_windows(job, tmp_path, PATH=warm_path) == "None None\n"

@@ -89,11 +89,13 @@ def _no_folders(call: Callable[..., int]) -> Callable[..., int]:
 if __name__ == "__main__":
     import socket  # noqa: F401
     import subprocess  # noqa: F401 these look at the platform while they are imported
+    import warnings
 
     import numpy  # noqa: F401
 
     text = Path(sys.argv[1]).read_text()
     if "import torch" in text:
         import torch  # noqa: F401
+    warnings.simplefilter("error")
     become()
     exec(compile(text, sys.argv[1], "exec"), {"__name__": "__main__"})
