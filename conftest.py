@@ -23,6 +23,7 @@ _PADDLE = [
 ]
 collect_ignore = [
     _TESTS / "newcomer/jobs",  # scripts: importing them runs them
+    _TESTS / "imported.py",  # imports every trainer
     *([] if any(_SRC.glob("_kernel/_native.*so")) else [_SRC / "_kernel/native.py", _ENGINES / "native.py"]),
     *([] if find_spec("paddle") else _PADDLE),
     *([] if find_spec("torch") else _TESTS.glob("*/torch_*.py")),
