@@ -31,15 +31,16 @@ def test_a_seed_repeats_and_a_track_differs_from_the_raw_weights_by_its_decay_al
     pytest.importorskip("ultralytics")
     monkeypatch.setattr(run, "PICTURES", tmp_path)
     torch.set_num_threads(1)
-    size = replace(run.QUICK, train=16, test=8, epochs=4, every=2, batch=8, side=32)
-    assert size.steps == 8
+    size = replace(run.QUICK, train=16, test=8, epochs=2, every=1, batch=8, side=32)
+    assert size.steps == 4
     found = run.curves(0, size, {"none": NONE, "half": polyak.Constant(0.5)})
     assert {len(points) for points in found.values()} == {2}
     assert found["none_loss"] == found["raw_loss"]
     assert found["half_loss"] != found["raw_loss"]
-    assert found == run.curves(0, size, {"none": NONE, "half": polyak.Constant(0.5)})
-    alone = run.curves(0, size, {"other": polyak.Constant(0.9)})
-    assert alone["raw_loss"] == found["raw_loss"], "what is averaged changes no training"
+    again = run.curves(0, size, {"half": polyak.Constant(0.5), "other": polyak.Constant(0.9)})
+    shared = again.keys() & found.keys()
+    assert {"raw_loss", "half_loss"} <= shared
+    assert all(again[name] == found[name] for name in shared), "what is averaged changes no training"
     assert run.curves(1, size, {"other": NONE})["raw_loss"] != found["raw_loss"]
     constant = run.curves(0, replace(size, last_rate=1.0), {"other": NONE})
     assert constant["raw_loss"] != found["raw_loss"]
