@@ -1,5 +1,6 @@
 """What holds for every test, those in docstrings too."""
 
+import gc
 import os
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -40,11 +41,13 @@ _OPTIONS = np.get_printoptions()
 SLOW = (
     "src/polyak/trainers/",
     "tests/architecture/test_build.py",
+    "tests/architecture/test_no_framework.py",
     "tests/bench/",
     "tests/checkpoints/test_archive.py",
     "tests/checkpoints/test_best.py::test_a_process_killed",
     "tests/checkpoints/test_crash.py",
     "tests/checkpoints/test_foreign.py::test_a_module_that_spells_out_more",
+    "tests/checkpoints/test_formats_dcp.py::test_a_missing_or_cut_file",
     "tests/checkpoints/test_fuzz.py",
     "tests/checkpoints/test_layout.py::test_a_header_of_100_megabytes",
     "tests/checkpoints/test_layout.py::test_more_than_two_gigabytes",
@@ -58,15 +61,20 @@ SLOW = (
     "tests/cli/test_cli.py::test_json",
     "tests/cli/test_help_examples.py",
     "tests/cli/test_sweep.py",
+    "tests/containers/test_offered.py",
     "tests/demo/test_run.py",
     "tests/docs/",
     "tests/dropin/test_migrating.py",
+    "tests/experiments/test_small_images.py::test_a_seed_repeats",
+    "tests/experiments/test_text.py::test_a_seed_repeats",
     "tests/newcomer/",
     "tests/paddle/test_hapi.py",
     "tests/paddle/test_interrupts.py",
     "tests/paddle/test_ocr.py",
     "tests/paddle/test_pages.py",
     "tests/report/test_page.py",
+    "tests/report/test_report.py::test_every_plot_is_a_figure",
+    "tests/report/test_report.py::test_json_names",
     "tests/platforms/",
     "tests/schedules/test_posthoc.py::test_100_profiles_of_a_million_steps",
     "tests/server/test_chaos.py",
@@ -109,6 +117,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("slow")
     first = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in first)
+
+
+def pytest_collection_finish() -> None:
+    """Modules and the list of tests stay: who looks for garbage, as `polyak` does, need not look at them."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
