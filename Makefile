@@ -1,7 +1,7 @@
 # Everything a developer or CI runs. A fresh machine needs Python 3.10+ with venv, and make.
 PYTHON ?= python3
 ARGS ?=
-# Where pip looks for a particular torch build, for example the CPU-only wheels: make env TORCH_INDEX=<url>
+# One more index, for a particular torch build, such as the CPU-only wheels: make env TORCH_INDEX=<url>
 TORCH_INDEX ?=
 
 # The torch that `make lock` pins; polyak itself takes any from 2.4 on.
