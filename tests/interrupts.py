@@ -48,11 +48,9 @@ def interrupted(run: Callable[[], object], at: int, where: Callable[[FrameType],
                 raise Interrupt
         return trace
 
-    dropped: list[Any] = []  # by Python itself, which lets nothing out of a generator that it closes
+    dropped: list[Any] = []
     before, hook = sys.gettrace(), sys.unraisablehook
-    sys.unraisablehook = lambda raised: (
-        dropped.append(raised) if raised.exc_type is Interrupt else hook(raised)
-    )
+    sys.unraisablehook = noting(dropped, hook)
     sys.settrace(trace)
     try:
         run()
@@ -63,6 +61,15 @@ def interrupted(run: Callable[[], object], at: int, where: Callable[[FrameType],
         sys.unraisablehook = hook
     assert passed < at or dropped, "an interrupt was swallowed"
     return passed >= at
+
+
+def noting(dropped: list[Any], hook: Callable[[Any], object]) -> Callable[[Any], object]:
+    """An unraisable hook that notes interrupts which Python itself drops, and calls another for the rest.
+
+    Nothing leaves a finalizer, a generator that is closed, or a callback of the garbage collector, such as
+    the one that torch.compile installs.
+    """
+    return lambda raised: dropped.append(raised) if raised.exc_type is Interrupt else hook(raised)
 
 
 def every_line(
@@ -98,19 +105,21 @@ def random_moments(run: Callable[[], object], count: int = MOMENTS) -> Iterator[
     began = time.perf_counter()
     run()
     usual, chance = time.perf_counter() - began, random.Random(0)
-    before = signal.signal(signal.SIGALRM, interrupt)
+    before, hook = signal.signal(signal.SIGALRM, interrupt), sys.unraisablehook
+    sys.unraisablehook = noting([], hook)
     try:
         for hits in range(1, count + 1):
             arrived = False
             try:
                 signal.setitimer(signal.ITIMER_REAL, max(1e-6, chance.random() * usual))
-                while not arrived:  # Python drops what is raised in a finalizer, and `run` goes on to its end
+                while not arrived:  # one that Python drops lets `run` go on to its end
                     run()
             except Interrupt:
                 pass
             yield hits  # not above: until its handler ends, an exception keeps what its frames hold
     finally:
         signal.signal(signal.SIGALRM, before)
+        sys.unraisablehook = hook
 
 
 def torn_at_random_moments(

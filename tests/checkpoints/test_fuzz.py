@@ -174,7 +174,7 @@ def consistent(draw: st.DrawFn) -> dict[str, Any]:
     return fields
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=2000, deadline=None)
 @given(HEADERS | consistent(), st.integers(0, 60))
 def test_any_header_is_read_as_the_safetensors_package_reads_it(
     memory: Path, fields: dict[str, Any], size: int

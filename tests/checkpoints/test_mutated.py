@@ -29,7 +29,7 @@ pytestmark = [  # what a save without a process group is told, and how Keras ask
     pytest.mark.filterwarnings("ignore:torch.distributed"),
     pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword"),
 ]
-COUNT = int(os.environ.get("POLYAK_MUTATED", "500"))  # files per format
+COUNT = int(os.environ.get("POLYAK_MUTATED", "1000"))  # files per format
 SECONDS, BYTES = 2, 2e6  # that one file may take, when all of them are of some kilobytes
 BASE = torch.arange(60.0).reshape(10, 6) / 7
 TREE = {"model": {"w": BASE, "t": BASE.t(), "b": torch.ones(3).bfloat16()}, "n": np.arange(3), "e": 7}

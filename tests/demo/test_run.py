@@ -25,11 +25,11 @@ ROOT = Path(__file__).parents[2]
 
 def test_on_fashion_mnist_the_average_has_the_lower_loss(fashion_mnist: Path, tmp_path: Path) -> None:
     """One seed: `experiments/tutorial` has five, and its report is what the pages refer to."""
-    result = run(Options(data="fashion-mnist", root=fashion_mnist, epochs=1, out=tmp_path))
+    result = run(Options(data="fashion-mnist", root=fashion_mnist, epochs=2, out=tmp_path))
     raw, ema = result.summary.raw, result.summary.ema
     assert ema.train_loss < raw.train_loss
     assert ema.test_loss < raw.test_loss
-    assert ema.last > 0.85, "a network that learned nothing would be at 0.10"
+    assert ema.last > 0.86, "a network that learned nothing would be at 0.10"
 
 
 def test_over_five_seeds_of_the_digits_the_average_is_better_and_calmer(tmp_path: Path) -> None:
