@@ -17,6 +17,7 @@ SRC = Path(polyak.__file__).parent
 ROOMS = (
     "errors",
     "_lazy",
+    "_type_guards",
     "_dtypes",
     "_wrappers",
     "schedules",
@@ -48,7 +49,7 @@ ROOMS = (
 ONLY: dict[str, set[str]] = {
     "paddle": {"_core", "_kernel", "_files", "_dtypes", "_lazy", "schedules"},  # it does not know torch
     "losses": {"torch"},
-    "doctor": set(),
+    "doctor": {"_type_guards"},
     "demo": {"polyak", "paddle", "report"},  # the front doors, and a drawing: what a user could write
     "bench": {"polyak"},  # likewise: what it measures is what a user gets
     "polyak": {
@@ -72,7 +73,18 @@ def allowed(here: str) -> set[str]:
 # Outside packages, by the rooms that may import them. The standard library is free.
 PACKAGES: dict[str, set[str]] = {
     "numpy": {*ROOMS}
-    - {"errors", "_lazy", "_wrappers", "trainers", "doctor", "bench", "cli", "polyak", "__main__"},
+    - {
+        "errors",
+        "_lazy",
+        "_type_guards",
+        "_wrappers",
+        "trainers",
+        "doctor",
+        "bench",
+        "cli",
+        "polyak",
+        "__main__",
+    },
     "ml_dtypes": {"_dtypes", "_files"},
     "fsspec": {"_files"},
     "torch": {"torch", "losses", "dropin", "trainers", "demo", "bench"},

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar, cast
+from typing import Any, Generic, Protocol, TypeVar
 
 from polyak._core.swap_guard import accept
 from polyak._core.tensors import T, TensorOps
+from polyak._type_guards import is_mapping, is_sequence
 from polyak.errors import ConfigError
 
 BatchT = TypeVar("BatchT")
@@ -78,6 +79,6 @@ def measure(
 
 def pass_batch(model: Callable[..., object], batch: object, move: Callable[[Any], Any]) -> object:
     """Pass a mapping as keyword arguments, the first element of a list or tuple, anything else as it is."""
-    if isinstance(batch, Mapping):
-        return model(**{key: move(value) for key, value in cast("Mapping[str, Any]", batch).items()})
-    return model(move(cast("Sequence[Any]", batch)[0] if isinstance(batch, list | tuple) else batch))
+    if is_mapping(batch):
+        return model(**{key: move(value) for key, value in batch.items()})
+    return model(move(batch[0] if is_sequence(batch) else batch))

@@ -23,13 +23,14 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import prod
 from reprlib import Repr
-from typing import Any, NoReturn, TypeGuard
+from typing import Any, NoReturn
 
 import numpy as np
 
 from polyak._dtypes import BY_NAME, NAMES, DType
 from polyak._files.checkpoint import FileTensor
 from polyak._files.source import Source
+from polyak._type_guards import is_dict, is_list
 from polyak.errors import CheckpointError
 
 HEADER_LIMIT = 100_000_000  # bytes; the reference implementation has the same limit
@@ -160,16 +161,6 @@ def parse_json(text: bytes, fractions: bool = False) -> dict[str, Any]:
         parse_float=float if fractions else _no_number,
         parse_constant=_no_number,
     )
-
-
-def is_dict(value: object) -> TypeGuard[dict[object, object]]:
-    """``isinstance`` for a value of unknown content."""
-    return isinstance(value, dict)
-
-
-def is_list(value: object) -> TypeGuard[list[object]]:
-    """``isinstance`` for a value of unknown content."""
-    return isinstance(value, list)
 
 
 def _length(digits: str) -> int:

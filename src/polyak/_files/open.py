@@ -8,8 +8,9 @@ from contextlib import ExitStack
 
 from polyak._files.checkpoint import Checkpoint, LazyTensor
 from polyak._files.header import Header
-from polyak._files.layout import HEADER_LIMIT, SUMS, is_dict, parse, parse_json
+from polyak._files.layout import HEADER_LIMIT, SUMS, parse, parse_json
 from polyak._files.source import Source, Where, beside, open_source
+from polyak._type_guards import is_dict
 from polyak.errors import CheckpointError
 
 INDEX = ".index.json"

@@ -18,7 +18,6 @@ import numpy as np
 
 from polyak._dtypes import Array
 from polyak._files.checkpoint import Checkpoint, ComputedTensor, LazyTensor
-from polyak._files.layout import is_dict
 from polyak._files.source import Source
 from polyak._foreign import torch_zip
 from polyak._foreign.flatten import checkpoint_of
@@ -27,6 +26,7 @@ from polyak._foreign.pickle_objects import Makers, Payload, Record
 from polyak._foreign.sections import Memory, Section
 from polyak._foreign.torch_zip import Storage, read_stream
 from polyak._foreign.unpickle import Stream, load
+from polyak._type_guards import is_dict
 from polyak.errors import CheckpointError
 
 _STORAGE = 1 << 10  # bytes, at most, of the pickles that describe one storage

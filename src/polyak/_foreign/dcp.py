@@ -11,13 +11,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from math import prod
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from polyak._dtypes import Array, DType
 from polyak._files.checkpoint import Checkpoint, ComputedTensor, LazyTensor
-from polyak._files.layout import is_dict
 from polyak._files.source import Source, Where, inside, open_source
 from polyak._foreign.flatten import check_size
 from polyak._foreign.numpy_pickle import shape_of
@@ -25,6 +24,7 @@ from polyak._foreign.pickle_objects import Global, Makers, Record, recorded
 from polyak._foreign.sections import Section
 from polyak._foreign.torch_zip import DTYPES, layout, tree_of_zip
 from polyak._foreign.unpickle import Stream, load
+from polyak._type_guards import is_dict
 from polyak.errors import CheckpointError
 
 METADATA = ".metadata"
@@ -182,9 +182,9 @@ def _dtype(name: str, properties: Record) -> DType:
 
 
 def _attributes(record: Record) -> dict[str, Any]:
-    if not isinstance(record.state, dict):
+    if not is_dict(record.state):
         raise TypeError("an object has no attributes")
-    return cast("dict[str, Any]", record.state)  # no copy: a million records can share one state
+    return record.state  # no copy: a million records can share one state
 
 
 def _key(index: Record) -> tuple[str, tuple[int, ...] | None]:

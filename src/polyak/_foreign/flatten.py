@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import cast
 
 from polyak._files.checkpoint import Checkpoint, LazyTensor
 from polyak._files.source import Source
 from polyak._foreign.numpy_pickle import PickledArray, is_numeric
 from polyak._foreign.pickle_objects import MOST
+from polyak._type_guards import is_mapping, is_sequence
 from polyak.errors import CheckpointError
 
 _LONGEST = 1 << 12  # letters of a name
@@ -54,10 +54,10 @@ def _walk(tree: object, path: str, too_long: CheckpointError) -> Iterator[tuple[
     if isinstance(tree, LazyTensor):
         if not isinstance(tree, PickledArray) or is_numeric(tree.dtype):
             yield path, tree
-    elif isinstance(tree, Mapping):
-        items = cast("Mapping[object, object]", tree).items()
-    elif isinstance(tree, (list, tuple)):
-        items = enumerate(cast("list[object]", tree))
+    elif is_mapping(tree):
+        items = tree.items()
+    elif is_sequence(tree):
+        items = enumerate(tree)
     for key, value in items:
-        if isinstance(value, (LazyTensor, Mapping, list, tuple)):
-            yield from _walk(cast("object", value), f"{path}.{key}" if path else str(key), too_long)
+        if isinstance(value, LazyTensor) or is_mapping(value) or is_sequence(value):
+            yield from _walk(value, f"{path}.{key}" if path else str(key), too_long)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeGuard, cast
+from typing import TypeGuard
 
 from polyak._files.checkpoint import Checkpoint, LazyTensor
 from polyak._files.source import beside, exists, open_source
 from polyak._foreign.dcp import Unread
 from polyak._foreign.pickle_objects import Record
+from polyak._type_guards import is_collection, is_mapping, is_sequence
 from polyak.errors import CheckpointError
 
 # Limits on one model's modules: a tree with shared branches can unfold to more than any memory, and a module
@@ -45,7 +46,7 @@ class Node:
     @property
     def listed(self) -> Sequence[object]:
         """The values of a list; empty for anything else."""
-        return cast("Sequence[object]", self.tree) if isinstance(self.tree, (list, tuple)) else ()
+        return self.tree if is_sequence(self.tree) else ()
 
     @property
     def items(self) -> list[Node]:
@@ -131,7 +132,7 @@ def mapping(tree: object) -> Mapping[object, object]:
     """A dict of the file, or the attributes of an object; empty for anything else."""
     if isinstance(tree, Record):
         tree = tree.pairs or tree.state
-    return cast("Mapping[object, object]", tree) if isinstance(tree, Mapping) else {}
+    return tree if is_mapping(tree) else {}
 
 
 def count_in(value: object) -> int | None:
@@ -156,9 +157,9 @@ def tensors_in(tree: object) -> dict[str, LazyTensor]:
 
 def is_state_dict(tree: object) -> TypeGuard[Mapping[object, object]]:
     """Whether this is a flat mapping from names to tensors, perhaps with a few plain values."""
-    if not isinstance(tree, Mapping):
+    if not is_mapping(tree):
         return False
-    values = mapping(cast("object", tree)).values()
+    values = tree.values()
     return any(isinstance(value, LazyTensor) for value in values) and not any(map(_nests, values))
 
 
@@ -195,7 +196,7 @@ def _named(module: Record, prefix: str, depth: int, left: Iterator[int]) -> Iter
         )
     state = mapping(module.state)
     hidden = state.get("_non_persistent_buffers_set")
-    unsaved = list(cast("Iterable[object]", hidden)) if isinstance(hidden, (set, frozenset, list)) else []
+    unsaved = hidden if is_collection(hidden) else ()
     buffers = {n: s for n, s in tensor_values(state.get("_buffers")).items() if n not in unsaved}
     for name, tensor in (*tensor_values(state.get("_parameters")).items(), *buffers.items()):
         yield f"{prefix}{name}", tensor
@@ -205,6 +206,4 @@ def _named(module: Record, prefix: str, depth: int, left: Iterator[int]) -> Iter
 
 
 def _nests(value: object) -> bool:
-    return isinstance(value, Record) or (
-        isinstance(value, (Mapping, list, tuple)) and len(cast("Sequence[object]", value)) > 0
-    )
+    return isinstance(value, Record) or ((is_mapping(value) or is_sequence(value)) and len(value) > 0)

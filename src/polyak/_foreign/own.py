@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, cast
 
 from polyak._files.checkpoint import Checkpoint
 from polyak._files.header import KEY, Header, Rule
-from polyak._files.layout import SUMS, crc_of_both, is_dict, parse_json
+from polyak._files.layout import SUMS, crc_of_both, parse_json
 from polyak._files.open import INDEX
 from polyak._files.source import Source, Where, exists, is_folder, open_source
 from polyak._files.write import atomic
@@ -26,6 +26,7 @@ from polyak._foreign.dcp import Unread
 from polyak._foreign.nodes import Node, count_in, mapping, tensor_values
 from polyak._foreign.open_any import open_weights
 from polyak._foreign.parts import Part, Recognised, Tensors
+from polyak._type_guards import is_dict
 from polyak.errors import CheckpointError
 from polyak.schedules import Profile
 from polyak.schedules.decay import decay_in_file

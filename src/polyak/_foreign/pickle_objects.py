@@ -10,13 +10,13 @@ from __future__ import annotations
 import pickle
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any, TypeAlias, TypeGuard, TypeVar, cast
+from typing import Any, TypeAlias, TypeGuard, TypeVar
 
-from polyak._files.layout import is_dict
 from polyak._files.source import Source
+from polyak._type_guards import is_collection, is_dict
 from polyak.errors import CheckpointError
 
 T = TypeVar("T")
@@ -148,12 +148,11 @@ def _checked(key: object) -> int:
         part = parts.pop()
         if type(part) is int and abs(part) >= _COUNTS_BELOW:
             raise CheckpointError("it is malformed: a key is a number beyond 2⁶⁰")
-        if isinstance(part, (tuple, frozenset)):
-            members = cast("Collection[object]", part)
-            seen += len(members)
+        if is_collection(part):
+            seen += len(part)
             if seen > _IN_KEY:
                 raise CheckpointError(f"it is malformed: a key is made of more than {_IN_KEY} values")
-            parts += members
+            parts += part
     return seen
 
 
@@ -208,9 +207,7 @@ class _Measure:
 def _parts(value: object) -> Iterable[object] | None:
     if is_dict(value):
         return chain.from_iterable(value.items())
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return cast("Iterable[object]", value)
-    return None
+    return value if is_collection(value) else None
 
 
 def _new(cls: Any, *args: Any) -> Any:

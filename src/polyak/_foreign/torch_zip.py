@@ -17,7 +17,6 @@ import numpy as np
 
 from polyak._dtypes import BY_NAME, Array, DType
 from polyak._files.checkpoint import Checkpoint, ComputedTensor, FileTensor, LazyTensor, NoArray
-from polyak._files.layout import is_dict, is_list
 from polyak._files.source import Source
 from polyak._foreign.flatten import EXPANDED, checkpoint_of
 from polyak._foreign.numpy_pickle import makers, shape_of
@@ -33,6 +32,7 @@ from polyak._foreign.pickle_objects import (
 )
 from polyak._foreign.sections import Entry, Zip
 from polyak._foreign.unpickle import Stream, load
+from polyak._type_guards import is_dict, is_list
 from polyak.errors import CheckpointError
 
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from glob import glob, has_magic
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any, Literal, TypeAlias
 
 from polyak._files.checkpoint import Checkpoint, FileTensor, LazyTensor
 from polyak._files.header import FileShare, Header, Origin, Rule
@@ -20,6 +20,7 @@ from polyak._foreign.open_any import is_checkpoint_folder, open_weights
 from polyak._foreign.own import is_own
 from polyak._foreign.parts import Part
 from polyak._foreign.recognize import recognise
+from polyak._type_guards import is_mapping, is_sequence
 from polyak.archive.archive import Archive
 from polyak.archive.snapshots import holds_snapshots
 from polyak.archive.synthesis import Reach, synthesizable
@@ -190,10 +191,10 @@ def _plain(value: Any) -> Any:
         return value._asdict()
     if is_dataclass(value):
         return {one.name: _plain(getattr(value, one.name)) for one in fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): _plain(one) for key, one in cast("Mapping[Any, Any]", value).items()}
-    if isinstance(value, (tuple, list)):
-        return [_plain(one) for one in cast("list[Any]", value)]
+    if is_mapping(value):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if is_sequence(value):
+        return [_plain(one) for one in value]
     return value
 
 

@@ -11,7 +11,7 @@ import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, cast, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from polyak._files.write import atomic
 from polyak._foreign.open_any import open_weights
 from polyak._foreign.parts import Part
 from polyak._foreign.recognize import recognise
+from polyak._type_guards import is_dict
 from polyak.convert.convert import Plan, chosen_parts
 from polyak.convert.rename_rules import NameMap
 from polyak.errors import CheckpointError, ConfigError
@@ -123,7 +124,7 @@ def check_target(to: str) -> None:
 
 def count_of(tree: Mapping[str, Any]) -> int:
     """The number of tensors in nested dicts."""
-    inner = [cast("Mapping[str, Any]", value) for value in tree.values() if isinstance(value, dict)]
+    inner = [value for value in tree.values() if is_dict(value)]
     return sum(isinstance(value, np.ndarray) for value in tree.values()) + sum(map(count_of, inner))
 
 

@@ -8,7 +8,9 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
+
+from polyak._type_guards import is_dict, is_list
 
 _SKIPPED = re.compile(r"\..+|__pycache__|node_modules|site-packages")
 # %time, !pip, ?ema, ema?, a = !ls
@@ -42,11 +44,11 @@ def read_source(path: str | os.PathLike[str]) -> Source:
 
 def _notebook(content: Any) -> Source:
     """Cells are counted from 1, those with text too, as editors and linters count them."""
-    if not isinstance(content, dict) or not isinstance(content.get("cells"), list):  # pyright: ignore[reportUnknownMemberType]
+    if not is_dict(content) or not is_list(content.get("cells")):
         raise ValueError("it is no notebook: it has no list of cells")
     lines: list[str] = []
     cells: list[tuple[int, int]] = []
-    for number, cell in enumerate(cast("list[dict[str, Any]]", content["cells"]), 1):
+    for number, cell in enumerate(content["cells"], 1):
         if cell["cell_type"] == "code":
             cells.append((number, len(lines) + 1))
             lines += _python("".join(cell["source"])).split("\n")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from operator import attrgetter
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from polyak._type_guards import is_dict, is_sequence
 
 _version = attrgetter("_version")  # counts the writes to a tensor
 
@@ -28,8 +30,7 @@ def copied(model: nn.Module) -> nn.Module:
 def _computed(attributes: Mapping[str, Any]) -> Iterator[Tensor]:
     """Tensors with a gradient history in attributes, lists and dicts (an LSTM has a list)."""
     for value in attributes.values():
-        inner: Any = value.values() if isinstance(value, dict) else value  # pyright: ignore[reportUnknownVariableType]
-        for one in cast("Iterable[Any]", inner) if isinstance(value, dict | list | tuple) else (value,):
+        for one in value.values() if is_dict(value) else value if is_sequence(value) else (value,):
             if isinstance(one, Tensor) and not one.is_leaf:
                 yield one
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import SWALR as SWALR
 
 from polyak._core.tensor_map import Role, TensorEntry
+from polyak._type_guards import is_sequence
 from polyak.dropin._follower import Follower, Holder, everything, parameters_only, role_in_state_dict
 from polyak.dropin._modules import HostCounter, copied
 from polyak.errors import ConfigError
@@ -175,7 +176,7 @@ def update_bn(
     """
 
     def forward(model: nn.Module, batch: Any) -> object:
-        given = cast(Any, batch[0] if isinstance(batch, list | tuple) else batch)
+        given = batch[0] if is_sequence(batch) else batch
         return model(given if device is None else given.to(device))
 
     update_batchnorm(model, loader, forward)

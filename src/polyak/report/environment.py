@@ -7,9 +7,9 @@ import platform
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, cast
 
 from polyak._files.write import atomic
+from polyak._type_guards import is_dict
 
 FILE = "polyak-run.json"
 _PACKAGES = {  # by module: the distribution
@@ -58,10 +58,10 @@ def read_environment(path: Path) -> dict[str, str]:
     Raises:
         ValueError: it is no such file.
     """
-    found: Any = json.loads(path.read_bytes())
-    if not isinstance(found, dict):
+    found = json.loads(path.read_bytes())
+    if not is_dict(found):
         raise ValueError("it is no JSON object")
-    return {str(name): str(value) for name, value in cast("dict[Any, Any]", found).items()}
+    return {str(name): str(value) for name, value in found.items()}
 
 
 def _version(package: str) -> str | None:

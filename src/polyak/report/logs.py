@@ -13,11 +13,12 @@ import math
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias, cast
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
 from polyak._dtypes import Array
+from polyak._type_guards import is_dict
 
 CHUNK = 1 << 24  # bytes read in one call
 Row: TypeAlias = Mapping[str, float]
@@ -164,10 +165,10 @@ def _new_lines(path: Path, begin: int) -> tuple[str, int]:
 
 
 def _object(text: str) -> dict[str, Any]:
-    found: Any = json.loads(text)
-    if not isinstance(found, dict):
+    found = json.loads(text)
+    if not is_dict(found):
         raise ValueError(f"{text[:40]!r} is no JSON object")
-    return cast("dict[str, Any]", found)
+    return found
 
 
 def _numbers(fields: Mapping[str, Any]) -> dict[str, float]:
@@ -176,8 +177,8 @@ def _numbers(fields: Mapping[str, Any]) -> dict[str, float]:
 
 def _flat(fields: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, float]]:
     for name, value in fields.items():
-        if isinstance(value, dict):
-            yield from _flat(cast("dict[str, Any]", value), f"{prefix}{name}/")
+        if is_dict(value):
+            yield from _flat(value, f"{prefix}{name}/")
         elif isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
             yield prefix + name, value
 

@@ -17,6 +17,7 @@ from polyak._files.source import Where
 from polyak._foreign.load import Average
 from polyak._foreign.open_any import open_weights
 from polyak._foreign.recognize import recognise
+from polyak._type_guards import is_mapping
 from polyak.errors import ServerError
 from polyak.schedules import Profile
 
@@ -47,9 +48,8 @@ def values_of(model: Model) -> Values:
     if isinstance(model, Average):
         profile = _profile_of(model.header) if model.header.role == "average" else None
         return Values(model.tensors, profile=profile, step=model.header.step)
-    if isinstance(model, Mapping):
-        tensors = cast(Mapping[str, Any], model)
-        return Values({name: _array(name, tensor) for name, tensor in tensors.items()})
+    if is_mapping(model):
+        return Values({name: _array(name, tensor) for name, tensor in model.items()})
     map_of, tensors_of = _framework(model)
     kept = _entries(map_of, model)
     copied = frozenset(entry.name for entry in kept if entry.role == "copy")
@@ -62,9 +62,8 @@ def write_into(model: Model, arrays: Mapping[str, Array]) -> None:
     Raises:
         ServerError: names or shapes differ; nothing was written.
     """
-    if isinstance(model, Mapping):
-        given = cast(Mapping[str, Any], model)
-        targets = {name: [tensor] for name, tensor in given.items()}
+    if is_mapping(model):
+        targets = {name: [tensor] for name, tensor in model.items()}
     else:
         targets = {entry.name: entry.tensors for entry in _entries(_framework(model)[0], model)}
     if targets.keys() != arrays.keys():

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from polyak._files.write import atomic
+from polyak._type_guards import is_mapping
 from polyak.torch.tensors import as_tensor
 
 
@@ -31,6 +32,6 @@ def _tensors(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         array = cast("NDArray[Any]", value)
         return as_tensor(np.require(array, requirements="W"))  # torch warns of read-only memory
-    if isinstance(value, Mapping):
-        return {key: _tensors(one) for key, one in cast("Mapping[str, Any]", value).items()}
+    if is_mapping(value):
+        return {key: _tensors(one) for key, one in value.items()}
     return value

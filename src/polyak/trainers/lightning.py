@@ -168,7 +168,7 @@ class WeightAveraging(Averaging, Callback):
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.flush()
         folder = Path(trainer.log_dir or trainer.default_root_dir)
-        reported = [one for one in _averages(trainer) if one._reports]
+        reported = [one for one in _averages(trainer) if one._reports and one._ema is not None]
         if self in reported[-1:]:  # the last one writes, since one report has all
             averages, facts = for_report({one.name: one.ema for one in reported})
             if trainer.is_global_zero:
