@@ -13,6 +13,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -58,12 +59,12 @@ def _opened(path: Any) -> bool:
         about = os.stat(path)
     except OSError:
         return False
-    for link in Path("/proc").glob("[0-9]*/fd/*"):
-        try:
-            if os.path.samestat(link.stat(), about):
-                return True
-        except OSError:
-            continue
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it ends meanwhile, or is another user's
+            for link in os.listdir(process / "fd"):
+                with suppress(OSError):
+                    if os.path.samestat(os.stat(process / "fd" / link), about):
+                        return True
     return False
 
 
