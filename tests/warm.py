@@ -51,15 +51,15 @@ if status < 0:
 sys.exit(status)
 """
 
+COLD = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # a PATH on which they begin as ever
 POSSIBLE = sys.platform == "linux" and find_spec("torch") is not None
 
 
 @contextmanager
 def warm(folder: Path) -> Generator[str]:
     """A PATH on which `python` and `polyak` begin warm. The folder must be empty."""
-    cold = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     if not POSSIBLE:
-        yield cold
+        yield COLD
         return
     for name in ("python", "polyak"):
         client = folder / name
@@ -71,7 +71,7 @@ def warm(folder: Path) -> Generator[str]:
         assert server.stdin
         assert server.stdout
         assert server.stdout.readline(), "the warm process did not start"
-        yield f"{folder}{os.pathsep}{cold}"
+        yield f"{folder}{os.pathsep}{COLD}"
         server.stdin.close()
 
 

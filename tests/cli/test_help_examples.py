@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 from itertools import chain
@@ -16,6 +15,7 @@ from polyak.cli import EXAMPLES
 from polyak.cli.serve import serve
 from polyak.cli.watch import watch
 from tests.command_line import polyak as polyak_command
+from tests.warm import COLD
 
 EVALUATE = """
 import sys
@@ -62,8 +62,7 @@ def test_an_example_runs(folder: Path, line: str, monkeypatch: pytest.MonkeyPatc
     quick = "" if "--plan" in line else QUICK.get(line.split()[1], "")
     name, *words = shlex.split(f"{line} {quick}")
     files = [sorted(path.name for path in folder.glob(word)) if "*" in word else [word] for word in words]
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    done = polyak_command(*chain.from_iterable(files), cwd=folder, PATH=path)
+    done = polyak_command(*chain.from_iterable(files), cwd=folder, PATH=COLD)
     sys.modules.pop("mine", None)
     assert name == "polyak"
     assert done.returncode == 0, done.stdout + done.stderr

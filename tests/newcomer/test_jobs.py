@@ -7,11 +7,12 @@ already, in them and in the commands that they run.
 
 import os
 import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+
+from tests.warm import COLD
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -21,7 +22,6 @@ NEEDS = {  # besides the framework its name begins with: what not every Python o
     "paddle_detection": "ppdet",
 }
 FRESH = {"torch_doctor", "torch_tutorial"}
-COLD = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 
 
 @pytest.mark.parametrize("job", JOBS, ids=lambda job: job.stem)

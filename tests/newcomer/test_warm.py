@@ -3,16 +3,14 @@
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.processes import gone
-from tests.warm import POSSIBLE
+from tests.warm import COLD, POSSIBLE
 
 pytestmark = pytest.mark.skipif(not POSSIBLE, reason="here Python begins as ever")
-FRESH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 COMMANDS = [
     "python -c 'import os, sys; print(sys.argv, os.getcwd(), sys.path[0], os.environ[\"MINE\"])' a 'b c'",
     "python script.py 1",
@@ -34,7 +32,7 @@ def test_it_does_as_a_fresh_one(command: str, warm_path: str, tmp_path: Path) ->
     (tmp_path / "beside.py").write_text("import sys; print(__name__, sys.argv[1:])")
     (tmp_path / "script.py").write_text("import beside, sys; print(__name__, sys.argv, __file__)")
     found = []
-    for path in (FRESH, warm_path):
+    for path in (COLD, warm_path):
         environment = os.environ | {"PATH": path, "MINE": "yes"}
         done = subprocess.run(
             command, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False

@@ -112,9 +112,14 @@ class AnyAveraging(Generic[EmaT]):
         folder = folder or self._logs
         if not self._reports or self._ema is None or folder is None:
             return
-        averages, facts = for_report({"": self._ema})
-        if writes:
-            report_training(folder, averages, facts)
+        write_report(folder, {"": self._ema}, writes)
+
+
+def write_report(folder: Path, emas: Mapping[str, BaseEMA[Any, Any]], writes: bool) -> None:
+    """Report averages by name; every process calls this, if sharded, and the one that ``writes`` writes."""
+    averages, facts = for_report(emas)
+    if writes:
+        report_training(folder, averages, facts)
 
 
 def for_report(emas: Mapping[str, BaseEMA[Any, Any]]) -> tuple[list[Header], dict[str, str]]:
@@ -123,18 +128,18 @@ def for_report(emas: Mapping[str, BaseEMA[Any, Any]]) -> tuple[list[Header], dic
     Args:
         emas: by the names that tell several apart in the report.
     """
-    apart = len(emas) > 1
     headers: list[Header] = []
     engines, skipped = dict[str, None](), list[str]()
-    for name, ema in emas.items():
+    for given, ema in emas.items():
+        name = given if len(emas) > 1 else ""
         metrics = ema.metrics()
         engines[metrics["engine"]] = None
         tensors: Mapping[str, int] = metrics["skipped_tensors"]
         counts = "".join(f", {tensor} ({n})" for tensor, n in tensors.items())
-        skipped.append(f"{f'{name}: ' if apart and name else ''}{metrics['skipped']}{counts}")
+        skipped.append(f"{name and f'{name}: '}{metrics['skipped']}{counts}")
         for track in ema.tracks:
             header = header_of(ema, track)
-            headers.append(replace(header, track=f"{name}/{track}" if apart and name else track))
+            headers.append(replace(header, track=f"{name}/{track}" if name else track))
     facts = environment(sys.modules, engine="; ".join(engines))
     return headers, facts | {"skipped updates": "; ".join(skipped)}
 

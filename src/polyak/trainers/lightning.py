@@ -15,9 +15,8 @@ from weakref import WeakSet
 
 from polyak._core.track import DEFAULT_DECAY, Decays
 from polyak.errors import CheckpointError, ConfigError, MissingExtraError
-from polyak.report.training import report_training
 from polyak.torch.random_numbers import same_random_numbers
-from polyak.trainers._averaging import for_report, numbers, start_in
+from polyak.trainers._averaging import numbers, start_in, write_report
 from polyak.trainers._common import Averaging, EMAOptions, is_sharded
 from polyak.trainers._evaluations import Evaluate
 from polyak.trainers.checkpoint import KEY, key_of
@@ -170,9 +169,7 @@ class WeightAveraging(Averaging, Callback):
         folder = Path(trainer.log_dir or trainer.default_root_dir)
         reported = [one for one in _averages(trainer) if one._reports and one._ema is not None]
         if self in reported[-1:]:  # the last one writes, since one report has all
-            averages, facts = for_report({one.name: one.ema for one in reported})
-            if trainer.is_global_zero:
-                report_training(folder, averages, facts)
+            write_report(folder, {one.name: one.ema for one in reported}, trainer.is_global_zero)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._has_average_of(pl_module):
