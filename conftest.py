@@ -3,6 +3,8 @@
 import gc
 import os
 from collections.abc import Iterator
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -22,13 +24,34 @@ _PADDLE = [
     *_TESTS.glob("*/paddle_*.py"),
     _TESTS / "paddle",
 ]
+# They import ``fully_shard`` and DTensor, which are public from torch 2.6 on; below it polyak refuses them.
+_FULLY_SHARDED = [
+    _SRC / "torch/_sharding/layout.py",
+    _TESTS / "distributed",
+    _TESTS / "checkpoints/dcp_worker.py",
+    _TESTS / "checkpoints/test_formats_dcp.py",
+    _TESTS / "trainers/fully_sharded_worker.py",
+    _TESTS / "trainers/test_fully_sharded.py",
+    _TESTS / "trainers/sharded.py",
+    _TESTS / "trainers/test_sharded.py",
+]
+
+
+def _since(package: str, *least: int) -> bool:
+    """Whether it is here in this version or a later one; it is not imported."""
+    with suppress(PackageNotFoundError):
+        return tuple(int(part) for part in version(package).split(".")[:2]) >= least
+    return False
+
+
 collect_ignore = [
     _TESTS / "newcomer/jobs",  # scripts: importing them runs them
     _TESTS / "imported.py",  # imports every trainer
     *([] if any(_SRC.glob("_kernel/_native.*so")) else [_SRC / "_kernel/native.py", _ENGINES / "native.py"]),
     *([] if find_spec("paddle") else _PADDLE),
     *([] if find_spec("torch") else _TESTS.glob("*/torch_*.py")),
-    *([] if find_spec("triton") else _ENGINES.glob("triton*.py")),
+    *([] if _since("triton", 3, 2) else _ENGINES.glob("triton*.py")),
+    *([] if _since("torch", 2, 6) else _FULLY_SHARDED),
 ]
 
 os.environ.setdefault("KERAS_BACKEND", "torch")  # Keras looks once, when it is imported

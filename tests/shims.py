@@ -1,5 +1,8 @@
 """Stand-ins for what a CPU-only machine lacks. Never imported by the library."""
 
+import ctypes
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,17 +15,28 @@ _libraries: list[torch.library.Library] = []
 
 def torchvision_without_ops() -> None:
     """Let torchvision import on a torch build its compiled operators do not match; none is called."""
-    if not _libraries:
+    if not _libraries and not _operators_load():
         library = torch.library.Library("torchvision", "DEF")
         library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         _libraries.append(library)
 
 
+def _operators_load() -> bool:
+    """Whether torchvision's own operators load here; a second definition of one ends the process."""
+    package = find_spec("torchvision")
+    [folder] = (package and package.submodule_search_locations) or [""]
+    try:
+        ctypes.CDLL(str(next(Path(folder).glob("_C*.so"))))
+    except (StopIteration, OSError):
+        return False
+    return True
+
+
 def torchvision_with_nms() -> None:
     """``torchvision_without_ops``, and the one operator that validating a detector takes."""
     torchvision_without_ops()
-    if len(_libraries) == 1:
+    if len(_libraries) == 1:  # not where its own operators load
         library = torch.library.Library("torchvision", "IMPL")
         library.impl("nms", _nms, "CPU")
         _libraries.append(library)

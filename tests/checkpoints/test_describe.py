@@ -129,7 +129,7 @@ def test_a_folder_as_hugging_face_lays_it_out(tmp_path: Path) -> None:
 def test_a_distributed_checkpoint(tmp_path: Path) -> None:
     import torch.distributed.checkpoint as dcp
 
-    dcp.save({"model": {"w": torch.ones(3, 2)}, "step": 4}, checkpoint_id=tmp_path / "dcp", no_dist=True)
+    dcp.save({"model": {"w": torch.ones(3, 2)}, "step": 4}, checkpoint_id=tmp_path / "dcp")
     found = checkpoint(tmp_path / "dcp")
     assert (found.format, found.parts[0].role, found.parts[0].tensors.elements) == ("dcp", "unknown", 6)
 

@@ -817,7 +817,8 @@ def test_a_set_is_named_by_its_key_too_and_moments_are_never_averaged(tmp_path: 
     optimizer.step()
     for step in (100, 200):
         tree = {"model": net.state_dict(), "optim": optimizer.state_dict()}
-        with warnings.catch_warnings(action="ignore"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             dcp.save(tree, checkpoint_id=tmp_path / f"step-{step}")
             dcp.save(tree | {"ema": net.state_dict()}, checkpoint_id=tmp_path / f"both-step-{step}")
     plain = [tmp_path / f"step-{step}" for step in (100, 200)]

@@ -177,7 +177,7 @@ INDEXES: dict[str, Callable[[dict[str, Any]], object]] = {
     f"{INDEX} is not a valid safetensors file": point(INDEX),
     "missing.safetensors cannot be opened": point("missing.safetensors"),
     "is not a regular file": point("."),
-    "embedded null byte": point("a\0b"),
+    "embedded null ": point("a\0b"),
     "cannot be opened": point("n" * 300),
     "lists t0 in average-00003-of-00003.safetensors, which does not": point(
         "average-00003-of-00003.safetensors"

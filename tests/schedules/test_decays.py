@@ -260,7 +260,7 @@ REFUSED: list[tuple[Callable[[], Any], list[str]]] = [
     (lambda: Power(), ["exactly one", "sigma_rel=None"]),
     (lambda: Power(sigma_rel=0.1, gamma=1), ["exactly one", "gamma=1"]),
     (lambda: Power(sigma_rel=0.29), ["sigma_rel=0.29", "√(1/12) ≈ 0.2887"]),
-    (lambda: Power(sigma_rel=0.0), ["sigma_rel=0.0", "(0, "]),
+    (lambda: Power(sigma_rel=0.0), ["sigma_rel=0.0", "[1e-9, "]),
     (lambda: Power(gamma=-0.5), ["gamma=-0.5", "at least 0"]),
     (lambda: Cosine(1.5, 1, total=10), ["start=1.5", "[0, 1]"]),
     (lambda: Cosine(0.9, 2, total=10), ["end=2", "[0, 1]"]),

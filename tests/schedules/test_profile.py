@@ -9,7 +9,7 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from polyak import CheckpointError, ConfigError, Constant, Decay, Power, Profile, Uniform, compose, reference
@@ -128,6 +128,7 @@ def test_what_is_no_profile_is_refused(text: str) -> None:
         Profile.from_json(text)
 
 
+@example(("decays", 1, "sigma_rel"), 2e-276)
 @given(st.sampled_from(PLACES), json_values)
 def test_a_damaged_profile_is_read_as_one_or_refused(place: tuple[Any, ...], garbage: Any) -> None:
     data = damaged(json.dumps(VALID), place, garbage)

@@ -268,16 +268,6 @@ def _seeded() -> Iterator[None]:
     torch.compiler.reset()
 
 
-@pytest.fixture
-def process_group(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
-    store = torch.distributed.TCPStore("127.0.0.1", 0, 1, True)
-    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    yield
-    torch.distributed.destroy_process_group()
-
-
 @every_model
 def test_every_averaged_tensor_follows_the_reference(build: Callable[[], nn.Module], x: Tensor) -> None:
     side = Beside(build())

@@ -688,6 +688,24 @@ def test_batch_norm_in_training_mode_is_named() -> None:
         model(X)
 
 
+@pytest.mark.usefixtures("process_group")
+def test_buffers_that_ddp_broadcasts_are_not_written_to() -> None:
+    """Up to torch 2.9 a broadcast counts as a write, also of what was there."""
+    net = network()
+    ema = trained(net)
+
+    def broadcast() -> None:
+        for buffer in net.buffers():
+            buffer.copy_(buffer.clone())
+
+    net.eval()
+    with ema.average_parameters():
+        broadcast()
+    with pytest.warns(RuntimeWarning, match=r"wrote to 1\.running_mean\. The raw"), ema.average_parameters():
+        broadcast()
+        net[1].running_mean.add_(1)
+
+
 def test_averages_of_two_halves_go_in_together() -> None:
     model = network().eval()
     first, last = (

@@ -88,8 +88,10 @@ class _PythonCheck:
 
     def __call__(self) -> bool:
         first, last = self._turn, self._turn + _AT_ONCE
+        if not (attributes_unchanged(self._places) and attributes_unchanged(self._forms, first, last)):
+            return False  # and again at the next call, which asks whether that was so
         self._turn = last if last < len(self._forms.objects) else 0
-        return attributes_unchanged(self._places) and attributes_unchanged(self._forms, first, last)
+        return True
 
 
 _AT_ONCE = 64  # tensors whose forms one call checks

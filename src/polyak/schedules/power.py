@@ -15,6 +15,9 @@ from polyak.errors import ConfigError
 from polyak.schedules.decay import Array, Decay, check
 
 LARGEST_SIGMA_REL = math.sqrt(1 / 12)  # the relative width of a uniform average, γ = 0
+SMALLEST_SIGMA_REL = (
+    1e-9  # γ = 10⁹ forgets each step at the next, in any run there is; far below σ⁻² overflows
+)
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class Power(Decay):
     ``σ_rel² = (γ+1) / ((γ+2)²·(γ+3))``.
 
     Args:
-        sigma_rel: σ_rel in (0, √(1/12) ≈ 0.2887]; 0.05–0.15 is usual. Or
+        sigma_rel: σ_rel in [10⁻⁹, √(1/12) ≈ 0.2887]; 0.05–0.15 is usual. Or
         gamma: γ ≥ 0. Exactly one of the two is given.
 
     Raises:
@@ -72,8 +75,9 @@ class Power(Decay):
                 f"Power(sigma_rel={self.sigma_rel}, gamma={self.gamma}): give exactly one of the two."
             )
         if self.sigma_rel is not None:
-            rule = f"must lie in (0, √(1/12) ≈ {LARGEST_SIGMA_REL:.4f}], the width of a uniform average"
-            check("sigma_rel", self.sigma_rel, rule, 0 < self.sigma_rel <= LARGEST_SIGMA_REL)
+            rule = f"must lie in [1e-9, √(1/12) ≈ {LARGEST_SIGMA_REL:.4f}], the width of a uniform average"
+            fits = SMALLEST_SIGMA_REL <= self.sigma_rel <= LARGEST_SIGMA_REL
+            check("sigma_rel", self.sigma_rel, rule, fits)
         if self.gamma is not None:
             check("gamma", self.gamma, "must be finite and at least 0", 0 <= self.gamma < math.inf)
 
@@ -90,7 +94,7 @@ class Power(Decay):
 
 
 def sigma_rel_to_gamma(sigma_rel: float) -> float:
-    """γ of the power profile with relative width σ_rel, for σ_rel in (0, √(1/12)].
+    """γ of the power profile with relative width σ_rel, for σ_rel in [10⁻⁹, √(1/12)].
 
     The real root γ ≥ 0 of ``γ³ + 7γ² + (16 - σ⁻²)γ + 12 - σ⁻² = 0``
     (Karras et al. 2024, arXiv 2312.02696, appendix C.2).

@@ -14,6 +14,7 @@ from operator import attrgetter
 from typing import Any, TypeAlias, cast
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from polyak._core.change_detection import AttributeSnapshot, attributes_unchanged, snapshot_attributes
@@ -126,6 +127,7 @@ class ModelSwap:
         self._lives, self._memories, self._fixed, self._places = lives, memories, fixed, places
         self._raw = list(map(_data, lives))
         self._noted: AttributeSnapshot | None = None
+        self._buffers_noted = dict[int, Tensor]()
         self._backups = [(live, live.data, live.detach().clone()) for live, _ in fixed]
 
     def swap_in(self) -> None:
@@ -136,6 +138,10 @@ class ModelSwap:
     def note(self) -> None:
         lives = [*self._lives, *(live for live, _ in self._fixed)]
         self._noted = snapshot_attributes((Tensor.data_ptr, _version), filter(_has_version, lives))
+        if dist.is_available() and dist.is_initialized():
+            # DDP broadcasts buffers at each forward pass, in evaluation too, and up to torch 2.9 that counts as
+            # a write though it changes nothing. Elsewhere nothing is copied.
+            self._buffers_noted = {id(t): t.detach().clone() for t in lives if id(t) in self._buffers}
 
     def changed(self) -> Changed:
         if self._noted is None or attributes_unchanged(self._noted):
@@ -146,10 +152,15 @@ class ModelSwap:
         # share_memory() moves the storage that both share, which does not count as other memory.
         moved = [t for t in lives if t.data_ptr() != memories[id(t)].data_ptr()]
         there = [(t, v) for t, v in zip(lives, versions, strict=True) if not any(t is m for m in moved)]
-        written = [t for t, version in there if version_of(t) != version]
+        written = [t for t, version in there if version_of(t) != version and not self._holds_the_same(t)]
         parameters = [self.names[id(t)] for t in written if id(t) not in self._buffers]
         buffers = [self.names[id(t)] for t in written if id(t) in self._buffers]
-        return Changed(parameters, buffers, [self.names[id(t)] for t in moved])
+        found = Changed(parameters, buffers, [self.names[id(t)] for t in moved])
+        return found if any(found) else NOTHING
+
+    def _holds_the_same(self, tensor: Tensor) -> bool:
+        noted = self._buffers_noted.get(id(tensor))
+        return noted is not None and torch.equal(noted, tensor.detach())
 
     def swap_out(self) -> None:
         for store, tensors in self._places:

@@ -9,6 +9,7 @@ from pathlib import Path
 from shutil import copyfile
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.optim import Optimizer
@@ -163,7 +164,7 @@ class WeightAveraging(Averaging):
             "raw": self.ema.model.state_dict(),
             "ema": self.ema.state_dict(),
             "track": self._shown,
-            "optimizer": trainer.optimizer.state_dict(),
+            "optimizer": _plain_numbers(trainer.optimizer.state_dict()),
             "best": self._best,
         }
         written = [trainer.last]
@@ -223,6 +224,20 @@ class WeightAveraging(Averaging):
     def _release_all(self, trainer: Any) -> None:
         self._unfollow()
         self._followed = None
+
+
+def _plain_numbers(state: dict[str, Any]) -> dict[str, Any]:
+    """An optimizer's state without NumPy's scalars, of which a warm-up makes learning rates.
+
+    ``torch.load(weights_only=True)`` refuses them, depending on the versions of torch and NumPy.
+    """
+
+    def plain(group: dict[str, Any]) -> dict[str, Any]:
+        return {
+            name: value.item() if isinstance(value, np.generic) else value for name, value in group.items()
+        }
+
+    return state | {"param_groups": list(map(plain, state["param_groups"]))}
 
 
 def _in_one_process(model: Any, train: Callable[..., Any]) -> Callable[..., Any]:
