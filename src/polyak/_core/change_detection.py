@@ -41,6 +41,13 @@ def snapshot_dicts(
     return DictSnapshot(held, list(map(len, held)), [key for _, key, _ in places], values)
 
 
+def joined(one: DictSnapshot, other: DictSnapshot) -> DictSnapshot:
+    """The contents of both, which one call then compares."""
+    return DictSnapshot(
+        one.stores + other.stores, one.sizes + other.sizes, one.keys + other.keys, one.values + other.values
+    )
+
+
 def snapshot_attributes(
     reads: Sequence[Callable[[Any], object]], objects: Iterable[Any]
 ) -> AttributeSnapshot:

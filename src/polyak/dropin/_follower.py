@@ -14,6 +14,14 @@ from typing import Any, NamedTuple, Protocol, TypeAlias, cast
 import torch
 from torch import Tensor, nn
 
+from polyak._core.change_detection import (
+    DictSnapshot,
+    UnchangedCheck,
+    check_of_all,
+    joined,
+    snapshot_attributes,
+    snapshot_dicts,
+)
 from polyak._core.swap_guard import finished
 from polyak._core.tensor_map import BufferPolicy, Role, Selection, TensorEntry
 from polyak.errors import ConfigError, PlanError, SwapError
@@ -87,7 +95,7 @@ class Follower:
 
     def _between(self, averages: Holder, lives: Holder) -> _Found:
         found = self._found
-        if found is None or not (found.averages.still(averages) and found.lives.still(lives)):
+        if found is None or not found.still(averages, lives):
             found = self._found = self._find(averages, lives)
         return found
 
@@ -104,7 +112,7 @@ class Follower:
             elif role == "copy":
                 copies.append((entry.live, _place(places, name, entry.live)))
         engines = Updater(pairs, copies, self._settings, NonFiniteCounter())
-        return _Found(mine, theirs, pairs, copies, engines)
+        return _Found(mine, theirs, _unchanged(mine, theirs), pairs, copies, engines)
 
     def _view(self, holder: Holder) -> _View:
         if isinstance(holder, nn.Module) and not _is_scripted(holder):
@@ -123,39 +131,61 @@ class Follower:
 
 
 class _View(Protocol):
-    """The tensors of a module, dict or list by name."""
+    """The tensors of a module, dict or list by name.
+
+    contents: what the module's dictionaries held.  memories: the tensors that hold the values.
+    """
 
     entries: dict[str, TensorEntry[Tensor]]
+    contents: DictSnapshot
+    memories: list[Tensor]
 
-    def still(self, holder: Holder) -> bool:
-        """Whether this is the same holder, with the same tensors in the same memory."""
+    def of(self, holder: Holder) -> bool:
+        """Whether this is the same holder, or another with the same tensors."""
+        ...
+
+    def with_pieces(self, check: UnchangedCheck, /) -> UnchangedCheck:
+        """The check, and whether DTensors still have their pieces."""
+        ...
+
+    def stale(self) -> bool:
+        """Whether tensors were replaced or moved; sharded parameters first make way for their pieces."""
         ...
 
 
 class _Module:
-    """A module reports changes itself."""
+    """A module's dictionaries show changes."""
 
     def __init__(self, module: nn.Module, selection: Selection) -> None:
         self._module, self._map = module, TensorMap(module, selection)
-        self.entries = self._map.entries
-        self._unchanged = self._map.unchanged(self._map.unmoved)
+        self.entries, self.contents = self._map.entries, self._map.contents
+        self.memories = self._map.memories()
+        self.with_pieces, self.stale = self._map.with_pieces, self._map.stale
 
-    def still(self, holder: Holder) -> bool:
-        return holder is self._module and (self._unchanged() or not self._map.stale())
+    def of(self, holder: Holder) -> bool:
+        return holder is self._module
 
 
 class _Tensors:
-    """Lists, dicts and TorchScript do not, so their tensors are compared one by one."""
+    """Those of lists, dicts and TorchScript do not, so their tensors are compared one by one."""
+
+    contents = snapshot_dicts(())
 
     def __init__(self, holder: Holder, selection: Selection) -> None:
         self._selection = selection
         self.entries = self._entries(holder)
-        self._seen = self._tensors(holder)
-        self._unchanged = unchanged_check(self._seen)
+        self.memories = self._tensors(holder)
+        self._unmoved = unchanged_check(self.memories)
 
-    def still(self, holder: Holder) -> bool:
+    def of(self, holder: Holder) -> bool:
         now = self._tensors(holder)
-        return len(now) == len(self._seen) and all(map(is_, now, self._seen)) and self._unchanged()
+        return len(now) == len(self.memories) and all(map(is_, now, self.memories))
+
+    def with_pieces(self, check: UnchangedCheck, /) -> UnchangedCheck:
+        return check
+
+    def stale(self) -> bool:
+        return not self._unmoved()
 
     def _entries(self, holder: Holder) -> dict[str, TensorEntry[Tensor]]:
         if isinstance(holder, nn.Module):
@@ -172,9 +202,23 @@ class _Tensors:
 class _Found(NamedTuple):
     averages: _View
     lives: _View
+    unchanged: UnchangedCheck
     pairs: list[Pair]
     copies: list[tuple[Tensor, Tensor]]
     engines: Updater
+
+    def still(self, averages: Holder, lives: Holder) -> bool:
+        """Whether these are the same holders, with the same tensors in the same memory."""
+        if not (self.averages.of(averages) and self.lives.of(lives)):
+            return False
+        return self.unchanged() or not (self.averages.stale() or self.lives.stale())
+
+
+def _unchanged(one: _View, other: _View) -> UnchangedCheck:
+    """One look at both, but not at whether parameters need gradients: here no role depends on that."""
+    tensors = unchanged_check([*one.memories, *other.memories])
+    check = check_of_all(joined(one.contents, other.contents), snapshot_attributes((), ()), tensors)
+    return one.with_pieces(other.with_pieces(check))
 
 
 def _is_scripted(module: nn.Module) -> bool:

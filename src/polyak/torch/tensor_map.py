@@ -133,7 +133,10 @@ class TensorMap(BaseTensorMap[Tensor]):
         return [_local(tensor) if is_dtensor(tensor) else tensor for tensor in self.tensors()]
 
     def unchanged(self, tensors: UnchangedCheck) -> UnchangedCheck:
-        check = super().unchanged(tensors)
+        return self.with_pieces(super().unchanged(tensors))
+
+    def with_pieces(self, check: UnchangedCheck) -> UnchangedCheck:
+        """The check, and whether DTensors still have their pieces."""
         if not self._dtensors:
             return check
         # ``.to(dtype)`` keeps a DTensor and replaces its piece.
