@@ -701,9 +701,14 @@ def test_buffers_that_ddp_broadcasts_are_not_written_to() -> None:
     net.eval()
     with ema.average_parameters():
         broadcast()
-    with pytest.warns(RuntimeWarning, match=r"wrote to 1\.running_mean\. The raw"), ema.average_parameters():
+
+    @ema.average_parameters()
+    def write() -> None:
         broadcast()
         net[1].running_mean.add_(1)
+
+    with pytest.warns(RuntimeWarning, match=r"wrote to 1\.running_mean\. The raw"):
+        write()
 
 
 def test_averages_of_two_halves_go_in_together() -> None:

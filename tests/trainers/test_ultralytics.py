@@ -14,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -34,7 +35,7 @@ from ultralytics.data import build_dataloader  # noqa: E402
 from ultralytics.models.yolo.classify import ClassificationTrainer  # noqa: E402
 from ultralytics.models.yolo.detect import DetectionTrainer  # noqa: E402
 
-from polyak.trainers.ultralytics import WeightAveraging  # noqa: E402
+from polyak.trainers.ultralytics import WeightAveraging, _plain_numbers  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 DETECTOR, CLASSIFIER = (str(Path(__file__).with_name(name)) for name in ("small.yaml", "small-cls.yaml"))
@@ -362,3 +363,11 @@ def test_a_report_shows_each_file_with_its_row_though_the_two_count_epochs_two_w
     found = {one.file: logged_value(logged, one) for one in run.weights}
     epochs = {f"weights/epoch{epoch - 1}.pt": loss for epoch, loss in rows.items()}
     assert {file: value for file, value in found.items() if value is not None} == epochs
+
+
+def test_numbers_of_numpy_do_not_reach_the_file() -> None:
+    """A warm-up makes learning rates with ``np.interp``."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1)
+    optimizer.param_groups[0]["lr"] = np.interp(1, [0, 2], [0.0, 0.5])
+    [group] = _plain_numbers(optimizer.state_dict())["param_groups"]
+    assert (type(group["lr"]), group["lr"], group["params"]) == (float, 0.25, [0])

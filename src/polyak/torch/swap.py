@@ -139,8 +139,8 @@ class ModelSwap:
         lives = [*self._lives, *(live for live, _ in self._fixed)]
         self._noted = snapshot_attributes((Tensor.data_ptr, _version), filter(_has_version, lives))
         if dist.is_available() and dist.is_initialized():
-            # DDP broadcasts buffers at each forward pass, in evaluation too, and up to torch 2.9 that counts as
-            # a write though it changes nothing. Elsewhere nothing is copied.
+            # DDP broadcasts buffers at each forward pass, in evaluation too. Up to torch 2.9 that counts as a
+            # write though it changes nothing. Elsewhere nothing is copied.
             self._buffers_noted = {id(t): t.detach().clone() for t in lives if id(t) in self._buffers}
 
     def changed(self) -> Changed:
