@@ -9,7 +9,6 @@ from pathlib import Path
 from shutil import copyfile
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch.optim import Optimizer
@@ -227,15 +226,13 @@ class WeightAveraging(Averaging):
 
 
 def _plain_numbers(state: dict[str, Any]) -> dict[str, Any]:
-    """An optimizer's state without NumPy's scalars, of which a warm-up makes learning rates.
+    """An optimizer's state without ``np.float64``, a float too, of which a warm-up makes learning rates.
 
     ``torch.load(weights_only=True)`` refuses them, depending on the versions of torch and NumPy.
     """
 
     def plain(group: dict[str, Any]) -> dict[str, Any]:
-        return {
-            name: value.item() if isinstance(value, np.generic) else value for name, value in group.items()
-        }
+        return {name: float(value) if isinstance(value, float) else value for name, value in group.items()}
 
     return state | {"param_groups": list(map(plain, state["param_groups"]))}
 
