@@ -8,9 +8,13 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
+import pytest
+
 
 def lines_run(run: Callable[[], object]) -> int:
     """How many lines of Python a call runs, each turn of a loop counted."""
+    if sys.version_info < (3, 11):
+        pytest.skip("Python 3.10 counts a line of several calls more than once")
     count = 0
 
     def line(frame: FrameType, event: str, argument: Any) -> Any:

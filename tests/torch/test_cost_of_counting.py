@@ -141,7 +141,6 @@ def test_all_is_looked_at_in_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
     ids=["one", "two", "by name", "copying", "function"],
 )
-@pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10 counts a line of several calls again")
 def test_an_update_like_the_one_before_runs_few_lines(decay: Any, options: dict[str, int], most: int) -> None:
     """It is counted by one number; clocks, decays and histories follow from that when they are read."""
     pytest.importorskip("polyak._kernel._native")
