@@ -44,6 +44,8 @@ AT_LOWEST = [
     "--deselect=tests/checkpoints/test_convert.py::test_the_weight_averaging_callback_takes_up_what_was_written",
     "--deselect=tests/checkpoints/test_foreign.py::test_lightning_with_its_averaging_callback",
     "--deselect=tests/checkpoints/test_foreign.py::test_lightning_after_training_has_overwritten_the_raw_model",
+    "--deselect=tests/cli/test_cli.py::test_a_value_outside_its_choices_is_a_usage_error",
+    "--deselect=tests/server/test_counting.py::test_every_schedule_gives_its_own_profile[HalfLife in tokens]",
     "--deselect=tests/report/test_curve.py::test_a_picture_has_a_curve_a_star_and_crosses",
 ]
 LOCKED = ("--constraint", ROOT / "constraints.txt")

@@ -86,7 +86,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(
         (["demo", "--data", "imagenet"], "is not one of 'auto', 'fashion-mnist', 'cifar10', 'digits'"),
         (["demo", "--lr", "linear"], "'linear' is not one of 'constant', 'cosine'"),
         (["demo", "--framework", "jax"], "'jax' is not one of 'auto', 'torch', 'paddle'"),
-        (["demo", "--epochs", "0"], "'--epochs'"),
+        (["demo", "--epochs", "0"], "should be greater than or equal to 1"),
         (["demo", "--root", "nowhere"], "'nowhere' does not exist"),
         (["average", "--shape", "square"], "'square' is not one of 'linear', 'cosine', '1-sqrt'"),
         (["average", "--dtype", "int4"], "'int4' is not one of 'float64', 'float32', 'float16', 'bfloat16'"),

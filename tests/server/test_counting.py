@@ -84,8 +84,7 @@ def test_every_schedule_gives_its_own_profile(kind: str, calls: dict[str, Shard]
     own = polyak.Profile.from_decay(decay, 7).weights()[steps]
     np.testing.assert_allclose(tensors["w"], own / own.sum(), atol=1e-12)
     expected = np.bincount(steps, own / own.sum())
-    # Where 1-β is 1e-9, as of a half-life of very many tokens, it has seven digits.
-    np.testing.assert_allclose(about["profile"].weights(), expected, atol=1e-7)
+    np.testing.assert_allclose(about["profile"].weights(), expected, atol=1e-9)
 
 
 def test_three_workers_in_six_orders_agree(calls: dict[str, Shard], tmp_path: Path) -> None:
